@@ -1,0 +1,29 @@
+"""Exceptions a caller may catch.
+
+Every message has one form: *where: what must hold, got which value. What to do.* Each class also
+derives from the built-in exception that a caller would expect, so ``except ValueError`` works too.
+"""
+
+
+class TamisError(Exception):
+    """Any failure that tamis foresaw; the command line prints it without a traceback."""
+
+
+class ConfigError(TamisError, ValueError):
+    """A setting is unknown, missing, mistyped or out of range."""
+
+
+class SchemaError(TamisError, ValueError):
+    """A schema contradicts itself or the columns of the data."""
+
+
+class DataError(TamisError, ValueError):
+    """Input rows cannot be read or hold values that have no meaning."""
+
+
+class ArtifactError(TamisError, ValueError):
+    """A file that tamis wrote is missing, truncated, altered or of another version."""
+
+
+class RunInUseError(TamisError, RuntimeError):
+    """A run folder belongs to a process that is still alive."""
