@@ -1,0 +1,258 @@
+"""How tamis writes to disk: atomically, hashed, versioned; and how it checks what it reads.
+
+An artifact is a folder with a ``manifest.json`` that names its kind, its version and the SHA-256 of
+every file in it. The manifest is written last, so a folder without one was never finished.
+"""
+# ruff: noqa: ANN401  (payloads are JSON values)
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tamis.errors import ArtifactError, RunInUseError
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` and move it there once the block has succeeded.
+
+    The content is synced before the move, so after a crash the old file or the new one is there,
+    whole. If the block raises, the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _as_artifact_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file atomically.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write indented JSON atomically; keys keep their order, NaN is refused.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+        ValueError: The payload holds NaN or an infinity, which JSON has no word for.
+    """
+    write_text(path, json.dumps(payload, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that tamis wrote.
+
+    Raises:
+        ArtifactError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: must exist, got no such file.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path}: must be JSON, got {error}. It was cut short or altered; make it anew."
+        ) from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise ArtifactError(f"{path}: must be readable, got {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def write_manifest(
+    folder: Path, *, kind: str, version: int, files: Iterable[Path], payload: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Seal a folder: hash its files and write ``manifest.json`` last.
+
+    Args:
+        folder: The artifact.
+        kind: What it is, such as ``"dataset"``.
+        version: Format version of this kind.
+        files: Files of the artifact, inside ``folder``.
+        payload: Whatever else a reader needs; JSON values.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest: dict[str, Any] = {
+        "kind": kind,
+        "version": version,
+        **payload,
+        "files": {
+            file.relative_to(folder).as_posix(): {
+                "bytes": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
+            for file in sorted(files)
+        },
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, *, kind: str, version: int, verify: bool) -> dict[str, Any]:
+    """Read ``manifest.json`` and check the folder against it.
+
+    Args:
+        folder: The artifact.
+        kind: What it must be.
+        version: The format version that this code reads.
+        verify: Hash every file. Without it only presence and sizes are checked, which finds a
+            truncated file but not an altered one.
+
+    Raises:
+        ArtifactError: There is no manifest, it is of another kind or version, or a file is
+            missing, truncated or altered.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ArtifactError(
+            f"{folder}: must be a finished {kind} with a {MANIFEST}, got none. "
+            f"Give another folder or make it anew."
+        )
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{path}: must be a manifest, got another JSON document.")
+    if manifest.get("kind") != kind or manifest.get("version") != version:
+        raise ArtifactError(
+            f"{path}: must be a {kind} of version {version}, got {manifest.get('kind')!r} of "
+            f"version {manifest.get('version')!r}. Make it anew with this tamis."
+        )
+    for name, entry in manifest["files"].items():
+        check_file(
+            folder / name, num_bytes=entry["bytes"], sha256=entry["sha256"] if verify else ""
+        )
+    return manifest
+
+
+def check_file(path: Path, *, num_bytes: int, sha256: str) -> None:
+    """Check a file's size and, if ``sha256`` is not empty, its content.
+
+    Raises:
+        ArtifactError: The file is missing, truncated or altered.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path}: must exist, its manifest names it. Make it anew.")
+    if (size := path.stat().st_size) != num_bytes:
+        raise ArtifactError(f"{path}: must hold {num_bytes} bytes, got {size}. Make it anew.")
+    if sha256 and (found := sha256_file(path)) != sha256:
+        raise ArtifactError(
+            f"{path}: must have sha256 {sha256[:12]}..., got {found[:12]}.... "
+            f"It was altered after it was written; make it anew."
+        )
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; a lock left by a process that died is taken over.
+
+    Raises:
+        RunInUseError: A living process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    _take_lock(path, folder)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take_lock(path: Path, folder: Path) -> None:
+    me = psutil.Process()
+    claim = json.dumps({"pid": me.pid, "started": me.create_time()}).encode()
+    # The claim is complete before it gets its name, so no reader ever sees half of it; link fails
+    # where the name is taken, so of two processes only one gets it.
+    draft = path.with_name(f".lock.{me.pid}.{secrets.token_hex(4)}")
+    draft.write_bytes(claim)
+    try:
+        for _ in range(2):
+            try:
+                os.link(draft, path)
+                return
+            except FileExistsError:
+                holder = _living_holder(path)
+                if holder is not None:
+                    break
+                path.unlink(missing_ok=True)
+        raise RunInUseError(
+            f"{folder}: must not be in use, got a living process {holder}. "
+            f"Wait for it, stop it, or give another run name."
+        )
+    finally:
+        draft.unlink()
+
+
+def _living_holder(path: Path) -> int | None:
+    try:
+        claim = json.loads(path.read_bytes())
+        process = psutil.Process(claim["pid"])
+        alive = process.is_running() and process.create_time() == claim["started"]
+        return process.pid if alive else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+        return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _as_artifact_error(path: Path, error: OSError) -> ArtifactError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ArtifactError(
+            f"{path}: must fit on the disk, got {error.strerror}. Free space or give another "
+            f"folder; what stood there before is unharmed."
+        )
+    return ArtifactError(f"{path}: must be writable, got {error.strerror or error}.")

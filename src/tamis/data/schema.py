@@ -1,0 +1,279 @@
+"""What the columns of a log mean (``Schema``) and the sizes a model is built for (``InputSpec``).
+
+``Schema`` is what a person writes in ``schema.toml``; ``InputSpec`` is what ingest derives from the
+schema and the data: inputs in order and the number of rows of each embedding table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tamis import config
+from tamis.errors import ConfigError, SchemaError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One input of a model, read from one column of the log."""
+
+    name: str
+    """Name of the field and, unless ``column`` says otherwise, of its source column."""
+    kind: Literal["numeric", "categorical", "sequence", "text"]
+    """Numeric value, one category, a time-ordered list of categories, or free text."""
+    column: str = ""
+    """Source column. Empty: the same as ``name``."""
+    side: Literal["user", "item", "context"] = "context"
+    """Whom the field describes."""
+    encoding: Literal["vocabulary", "hashing"] = "vocabulary"
+    """How a category becomes a row of its table: fitted vocabulary, or stateless hash."""
+    min_count: int = 1
+    """Categories seen less often in training share the out-of-vocabulary row. At least 1."""
+    num_buckets: int = 0
+    """Rows of a hashed table, or buckets of a ``bucket`` transform. 0 where neither is used."""
+    shares: str = ""
+    """Categorical field whose vocabulary and embedding table this one uses. Empty: its own."""
+    transform: Literal["none", "standardise", "log", "quantile", "bucket"] = "standardise"
+    """What happens to a numeric value; ``bucket`` turns it into a category."""
+    separator: str = ""
+    """Text between the events of a sequence stored as a string. Empty: a list column."""
+    max_length: int = 50
+    """Events of a sequence that are kept, counted from the most recent."""
+    group: str = ""
+    """Sequence fields of one group are columns of the same events. Empty: a group of its own."""
+    reason: str = ""
+    """Why ingest inferred this; for the reader, not used."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise SchemaError("fields: name must not be empty, got ''. Give every field a name.")
+        where = f"field {self.name!r}"
+        if self.min_count < 1:
+            raise SchemaError(f"{where}: min_count must be at least 1, got {self.min_count}.")
+        if self.max_length < 1:
+            raise SchemaError(f"{where}: max_length must be at least 1, got {self.max_length}.")
+        buckets = (self.kind == "numeric" and self.transform == "bucket") or (
+            self.kind != "numeric" and self.encoding == "hashing" and not self.shares
+        )
+        if buckets and self.num_buckets < 2:
+            raise SchemaError(
+                f"{where}: num_buckets must be at least 2 for hashing and buckets, got "
+                f"{self.num_buckets}. Set num_buckets."
+            )
+        if self.kind == "numeric" and self.shares:
+            raise SchemaError(f"{where}: a numeric field has no table, got shares={self.shares!r}.")
+
+    @property
+    def source(self) -> str:
+        """The column of the log that holds the field."""
+        return self.column or self.name
+
+    @property
+    def is_category(self) -> bool:
+        """Whether a row holds exactly one table row of this field."""
+        return self.kind == "categorical" or (self.kind == "numeric" and self.transform == "bucket")
+
+    @property
+    def is_jagged(self) -> bool:
+        """Whether a row holds any number of table rows of this field."""
+        return self.kind in ("sequence", "text")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One label that a model predicts."""
+
+    name: str
+    """Column of the label."""
+    kind: Literal["binary", "regression"] = "binary"
+    """Binary labels are 0 or 1."""
+    observed_when: str = ""
+    """Task whose label must be 1 for this one to exist (a conversion needs a click)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roles:
+    """Columns with a meaning beyond being an input. An empty name: there is none."""
+
+    time: str = ""
+    """When the impression happened; splits by time use it."""
+    time_unit: Literal["", "s", "ms", "us", "ns"] = ""
+    """Unit of an integer time column since 1970. Empty: inferred from its size, and reported."""
+    user: str = ""
+    """Who saw it; GAUC and the bootstrap group by it."""
+    item: str = ""
+    """What was shown."""
+    request: str = ""
+    """Impressions of one request share it."""
+    weight: str = ""
+    """Sample weight, at least 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ignored:
+    """A column that no model sees."""
+
+    column: str
+    """Name in the log."""
+    reason: str = ""
+    """Why it is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schema:
+    """The meaning of every column of a log."""
+
+    fields: tuple[Field, ...]
+    """Inputs, in the order in which models see them."""
+    tasks: tuple[Task, ...]
+    """Labels, in the order of the logits."""
+    roles: Roles = Roles()
+    """Columns for splits, groups and weights."""
+    ignored: tuple[Ignored, ...] = ()
+    """Columns that are known and left out."""
+    version: int = SCHEMA_VERSION
+    """Format of this file."""
+
+    def __post_init__(self) -> None:
+        if self.version != SCHEMA_VERSION:
+            raise SchemaError(f"version must be {SCHEMA_VERSION}, got {self.version}.")
+        if not self.tasks:
+            raise SchemaError("tasks: must name at least one label, got none. Add [[tasks]].")
+        if not self.fields:
+            raise SchemaError("fields: must hold at least one input, got none. Add [[fields]].")
+        names = [field.name for field in self.fields]
+        for name in names:
+            if names.count(name) > 1:
+                raise SchemaError(f"field {name!r}: names must differ, got it twice.")
+        self._check_tasks(names)
+        self._check_shares()
+
+    def _check_tasks(self, names: list[str]) -> None:
+        tasks = [task.name for task in self.tasks]
+        for index, task in enumerate(self.tasks):
+            if tasks.count(task.name) > 1:
+                raise SchemaError(f"task {task.name!r}: names must differ, got it twice.")
+            if task.name in names:
+                raise SchemaError(f"task {task.name!r}: a label must not be an input field too.")
+            if task.observed_when and task.observed_when not in tasks[:index]:
+                raise SchemaError(
+                    f"task {task.name!r}: observed_when must name an earlier task, got "
+                    f"{task.observed_when!r}. Earlier tasks: {tasks[:index]}."
+                )
+
+    def _check_shares(self) -> None:
+        by_name = {field.name: field for field in self.fields}
+        for field in self.fields:
+            if not field.shares:
+                continue
+            owner = by_name.get(field.shares)
+            if owner is None or owner.kind != "categorical" or owner.shares:
+                raise SchemaError(
+                    f"field {field.name!r}: shares must name a categorical field with its own "
+                    f"table, got {field.shares!r}."
+                )
+
+    @property
+    def sequence_groups(self) -> dict[str, tuple[Field, ...]]:
+        """Jagged fields by the group of events they are columns of, in order."""
+        groups: dict[str, list[Field]] = {}
+        for field in self.fields:
+            if field.is_jagged:
+                groups.setdefault(field.group or field.name, []).append(field)
+        return {name: tuple(members) for name, members in groups.items()}
+
+    def to_toml(self) -> str:
+        """The text of ``schema.toml``; defaults are left out so that it stays readable."""
+        table = config.to_table(self)
+        default = config.to_table(Field(name="x", kind="numeric"))
+        table["fields"] = [
+            {k: v for k, v in field.items() if k in ("name", "kind") or v != default.get(k)}
+            for field in table["fields"]
+        ]
+        table["roles"] = {k: v for k, v in table["roles"].items() if v}
+        table["tasks"] = [{k: v for k, v in task.items() if v} for task in table["tasks"]]
+        order = ("version", "roles", "tasks", "fields", "ignored")
+        return config.write_toml({key: table[key] for key in order if table[key]})
+
+
+def load_schema(path: Path) -> Schema:
+    """Read ``schema.toml``.
+
+    Raises:
+        SchemaError: The file is missing, not TOML, has unknown keys or contradicts itself.
+    """
+    try:
+        return schema_from_table(config.read_toml(path))
+    except ConfigError as error:
+        raise SchemaError(f"{path}: {error}") from error
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+
+
+def schema_from_table(table: Mapping[str, Any]) -> Schema:
+    """Build a schema from its parsed table.
+
+    Raises:
+        ConfigError: A key is unknown or of another type.
+        SchemaError: The schema contradicts itself.
+    """
+    return config.from_table(Schema, table)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """An embedding table: its name (that of the owning field) and its number of rows."""
+
+    name: str
+    """Field that owns the vocabulary."""
+    num_rows: int
+    """Rows V, the out-of-vocabulary row 0 included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CategoricalInput:
+    """One column of ``Batch.ids``."""
+
+    name: str
+    """Field name."""
+    table: str
+    """Table its ids index."""
+    side: Literal["user", "item", "context"] = "context"
+    """Whom the field describes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceInput:
+    """One entry of ``Batch.sequences``: a group of jagged fields over the same events."""
+
+    name: str
+    """Group name, the key in ``Batch.sequences``."""
+    fields: tuple[str, ...]
+    """Names of the E columns."""
+    tables: tuple[str, ...]
+    """Table of each of the E columns."""
+    max_length: int
+    """Longest history L that ingest kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """Everything about the data that decides a model's shape. Derived by ingest, never written."""
+
+    numeric: tuple[str, ...]
+    """Names of the M columns of ``Batch.numeric``."""
+    categorical: tuple[CategoricalInput, ...]
+    """The F columns of ``Batch.ids``."""
+    sequences: tuple[SequenceInput, ...]
+    """Entries of ``Batch.sequences``."""
+    tables: tuple[Table, ...]
+    """Embedding tables, in the order in which they are merged."""
+    tasks: tuple[Task, ...]
+    """Labels, in the order of the logits."""
+
+    @property
+    def num_rows_by_table(self) -> dict[str, int]:
+        """Rows V of each table."""
+        return {table.name: table.num_rows for table in self.tables}

@@ -1,0 +1,1 @@
+"""Published rankers, one file each; ``catalog`` is the table of their names."""

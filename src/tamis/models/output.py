@@ -1,0 +1,29 @@
+"""What every model is: a config, an input spec, and ``forward(batch) -> Output``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from tamis.data.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """Result of a forward pass.
+
+    Shapes: ``logits`` (B, T) float; each auxiliary loss is a scalar in nats per row, already
+    weighted, to be added to the training loss.
+    """
+
+    logits: Tensor
+    auxiliary_losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Ranker(Protocol):
+    """A model of the catalog. It knows no optimizer, logger, device or file."""
+
+    def __call__(self, batch: Batch) -> Output:
+        """Logits of all tasks for every row of the batch."""
+        ...

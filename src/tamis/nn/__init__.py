@@ -1,0 +1,1 @@
+"""Tensor blocks that models are made of."""

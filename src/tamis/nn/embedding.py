@@ -1,0 +1,123 @@
+"""Embedding tables merged into one parameter, looked up without copies of unused rows.
+
+The backward pass of every lookup here is a sparse gradient that holds only the rows of the batch,
+not yet summed over duplicates; ``training/optimizers.py`` sums and applies it in O(rows in batch).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch, Jagged
+from tamis.data.schema import InputSpec
+
+
+class EmbeddingTables(nn.Module):
+    """All embedding tables of one width in one parameter.
+
+    ``weight`` (sum of rows, D): the rows of table i start at ``first_row[table name]``. Row 0 of
+    every table is its out-of-vocabulary row. Ids stay integers throughout, so they are exact
+    beyond 2**24.
+    """
+
+    category_offsets: Tensor
+
+    def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
+        """Build tables for every field of ``spec``.
+
+        Args:
+            spec: Tables and which inputs use them.
+            width: Embedding width D.
+            init_std: Standard deviation of the normal that rows start from; 0 gives zeros.
+        """
+        super().__init__()
+        self.width = width
+        self.first_row: dict[str, int] = {}
+        total = 0
+        for table in spec.tables:
+            self.first_row[table.name] = total
+            total += table.num_rows
+        self.weight = nn.Parameter(torch.zeros(total, width))
+        if init_std > 0:
+            nn.init.normal_(self.weight, std=init_std)
+        firsts = [self.first_row[item.table] for item in spec.categorical]
+        self.register_buffer(
+            "category_offsets", torch.tensor(firsts, dtype=torch.int64), persistent=False
+        )
+        self._buffer_by_sequence = {}
+        for index, group in enumerate(spec.sequences):
+            offsets = torch.tensor([self.first_row[t] for t in group.tables], dtype=torch.int64)
+            self._buffer_by_sequence[group.name] = f"sequence_offsets_{index}"
+            self.register_buffer(f"sequence_offsets_{index}", offsets, persistent=False)
+
+    def lookup(self, ids: Int[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        """Embeddings of the categorical fields of a batch."""
+        rows = ids.to(torch.int64) + self.category_offsets
+        return F.embedding(rows, self.weight, sparse=True)
+
+    def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
+        """Embeddings of every event of the sequence group ``name``, one per column."""
+        return F.embedding(self._event_rows(name, jagged), self.weight, sparse=True)
+
+    def pool(self, name: str, jagged: Jagged) -> Float[Tensor, "B E D"]:
+        """Mean embedding of each history, one per column; zeros for an empty history."""
+        rows = self._event_rows(name, jagged)
+        pooled = [
+            F.embedding_bag(
+                rows[:, column].contiguous(),
+                self.weight,
+                jagged.offsets,
+                mode="mean",
+                sparse=True,
+                include_last_offset=True,
+            )
+            for column in range(rows.shape[1])
+        ]
+        return torch.stack(pooled, dim=1)
+
+    def _event_rows(self, name: str, jagged: Jagged) -> Tensor:
+        offsets = self.get_buffer(self._buffer_by_sequence[name])
+        return jagged.values.to(torch.int64) + offsets
+
+
+class FieldTokens(nn.Module):
+    """Every input of a batch as one D-vector: the token matrix that interaction models start from.
+
+    Tokens stand in this order: the F categorical fields; the mean-pooled columns of each sequence
+    group; then, for numeric features, M tokens ``x_m * w_m + b_m`` (one per feature).
+    """
+
+    def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
+        """Build tables and numeric directions.
+
+        Args:
+            spec: Inputs of the model.
+            width: Embedding width D.
+            init_std: Standard deviation of embeddings and of the numeric directions at the start.
+        """
+        super().__init__()
+        self.tables = EmbeddingTables(spec, width, init_std=init_std)
+        self.sequence_names = tuple(group.name for group in spec.sequences)
+        num_numeric = len(spec.numeric)
+        self.numeric_weight = nn.Parameter(torch.empty(num_numeric, width))
+        self.numeric_bias = nn.Parameter(torch.zeros(num_numeric, width))
+        nn.init.normal_(self.numeric_weight, std=max(init_std, 1e-12))
+        self.num_tokens = num_tokens(spec)
+        self.width = width
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B F D"]:
+        """Tokens of a batch; F here counts all tokens."""
+        parts = []
+        if batch.ids.shape[1]:
+            parts.append(self.tables.lookup(batch.ids))
+        parts += [self.tables.pool(name, batch.sequences[name]) for name in self.sequence_names]
+        if batch.numeric.shape[1]:
+            parts.append(batch.numeric.unsqueeze(2) * self.numeric_weight + self.numeric_bias)
+        return torch.cat(parts, dim=1)
+
+
+def num_tokens(spec: InputSpec) -> int:
+    """How many tokens ``FieldTokens`` makes of a batch."""
+    jagged = sum(len(group.fields) for group in spec.sequences)
+    return len(spec.categorical) + jagged + len(spec.numeric)
