@@ -1,0 +1,41 @@
+# The environment is made once, in .venv, and refreshed when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# With more than one worker each test process gets one thread: threads beyond cores cost 5-15x.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
+.PHONY: setup quickstart test test-all lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "make: tamis needs Python >= 3.11; call make PYTHON=python3.11"; exit 2)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/tamis quickstart
+
+test: $(STAMP)
+	$(PYTEST) -n 2
+
+test-all: $(STAMP)
+	$(PYTEST) -n 2 -m "not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
+
+bench: $(STAMP)
+	for script in train_throughput ingest loader memory; do \
+		$(BIN)/python benchmarks/$$script.py --quick || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
