@@ -1,0 +1,105 @@
+"""Runs the cells of a table as separate processes of one thread each, and skips finished ones."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tamis.errors import TamisError
+from tamis.reproduce.tables import ResultTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One training of a table."""
+
+    model: str
+    """Recipe name."""
+    seed: int
+    """Seed of the training."""
+    run: Path
+    """Its run folder."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its final metrics are written."""
+        return (self.run / "metrics.json").exists()
+
+
+def cells_of(table: ResultTable, folder: Path) -> list[Cell]:
+    """All cells of a table, seed by seed, so that an unfinished table covers every model."""
+    return [
+        Cell(model=model, seed=seed, run=folder / model / f"seed{seed}")
+        for seed in range(table.seeds)
+        for model in table.models
+    ]
+
+
+def run_cells(
+    cells: list[Cell],
+    *,
+    dataset: Path,
+    recipes: Path,
+    workers: int,
+    on_done: Callable[[Cell], None],
+) -> None:
+    """Train every unfinished cell; an interrupted table goes on from the cells' checkpoints.
+
+    Args:
+        cells: What to train.
+        dataset: Ingested dataset.
+        recipes: Folder with one recipe per model.
+        workers: Trainings at a time; each gets one compute thread.
+        on_done: Called for each finished cell, also for those found finished.
+
+    Raises:
+        TamisError: A training failed; the message ends with what it printed.
+    """
+    waiting = []
+    for cell in cells:
+        if cell.is_done:
+            on_done(cell)
+        else:
+            waiting.append(cell)
+    running: dict[subprocess.Popen[str], Cell] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                cell = waiting.pop(0)
+                running[_start(cell, dataset=dataset, recipes=recipes)] = cell
+            for process in [process for process in running if process.poll() is not None]:
+                cell = running.pop(process)
+                _check(process, cell)
+                on_done(cell)
+            time.sleep(0.2)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _start(cell: Cell, *, dataset: Path, recipes: Path) -> subprocess.Popen[str]:
+    cell.run.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "tamis", "train", str(dataset)),
+        *("--recipe", str(recipes / f"{cell.model}.toml")),
+        *("--set", f"training.seed={cell.seed}"),
+        *("--run", str(cell.run), "--threads", "1", "--no-report"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (cell.run.parent / f"{cell.run.name}.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, text=True)
+
+
+def _check(process: subprocess.Popen[str], cell: Cell) -> None:
+    if process.returncode == 0 and cell.is_done:
+        return
+    log = (cell.run.parent / f"{cell.run.name}.log").read_text()
+    raise TamisError(
+        f"{cell.run}: training must end with exit status 0, got {process.returncode}. "
+        f"It printed: {log[-2000:]}"
+    )
