@@ -1,0 +1,1 @@
+"""Pages and figures made from run records only: no model, no data, no network."""

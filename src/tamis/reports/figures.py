@@ -1,0 +1,153 @@
+"""Figures as inline SVG that takes its colours from the page, so one file serves light and dark."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+# matplotlib draws with these stand-ins; the page's style sheet then decides what they look like.
+_INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
+_SERIES = ("#040404", "#050505", "#060606", "#070707")
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+    **{color: f"var(--series-{index + 1})" for index, color in enumerate(_SERIES)},
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tamis",
+    "font.size": 9.5,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One line of a figure."""
+
+    name: str
+    """Legend text."""
+    x: Sequence[float]
+    """Positions."""
+    y: Sequence[float]
+    """Values, as many as positions."""
+
+
+def learning_curves(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    ylabel: str,
+    best_step: int | None = None,
+    oracle: float | None = None,
+) -> str:
+    """Values over training steps, the chosen step marked, the oracle's value as a dashed line."""
+    with _axes(width=5.6, height=3.4) as (figure, axes):
+        for color, curve in zip(_SERIES * len(curves), curves, strict=False):
+            marker = "o" if len(curve.x) < 40 else None
+            axes.plot(curve.x, curve.y, color=color, label=curve.name, marker=marker, ms=3.5)
+        if best_step is not None:
+            axes.axvline(best_step, color=_MUTED, lw=0.9, ls=":", label="weights kept")
+        if oracle is not None:
+            axes.axhline(oracle, color=_SERIES[2], lw=1.1, ls="--", label="true probabilities")
+        axes.set(title=title, xlabel="training step", ylabel=ylabel)
+        axes.legend(loc="best", fontsize=8.5)
+        return _svg(figure, title)
+
+
+def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
+    """Observed against predicted probability on logarithmic axes, with 95 % intervals."""
+    with _axes(width=4.0, height=3.4) as (figure, axes):
+        shown = [item for item in bins if item["predicted"] > 0 and item["observed"] > 0]
+        predicted = [item["predicted"] for item in shown]
+        observed = [item["observed"] for item in shown]
+        floor = min([*predicted, *observed], default=1e-3) / 2
+        below = [item["observed"] - max(item["lower"], floor) for item in shown]
+        above = [item["upper"] - item["observed"] for item in shown]
+        low, high = floor, min(1.0, max([*predicted, *observed], default=1.0) * 2)
+        axes.plot([low, high], [low, high], color=_MUTED, lw=0.9, ls="--", label="calibrated")
+        axes.errorbar(
+            predicted,
+            observed,
+            yerr=[[max(0.0, value) for value in below], [max(0.0, value) for value in above]],
+            color=_SERIES[0],
+            fmt="o",
+            ms=4,
+            lw=1,
+            label="bins of equal mass",
+        )
+        axes.set(
+            title=title,
+            xlabel="predicted probability",
+            ylabel="observed share",
+            xscale="log",
+            yscale="log",
+            xlim=(low, high),
+            ylim=(low, high),
+        )
+        axes.legend(loc="upper left", fontsize=8.5)
+        return _svg(figure, title)
+
+
+def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: str) -> str:
+    """Horizontal bars, the first name on top, each with its value."""
+    with _axes(width=6.4, height=0.9 + 0.24 * len(names)) as (figure, axes):
+        positions = range(len(names))
+        axes.barh(list(positions), values, color=_SERIES[0], height=0.62)
+        axes.set_yticks(list(positions), names)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.axvline(0, color=_MUTED, lw=0.8)
+        axes.set(title=title, xlabel=xlabel)
+        for position, value in zip(positions, values, strict=True):
+            axes.annotate(
+                f"{value:+.4f}",
+                (max(value, 0.0), position),
+                textcoords="offset points",
+                xytext=(4, 0),
+                va="center",
+                fontsize=8,
+                color=_MUTED,
+            )
+        axes.margins(x=0.16)
+        return _svg(figure, title)
+
+
+@contextmanager
+def _axes(*, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # A context of its own: the caller's matplotlib settings neither matter nor change.
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _svg(figure: Any, title: str) -> str:  # noqa: ANN401  (matplotlib is untyped)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,63 @@
+"""What a finished run left on disk, read back for a page or a table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamis import artifacts
+from tamis.errors import ArtifactError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """The files of a run folder as plain values."""
+
+    name: str
+    """Name of the run."""
+    config: str
+    """Text of ``config.toml``."""
+    run: dict[str, Any]
+    """``run.json``: versions, device, seed, data fingerprint, parameters."""
+    history: list[dict[str, Any]]
+    """Lines of ``metrics.jsonl``, in order."""
+    metrics: dict[str, Any]
+    """``metrics.json``: metrics by split and task, the oracle's and the gap where known."""
+    diagnostics: dict[str, Any]
+    """``diagnostics.json``: reliability, slices and importance; empty when not computed."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        ArtifactError: The folder is no finished run, or one of its files is damaged.
+    """
+    if not (folder / "run.json").exists():
+        raise ArtifactError(f"{folder}: must be a run folder with run.json, got none.")
+    if not (folder / "metrics.json").exists():
+        raise ArtifactError(
+            f"{folder}: must be a finished run with metrics.json, got an unfinished one. "
+            f"Give the same command again to resume it."
+        )
+    diagnostics = folder / "diagnostics.json"
+    return RunRecord(
+        name=folder.resolve().name,
+        config=(folder / "config.toml").read_text(encoding="utf-8"),
+        run=artifacts.read_json(folder / "run.json"),
+        history=_read_lines(folder / "metrics.jsonl"),
+        metrics=artifacts.read_json(folder / "metrics.json"),
+        diagnostics=artifacts.read_json(diagnostics) if diagnostics.exists() else {},
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ArtifactError(
+                f"{path}: line {number} must be JSON, got {error}. Resume the run to mend it."
+            ) from error
+    return lines

@@ -1,0 +1,53 @@
+"""Figures: themed by the page, reproducible, and true to their numbers."""
+
+import re
+from xml.etree import ElementTree
+
+from tamis.reports import figures
+
+
+def _curve() -> figures.Curve:
+    return figures.Curve(name="validation", x=[0, 10, 20], y=[1.0, 0.9, 0.85])
+
+
+def test_learning_curves_take_every_colour_from_the_page() -> None:
+    svg = figures.learning_curves([_curve()], title="NE, click", ylabel="NE", best_step=20)
+
+    # Stand-in colours are replaced; whatever is left would not follow dark mode.
+    assert not re.search(r"#0[1-7]0[1-7]0[1-7]", svg)
+    assert "var(--series-1)" in svg
+    assert "var(--ink)" in svg
+
+
+def test_learning_curves_are_the_same_bytes_twice() -> None:
+    first = figures.learning_curves([_curve()], title="NE", ylabel="NE", oracle=0.8)
+    second = figures.learning_curves([_curve()], title="NE", ylabel="NE", oracle=0.8)
+
+    assert first == second
+
+
+def test_figures_are_well_formed_and_named_for_screen_readers() -> None:
+    bins = [{"predicted": 0.01, "observed": 0.02, "lower": 0.01, "upper": 0.03}]
+
+    svg = figures.reliability(bins, title="Calibration, click")
+
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == "Calibration, click"
+
+
+def test_bars_write_each_value_beside_its_name() -> None:
+    svg = figures.bars(["user_id", "ad_id"], [0.031, -0.002], title="Importance", xlabel="NE")
+
+    assert "user_id" in svg
+    assert "+0.0310" in svg
+    assert "0.0020" in svg
+
+
+def test_reliability_leaves_out_bins_that_a_logarithm_cannot_show() -> None:
+    bins = [
+        {"predicted": 0.01, "observed": 0.0, "lower": 0.0, "upper": 0.01},
+        {"predicted": 0.1, "observed": 0.1, "lower": 0.05, "upper": 0.2},
+    ]
+
+    assert "NaN" not in figures.reliability(bins, title="Calibration")
