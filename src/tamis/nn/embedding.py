@@ -4,6 +4,8 @@ The backward pass of every lookup here is a sparse gradient that holds only the 
 not yet summed over duplicates; ``training/optimizers.py`` sums and applies it in O(rows in batch).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec
+from tamis.nn.mlp import MLP
 
 
 class EmbeddingTables(nn.Module):
@@ -115,6 +118,100 @@ class FieldTokens(nn.Module):
         if batch.numeric.shape[1]:
             parts.append(batch.numeric.unsqueeze(2) * self.numeric_weight + self.numeric_bias)
         return torch.cat(parts, dim=1)
+
+
+class FlatInputs(nn.Module):
+    """Every input of a batch in one vector: flattened embeddings, then raw numeric features."""
+
+    def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
+        """Build tables; arguments as for ``FieldTokens``."""
+        super().__init__()
+        self.tables = EmbeddingTables(spec, width, init_std=init_std)
+        self.sequence_names = tuple(group.name for group in spec.sequences)
+        self.out_dim = (num_tokens(spec) - len(spec.numeric)) * width + len(spec.numeric)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
+        """Categorical embeddings, pooled sequences, numeric features."""
+        parts = []
+        if batch.ids.shape[1]:
+            parts.append(self.tables.lookup(batch.ids).flatten(1))
+        for name in self.sequence_names:
+            parts.append(self.tables.pool(name, batch.sequences[name]).flatten(1))
+        if batch.numeric.shape[1]:
+            parts.append(batch.numeric)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class DenseSideTokens(nn.Module):
+    """Tokens where the numeric features, all together, become a few vectors through an MLP.
+
+    Order: categorical fields, pooled sequence columns, then the vectors of the dense side.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        width: int,
+        *,
+        hidden_units: Sequence[int],
+        num_dense_tokens: int,
+        init_std: float = 0.01,
+    ) -> None:
+        """Build tables and the dense side's MLP.
+
+        Args:
+            spec: Inputs of the model.
+            width: Embedding width D.
+            hidden_units: Hidden widths of the MLP.
+            num_dense_tokens: D-vectors that the numeric features become; none without features.
+            init_std: Standard deviation that embeddings start from.
+        """
+        super().__init__()
+        self.tables = EmbeddingTables(spec, width, init_std=init_std)
+        self.sequence_names = tuple(group.name for group in spec.sequences)
+        self.width = width
+        self.num_tokens = num_tokens(spec) - len(spec.numeric)
+        self.dense: MLP | None = None
+        if spec.numeric:
+            out_dim = num_dense_tokens * width
+            self.dense = MLP(len(spec.numeric), hidden_units, out_dim=out_dim)
+            self.num_tokens += num_dense_tokens
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B F D"]:
+        """Tokens of a batch; F here counts all tokens."""
+        parts = []
+        if batch.ids.shape[1]:
+            parts.append(self.tables.lookup(batch.ids))
+        parts += [self.tables.pool(name, batch.sequences[name]) for name in self.sequence_names]
+        if self.dense is not None:
+            parts.append(self.dense(batch.numeric).unflatten(1, (-1, self.width)).float())
+        return torch.cat(parts, dim=1)
+
+
+class FirstOrder(nn.Module):
+    """The linear part of a model: one weight per table row and numeric feature, for each task.
+
+    The weights of table rows live in a merged table of width T that starts from 0. Pooled columns
+    of a sequence count as the mean weight of their events.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        """Build weights for every input of ``spec``; all start from 0."""
+        super().__init__()
+        width = len(spec.tasks)
+        self.tables = EmbeddingTables(spec, width, init_std=0.0)
+        self.sequence_names = tuple(group.name for group in spec.sequences)
+        self.numeric_weight = nn.Parameter(torch.zeros(len(spec.numeric), width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B T"]:
+        """Sum of the weights of what each row holds, plus the bias."""
+        logits = self.bias + batch.numeric @ self.numeric_weight
+        if batch.ids.shape[1]:
+            logits = logits + self.tables.lookup(batch.ids).sum(1)
+        for name in self.sequence_names:
+            logits = logits + self.tables.pool(name, batch.sequences[name]).sum(1)
+        return logits
 
 
 def num_tokens(spec: InputSpec) -> int:

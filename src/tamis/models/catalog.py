@@ -1,0 +1,57 @@
+"""The one table of model names."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from tamis.errors import ConfigError
+from tamis.models.autoint import AutoInt, AutoIntConfig
+from tamis.models.dcn_v2 import DCNv2, DCNv2Config
+from tamis.models.deepfm import DeepFM, DeepFMConfig
+from tamis.models.dhen import DHEN, DHENConfig
+from tamis.models.dlrm import DLRM, DLRMConfig
+from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
+from tamis.models.fm import FM, FMConfig
+from tamis.models.lr import LR, LRConfig
+from tamis.models.wukong import Wukong, WukongConfig
+from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model and the config class that describes it; ``model(config, spec)`` builds it."""
+
+    config: Any
+    """Frozen dataclass."""
+    model: Any
+    """Module whose ``forward(batch)`` gives an ``Output``."""
+
+
+CATALOG: dict[str, Entry] = {
+    "autoint": Entry(config=AutoIntConfig, model=AutoInt),
+    "dcn_v2": Entry(config=DCNv2Config, model=DCNv2),
+    "deepfm": Entry(config=DeepFMConfig, model=DeepFM),
+    "dhen": Entry(config=DHENConfig, model=DHEN),
+    "dlrm": Entry(config=DLRMConfig, model=DLRM),
+    "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
+    "fm": Entry(config=FMConfig, model=FM),
+    "lr": Entry(config=LRConfig, model=LR),
+    "wukong": Entry(config=WukongConfig, model=Wukong),
+    "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),
+}
+"""Every model by name."""
+
+
+def entry(name: str) -> Entry:
+    """Look a model up.
+
+    Raises:
+        ConfigError: There is no model of that name; the message has the nearest one.
+    """
+    if name not in CATALOG:
+        near = difflib.get_close_matches(name, CATALOG, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"model.name: must be one of {', '.join(CATALOG)}, got {name!r}. {hint}".rstrip()
+        )
+    return CATALOG[name]

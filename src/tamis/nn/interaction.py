@@ -1,0 +1,221 @@
+"""Feature interactions that several models share."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def pairwise_products(tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B D"]:
+    """Sum over all pairs of tokens of their element-wise product, in O(F D).
+
+    Source:
+        Rendle, Factorization Machines, ICDM 2010, lemma 3.1.
+
+    Differs from the source:
+        Not yet summed over D, so a model may weigh the dimensions.
+
+    Example:
+        >>> pairwise_products(torch.tensor([[[1.0], [2.0], [3.0]]]))
+        tensor([[11.]])
+    """
+    return 0.5 * (tokens.sum(1).square() - tokens.square().sum(1))
+
+
+class DotInteraction(nn.Module):
+    """Inner products of all pairs of tokens, each as its own feature."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, num_tokens: int, *, with_diagonal: bool = False) -> None:
+        """List the pairs.
+
+        Args:
+            num_tokens: Tokens F per row.
+            with_diagonal: Whether a token's product with itself counts as a pair.
+        """
+        super().__init__()
+        rows, columns = torch.tril_indices(num_tokens, num_tokens, 0 if with_diagonal else -1)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self.out_dim = len(rows)
+
+    def forward(self, tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B P"]:
+        """The P products of a row, pair (1, 0) first, then (2, 0), (2, 1), ..."""
+        gram = torch.bmm(tokens, tokens.transpose(1, 2))
+        return gram[:, self.rows, self.columns]
+
+
+class CrossNet(nn.Module):
+    """Cross layers ``x <- x0 * (W x + b) + x`` on a flat vector.
+
+    With ``num_experts > 0`` W is a gated mixture of low-rank maps:
+    ``x <- x0 * sum_e g_e(x) (U_e tanh(C_e tanh(V_e x)) + b) + x`` with softmax gates g.
+
+    Source:
+        Wang et al., DCN V2, WWW 2021, equations (1) to (4).
+
+    Differs from the source:
+        Nothing known.
+    """
+
+    def __init__(self, width: int, num_layers: int, *, rank: int = 0, num_experts: int = 0) -> None:
+        """Build the layers.
+
+        Args:
+            width: Width W of the vector.
+            num_layers: Cross layers.
+            rank: Rank of each expert; used when there are experts.
+            num_experts: Experts per layer; 0 takes one full matrix per layer.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            _CrossExperts(width, rank, num_experts) if num_experts else _linear(width)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, x0: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
+        """The last cross layer's output."""
+        x = x0
+        for layer in self.layers:
+            x = torch.addcmul(x, x0, layer(x).to(x.dtype))
+        return x
+
+
+class _CrossExperts(nn.Module):
+    def __init__(self, width: int, rank: int, num_experts: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(num_experts, width, rank))
+        self.core = nn.Parameter(torch.empty(num_experts, rank, rank))
+        self.up = nn.Parameter(torch.empty(num_experts, rank, width))
+        for weight in (self.down, self.core, self.up):
+            for expert in weight:
+                nn.init.xavier_normal_(expert)
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.gate = nn.Linear(width, num_experts)
+
+    def forward(self, x: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
+        hidden = torch.tanh(torch.einsum("bw,ewr->ber", x, self.down))
+        hidden = torch.tanh(torch.einsum("ber,ers->bes", hidden, self.core))
+        gates = torch.softmax(self.gate(x), dim=1).unsqueeze(2)
+        return torch.einsum("ber,erw->bw", hidden * gates, self.up) + self.bias
+
+
+class CompressedInteraction(nn.Module):
+    """Compressed interaction network (CIN): products of tokens, compressed layer by layer.
+
+    Layer k: ``X_k[h] = sum_ij W_k[h, i, j] X_{k-1}[i] * X_0[j]`` (element-wise over D). With
+    ``split_half`` half of a layer's maps feed the next layer and the other half the output.
+
+    Source:
+        Lian et al., xDeepFM, KDD 2018, equations (6) and (8), section 3.2.
+
+    Differs from the source:
+        Linear maps, as the paper's own experiments chose; ``split_half`` is of the authors' code.
+    """
+
+    def __init__(self, num_tokens: int, maps: Sequence[int], *, split_half: bool) -> None:
+        """Build the layers.
+
+        Args:
+            num_tokens: Tokens F per row.
+            maps: Feature maps of each layer.
+            split_half: Whether half of each layer but the last goes straight to the output.
+        """
+        super().__init__()
+        self.split_half = split_half
+        self.layers = nn.ModuleList()
+        width, self.out_dim = num_tokens, 0
+        for index, count in enumerate(maps):
+            layer = nn.Linear(num_tokens * width, count)
+            nn.init.xavier_uniform_(layer.weight)
+            self.layers.append(layer)
+            last = index == len(maps) - 1
+            width = count // 2 if split_half and not last else count
+            self.out_dim += count - width if split_half and not last else count
+
+    def forward(self, tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B H"]:
+        """Sum over D of every map that goes to the output."""
+        base = tokens.transpose(1, 2)
+        x, outputs = base, []
+        for index, layer in enumerate(self.layers):
+            products = (base.unsqueeze(3) * x.unsqueeze(2)).flatten(2)
+            x = layer(products)
+            if self.split_half and index < len(self.layers) - 1:
+                half = x.shape[2] // 2
+                x, out = x[:, :, :half], x[:, :, half:]
+                outputs.append(out)
+            else:
+                outputs.append(x)
+        return torch.cat(outputs, dim=2).sum(1)
+
+
+class FieldAttention(nn.Module):
+    """Multi-head self-attention between tokens, with a residual map and ReLU.
+
+    Source:
+        Song et al., AutoInt, CIKM 2019, equations (5) to (8).
+
+    Differs from the source:
+        Scores may be divided by the root of the head width.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_heads: int, *, scale: bool) -> None:
+        """Build the projections.
+
+        Args:
+            in_dim: Width of a token.
+            out_dim: Width of an output token; a multiple of ``num_heads``.
+            num_heads: Heads H.
+            scale: Whether to divide scores by the root of the head width.
+        """
+        super().__init__()
+        self.num_heads, self.head_dim, self.scale = num_heads, out_dim // num_heads, scale
+        # Query, key, value and residual in one matrix product.
+        self.project = nn.Linear(in_dim, 4 * out_dim, bias=False)
+        for part in self.project.weight.chunk(4):
+            nn.init.xavier_uniform_(part)
+
+    def forward(self, tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B F O"]:
+        """Tokens after attention."""
+        batch, count, _ = tokens.shape
+        query, key, value, residual = self.project(tokens).chunk(4, dim=2)
+        heads = [
+            part.view(batch, count, self.num_heads, self.head_dim).transpose(1, 2)
+            for part in (query, key, value)
+        ]
+        mixed = attend(*heads, scale=None if self.scale else 1.0)
+        return F.relu(mixed.transpose(1, 2).flatten(2) + residual)
+
+
+def attend(
+    query: Float[Tensor, "B H F K"],
+    key: Float[Tensor, "B H F K"],
+    value: Float[Tensor, "B H F K"],
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "B H F K"]:
+    """Softmax attention; on a CPU in float32, as its backward pass is slower in bfloat16.
+
+    Args:
+        query: Queries.
+        key: Keys.
+        value: Values.
+        scale: Multiplies the scores; None divides by the root of K.
+    """
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), scale=scale
+        )
+
+
+def _linear(width: int) -> nn.Linear:
+    layer = nn.Linear(width, width)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

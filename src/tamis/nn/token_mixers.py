@@ -1,0 +1,264 @@
+"""The interaction modules of DHEN: each turns m tokens of width d into l tokens of width d.
+
+All modules of a layer see the same tokens (B, m, d); what differs is how they mix them. ``MIXERS``
+is the table of their names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tamis.nn.interaction import DotInteraction, attend
+from tamis.nn.mlp import MLP
+
+MixerName = Literal["dot", "attention", "conv", "linear", "dcn_paper", "dcn_v2"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixerSizes:
+    """What the modules of a layer have in common, and the options of each."""
+
+    in_tokens: int
+    """Tokens m that enter."""
+    out_tokens: int
+    """Tokens l that each module emits."""
+    width: int
+    """Width d of a token."""
+    dot_units: int = 256
+    """Hidden width h of the dot module."""
+    dot_pairs: Literal["upper", "diagonal", "full"] = "upper"
+    """Products that the dot module sees: i < j, i <= j, or the whole Gram matrix."""
+    attention_heads: int = 1
+    """Heads of the attention module."""
+    attention_units: int = 64
+    """Width of the attention module's feed-forward layer."""
+    attention_dropout: float = 0.0
+    """Dropout inside the attention module, in [0, 1)."""
+    attention_compress_first: bool = False
+    """Whether m tokens become l before the attention layer (ZHEN) or after it (paper)."""
+    attention_qkv_bias: bool = True
+    """Whether queries, keys and values have biases (ZHEN's have none)."""
+    conv_channels: int = 1
+    """Channels of the convolution module."""
+    conv_kernel: int = 5
+    """Kernel of the convolution module, odd."""
+    linear_bias: bool = False
+    """Whether token maps have biases (ZHEN)."""
+    dcn_residual: bool = False
+    """Whether ``dcn_v2`` adds its input; the layer's shortcut does that already."""
+
+
+class TokenMap(nn.Module):
+    """``u = W' X``: each of l output tokens is a weighted sum of the m tokens.
+
+    Xavier's uniform distribution starts the weights, 0 the biases. m*l parameters, +l with bias.
+
+    Source:
+        DHEN, arXiv:2203.11014, section 3, linear module.
+
+    Differs from the source:
+        Nothing known; the bias is ZHEN's.
+    """
+
+    def __init__(self, in_tokens: int, out_tokens: int, *, bias: bool = False) -> None:
+        """Build the map."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_tokens, in_tokens))
+        nn.init.xavier_uniform_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_tokens, 1)) if bias else None
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Mixed tokens."""
+        mixed = torch.matmul(self.weight, tokens)
+        return mixed if self.bias is None else mixed + self.bias
+
+
+class LinearMixer(nn.Module):
+    """The linear module: a token map and nothing else; see ``TokenMap``."""
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build the map."""
+        super().__init__()
+        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Mixed tokens."""
+        return self.map(tokens)
+
+
+class DotMixer(nn.Module):
+    """Inner products of pairs of tokens, through one hidden layer back to tokens.
+
+    Source:
+        DHEN, arXiv:2203.11014, section 3: ``u = W_m AdvancedDLRM(X)``; the "dot" mixer of the
+        public ZHEN code is this with the whole Gram matrix.
+
+    Differs from the source:
+        AdvancedDLRM was never published; this is DLRM's dot arch, without the dense-side vector,
+        which is among the tokens here.
+    """
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build the pairs and the MLP."""
+        super().__init__()
+        self.pairs: DotInteraction | None = None
+        num_pairs = sizes.in_tokens**2
+        if sizes.dot_pairs != "full":
+            with_diagonal = sizes.dot_pairs == "diagonal"
+            self.pairs = DotInteraction(sizes.in_tokens, with_diagonal=with_diagonal)
+            num_pairs = self.pairs.out_dim
+        out_dim = sizes.out_tokens * sizes.width
+        self.mlp = MLP(num_pairs, (sizes.dot_units,), out_dim=out_dim)
+        self.width = sizes.width
+
+    def products(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B P"]:
+        """The inner products that the MLP sees."""
+        if self.pairs is not None:
+            return self.pairs(tokens)
+        return torch.bmm(tokens, tokens.transpose(1, 2)).flatten(1)
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Tokens made of inner products."""
+        return self.mlp(self.products(tokens)).unflatten(1, (-1, self.width))
+
+
+class AttentionMixer(nn.Module):
+    """A post-norm Transformer encoder layer over the tokens and a token map.
+
+    No positions and no mask: tokens are a set of fields. ``4d^2 + 4d`` parameters of attention,
+    ``2 d f + f + d`` of the feed-forward layer, ``4d`` of the norms, and the token map's.
+
+    Source:
+        DHEN, arXiv:2203.11014, section 3: ``u = W TransformerEncoderLayer(X)``; Vaswani et al.,
+        Attention Is All You Need, 2017.
+
+    Differs from the source:
+        Nothing known; mapping tokens before the encoder layer is ZHEN's.
+    """
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build the encoder layer and the map."""
+        super().__init__()
+        width = sizes.width
+        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.compress_first = sizes.attention_compress_first
+        self.num_heads = sizes.attention_heads
+        self.project = nn.Linear(width, 3 * width, bias=sizes.attention_qkv_bias)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = MLP(width, (sizes.attention_units,), out_dim=width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(sizes.attention_dropout)
+        for layer in (self.project, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Tokens after attention and the token map."""
+        if self.compress_first:
+            return self._encode(self.map(tokens))
+        return self.map(self._encode(tokens))
+
+    def _encode(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+        heads = [
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.project(x).chunk(3, dim=2)
+        ]
+        mixed = self.output(attend(*heads).transpose(1, 2).flatten(2))
+        x = self.norm1(x + self.dropout(mixed))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+
+class ConvolutionMixer(nn.Module):
+    """A 2-D convolution over the matrix of tokens as a one-channel image, and a token map.
+
+    It depends on the order of the tokens, as no other module does. Several channels are averaged.
+
+    Source:
+        DHEN, arXiv:2203.11014, section 3: ``u = W Conv2d(X)``.
+
+    Differs from the source:
+        Kernel and channels were not published; the default is ZHEN's single 5 x 5 filter.
+    """
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build the filter and the map."""
+        super().__init__()
+        padding = sizes.conv_kernel // 2
+        self.conv = nn.Conv2d(1, sizes.conv_channels, sizes.conv_kernel, padding=padding)
+        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Tokens after the filter and the map."""
+        return self.map(self.conv(tokens.unsqueeze(1)).mean(1))
+
+
+class PaperCrossMixer(nn.Module):
+    """The paper's DCN module read literally: ``u = W (X' X) + b`` on the d x d Gram matrix.
+
+    Source:
+        DHEN, arXiv:2203.11014, section 3, DCN module (reading A: W is l x d, b is l x d).
+
+    Differs from the source:
+        Nothing known; the residual of DCN is left to the layer's shortcut, as the paper says.
+    """
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build W and b."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(sizes.out_tokens, sizes.width))
+        nn.init.xavier_uniform_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(sizes.out_tokens, sizes.width))
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Tokens made of the bits' second moments."""
+        gram = torch.bmm(tokens.transpose(1, 2), tokens)
+        return torch.matmul(self.weight, gram) + self.bias
+
+
+class CrossMixer(nn.Module):
+    """One cross layer of DCN-V2 on the flat tokens, and a token map.
+
+    ``x0 * (W x0 + b)``, reshaped to m tokens and mapped to l.
+
+    Source:
+        Wang et al., DCN V2, WWW 2021, equation (1), as later work that reuses DHEN does.
+
+    Differs from the source:
+        The residual is off by default: the layer's shortcut adds the input.
+    """
+
+    def __init__(self, sizes: MixerSizes) -> None:
+        """Build the cross layer and the map."""
+        super().__init__()
+        flat = sizes.in_tokens * sizes.width
+        self.cross = nn.Linear(flat, flat)
+        nn.init.xavier_uniform_(self.cross.weight)
+        nn.init.zeros_(self.cross.bias)
+        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.residual = sizes.dcn_residual
+        self.width = sizes.width
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        """Crossed tokens."""
+        flat = tokens.flatten(1)
+        crossed = flat * self.cross(flat)
+        if self.residual:
+            crossed = crossed + flat
+        return self.map(crossed.unflatten(1, (-1, self.width)))
+
+
+MIXERS: dict[str, Callable[[MixerSizes], nn.Module]] = {
+    "dot": DotMixer,
+    "attention": AttentionMixer,
+    "conv": ConvolutionMixer,
+    "linear": LinearMixer,
+    "dcn_paper": PaperCrossMixer,
+    "dcn_v2": CrossMixer,
+}
+"""Module by name."""
