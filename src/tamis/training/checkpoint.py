@@ -1,0 +1,185 @@
+"""Checkpoints: weights, optimizer state, generators and progress, from which a run goes on exactly.
+
+A checkpoint is a folder ``step-<n>`` of safetensors and JSON, sealed by a manifest with hashes. It
+is built under another name and moved into place, so a killed process leaves the previous one.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tamis import artifacts, config
+from tamis.errors import ArtifactError
+from tamis.training.schedules import Progress
+
+CHECKPOINT_VERSION = 1
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trainee:
+    """Everything that training changes."""
+
+    model: nn.Module
+    """The model."""
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    """Optimizers by name."""
+    progress: Progress
+    """Where the run stands."""
+
+
+def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
+    """Write ``folder/step-<n>`` and remove all but the two newest checkpoints.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    target = folder / f"step-{trainee.progress.step:010d}"
+    draft = folder / f".{target.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        save_weights(draft / "model.safetensors", trainee.model)
+        tensors, scalars = _optimizer_state(trainee.optimizers)
+        tensors |= _generator_state()
+        _save_tensors(draft / "state.safetensors", tensors)
+        state = {"progress": config.to_table(trainee.progress), "optimizers": scalars}
+        artifacts.write_json(draft / "state.json", state)
+        artifacts.write_manifest(
+            draft,
+            kind="checkpoint",
+            version=CHECKPOINT_VERSION,
+            files=list(draft.iterdir()),
+            payload={"step": trainee.progress.step},
+        )
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for old in _checkpoints(folder)[_KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_newest_checkpoint(folder: Path, trainee: Trainee) -> tuple[Path | None, list[str]]:
+    """Put a trainee back to the newest checkpoint that is whole.
+
+    Returns:
+        The checkpoint, or None where there is none; and a message for each damaged one that was
+        passed over.
+
+    Raises:
+        ArtifactError: There are checkpoints but none of them is whole.
+    """
+    damaged = []
+    found = _checkpoints(folder)
+    for checkpoint in found:
+        try:
+            artifacts.read_manifest(
+                checkpoint, kind="checkpoint", version=CHECKPOINT_VERSION, verify=True
+            )
+        except ArtifactError as error:
+            damaged.append(str(error))
+            continue
+        _restore(checkpoint, trainee)
+        return checkpoint, damaged
+    if found:
+        raise ArtifactError(
+            f"{folder}: must hold a whole checkpoint, got {len(found)} damaged: "
+            f"{' '.join(damaged)} Remove the run folder to start anew."
+        )
+    return None, damaged
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's parameters and buffers as safetensors, atomically."""
+    _save_tensors(path, {name: value.detach() for name, value in model.state_dict().items()})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read weights into a model of the same config.
+
+    Raises:
+        ArtifactError: The file is damaged or belongs to another model.
+    """
+    tensors = _load_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: must fit the model of config.toml, got {error}") from error
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+    with artifacts.atomic_path(path) as temporary:
+        safetensors.torch.save_file(plain, temporary)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: must be whole safetensors, got {error}.") from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True) if folder.exists() else []
+
+
+def _optimizer_state(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by ``optimizer.parameter.entry``, and what is not a tensor, as JSON values."""
+    tensors, scalars = {}, {}
+    for name, optimizer in optimizers.items():
+        state = optimizer.state_dict()["state"]
+        for index, entries in state.items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{name}.{index}.{key}"] = value
+                else:
+                    scalars[f"{name}.{index}.{key}"] = value
+    return tensors, scalars
+
+
+def _generator_state() -> dict[str, Tensor]:
+    state = {"generator.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        for index, value in enumerate(torch.cuda.get_rng_state_all()):
+            state[f"generator.cuda.{index}"] = value
+    return state
+
+
+def _restore(checkpoint: Path, trainee: Trainee) -> None:
+    load_weights(checkpoint / "model.safetensors", trainee.model)
+    tensors = _load_tensors(checkpoint / "state.safetensors")
+    state = json.loads((checkpoint / "state.json").read_text())
+    for name, optimizer in trainee.optimizers.items():
+        loaded = optimizer.state_dict()
+        entries: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            parts = key.split(".", 3)
+            if parts[0] == "optimizer" and parts[1] == name:
+                entries.setdefault(int(parts[2]), {})[parts[3]] = tensor
+        for key, value in state["optimizers"].items():
+            owner, index, entry = key.split(".", 2)
+            if owner == name:
+                entries.setdefault(int(index), {})[entry] = value
+        loaded["state"] = entries
+        optimizer.load_state_dict(loaded)
+    torch.set_rng_state(tensors["generator.cpu"])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"generator.cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"generator.cuda.{index}"], index)
+    restored = config.from_table(Progress, state["progress"])
+    for field in dataclasses.fields(Progress):
+        setattr(trainee.progress, field.name, getattr(restored, field.name))

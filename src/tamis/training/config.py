@@ -1,0 +1,156 @@
+"""Everything that decides a run apart from the data: model, optimizers, schedule, loop."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tamis import config
+from tamis.errors import ConfigError
+from tamis.models import catalog
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How parameters move."""
+
+    embedding: Literal["rowwise_adagrad", "adagrad", "adam"] = "rowwise_adagrad"
+    """Optimizer of the embedding tables; it touches only the rows of the batch."""
+    embedding_lr: float = 0.05
+    """Step size of the tables. Positive."""
+    embedding_l2: float = 0.0
+    """L2 coefficient on the table rows of the batch, and on no others. At least 0."""
+    dense_lr: float = 1e-3
+    """Step size of AdamW for everything else. Positive."""
+    dense_weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW on dense matrices; biases and norms are spared."""
+    clip_norm: float = 0.0
+    """Largest global norm of the dense gradients; 0 does not clip. Tables are never clipped."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_lr", "dense_lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}.")
+        for name in ("embedding_l2", "dense_weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: must be at least 0, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """How both step sizes change over the run."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall along half a cosine to ``final_fraction``."""
+    warmup_steps: int = 0
+    """Steps over which the step size rises linearly from 0. At least 0."""
+    final_fraction: float = 0.0
+    """Share of the step size that a cosine ends at, in [0, 1]."""
+    plateau_factor: float = 1.0
+    """Multiplies the step size after an evaluation without improvement; 1 switches it off."""
+    plateau_patience: int = 0
+    """Evaluations without improvement that are waited before multiplying. At least 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.plateau_factor <= 1:
+            raise ConfigError(f"plateau_factor: must be in (0, 1], got {self.plateau_factor}.")
+        if not 0 <= self.final_fraction <= 1:
+            raise ConfigError(f"final_fraction: must be in [0, 1], got {self.final_fraction}.")
+        for name in ("warmup_steps", "plateau_patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must be at least 0, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """The loop."""
+
+    seed: int = 0
+    """Decides initial weights, dropout and the order of rows."""
+    batch_size: int = 4096
+    """Rows per step. At least 2."""
+    max_epochs: int = 10
+    """Passes over the training split, at most. At least 1."""
+    evaluations_per_epoch: int = 1
+    """Evaluations on the validation split in each pass. At least 1."""
+    monitor: Literal["ne", "log_loss", "auc"] = "ne"
+    """Validation metric that picks the weights and stops the run."""
+    monitor_task: str = ""
+    """Task whose metric is monitored. Empty: the first."""
+    patience: int = 2
+    """Evaluations without improvement after which the run stops. At least 1."""
+    min_improvement: float = 0.0
+    """Change of the monitored metric that counts as improvement. At least 0."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Matrix products; ``auto`` takes bfloat16 where the device has fast hardware for it."""
+    compile: bool = False
+    """Whether to pass the model through ``torch.compile``; needs a C++ compiler."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``...; ``auto`` takes CUDA where there is one."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints; each evaluation writes one too. At least 0."""
+    task_weights: tuple[float, ...] = ()
+    """Weight of each task's loss, in schema order. Empty: 1 each."""
+
+    def __post_init__(self) -> None:
+        floors = {
+            "batch_size": 2,
+            "max_epochs": 1,
+            "evaluations_per_epoch": 1,
+            "patience": 1,
+            "min_improvement": 0,
+            "checkpoint_seconds": 0,
+        }
+        for name, floor in floors.items():
+            if not getattr(self, name) >= floor:
+                raise ConfigError(f"{name}: must be at least {floor}, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A complete run: with a dataset it fixes the result."""
+
+    model_name: str
+    """Name in the catalog."""
+    model: Any
+    """The catalog's config class of that name."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How parameters move."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """How step sizes change."""
+    training: TrainingConfig = TrainingConfig()
+    """The loop."""
+
+    def to_table(self) -> dict[str, Any]:
+        """Plain values, as a recipe holds them; every default is written out."""
+        return {
+            "model": {"name": self.model_name, **config.to_table(self.model)},
+            "optimizer": config.to_table(self.optimizer),
+            "schedule": config.to_table(self.schedule),
+            "training": config.to_table(self.training),
+        }
+
+
+def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
+    """Build a run's config from a recipe.
+
+    Args:
+        table: Parsed TOML with ``[model] name = ...`` and, each optional, ``[optimizer]``,
+            ``[schedule]`` and ``[training]``.
+
+    Raises:
+        ConfigError: A key is unknown, missing, mistyped or out of range.
+    """
+    sections = {field.name for field in dataclasses.fields(RunConfig)} - {"model_name"}
+    config.check_keys(table, sorted(sections), where="")
+    model = dict(table.get("model", {}))
+    name = model.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"model.name: must be a model of the catalog, got {name!r}.")
+    return RunConfig(
+        model_name=name,
+        model=config.from_table(catalog.entry(name).config, model, where="model"),
+        optimizer=config.from_table(OptimizerConfig, table.get("optimizer", {}), where="optimizer"),
+        schedule=config.from_table(ScheduleConfig, table.get("schedule", {}), where="schedule"),
+        training=config.from_table(TrainingConfig, table.get("training", {}), where="training"),
+    )

@@ -1,0 +1,121 @@
+"""From a trained model to probabilities, and from a run folder to a trained model."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tamis import artifacts, config
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec, Task
+from tamis.errors import ArtifactError, ConfigError
+from tamis.models import catalog
+from tamis.training.checkpoint import load_weights
+from tamis.training.config import RunConfig, run_config_from_table
+
+BEST_WEIGHTS = "best"
+
+
+def choose_device(name: str) -> torch.device:
+    """Device of a config's ``device`` setting.
+
+    Raises:
+        ConfigError: The name is no device, or this machine has none of that kind.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"training.device: must be auto, cpu or cuda, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"training.device: must be at hand, got {name!r} on a machine without CUDA. Use auto."
+        )
+    return device
+
+
+def choose_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> torch.dtype:
+    """Type of matrix products; ``auto`` takes bfloat16 only where hardware multiplies it fast."""
+    if name == "float32":
+        return torch.float32
+    if name == "bfloat16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def probabilities_of(logits: torch.Tensor, tasks: tuple[Task, ...]) -> torch.Tensor:
+    """Predictions (B, T) in float64: probabilities of binary tasks, values of regression tasks."""
+    predictions = logits.to(torch.float64)
+    for index, task in enumerate(tasks):
+        if task.kind == "binary":
+            predictions[:, index] = predictions[:, index].sigmoid()
+    return predictions
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    tasks: tuple[Task, ...],
+    device: torch.device,
+    precision: torch.dtype,
+) -> NDArray[np.float64]:
+    """Predictions for every row, in the order of the batches.
+
+    The model is put into evaluation mode and back into its former mode.
+
+    Returns:
+        (N, T) float64: probabilities of binary tasks, values of regression tasks.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, precision == torch.bfloat16):
+                logits = model(batch.to(device)).logits
+            parts.append(probabilities_of(logits, tasks).cpu().numpy())
+    finally:
+        model.train(was_training)
+    return np.concatenate(parts) if parts else np.empty((0, len(tasks)))
+
+
+def load_run_config(run: Path) -> RunConfig:
+    """The config of a run.
+
+    Raises:
+        ArtifactError: The folder is no run.
+    """
+    if not (run / "config.toml").exists():
+        raise ArtifactError(f"{run}: must be a run folder with config.toml, got none.")
+    return run_config_from_table(config.read_toml(run / "config.toml"))
+
+
+def load_run_spec(run: Path) -> InputSpec:
+    """The inputs that a run's model was built for."""
+    return config.from_table(InputSpec, artifacts.read_json(run / "inputs" / "spec.json"))
+
+
+def load_model(run: Path, *, device: torch.device) -> tuple[nn.Module, InputSpec]:
+    """The model of a finished run with the weights that it chose.
+
+    Raises:
+        ArtifactError: The run is unfinished or its weights are damaged.
+    """
+    best = run / "checkpoints" / BEST_WEIGHTS
+    artifacts.read_manifest(best, kind="weights", version=1, verify=True)
+    spec = load_run_spec(run)
+    settings = load_run_config(run)
+    model = catalog.entry(settings.model_name).model(settings.model, spec)
+    load_weights(best / "model.safetensors", model)
+    return model.to(device), spec

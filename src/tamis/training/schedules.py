@@ -1,0 +1,84 @@
+"""What changes while a run goes on: step sizes, and whether it should stop."""
+
+import math
+from dataclasses import dataclass
+
+from tamis.training.config import ScheduleConfig
+
+
+def step_size_fraction(config: ScheduleConfig, *, step: int, total_steps: int) -> float:
+    """Share of the configured step size at a step, plateau reductions apart.
+
+    Args:
+        config: Warm-up and shape.
+        step: Steps done before this one.
+        total_steps: Steps of the longest possible run; a cosine ends there.
+
+    Returns:
+        Rises linearly to 1 over ``warmup_steps``, then stays or falls along half a cosine.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.kind == "constant":
+        return 1.0
+    span = max(1, total_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / span)
+    return config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """Where a run stands; together with weights and generators this is its whole state."""
+
+    step: int = 0
+    """Steps done."""
+    epoch: int = 0
+    """Passes finished."""
+    batch: int = 0
+    """Batches done in the current pass."""
+    best_value: float | None = None
+    """Best monitored value so far."""
+    best_step: int = 0
+    """Step at which it was reached."""
+    stale_evaluations: int = 0
+    """Evaluations since then."""
+    plateau_evaluations: int = 0
+    """Evaluations without improvement since the last reduction of the step size."""
+    plateau_fraction: float = 1.0
+    """Product of the reductions so far."""
+    loss_sum: float = 0.0
+    """Sum of the training loss over the steps since the last evaluation."""
+    loss_steps: int = 0
+    """Their number."""
+    lines: int = 0
+    """Lines of ``metrics.jsonl`` that belong to this state."""
+    seconds: float = 0.0
+    """Training time so far, in all processes that worked on the run."""
+
+    def observe(
+        self,
+        value: float,
+        *,
+        larger_is_better: bool,
+        min_improvement: float,
+        config: ScheduleConfig,
+    ) -> bool:
+        """Take in a validation metric: remember the best, reduce the step size on a plateau.
+
+        Returns:
+            Whether this is the best value so far; NaN never is.
+        """
+        sign = 1.0 if larger_is_better else -1.0
+        better = not math.isnan(value) and (
+            self.best_value is None or sign * (value - self.best_value) > min_improvement
+        )
+        if better:
+            self.best_value, self.best_step = value, self.step
+            self.stale_evaluations = self.plateau_evaluations = 0
+            return True
+        self.stale_evaluations += 1
+        self.plateau_evaluations += 1
+        if self.plateau_evaluations > config.plateau_patience and config.plateau_factor < 1:
+            self.plateau_fraction *= config.plateau_factor
+            self.plateau_evaluations = 0
+        return False
