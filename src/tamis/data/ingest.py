@@ -1,0 +1,332 @@
+"""Raw logs to a dataset: split, fit encoders on the training rows, encode, write."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tamis import config
+from tamis.data import splits
+from tamis.data.columns import as_codes, as_microseconds, combined
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.encoders import (
+    Encoders,
+    EncodersFit,
+    read_labels,
+    required_columns,
+    source_column,
+)
+from tamis.data.readers import LogFile, column_names, discover, read_chunks
+from tamis.data.schema import Schema
+from tamis.data.splits import SPLIT_NAMES, SplitConfig
+from tamis.errors import DataError, SchemaError
+
+Progress = Callable[[str, int], None]
+"""Called with the phase ("times", "fit" or "encode") and the rows of it that are done."""
+Source = Path | str | Sequence[Path | str]
+
+MARKET_MANIFEST = "market.json"
+
+
+def ingest(
+    source: Source | Mapping[str, Source],
+    out: Path,
+    *,
+    schema: Schema,
+    split: SplitConfig | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Build a dataset from logs of any size.
+
+    The logs are read twice (three times for a split by time): once to fit the encoders on the
+    training rows, once to encode all rows. The same logs, schema and split give the same bytes.
+
+    Args:
+        source: A log file, several, or a folder of them; or, for logs that are split already, a
+            mapping from split name to its log.
+        out: Folder of the dataset; must not exist or be empty.
+        schema: What the columns mean.
+        split: How to split; must be None where ``source`` is split already.
+        progress: Told how far it is.
+
+    Returns:
+        The dataset, whose manifest holds ``report``: counts of what was met in each field.
+
+    Raises:
+        DataError: A log cannot be read, or a value has no meaning; file, row, column are named.
+        SchemaError: The schema names a column that is not there.
+        ArtifactError: The disk is full.
+    """
+    log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
+    log.check_columns()
+    log.prepare_split()
+    fit = EncodersFit(schema)
+    label_counts = _LabelCounts(schema)
+    for part in log.parts("fit"):
+        table = part.table
+        training = part.split_of_row == 0
+        labels = read_labels(
+            table, schema, first_row=part.first_row, required=True, where=part.where
+        )
+        label_counts.add(labels, training)
+        if training.any():
+            chosen = table if training.all() else table.filter(pa.array(training))
+            fit.add(chosen, where=part.where)
+    label_counts.check(log.where)
+    encoders = fit.finish()
+    with DatasetWriter(out, schema, encoders.spec) as writer:
+        encoders.save(writer.encoders_path)
+        for part in log.parts("encode"):
+            rows = encoders.encode(
+                part.table, first_row=part.first_row, labels_required=True, where=part.where
+            )
+            _write(writer, rows, part)
+        return writer.finish(
+            {
+                "split": config.to_table(log.split),
+                "report": {
+                    "rows": log.rows,
+                    "label_rates": label_counts.rates(),
+                    "times_out_of_order": log.times_out_of_order,
+                    "fields": {
+                        name: dataclasses.asdict(counts) for name, counts in encoders.counts.items()
+                    },
+                },
+            }
+        )
+
+
+def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
+    """Encode new rows with fitted encoders, as ``predict`` needs them; labels may be absent.
+
+    Raises:
+        DataError: A log cannot be read, or lacks a column of the schema.
+    """
+    first_row = 0
+    numeric = _numeric_columns(encoders.schema)
+    for file in discover(source):
+        names = column_names(file)
+        wanted = required_columns(encoders.schema, labels=False)
+        _require(wanted, names, file, error=DataError)
+        present = [task.name for task in encoders.schema.tasks if task.name in names]
+        for table in read_chunks(file, columns=[*wanted, *present], numeric=numeric):
+            yield encoders.encode(
+                table, first_row=first_row, labels_required=False, where=str(file.path)
+            )
+            first_row += table.num_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """Consecutive rows of a log."""
+
+    table: pa.Table
+    first_row: int
+    split_of_row: NDArray[np.int8]
+    truth: Mapping[str, NDArray[np.float64]]
+    where: str
+
+
+class _Log:
+    """The files of a log and how their rows are split."""
+
+    def __init__(
+        self,
+        source: Source | Mapping[str, Source],
+        schema: Schema,
+        split: SplitConfig,
+        progress: Progress,
+    ) -> None:
+        self.schema, self.progress = schema, progress
+        self._split_of_file: list[int | None] = []
+        self.files: list[LogFile] = []
+        self._truth: list[Path | None] = []
+        if isinstance(source, Mapping):
+            for name, part in source.items():
+                if name not in SPLIT_NAMES:
+                    raise DataError(f"source: splits must be {SPLIT_NAMES}, got {name!r}.")
+                self._add(part, SPLIT_NAMES.index(name))
+        else:
+            self._add(source, None)
+        by = split.by
+        if isinstance(source, Mapping):
+            by = "column"
+        elif by == "auto":
+            by = "time" if schema.roles.time else "ratio"
+        self.by = by
+        self.split = split if isinstance(source, Mapping) else dataclasses.replace(split, by=by)
+        if by == "time" and not schema.roles.time:
+            raise SchemaError("split by time: roles.time must name a column, got none.")
+        if by == "user" and not schema.roles.user:
+            raise SchemaError("split by user: roles.user must name a column, got none.")
+        self.where = str(self.files[0].path)
+        self.rows = 0
+        self.times_out_of_order = 0
+        self._bounds: tuple[int, int] = (0, 0)
+
+    def _add(self, source: Source, split: int | None) -> None:
+        truth: Path | None = None
+        if isinstance(source, (str, Path)) and (Path(source) / MARKET_MANIFEST).exists():
+            truth = Path(source) / "truth"
+            source = Path(source) / "logs"
+        found = discover(source)
+        self.files += found
+        self._split_of_file += [split] * len(found)
+        self._truth += [None if truth is None else truth / file.path.name for file in found]
+
+    def check_columns(self) -> None:
+        wanted = required_columns(self.schema, labels=True)
+        if self.split.column:
+            wanted.append(self.split.column)
+        for file in self.files:
+            _require(wanted, column_names(file), file, error=SchemaError)
+
+    def prepare_split(self) -> None:
+        """For a split by time, read the times alone and find its bounds."""
+        if self.by != "time":
+            return
+        roles, parts, done = self.schema.roles, [], 0
+        for file in self.files:
+            place = f"{file.path}, column {roles.time!r}"
+            for table in read_chunks(file, columns=[roles.time], numeric=frozenset()):
+                parts.append(as_microseconds(combined(table[roles.time]), roles, where=place))
+                done += table.num_rows
+                self.progress("times", done)
+        times = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        if not len(times):
+            raise DataError(f"{self.where}: must hold rows, got a header only.")
+        self.times_out_of_order = int((np.diff(times) < 0).sum())
+        self._bounds = splits.time_bounds(times, self.split)
+
+    def parts(self, phase: str) -> Iterator[_Part]:
+        """All rows in order, with their splits."""
+        columns = required_columns(self.schema, labels=True)
+        if self.split.column and self.split.column not in columns:
+            columns.append(self.split.column)
+        first_row = 0
+        for file, split, truth in zip(self.files, self._split_of_file, self._truth, strict=True):
+            first_of_file = first_row
+            chunks = read_chunks(file, columns=columns, numeric=_numeric_columns(self.schema))
+            truths = _TruthReader(truth)
+            for table in chunks:
+                where = str(file.path)
+                yield _Part(
+                    table=table,
+                    first_row=first_row,
+                    split_of_row=(
+                        np.full(table.num_rows, split, np.int8)
+                        if split is not None
+                        else self._assign(table, first_row, where)
+                    ),
+                    truth=truths.take(first_row - first_of_file, table.num_rows),
+                    where=where,
+                )
+                first_row += table.num_rows
+                self.progress(phase, first_row)
+        if first_row == 0:
+            raise DataError(f"{self.where}: must hold rows, got a header only.")
+        self.rows = first_row
+
+    def _assign(self, table: pa.Table, first_row: int, where: str) -> NDArray[np.int8]:
+        roles = self.schema.roles
+        if self.by == "time":
+            column = source_column(table, roles.time, where=where)
+            return splits.split_by_time(as_microseconds(column, roles, where=where), self._bounds)
+        if self.by == "user":
+            users = as_codes(source_column(table, roles.user, where=where))
+            return splits.split_by_share(users, self.split)
+        if self.by == "column":
+            column = source_column(table, self.split.column, where=where)
+            place = f"{where}, column {self.split.column!r}"
+            return splits.split_by_column(column, where=place)
+        rows = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
+        return splits.split_by_share(rows, self.split)
+
+
+class _TruthReader:
+    """True probabilities of the simulated market, by range of rows of one file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._table = None if path is None else pq.read_table(path)
+
+    def take(self, start: int, count: int) -> dict[str, NDArray[np.float64]]:
+        if self._table is None:
+            return {}
+        part = self._table.slice(start, count)
+        return {
+            name: combined(part[name]).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in part.column_names
+            if name != "impression_id"
+        }
+
+
+class _LabelCounts:
+    """Positives and observed labels, to refuse a task with labels of one class."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._tasks = schema.tasks
+        self._observed = dict.fromkeys((task.name for task in schema.tasks), 0)
+        self._sum = dict.fromkeys((task.name for task in schema.tasks), 0.0)
+        self._training_rows = 0
+
+    def add(self, labels: Mapping[str, NDArray[np.float32]], training: NDArray[np.bool_]) -> None:
+        self._training_rows += int(training.sum())
+        for name, values in labels.items():
+            known = values[training & ~np.isnan(values)]
+            self._observed[name] += len(known)
+            self._sum[name] += float(known.sum(dtype=np.float64))
+
+    def check(self, where: str) -> None:
+        if not self._training_rows:
+            raise DataError(f"{where}: the training split must hold rows, got none.")
+        for task in self._tasks:
+            count, total = self._observed[task.name], self._sum[task.name]
+            if task.kind == "binary" and total in (0, count):
+                what = "none" if count == 0 else f"only {total / count:g}"
+                raise DataError(
+                    f"{where}, column {task.name!r}: training labels must be of both classes, "
+                    f"got {what} in {count} rows. Check the label, or the split."
+                )
+
+    def rates(self) -> dict[str, float | None]:
+        return {
+            name: self._sum[name] / count if count else None
+            for name, count in self._observed.items()
+        }
+
+
+def _write(writer: DatasetWriter, rows: EncodedRows, part: _Part) -> None:
+    tasks = {task.name for task in writer.schema.tasks}
+    for index, name in enumerate(SPLIT_NAMES):
+        mask = part.split_of_row == index
+        if not mask.any():
+            continue
+        writer.append(name, rows if mask.all() else rows.select(mask))
+        if part.truth:
+            writer.add_truth(name, {t: v[mask] for t, v in part.truth.items() if t in tasks})
+
+
+def _numeric_columns(schema: Schema) -> frozenset[str]:
+    fields = {item.source for item in schema.fields if item.kind == "numeric"}
+    used = {item.source for item in schema.fields if item.kind != "numeric"}
+    return frozenset(fields - used - {schema.roles.time})
+
+
+def _require(
+    wanted: Sequence[str], names: Sequence[str], file: LogFile, *, error: type[Exception]
+) -> None:
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Mend the schema or the log."
+            raise error(f"{file.path}: must hold column {name!r}, got {', '.join(names)}. {hint}")
+
+
+def _ignore(phase: str, rows: int) -> None:
+    pass

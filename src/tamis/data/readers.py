@@ -1,0 +1,301 @@
+"""Raw logs as a stream of tables: CSV, TSV, Parquet and JSON lines, compressed or not."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from tamis.errors import DataError
+
+Format = Literal["csv", "parquet", "json"]
+ROWS_PER_CHUNK = 262_144
+_FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
+_COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
+_DELIMITERS = ",\t;|"
+# What counts as missing in text files; "NA" does not: it is Namibia's code, among others.
+_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
+_SNIFFED_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogFile:
+    """One file of a log."""
+
+    path: Path
+    """Where it is."""
+    format: Format
+    """How to read it."""
+
+
+def discover(source: Path | str | Sequence[Path | str]) -> list[LogFile]:
+    """List the files of a log, in the order in which their rows count.
+
+    Args:
+        source: A file, several files, or a folder; a folder is searched for log files by their
+            endings and sorted by name.
+
+    Raises:
+        DataError: A file is missing, empty or of an unknown ending, or a folder has no logs.
+    """
+    given = [source] if isinstance(source, (str, Path)) else list(source)
+    if not given:
+        raise DataError("source: must name a log file, got none.")
+    files: list[LogFile] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            found = [
+                LogFile(path=file, format=kind)
+                for file in sorted(path.rglob("*"))
+                if file.is_file() and (kind := _format_of(file)) is not None
+                if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+            ]
+            if not found:
+                raise DataError(
+                    f"{path}: must hold log files ({', '.join(_FORMATS)}, with or without "
+                    f"{', '.join(_COMPRESSIONS)}), got none. Name the folder that holds them."
+                )
+            files += found
+            continue
+        if not path.exists():
+            raise DataError(f"{path}: must exist, got no such file. Check the path.")
+        kind = _format_of(path)
+        if kind is None:
+            raise DataError(
+                f"{path}: must end in one of {', '.join(_FORMATS)} (and perhaps "
+                f"{', '.join(_COMPRESSIONS)}), got {''.join(path.suffixes) or 'no ending'!r}."
+            )
+        files.append(LogFile(path=path, format=kind))
+    for file in files:
+        if file.path.stat().st_size == 0:
+            raise DataError(f"{file.path}: must hold rows, got an empty file.")
+    return files
+
+
+def column_names(file: LogFile) -> list[str]:
+    """Names of a file's columns.
+
+    Raises:
+        DataError: The file cannot be read, or two columns have one name.
+    """
+    if file.format == "parquet":
+        names = list(_open_parquet(file.path).schema_arrow.names)
+    elif file.format == "csv":
+        names = _read_header(file.path)[0]
+    else:
+        names = next(read_chunks(file, columns=None, numeric=frozenset())).column_names
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{file.path}: column names must differ, got {name!r} twice.")
+    return names
+
+
+def read_chunks(
+    file: LogFile, *, columns: Sequence[str] | None, numeric: frozenset[str]
+) -> Iterator[pa.Table]:
+    """Stream the rows of a file in tables of about ``ROWS_PER_CHUNK`` rows.
+
+    Text files give every column as a string but those of ``numeric``, which are float64; typed
+    files give their own types. Memory does not grow with the file.
+
+    Args:
+        file: What to read.
+        columns: Columns to read, in any order; None for all.
+        numeric: Columns of a text file that must be numbers.
+
+    Raises:
+        DataError: The file is damaged, or a row or value does not fit; file and row are named.
+    """
+    batches = _BATCHES[file.format](file, columns, numeric)
+    pending: list[pa.RecordBatch] = []
+    rows = 0
+    try:
+        for batch in batches:
+            pending.append(batch)
+            rows += batch.num_rows
+            if rows >= ROWS_PER_CHUNK:
+                yield _table(pending, file, columns)
+                pending, rows = [], 0
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{file.path}: {_explain(str(error))}") from error
+    if rows:
+        yield _table(pending, file, columns)
+
+
+def sample_table(file: LogFile, *, rows: int) -> pa.Table:
+    """The first rows of a file, with types inferred; for schema inference.
+
+    Raises:
+        DataError: The file is damaged or has no rows.
+    """
+    try:
+        if file.format == "parquet":
+            batch = next(_open_parquet(file.path).iter_batches(batch_size=rows), None)
+            table = None if batch is None else pa.Table.from_batches([batch])
+        elif file.format == "csv":
+            table = _sample_csv(file.path, rows)
+        else:
+            table = next(read_chunks(file, columns=None, numeric=frozenset()), None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file.path}: {_explain(str(error))}") from error
+    if table is None or table.num_rows == 0:
+        raise DataError(f"{file.path}: must hold rows, got a header only.")
+    return table.slice(0, rows)
+
+
+def _format_of(path: Path) -> Format | None:
+    name = path.name.lower()
+    for suffix in _COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return _FORMATS.get(Path(name).suffix)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=False, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: must be whole Parquet, got {error}.") from error
+
+
+def _parquet_batches(
+    file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
+) -> Iterator[pa.RecordBatch]:
+    del numeric  # Parquet has types of its own.
+    reader = _open_parquet(file.path)
+    yield from reader.iter_batches(
+        batch_size=ROWS_PER_CHUNK, columns=None if columns is None else list(columns)
+    )
+
+
+def _csv_batches(
+    file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
+) -> Iterator[pa.RecordBatch]:
+    names, delimiter = _read_header(file.path)
+    wanted = names if columns is None else list(columns)
+    types = {name: pa.float64() if name in numeric else pa.string() for name in wanted}
+    with pa.input_stream(str(file.path), compression="detect") as stream:
+        reader = pa.csv.open_csv(
+            stream,
+            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=types,
+                include_columns=wanted,
+                null_values=_NULLS,
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+        yield from reader
+
+
+def _sample_csv(path: Path, rows: int) -> pa.Table:
+    delimiter = _read_header(path)[1]
+    with pa.input_stream(str(path), compression="detect") as stream:
+        reader = pa.csv.open_csv(
+            stream,
+            read_options=pa.csv.ReadOptions(block_size=1 << 22),
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                null_values=_NULLS, strings_can_be_null=True, quoted_strings_can_be_null=True
+            ),
+        )
+        batches: list[pa.RecordBatch] = []
+        for batch in reader:
+            batches.append(batch)
+            if sum(item.num_rows for item in batches) >= rows:
+                break
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _json_batches(
+    file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
+) -> Iterator[pa.RecordBatch]:
+    del numeric  # JSON has types of its own.
+    with pa.input_stream(str(file.path), compression="detect") as stream:
+        reader = pa.json.open_json(
+            stream, read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES)
+        )
+        for batch in reader:
+            yield batch if columns is None else batch.select(list(columns))
+
+
+_BATCHES = {"csv": _csv_batches, "parquet": _parquet_batches, "json": _json_batches}
+
+
+def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] | None) -> pa.Table:
+    table = pa.Table.from_batches(batches)
+    for name in columns or ():
+        if name not in table.column_names:
+            raise DataError(f"{file.path}: must hold column {name!r}, got {table.column_names}.")
+    return table
+
+
+def _read_header(path: Path) -> tuple[list[str], str]:
+    """Names of the columns and the delimiter that cuts the header into most of them."""
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            head = stream.read(_SNIFFED_BYTES)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: must be readable, got {error}.") from error
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            line = head[: error.start].count(b"\n") + 1
+            raise DataError(
+                f"{path}: line {line} must be UTF-8, got byte {head[error.start]:#04x}. "
+                f"Save the file as UTF-8."
+            ) from error
+        text = head[: error.start].decode("utf-8-sig")
+    first = text.split("\n", 1)[0].rstrip("\r")
+    if not first.strip():
+        raise DataError(f"{path}: the first line must name the columns, got an empty line.")
+    counts = {mark: first.count(mark) for mark in _DELIMITERS}
+    delimiter = max(counts, key=lambda mark: counts[mark])
+    if counts[delimiter] == 0:
+        raise DataError(
+            f"{path}: the first line must name at least two columns between ',', tab, ';' or "
+            f"'|', got {first[:80]!r}. Convert the file to one of these delimiters."
+        )
+    names = next(csv.reader([first], delimiter=delimiter))
+    if all(_is_number(name) for name in names):
+        raise DataError(
+            f"{path}: the first line must name the columns, got numbers ({first[:60]!r}). "
+            f"Add a header line."
+        )
+    return names, delimiter
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(message: str) -> str:
+    """Arrow's message with what to do."""
+    if "Expected" in message and "columns" in message:
+        return f"every row must have as many values as the header, got {message}. Mend that row."
+    if "conversion error to string" in message:
+        return f"text must be UTF-8, got {message}. Save the file as UTF-8."
+    if "conversion error" in message:
+        return f"a numeric column must hold numbers, got {message}. Mend it or change its kind."
+    return f"must be readable, got {message}. The file may be cut short or damaged."

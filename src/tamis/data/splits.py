@@ -1,0 +1,110 @@
+"""Which split each row belongs to: by time, by user, at random, or as a column says."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tamis.data.columns import as_categories
+from tamis.data.hashing import hash_integers
+from tamis.errors import ConfigError, DataError
+
+SPLIT_NAMES = ("train", "valid", "test")
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    """How rows are split."""
+
+    by: Literal["auto", "time", "user", "ratio", "column"] = "auto"
+    """``auto``: by time where the schema has a time, else by ratio."""
+    column: str = ""
+    """Column that names each row's split; for ``column`` only."""
+    valid: float = 0.1
+    """Share of rows (or users) for validation, in (0, 1)."""
+    test: float = 0.1
+    """Share of rows (or users) for the test, in [0, 1)."""
+    seed: int = 0
+    """Decides the draw of ``user`` and ``ratio``."""
+
+    def __post_init__(self) -> None:
+        if not (self.valid > 0 and self.test >= 0 and self.valid + self.test < 1):
+            raise ConfigError(
+                f"split: valid > 0, test >= 0 and valid + test < 1 must hold, got {self.valid} "
+                f"and {self.test}."
+            )
+        if (self.by == "column") != bool(self.column):
+            raise ConfigError(
+                f"split: column must be set for by = 'column' and for nothing else, got "
+                f"by={self.by!r} and column={self.column!r}."
+            )
+
+
+def split_by_share(keys: NDArray[np.int64], config: SplitConfig) -> NDArray[np.int8]:
+    """Draw a split for each key; rows of one key stay together.
+
+    Args:
+        keys: (n,) row numbers for ``ratio``, user codes for ``user``.
+        config: Shares and seed.
+
+    Returns:
+        (n,) index into ``SPLIT_NAMES``.
+    """
+    draws = hash_integers(keys, seed=config.seed) / 2.0**64
+    return np.where(
+        draws < config.test, 2, np.where(draws < config.test + config.valid, 1, 0)
+    ).astype(np.int8)
+
+
+def time_bounds(times: NDArray[np.int64], config: SplitConfig) -> tuple[int, int]:
+    """First validation time and first test time; rows of one time stay together.
+
+    Raises:
+        DataError: The times do not suffice for three splits.
+    """
+    count = len(times)
+    first_valid = min(count - 1, round(count * (1 - config.valid - config.test)))
+    first_test = min(count - 1, round(count * (1 - config.test)))
+    ordered = np.partition(times, (first_valid, first_test))
+    valid_from, test_from = int(ordered[first_valid]), int(ordered[first_test])
+    if config.test == 0:
+        test_from = int(times.max()) + 1
+    if not times.min() < valid_from < test_from:
+        raise DataError(
+            f"split by time: times must differ enough for train, valid and test, got "
+            f"{np.unique(times[:1000]).size} different times in {count} rows. Split by ratio."
+        )
+    return valid_from, test_from
+
+
+def split_by_time(times: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.int8]:
+    """Split of each time: before the first bound, before the second, after."""
+    return np.searchsorted(np.asarray(bounds), times, side="right").astype(np.int8)
+
+
+def split_by_column(column: pa.Array, *, where: str) -> NDArray[np.int8]:
+    """Split that a column names.
+
+    Raises:
+        DataError: A value names no split.
+    """
+    categories = as_categories(column)
+    names = [_ALIASES.get(value.lower(), value) for value in categories.values.to_pylist()]
+    for name in names:
+        if name not in SPLIT_NAMES:
+            raise DataError(f"{where}: must name a split (train, valid or test), got {name!r}.")
+    if (categories.codes < 0).any():
+        raise DataError(f"{where}: must name a split in every row, got none in some.")
+    codes = np.array([SPLIT_NAMES.index(name) for name in names], np.int8)
+    return codes[categories.codes]
