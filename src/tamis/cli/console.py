@@ -21,7 +21,6 @@ from tamis.errors import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 EXIT_FAILED = 1

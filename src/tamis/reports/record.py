@@ -22,7 +22,7 @@ class RunRecord:
     history: list[dict[str, Any]]
     """Lines of ``metrics.jsonl``, in order."""
     metrics: dict[str, Any]
-    """``metrics.json``: metrics by split and task, the oracle's and the gap where known."""
+    """``metrics.json``: ``metrics``, ``oracle`` and ``ne_gap``, each by split and task."""
     diagnostics: dict[str, Any]
     """``diagnostics.json``: reliability, slices and importance; empty when not computed."""
 

@@ -1,0 +1,110 @@
+"""What a finished run's report shows beyond its metrics: reliability, slices, importance."""
+
+import itertools
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch
+from tamis.data.dataset import Dataset, Split
+from tamis.data.encoders import Encoders
+from tamis.data.loader import Loader
+from tamis.data.schema import Task
+from tamis.evaluation import evaluate_task, reliability_curve
+from tamis.training.evaluate import Predictor
+from tamis.training.importance import permutation_importance
+from tamis.training.predict import predict
+
+_SLICED_FIELDS = 8
+_MAX_VALUES = 40
+_VALUES_SHOWN = 12
+_IMPORTANCE_BATCH = 8192
+_IMPORTANCE_BATCHES = 4
+
+
+def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -> dict[str, Any]:
+    """Compute what a report needs, as JSON values.
+
+    Args:
+        predictor: The model.
+        dataset: The data.
+        split: Split to look at.
+        seed: Decides the sample and the shuffles of the importance.
+
+    Returns:
+        ``reliability`` and ``slices`` by task, and ``importance`` by field on a sample of at most
+        32,768 rows.
+    """
+    rows = dataset.split(split)
+    predictions = predictor.predict(dataset, split)
+    labels = rows.labels()
+    encoders = Encoders.load(dataset.encoders_path, dataset.schema)
+    reliability: dict[str, Any] = {}
+    slices: dict[str, Any] = {}
+    for index, task in enumerate(dataset.spec.tasks):
+        known = ~np.isnan(labels[:, index])
+        if task.kind != "binary" or np.unique(labels[known, index]).size < 2:
+            continue
+        curve = reliability_curve(labels[:, index], predictions[:, index])
+        reliability[task.name] = [asdict(point) for point in curve]
+        slices[task.name] = _slices(
+            rows, dataset, encoders, labels[:, index], predictions[:, index]
+        )
+    return {
+        "split": split,
+        "reliability": reliability,
+        "slices": slices,
+        "importance": _importance(predictor, dataset, split, seed),
+    }
+
+
+def _slices(
+    rows: Split,
+    dataset: Dataset,
+    encoders: Encoders,
+    labels: NDArray[np.float32],
+    predictions: NDArray[np.float64],
+) -> dict[str, list[dict[str, Any]]]:
+    """Metrics for each frequent value of the fields with few values, by field."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for item in dataset.spec.categorical:
+        names = encoders.category_names(item.name)
+        if names is None or len(names) > _MAX_VALUES or len(result) >= _SLICED_FIELDS:
+            continue
+        ids = rows.ids(item.name)
+        counts = np.bincount(ids, minlength=len(names))
+        entries = []
+        for value in np.argsort(-counts, kind="stable")[:_VALUES_SHOWN].tolist():
+            if counts[value] == 0:
+                continue
+            chosen = ids == value
+            metrics = evaluate_task(labels[chosen], predictions[chosen]).to_json()
+            entries.append({"value": names[value], **metrics})
+        result[item.name] = entries
+    return result
+
+
+def _importance(
+    predictor: Predictor, dataset: Dataset, split: str, seed: int
+) -> list[dict[str, Any]]:
+    loader = Loader(
+        dataset.split(split), dataset.spec, batch_size=_IMPORTANCE_BATCH, seed=seed, prefetch=0
+    )
+    sample = itertools.islice(loader.epoch(0), _IMPORTANCE_BATCHES)
+    tasks: tuple[Task, ...] = dataset.spec.tasks
+
+    def probabilities(batch: Batch) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            return predict(
+                predictor.model,
+                [batch],
+                tasks=tasks,
+                device=predictor.device,
+                precision=predictor.precision,
+            )
+
+    found = permutation_importance(probabilities, sample, dataset.spec, seed=seed)
+    return [{"field": item.field, "ne_increase": dict(item.ne_increase)} for item in found]
