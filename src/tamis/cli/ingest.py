@@ -47,9 +47,7 @@ def ingest(
                 out,
                 labels=label or (),
                 schema=schema,
-                split=split,
-                valid=valid,
-                test=test,
+                split=api.split_config(split, valid=valid, test=test),
                 progress=progress,
             )
         draw_ingest(current, dataset)

@@ -142,32 +142,46 @@ def grouped_auc_of_rows(rows: EvaluatedRows) -> GroupedAuc:
     if rows.groups is None:
         raise DataError("gauc: rows must have groups, got None. Pass the user of each row.")
     code = group_codes(rows.groups)
-    weight = np.ones(rows.rows) if rows.weights is None else rows.weights
-    total = np.bincount(code, weights=weight)
-    positive = np.bincount(code, weights=weight * rows.positive, minlength=total.size)
-    # Sums of weights may round; counting rows with weight tells exactly which classes are there.
-    has_weight = weight > 0
-    num_rows = np.bincount(code[has_weight], minlength=total.size)
-    num_positive = np.bincount(code[has_weight & rows.positive], minlength=total.size)
-    counts = (num_positive > 0) & (num_positive < num_rows)
-    keep = counts[code]
-    present = np.bincount(code, minlength=total.size) > 0
-    skipped = int(np.count_nonzero(present & ~counts))
-    skipped_rows = rows.rows - int(np.count_nonzero(keep))
-    if not counts.any():
-        return GroupedAuc(
-            value=float("nan"), groups=0, skipped_groups=skipped, skipped_rows=skipped_rows
-        )
-    won = _weight_won_by_group(
-        code[keep], rows.predicted[keep], rows.positive[keep], weight[keep], total.size
-    )
-    area = won[counts] / (positive[counts] * (total[counts] - positive[counts]))
+    area, mass = areas_by_group(rows, code)
+    num_rows = np.bincount(code, minlength=area.size)
+    counts = np.isfinite(area)
+    value = float(area[counts] @ mass[counts] / mass[counts].sum()) if counts.any() else np.nan
     return GroupedAuc(
-        value=float(area @ total[counts] / total[counts].sum()),
+        value=value,
         groups=int(np.count_nonzero(counts)),
-        skipped_groups=skipped,
-        skipped_rows=skipped_rows,
+        skipped_groups=int(np.count_nonzero((num_rows > 0) & ~counts)),
+        skipped_rows=int(num_rows[~counts].sum()),
     )
+
+
+def areas_by_group(
+    rows: EvaluatedRows, code: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUC and weight of every group.
+
+    Args:
+        rows: Observed rows.
+        code: (B,) number of each row's group, as :func:`group_codes` gives it.
+
+    Returns:
+        Per group number its AUC, nan without both classes, and the sum of its weights.
+    """
+    num_groups = int(code.max()) + 1 if code.size else 0
+    weight = np.ones(rows.rows) if rows.weights is None else rows.weights
+    # The type checker takes every bincount for counts; the casts change nothing.
+    positive, negative = (
+        np.bincount(code, weights=weight * member, minlength=num_groups).astype(np.float64)
+        for member in (rows.positive, ~rows.positive)
+    )
+    counts = (positive > 0.0) & (negative > 0.0)
+    area = np.full(num_groups, np.nan)
+    keep = counts[code]
+    if keep.any():
+        won = _weight_won_by_group(
+            code[keep], rows.predicted[keep], rows.positive[keep], weight[keep], num_groups
+        )
+        area[counts] = won[counts] / (positive[counts] * negative[counts])
+    return area, positive + negative
 
 
 def group_codes(groups: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -1,0 +1,66 @@
+"""``tamis compare``: is the second run better than the first?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tamis.cli.console import Debug, Json, number, print_table, session
+
+if TYPE_CHECKING:
+    from tamis.evaluation.significance import PairedDifference
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Run that is the baseline.")],
+    second: Annotated[Path, typer.Argument(help="Run that may be better.")],
+    *,
+    split: Annotated[str, typer.Option(help="Split whose predictions are compared.")] = "test",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs on the same rows, with intervals and p-values."""
+    with session("compare", as_json=as_json, debug=debug) as current:
+        from tamis import api
+
+        api.limit_threads()
+        comparisons = api.compare(first, second, split=split)
+        rows = []
+        for item in comparisons:
+            rows.append(_row(f"{item.task} NE", item.ne))
+            rows.append(_row(f"{item.task} AUC", item.auc))
+        print_table(
+            current,
+            title=f"{second} against {first}, {split} split",
+            columns=["metric", "first", "second", "difference", "95 % interval", "p"],
+            rows=rows,
+        )
+        for item in comparisons:
+            current.console.print(f"{item.task}: {_verdict(item.ne)}")
+        current.finish(
+            runs=[first, second],
+            split=split,
+            comparisons={
+                item.task: {"ne": item.ne.to_json(), "auc": item.auc.to_json()}
+                for item in comparisons
+            },
+        )
+
+
+def _row(name: str, difference: "PairedDifference") -> list[str]:
+    return [
+        name,
+        number(difference.baseline, 5),
+        number(difference.candidate, 5),
+        f"{difference.difference:+.5f}",
+        f"[{difference.lower:+.5f}, {difference.upper:+.5f}]",
+        f"{difference.p_value:.2g}",
+    ]
+
+
+def _verdict(difference: "PairedDifference") -> str:
+    if difference.upper < 0:
+        return "the second run is better (its NE is lower, interval below 0)"
+    if difference.lower > 0:
+        return "the second run is worse (its NE is higher, interval above 0)"
+    return "no difference that these rows can show"

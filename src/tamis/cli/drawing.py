@@ -1,0 +1,119 @@
+"""Progress bars and tables of the verbs that work long."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tamis.cli.console import Session, number, print_table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tamis.data.dataset import Dataset
+
+_PHASES = {"times": "reading times", "fit": "fitting encoders", "encode": "encoding"}
+_SECONDS_BETWEEN_DRAWINGS = 0.1
+METRICS = ("ne", "log_loss", "auc", "gauc", "calibration", "ece")
+
+
+@contextlib.contextmanager
+def ingest_progress(current: Session) -> Iterator[Callable[[str, int], None]]:
+    """A bar for each pass over the log; the number of rows is known after the first."""
+    with current.progress() as progress:
+        bars: dict[str, Any] = {}
+        total: list[int] = []
+
+        def draw(phase: str, rows: int) -> None:
+            if phase not in bars:
+                known = max(total) if bars and total else None
+                bars[phase] = progress.add_task(_PHASES[phase], total=known, note="rows")
+            total.append(rows)
+            progress.update(bars[phase], completed=rows)
+
+        yield draw
+
+
+def draw_ingest(current: Session, dataset: "Dataset") -> None:
+    """What was met in each field."""
+    report = dataset.manifest["report"]
+    sizes = dataset.spec.num_rows_by_table
+    rows = []
+    for item in dataset.schema.fields:
+        counts = report["fields"].get(item.name, {})
+        total = max(1, counts.get("rows", 0))
+        rows.append(
+            [
+                item.name,
+                item.kind,
+                f"{sizes[item.name]:,}" if item.name in sizes else item.shares or "-",
+                f"{counts.get('missing', 0) / total:.2%}",
+                f"{counts.get('unknown', 0) / total:.2%}",
+                f"{counts.get('clipped', 0):,}",
+            ]
+        )
+    columns = ["field", "kind", "table rows", "missing", "unknown", "clipped"]
+    print_table(current, title="Fields", columns=columns, rows=rows)
+    if report["times_out_of_order"]:
+        current.console.print(
+            f"{report['times_out_of_order']:,} rows are earlier than the row before them; splits "
+            f"by time are right all the same"
+        )
+
+
+class TrainingDisplay:
+    """Draws a training: a bar, and a line for each evaluation."""
+
+    def __init__(self, current: Session, progress: "Progress") -> None:
+        """Draw into an open progress display."""
+        self._current, self._progress = current, progress
+        self._bar = progress.add_task("steps", total=None, note="")
+        self._drawn = 0.0
+        self._rate = 0.0
+
+    def on_message(self, text: str) -> None:
+        """Print a message."""
+        self._current.console.print(text)
+
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
+        """Move the bar, a few times a second at most."""
+        self._rate = 0.9 * self._rate + 0.1 * rows_per_second if self._rate else rows_per_second
+        now = time.monotonic()
+        if now - self._drawn < _SECONDS_BETWEEN_DRAWINGS:
+            return
+        self._drawn = now
+        note = f"{self._rate:,.0f} rows/s"
+        self._progress.update(self._bar, completed=step, total=total_steps, note=note)
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Print one line of metrics."""
+        parts = [f"step {record['step']:>6,}  loss {record['train_loss']:.4f}"]
+        for task, metrics in record["valid"].items():
+            name = "ne" if "ne" in metrics else "rmse"
+            auc = f" auc {number(metrics.get('auc'))}" if "auc" in metrics else ""
+            parts.append(f"{task}: {name} {number(metrics[name])}{auc}")
+        mark = "  best so far" if record["is_best"] else ""
+        self._current.console.print("  ".join(parts) + mark, highlight=False)
+
+
+def draw_metrics(current: Session, record: Mapping[str, Any], *, title: str) -> None:
+    """Metrics by split and task, and on the market what the true probabilities reach."""
+    rows = []
+    for split, tasks in record["metrics"].items():
+        for task, metrics in tasks.items():
+            if "rmse" in metrics:
+                rows.append([f"{split} {task}", f"{metrics['rows']:,}", *(["-"] * 6), "-"])
+                continue
+            gap = record.get("ne_gap", {}).get(split, {}).get(task)
+            cells = [number(metrics.get(name)) for name in METRICS]
+            rows.append([f"{split} {task}", f"{metrics['rows']:,}", *cells, number(gap)])
+    columns = ["split and task", "rows", "NE", "log loss", "AUC", "GAUC", "calib.", "ECE", "gap"]
+    if all(row[-1] == "-" for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(current, title=title, columns=columns, rows=rows)
+    for split, tasks in record["metrics"].items():
+        for task, metrics in tasks.items():
+            if "rmse" in metrics:
+                current.console.print(f"{split} {task}: RMSE {number(metrics['rmse'])}")
+    if record.get("ne_gap"):
+        current.console.print("gap: NE above that of the true probabilities, the best reachable")

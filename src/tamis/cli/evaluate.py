@@ -1,0 +1,30 @@
+"""``tamis evaluate``: a run's model on a split."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tamis.cli.console import Debug, Json, Threads, session
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Finished run.")],
+    *,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder; the run's own when absent.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a run's model on a split of a dataset."""
+    with session("evaluate", as_json=as_json, debug=debug) as current:
+        from tamis import api
+        from tamis.cli.drawing import draw_metrics
+
+        api.limit_threads(threads)
+        record = api.evaluate(run, data or api.dataset_of(run), split=split)
+        draw_metrics(current, record, title=f"{run} on {split}")
+        current.finish(run=run, **record)

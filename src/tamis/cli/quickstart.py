@@ -1,0 +1,57 @@
+"""``tamis quickstart``: the whole path on the simulated market, in one command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tamis.cli.console import Debug, Json, Threads, session
+from tamis.errors import TamisError
+
+
+def quickstart(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for log, dataset and run.")] = Path(
+        "runs/quickstart"
+    ),
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 500_000,
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
+    seed: Annotated[int, typer.Option(help="Seed of the market and of the training.")] = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate an ad market, train on it, and report against the known optimum.
+
+    Finished steps are not done again; remove the folder to start anew.
+    """
+    with session("quickstart", as_json=as_json, debug=debug) as current:
+        from tamis import api
+        from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
+
+        api.limit_threads(threads)
+        log = out / f"market-{rows}-{seed}"
+        if not (log / "market.json").exists():
+            with current.progress() as bars:
+                bar = bars.add_task("simulating", total=rows, note="impressions")
+                api.simulate(
+                    rows, log, seed=seed, progress=lambda done: bars.update(bar, completed=done)
+                )
+        folder = out / f"dataset-{rows}-{seed}"
+        if not api.is_dataset(folder):
+            with ingest_progress(current) as progress:
+                api.ingest(log, folder, progress=progress)
+        with current.progress() as bars:
+            finished = api.train(
+                folder,
+                model=model,
+                settings=[f"training.seed={seed}", "training.max_epochs=3"],
+                run=out / f"{model}-{rows}-{seed}",
+                observer=TrainingDisplay(current, bars),
+            )
+        if finished.status != "finished":
+            raise TamisError(f"{out}: stopped with a checkpoint; give the command again to go on.")
+        draw_metrics(current, finished.record, title=f"{model} on the simulated market")
+        page = finished.path / "report.html"
+        current.console.print(f"report: {page}", soft_wrap=True)
+        current.finish(run=finished.path, **finished.record)

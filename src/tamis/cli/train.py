@@ -1,0 +1,72 @@
+"""``tamis train``: a dataset, or a raw log, to a trained and measured model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tamis.cli.console import Debug, Json, Threads, session
+from tamis.errors import TamisError
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Dataset folder, or a raw log file or folder.")],
+    *,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Label column of a raw log; repeat for more tasks.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file with a complete configuration.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override such as training.max_epochs=3.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; given again, the run goes on.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Whether to write report.html.")
+    ] = True,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; early stopping looks at the validation split only."""
+    with session("train", as_json=as_json, debug=debug) as current:
+        from tamis import api
+        from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
+
+        api.limit_threads(threads)
+        if api.is_dataset(data):
+            dataset = api.open_dataset(data)
+        else:
+            folder = api.dataset_folder_for(data)
+            inferred = api.schema_of(data, label or ())
+            for field in inferred.schema.fields:
+                current.console.print(f"{field.name}: {field.kind}, {field.reason}")
+            for warning in inferred.warnings:
+                current.console.print(f"warning: {warning}", style="yellow")
+            with ingest_progress(current) as progress:
+                dataset = api.ingest(data, folder, schema=inferred.schema, progress=progress)
+            current.console.print(f"dataset: {folder}")
+        with current.progress() as bars:
+            finished = api.train(
+                dataset,
+                model=model,
+                recipe=recipe,
+                settings=settings or (),
+                run=run,
+                observer=TrainingDisplay(current, bars),
+                report=report,
+            )
+        if finished.status != "finished":
+            raise TamisError(
+                f"{finished.path}: stopped with a checkpoint; give the command with "
+                f"--run {finished.path} to go on."
+            )
+        draw_metrics(current, finished.record, title=f"Run {finished.path}")
+        page = finished.path / "report.html"
+        if page.exists():
+            current.console.print(f"report: {page}", soft_wrap=True)
+        current.finish(run=finished.path, **finished.record)
