@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -53,6 +53,7 @@ def test_equal_predictions_stay_in_one_bin_whatever_their_order() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.booleans())
+@settings(deadline=None)
 def test_curve_holds_every_row_once_and_its_means_add_up(seed, bins, weighted) -> None:
     rng = np.random.default_rng(seed)
     size = int(rng.integers(1, 200))
@@ -73,6 +74,7 @@ def test_curve_holds_every_row_once_and_its_means_add_up(seed, bins, weighted) -
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_calibration_error_is_at_least_the_distance_of_the_means(seed: int) -> None:
     # Triangle inequality: bins cannot hide a bias of the whole.
     rng = np.random.default_rng(seed)

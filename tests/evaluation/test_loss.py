@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -47,6 +47,7 @@ def test_normalised_entropy_with_a_given_base_rate_divides_by_its_entropy_and_sa
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0.1, 10.0))
+@settings(deadline=None)
 def test_normalised_entropy_of_the_base_rate_is_one(positives, negatives, weight) -> None:
     labels = np.repeat([1, 0], [positives, negatives])
     weights = np.repeat([weight, 1.0], [positives, negatives])
@@ -61,11 +62,13 @@ def test_normalised_entropy_of_the_base_rate_is_one(positives, negatives, weight
 
 
 @given(st.floats(0.001, 0.999))
+@settings(deadline=None)
 def test_no_constant_has_a_normalised_entropy_below_one(rate: float) -> None:
     assert normalised_entropy(LABELS, np.full(4, rate)).value >= 1 - 1e-14
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.booleans())
+@settings(deadline=None)
 def test_merged_and_batched_sums_equal_the_whole(seed, num_parts, weighted) -> None:
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random(60) < 0.1, np.nan, rng.random(60) < 0.4)
@@ -152,6 +155,7 @@ def test_certain_mistake_in_logits_is_not_clipped() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(-20, 20)), min_size=1, max_size=50))
+@settings(deadline=None)
 def test_log_loss_from_logits_equals_that_of_probabilities(rows) -> None:
     labels, logits = (np.array(column) for column in zip(*rows, strict=True))
     probabilities = 1 / (1 + np.exp(-logits))

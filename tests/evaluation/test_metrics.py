@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import DataError
@@ -85,6 +85,7 @@ def test_probability_out_of_range_is_refused_by_evaluate_task() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+@settings(deadline=None)
 def test_integer_weights_equal_repeated_rows(seed: int, largest: int) -> None:
     rng = np.random.default_rng(seed)
     labels, probabilities = rng.random(50) < 0.4, np.round(rng.random(50), 1)

@@ -61,6 +61,7 @@ def test_auc_of_one_class_is_refused(labels: list[float]) -> None:
 
 
 @given(scored_rows())
+@settings(deadline=None)
 def test_auc_equals_the_pair_loop_with_and_without_weights(rows) -> None:
     labels, scores, weights = rows
     assert auc(labels, scores) == pytest.approx(
@@ -72,6 +73,7 @@ def test_auc_equals_the_pair_loop_with_and_without_weights(rows) -> None:
 
 
 @given(scored_rows())
+@settings(deadline=None)
 def test_auc_is_unchanged_by_a_monotone_map_and_mirrored_by_negation(rows) -> None:
     labels, scores, weights = rows
     plain = auc(labels, scores, weights=weights)
@@ -102,7 +104,7 @@ def test_grouped_auc_weights_groups_by_rows_and_counts_skipped_ones() -> None:
 
 
 @given(scored_rows(), st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_grouped_auc_equals_a_loop_over_groups(rows, num_groups, seed, weighted) -> None:
     labels, scores, weights = rows
     if not weighted:

@@ -70,7 +70,7 @@ def paired_bootstrap(
         copies: Chamandy et al., Estimating uncertainty for massive data streams, Google 2012.
 
     Differs from the source:
-        Poisson draws come from 16-bit numbers: mean and variance are 1 to within 2e-4.
+        Poisson draws come from 16-bit numbers: mean and variance are 1 to within 3e-4.
     """
     _require_settings(metrics, groups, seed, replicates, confidence)
     before = observed_rows(labels, baseline, weights=weights, groups=groups)

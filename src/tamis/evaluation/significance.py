@@ -131,7 +131,8 @@ def student_p_value(statistic: float, degrees: int) -> float:
     if math.isinf(statistic):
         return 0.0
     square = statistic * statistic
-    return _incomplete_beta(degrees / 2.0, 0.5, degrees / (degrees + square))
+    total = degrees + square
+    return _incomplete_beta(degrees / 2.0, 0.5, degrees / total, square / total)
 
 
 def student_quantile(confidence: float, degrees: int) -> float:
@@ -157,15 +158,15 @@ def student_quantile(confidence: float, degrees: int) -> float:
     return high
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b)."""
-    if x <= 0.0 or x >= 1.0:
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """Regularised incomplete beta function I_x(a, b), given also ``rest`` = 1 - x unrounded."""
+    if x <= 0.0 or rest <= 0.0:
         return 0.0 if x <= 0.0 else 1.0
     if x > (a + 1.0) / (a + b + 2.0):
         # The fraction converges fast only below this point; the mirror image lies there.
-        return 1.0 - _incomplete_beta(b, a, 1.0 - x)
+        return 1.0 - _incomplete_beta(b, a, rest, x)
     log_front = (
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
     )
     return math.exp(log_front) / (a * _beta_fraction(a, b, x))
 
