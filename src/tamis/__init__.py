@@ -1,1 +1,39 @@
-"""tamis."""
+"""tamis: from raw interaction logs to a measured ads-ranking funnel.
+
+The names below are loaded on first use, so that ``import tamis`` is fast.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamis.api import (
+        Run,
+        compare,
+        evaluate,
+        ingest,
+        open_dataset,
+        predict,
+        simulate,
+        train,
+        write_report,
+    )
+
+__all__ = [
+    "Run",
+    "compare",
+    "evaluate",
+    "ingest",
+    "open_dataset",
+    "predict",
+    "simulate",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
+    if name not in __all__:
+        raise AttributeError(f"module 'tamis' has no attribute {name!r}")
+    from tamis import api
+
+    return getattr(api, name)

@@ -334,7 +334,7 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
         )
         rows_seen.append(rows.row)
     predictions = np.concatenate(parts)
-    columns = {"row": np.concatenate(rows_seen)}
+    columns: dict[str, Any] = {"row": np.concatenate(rows_seen)}
     columns |= {f"prediction_{t.name}": predictions[:, i] for i, t in enumerate(spec.tasks)}
     table = pa.table(columns)
     if out is not None:
@@ -367,14 +367,14 @@ def compare(
         if task not in records[1] or records[0][task].get("auc") is None:
             continue
         labels = tables[0][f"label:{task}"].to_numpy()
-        scores = [table[f"prediction:{task}"].to_numpy() for table in tables]
+        old, new = (table[f"prediction:{task}"].to_numpy() for table in tables)
         comparisons.append(
             Comparison(
                 task=task,
                 split=split,
                 metrics=(records[0][task], records[1][task]),
-                auc=delong_test(labels, *scores, groups=users),
-                ne=paired_bootstrap(labels, *scores, users, seed=0, metrics=("ne",))[0],
+                auc=delong_test(labels, old, new, groups=users),
+                ne=paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))[0],
             )
         )
     return comparisons
