@@ -50,9 +50,9 @@ def test_estimates_are_the_metrics_of_all_rows(weighted: bool) -> None:
         assert (result.units, result.replicates) == (80, 100)
 
 
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([np.int32, np.int64]))
+@given(st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_auc_of_a_replicate_equals_the_auc_with_copies_as_weights(seed, weighted, kind) -> None:
+def test_auc_of_a_replicate_equals_the_auc_with_copies_as_weights(seed, weighted) -> None:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([[0, 1], rng.integers(0, 2, 40)])
     scores = rng.integers(0, 8, 42) / 8
@@ -64,7 +64,7 @@ def test_auc_of_a_replicate_equals_the_auc_with_copies_as_weights(seed, weighted
     rows = observed_rows(labels, scores, weights=weights)
     order = bootstrap._RocOrder.of(rows, unit)
     mass = copies[unit] * (1.0 if weights is None else weights)
-    assert order.auc(copies.astype(kind)) == pytest.approx(
+    assert order.auc(copies.astype(np.uint8)) == pytest.approx(
         auc(labels, scores, weights=mass), abs=1e-12
     )
 

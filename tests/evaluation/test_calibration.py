@@ -105,6 +105,17 @@ def test_wilson_interval_equals_scipy(happened: int, rows: int) -> None:
     assert upper == pytest.approx(wanted.high, abs=1e-12)
 
 
+def test_interval_of_weighted_rows_is_that_of_their_effective_number() -> None:
+    # Weights 1 (90 rows) and 3 (10 rows): 120**2 / (90 + 90) = 80 effective rows, 24 of 120 happen,
+    # which is the interval of 16 of 80.
+    labels = np.repeat([1, 0, 1, 0], [15, 75, 3, 7])
+    weights = np.repeat([1.0, 3.0], [90, 10])
+    (part,) = reliability_curve(labels, np.full(100, 0.2), weights=weights)
+    wanted = binomtest(16, 80).proportion_ci(0.95, method="wilson")
+    assert part.observed == pytest.approx(0.2)
+    assert (part.lower, part.upper) == pytest.approx((wanted.low, wanted.high))
+
+
 def test_bins_and_confidence_out_of_range_are_refused() -> None:
     with pytest.raises(DataError, match=r"got bins=0, confidence=0\.95"):
         reliability_curve([1, 0], [0.5, 0.5], bins=0)

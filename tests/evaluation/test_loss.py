@@ -80,11 +80,10 @@ def test_merged_and_batched_sums_equal_the_whole(seed, num_parts, weighted) -> N
     batched = LogLossAccumulator()
     for index in range(num_parts):
         member = part == index
-        given_weights = None if weights is None else weights[member]
+        part_weights = None if weights is None else weights[member]
         shard = LogLossAccumulator()
-        if given_weights is None or given_weights.any() or not member.any():
-            shard.update(labels[member], probabilities[member], weights=given_weights)
-            batched.update(labels[member], probabilities[member], weights=given_weights)
+        shard.update(labels[member], probabilities[member], weights=part_weights)
+        batched.update(labels[member], probabilities[member], weights=part_weights)
         merged = merged.merge(shard)
     whole = normalised_entropy(labels, probabilities, weights=weights)
     for sums in (merged, batched):
@@ -146,6 +145,8 @@ def test_certain_mistake_is_clipped_counted_and_costs_27_6_nats() -> None:
     assert sums.clipped == 1
     # -ln 1e-12 = 27.631; plus ln 2, over two rows.
     assert sums.log_loss() == pytest.approx((12 * math.log(10) + math.log(2)) / 2)
+    # 1 - (1 - 1e-12) is 1e-12 to four digits only.
+    assert log_loss([0, 0], [1.0, 0.5]) == pytest.approx(sums.log_loss(), rel=1e-5)
 
 
 def test_certain_mistake_in_logits_is_not_clipped() -> None:
@@ -171,8 +172,17 @@ def test_infinite_logits_are_refused() -> None:
 
 
 def test_log_loss_without_observed_rows_is_refused() -> None:
-    with pytest.raises(DataError, match="at least one row must be observed, got 0 of 2"):
+    with pytest.raises(DataError, match="got weight 0 over 0 observed and 2 unobserved rows"):
         log_loss([np.nan, np.nan], [0.5, 0.5])
+
+
+def test_batch_without_weight_adds_rows_but_no_loss() -> None:
+    sums = LogLossAccumulator()
+    sums.update([1, 0], [0.5, 0.5], weights=[0.0, 0.0])
+    with pytest.raises(DataError, match="got weight 0 over 2 observed and 0 unobserved rows"):
+        sums.log_loss()
+    sums.update([1], [0.25], weights=[2.0])
+    assert (sums.rows, sums.log_loss()) == (3, pytest.approx(math.log(4)))
 
 
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0]])

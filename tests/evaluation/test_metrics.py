@@ -84,6 +84,11 @@ def test_probability_out_of_range_is_refused_by_evaluate_task() -> None:
         evaluate_task([1, 0], [0.5, 1.25])
 
 
+def test_weights_that_are_all_zero_are_refused_by_evaluate_task() -> None:
+    with pytest.raises(DataError, match="positive sum, got 0 over 2 observed rows"):
+        evaluate_task([1, 0], [0.5, 0.5], weights=[0.0, 0.0])
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 @settings(deadline=None)
 def test_integer_weights_equal_repeated_rows(seed: int, largest: int) -> None:

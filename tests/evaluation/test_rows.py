@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tamis.errors import DataError
-from tamis.evaluation.rows import observed_rows, require_both_classes
+from tamis.evaluation.rows import observed_rows, require_both_classes, require_weight
 
 
 def test_observed_rows_leave_out_and_count_nan_labels_with_their_weights_and_groups() -> None:
@@ -63,7 +63,7 @@ def test_scores_may_be_infinite_but_not_nan() -> None:
 
 def test_weights_that_sum_to_zero_are_refused() -> None:
     with pytest.raises(DataError, match="positive sum, got 0 over 2 observed rows"):
-        observed_rows([1, 0, np.nan], [0.5, 0.5, 0.5], weights=[0.0, 0.0, 1.0])
+        require_weight(observed_rows([1, 0, np.nan], [0.5] * 3, weights=[0.0, 0.0, 1.0]))
 
 
 def test_columns_of_unequal_length_or_rank_are_refused() -> None:

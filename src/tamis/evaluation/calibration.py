@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tamis.errors import DataError
-from tamis.evaluation.rows import EvaluatedRows, observed_rows
+from tamis.evaluation.rows import EvaluatedRows, observed_rows, require_weight
 
 DEFAULT_BINS = 20
 """Bins of equal weight for the calibration error and the reliability curve."""
@@ -134,6 +134,7 @@ def reliability_curve(
         DataError: A value has no meaning, or no label was observed.
     """
     rows = observed_rows(labels, probabilities, weights=weights)
+    require_weight(rows)
     if rows.rows == 0:
         raise DataError(
             f"reliability curve: at least one row must be observed, got 0 of {rows.unobserved}. "

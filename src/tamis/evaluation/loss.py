@@ -305,8 +305,9 @@ class LogLossAccumulator:
     def _weight(self) -> float:
         if self._sums[1] <= 0.0:
             raise DataError(
-                f"log loss: at least one row must be observed, got 0 of {self.unobserved}. "
-                "Evaluate on rows whose label is known."
+                f"log loss: a row with weight must be observed, got weight 0 over {self.rows} "
+                f"observed and {self.unobserved} unobserved rows. Evaluate on rows whose label is "
+                "known."
             )
         return float(self._sums[1])
 

@@ -12,7 +12,7 @@ from tamis.evaluation.calibration import (
 )
 from tamis.evaluation.loss import entropy, row_log_losses
 from tamis.evaluation.ranking import auc_of_rows, grouped_auc_of_rows
-from tamis.evaluation.rows import EvaluatedRows, observed_rows
+from tamis.evaluation.rows import EvaluatedRows, observed_rows, require_weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ def evaluate_task(
 
     Raises:
         DataError: A value has no meaning: probabilities outside [0, 1] or NaN, labels other than
-            0, 1 and NaN, negative weights, columns of unequal length.
+            0, 1 and NaN, negative weights or weights that are all 0, columns of unequal length.
 
     Example:
         >>> metrics = evaluate_task([1, 0, 0, 0], [0.7, 0.1, 0.1, 0.1])
@@ -93,6 +93,7 @@ def evaluate_task(
         (0.29909, 1.0, 1.0)
     """
     rows = observed_rows(labels, probabilities, weights=weights, groups=groups)
+    require_weight(rows)
     return metrics_of_rows(rows)
 
 
@@ -100,7 +101,7 @@ def metrics_of_rows(rows: EvaluatedRows) -> TaskMetrics:
     """Metrics of rows that were checked already.
 
     Args:
-        rows: Observed rows.
+        rows: Observed rows, not all of weight 0.
 
     Returns:
         As :func:`evaluate_task` gives them.

@@ -121,14 +121,25 @@ def observed_rows(
         label, score = label[seen], score[seen]
         weight = None if weight is None else weight[seen]
         group = None if group is None else group[seen]
-    if weight is not None and label.size and not weight.any():
-        raise DataError(
-            f"weights: must have a positive sum, got 0 over {label.size} observed rows. "
-            "Leave the weights out, or drop the task."
-        )
     return EvaluatedRows(
         positive=label == 1, predicted=score, weights=weight, groups=group, unobserved=unobserved
     )
+
+
+def require_weight(rows: EvaluatedRows) -> None:
+    """Refuses rows of which none counts; a single batch may be such, a whole split may not.
+
+    Args:
+        rows: The observed rows.
+
+    Raises:
+        DataError: There are rows, and the weight of each is 0.
+    """
+    if rows.weights is not None and rows.rows and not rows.weights.any():
+        raise DataError(
+            f"weights: must have a positive sum, got 0 over {rows.rows} observed rows. "
+            "Leave the weights out, or drop the task."
+        )
 
 
 def require_both_classes(rows: EvaluatedRows, metric: str) -> None:
