@@ -1,0 +1,243 @@
+"""What every ranker must do. Call :func:`check_model` from a test of your own model.
+
+Each check raises ``AssertionError`` with what it saw; none needs a test framework.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tamis import config
+from tamis.data.batch import Batch, Jagged
+from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
+from tamis.models.output import Output
+
+_ROWS = 40
+_VALUES = 50
+
+Build = Callable[[InputSpec], nn.Module]
+
+
+def check_model(config_class: Any, model_class: Any) -> None:  # noqa: ANN401  (any config, model)
+    """Run every check on a model with its default config.
+
+    Args:
+        config_class: Its config dataclass, whose defaults are a valid model.
+        model_class: Called with (config, spec).
+
+    Raises:
+        AssertionError: The model breaks a promise; the message says which.
+    """
+    settings = config_class()
+
+    def build(spec: InputSpec) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return model_class(settings, spec)  # type: ignore[no-any-return]
+
+    rebuilt = config.from_table(config_class, config.to_table(settings))
+    assert rebuilt == settings, f"config must survive a round trip, got {rebuilt}"
+    for spec in example_specs():
+        check_shape(build, spec)
+        check_rows_are_independent(build, spec)
+        check_same_seed_same_result(build, spec)
+        check_forward_writes_nothing(build, spec)
+    spec = example_spec(num_tasks=2)
+    check_gradients(build, spec)
+    check_sparse_gradients(build, spec)
+    check_empty_histories(build, spec)
+    check_state_dict(build, spec)
+    check_bfloat16(build, spec)
+
+
+def example_spec(
+    *, num_tasks: int = 1, num_numeric: int = 2, num_categorical: int = 3, sequences: bool = True
+) -> InputSpec:
+    """A small spec; the sequence group has two columns, which share tables with fields."""
+    names = [f"field{index}" for index in range(num_categorical)]
+    tables = [Table(name=name, num_rows=_VALUES) for name in names]
+    groups: tuple[SequenceInput, ...] = ()
+    if sequences:
+        owners = (names * 2)[:2] or ["events", "events"]
+        if not names:
+            tables = [Table(name="events", num_rows=_VALUES)]
+        groups = (
+            SequenceInput(
+                name="history", fields=("past0", "past1"), tables=tuple(owners), max_length=5
+            ),
+        )
+    sides = ("user", "item", "context")
+    return InputSpec(
+        numeric=tuple(f"number{index}" for index in range(num_numeric)),
+        categorical=tuple(
+            CategoricalInput(name=name, table=name, side=sides[index % 3])  # type: ignore[arg-type]
+            for index, name in enumerate(names)
+        ),
+        sequences=groups,
+        tables=tuple(tables),
+        tasks=tuple(Task(name=f"task{index}") for index in range(num_tasks)),
+    )
+
+
+def example_specs() -> Iterator[InputSpec]:
+    """Specs with and without each kind of input, and with one task and three."""
+    yield example_spec()
+    yield example_spec(num_tasks=3)
+    yield example_spec(num_numeric=0)
+    yield example_spec(sequences=False)
+    yield example_spec(num_numeric=0, sequences=False)
+    yield example_spec(num_categorical=0)
+
+
+def example_batch(spec: InputSpec, *, rows: int = _ROWS, seed: int = 0, longest: int = 4) -> Batch:
+    """Random rows; histories hold 0 to ``longest`` events."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = {}
+    for group in spec.sequences:
+        lengths = torch.randint(0, longest + 1, (rows,), generator=generator)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shape = (int(offsets[-1]), len(group.fields))
+        values = torch.randint(0, _VALUES, shape, generator=generator, dtype=torch.int32)
+        sequences[group.name] = Jagged(values=values, offsets=offsets)
+    shape = (rows, len(spec.categorical))
+    labels = torch.randint(0, 2, (rows, len(spec.tasks)), generator=generator)
+    return Batch(
+        numeric=torch.randn(rows, len(spec.numeric), generator=generator),
+        ids=torch.randint(0, _VALUES, shape, generator=generator, dtype=torch.int32),
+        labels=labels.float(),
+        weights=torch.ones(rows),
+        sequences=sequences,
+    )
+
+
+def take_rows(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch, in the given order."""
+    sequences = {}
+    for name, jagged in batch.sequences.items():
+        bounds = [(int(jagged.offsets[row]), int(jagged.offsets[row + 1])) for row in rows]
+        values = [jagged.values[start:stop] for start, stop in bounds]
+        lengths = torch.tensor([0] + [stop - start for start, stop in bounds])
+        sequences[name] = Jagged(values=torch.cat(values), offsets=lengths.cumsum(0))
+    return Batch(
+        numeric=batch.numeric[rows],
+        ids=batch.ids[rows],
+        labels=batch.labels[rows],
+        weights=batch.weights[rows],
+        sequences=sequences,
+    )
+
+
+def check_shape(build: Build, spec: InputSpec) -> None:
+    """Logits are (B, T), finite, and real gradients flow from them."""
+    output = build(spec)(example_batch(spec))
+    assert isinstance(output, Output), f"forward must return an Output, got {type(output)}"
+    expected = (_ROWS, len(spec.tasks))
+    assert output.logits.shape == expected, f"logits must be {expected}, got {output.logits.shape}"
+    assert output.logits.isfinite().all(), "logits must be finite"
+    assert output.logits.requires_grad, "logits must carry gradients"
+
+
+def check_rows_are_independent(build: Build, spec: InputSpec) -> None:
+    """In evaluation mode a row's logits do not depend on the rows beside it."""
+    model = build(spec).eval()
+    batch = example_batch(spec)
+    rows = [3, 17, 0, 39]
+    with torch.inference_mode():
+        whole = model(batch).logits[rows]
+        some = model(take_rows(batch, rows)).logits
+        single = torch.cat([model(take_rows(batch, [row])).logits for row in rows])
+    assert torch.allclose(whole, some, atol=1e-5), "a row must not depend on its batch"
+    assert torch.allclose(whole, single, atol=1e-5), "a row alone must give the same logits"
+
+
+def check_same_seed_same_result(build: Build, spec: InputSpec) -> None:
+    """Two models of one seed are one model."""
+    batch = example_batch(spec)
+    first, second = (build(spec).eval()(batch).logits for _ in range(2))
+    assert torch.equal(first, second), "the same seed must give the same logits"
+
+
+def check_forward_writes_nothing(build: Build, spec: InputSpec) -> None:
+    """``forward`` leaves no attribute behind on any module."""
+    model = build(spec).eval()
+    before = [sorted(module.__dict__) for module in model.modules()]
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    model(example_batch(spec))
+    after = [sorted(module.__dict__) for module in model.modules()]
+    assert before == after, "forward must not write on self"
+    for name, value in model.named_buffers():
+        assert torch.equal(value, buffers[name]), f"forward must not change buffer {name}"
+
+
+def check_gradients(build: Build, spec: InputSpec) -> None:
+    """After one step away from the start every parameter has a gradient that is not 0."""
+    model = build(spec).train()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    batch = example_batch(spec, rows=200)
+    _loss(model(batch), batch.labels).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            continue
+        assert parameter.grad is not None, f"{name} must get a gradient"
+        values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+        assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0"
+
+
+def check_sparse_gradients(build: Build, spec: InputSpec) -> None:
+    """Gradients of merged tables are sparse and hold rows of the batch only."""
+    model = build(spec)
+    batch = example_batch(spec, rows=4)
+    _loss(model(batch), batch.labels).backward()
+    looked_up = batch.ids.numel() + sum(item.values.numel() for item in batch.sequences.values())
+    for name, parameter in model.named_parameters():
+        if not name.endswith("tables.weight"):
+            continue
+        assert parameter.grad is not None, f"{name} must get a gradient"
+        assert parameter.grad.is_sparse, f"{name} must get a sparse gradient"
+        assert parameter.grad._nnz() <= looked_up, f"{name}: only rows of the batch may have one"
+
+
+def check_empty_histories(build: Build, spec: InputSpec) -> None:
+    """A batch without any event, and rows of one event, give finite logits and gradients."""
+    for longest in (0, 1):
+        model = build(spec)
+        batch = example_batch(spec, longest=longest)
+        output = model(batch)
+        assert output.logits.isfinite().all(), "empty histories must give finite logits"
+        _loss(output, batch.labels).backward()
+
+
+def check_state_dict(build: Build, spec: InputSpec) -> None:
+    """Weights saved and loaded give the same logits."""
+    batch = example_batch(spec)
+    first, second = build(spec).eval(), build(spec).eval()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.1)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(batch).logits, second(batch).logits), "weights must carry over"
+
+
+def check_bfloat16(build: Build, spec: InputSpec) -> None:
+    """Under bfloat16 autocast logits and gradients are finite."""
+    model = build(spec)
+    batch = example_batch(spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch)
+    assert output.logits.isfinite().all(), "bfloat16 logits must be finite"
+    _loss(output, batch.labels).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            assert parameter.grad.isfinite().all(), f"{name}: bfloat16 gradient must be finite"
+
+
+def _loss(output: Output, labels: Tensor) -> Tensor:
+    total = nn.functional.binary_cross_entropy_with_logits(output.logits.float(), labels)
+    for auxiliary in output.auxiliary_losses.values():
+        total = total + auxiliary
+    return total

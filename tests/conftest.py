@@ -1,0 +1,88 @@
+"""Datasets that several test files share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.schema import (
+    CategoricalInput,
+    Field,
+    InputSpec,
+    Roles,
+    Schema,
+    SequenceInput,
+    Table,
+    Task,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def schema() -> Schema:
+    return Schema(
+        fields=(
+            Field(name="user", kind="categorical", side="user"),
+            Field(name="item", kind="categorical", side="item"),
+            Field(name="price", kind="numeric"),
+            Field(name="past", kind="sequence", shares="item"),
+        ),
+        tasks=(Task(name="click"), Task(name="buy", observed_when="click")),
+        roles=Roles(user="user"),
+    )
+
+
+@pytest.fixture
+def spec() -> InputSpec:
+    return InputSpec(
+        numeric=("price",),
+        categorical=(
+            CategoricalInput(name="user", table="user", side="user"),
+            CategoricalInput(name="item", table="item", side="item"),
+        ),
+        sequences=(SequenceInput(name="past", fields=("past",), tables=("item",), max_length=50),),
+        tables=(Table(name="user", num_rows=40), Table(name="item", num_rows=30)),
+        tasks=(Task(name="click"), Task(name="buy", observed_when="click")),
+    )
+
+
+def random_rows(count: int, seed: int, first_row: int = 0) -> EncodedRows:
+    """Rows whose click depends on user and item, so that a model can learn something."""
+    generator = np.random.default_rng(seed)
+    users = generator.integers(1, 40, count).astype(np.int32)
+    items = generator.integers(1, 30, count).astype(np.int32)
+    lengths = generator.integers(0, 4, count).astype(np.int64)
+    past = generator.integers(0, 30, int(lengths.sum())).astype(np.int32)
+    click = (generator.random(count) < 0.15 + 0.7 * ((users + items) % 2)).astype(np.float32)
+    buy = (generator.random(count) < 0.3).astype(np.float32)
+    return EncodedRows(
+        row=np.arange(first_row, first_row + count),
+        numeric={"price": generator.standard_normal(count).astype(np.float32)},
+        ids={"user": users, "item": items},
+        sequences={"past": (past[:, None], lengths)},
+        labels={"click": click, "buy": np.where(click == 1, buy, np.nan).astype(np.float32)},
+        roles={"user": users.astype(np.int64)},
+    )
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path, schema: Schema, spec: InputSpec) -> Callable[..., Dataset]:
+    """Write a dataset of random rows with an (empty) encoders folder."""
+
+    def make(train: int = 600, valid: int = 200, test: int = 200, name: str = "data") -> Dataset:
+        with DatasetWriter(tmp_path / name, schema, spec) as writer:
+            (writer.encoders_path / "encoders.json").write_text("{}")
+            sizes = {"train": train, "valid": valid, "test": test}
+            for seed, (split, count) in enumerate(sizes.items()):
+                if count:
+                    writer.append(split, random_rows(count, seed, first_row=10_000 * seed))
+            return writer.finish({})
+
+    return make
