@@ -8,11 +8,6 @@ from tamis.evaluation.calibration import (
     reliability_curve,
 )
 from tamis.evaluation.delong import delong_test
-from tamis.evaluation.importance import (
-    ColumnImportance,
-    PredictShuffled,
-    permutation_importance,
-)
 from tamis.evaluation.loss import (
     LogLossAccumulator,
     NormalisedEntropy,
@@ -31,7 +26,6 @@ from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
 __all__ = [
     "AucEstimate",
     "BootstrapMetric",
-    "ColumnImportance",
     "GroupedAuc",
     "LogLossAccumulator",
     "NormalisedEntropy",
@@ -57,7 +51,6 @@ __all__ = [
     "oracle_metrics",
     "paired_bootstrap",
     "paired_t_test",
-    "permutation_importance",
     "reliability_curve",
     "slice_table",
     "summarise_seeds",
