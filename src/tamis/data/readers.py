@@ -132,7 +132,8 @@ def read_chunks(
                 yield _table(pending, file, columns)
                 pending, rows = [], 0
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{file.path}: {_explain(str(error))}") from error
+        message = _with_row(str(error), file, columns, numeric)
+        raise DataError(f"{file.path}: {_explain(message)}") from error
     if rows:
         yield _table(pending, file, columns)
 
@@ -183,7 +184,11 @@ def _parquet_batches(
 
 
 def _csv_batches(
-    file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
+    file: LogFile,
+    columns: Sequence[str] | None,
+    numeric: frozenset[str],
+    *,
+    use_threads: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     names, delimiter = _read_header(file.path)
     wanted = names if columns is None else list(columns)
@@ -191,7 +196,7 @@ def _csv_batches(
     with pa.input_stream(str(file.path), compression="detect") as stream:
         reader = pa.csv.open_csv(
             stream,
-            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=use_threads),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
                 column_types=types,
@@ -288,6 +293,20 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _with_row(
+    message: str, file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
+) -> str:
+    """Arrow's message with the row: it counts rows only when it reads with one thread."""
+    if file.format != "csv" or "Row #" in message:
+        return message
+    try:
+        for _ in _csv_batches(file, columns, numeric, use_threads=False):
+            pass
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return message
 
 
 def _explain(message: str) -> str:

@@ -1,0 +1,159 @@
+"""Datasets on disk: what is written is read back, and damage is found."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tamis.data import dataset as dataset_module
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.schema import InputSpec, Schema
+from tamis.errors import ArtifactError, DataError
+
+
+def _rows(count: int, first: int = 0) -> EncodedRows:
+    lengths = np.arange(count) % 3
+    return EncodedRows(
+        row=np.arange(first, first + count),
+        numeric={"price": np.arange(count, dtype=np.float32)},
+        ids={
+            "user": np.arange(count, dtype=np.int32) % 40,
+            "item": np.arange(count, dtype=np.int32) % 30,
+        },
+        sequences={"past": (np.arange(int(lengths.sum()), dtype=np.int32)[:, None], lengths)},
+        labels={
+            "click": (np.arange(count) % 2).astype(np.float32),
+            "buy": np.full(count, np.nan, np.float32),
+        },
+        roles={"user": np.arange(count, dtype=np.int64)},
+    )
+
+
+def test_rows_are_read_back_across_record_batches(
+    tmp_path: Path, schema: Schema, spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "ROWS_PER_RECORD_BATCH", 7)
+    with DatasetWriter(tmp_path / "d", schema, spec) as writer:
+        writer.append("train", _rows(10))
+        writer.append("train", _rows(10, first=10))
+        split = writer.finish({}).split("train")
+
+    assert split.num_rows == 20
+    assert split.rows().tolist() == list(range(20))
+    assert split.ids("user").tolist() == list(range(10)) * 2
+    assert split.numeric("price").tolist() == [float(v) for v in range(10)] * 2
+    assert split.labels()[:, 0].tolist() == [0.0, 1.0] * 10
+    assert np.isnan(split.labels()[:, 1]).all()
+    values, lengths = split.columns.read_jagged("past", 5, 16)
+    # Rows 5..9 of the first ten have lengths 2 0 1 2 0; rows 0..5 of the next 0 1 2 0 1 2.
+    assert lengths.tolist() == [2, 0, 1, 2, 0, 0, 1, 2, 0, 1, 2]
+    assert values.tolist() == [4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5]
+
+
+def test_the_same_rows_give_the_same_fingerprint(
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    first, second, other = (
+        make_dataset(name="a"),
+        make_dataset(name="b"),
+        make_dataset(601, name="c"),
+    )
+
+    assert first.fingerprint == second.fingerprint != other.fingerprint
+
+
+def test_arrow_readers_see_one_column_per_field(make_dataset: Callable[..., Dataset]) -> None:
+    path = make_dataset().path / "splits" / "train" / "data.arrow"
+
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+
+    assert table.column_names[:4] == ["user", "item", "price", "past"]
+    assert table.schema.field("past").type == pa.list_(pa.int32())
+
+
+def test_writer_refuses_a_folder_with_files(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mine.txt").write_text("keep")
+
+    with pytest.raises(DataError, match="must not exist or be empty"):
+        DatasetWriter(tmp_path / "d", schema, spec)
+    assert (tmp_path / "d" / "mine.txt").read_text() == "keep"
+
+
+def test_failed_write_leaves_nothing_behind(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    def write() -> None:
+        with DatasetWriter(tmp_path / "d", schema, spec) as writer:
+            writer.append("train", _rows(5))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_said_and_leaves_nothing_behind(
+    tmp_path: Path, schema: Schema, spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pa.ipc, "new_file", full)
+
+    def write() -> None:
+        with DatasetWriter(tmp_path / "d", schema, spec) as writer:
+            writer.append("train", _rows(5))
+            writer.finish({})
+
+    with pytest.raises(ArtifactError, match=r"must fit on the disk, got No space left"):
+        write()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_file_is_found_when_opened(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset()
+    path = dataset.path / "splits" / "valid" / "data.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ArtifactError, match=r"valid.data.arrow: must hold \d+ bytes"):
+        Dataset.open(dataset.path)
+
+
+def test_altered_byte_is_found_when_verified(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset()
+    path = dataset.path / "splits" / "train" / "data.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    Dataset.open(dataset.path)
+    with pytest.raises(ArtifactError, match=r"train.data.arrow: must have sha256"):
+        Dataset.open(dataset.path, verify=True)
+
+
+def test_missing_split_names_the_ones_there_are(make_dataset: Callable[..., Dataset]) -> None:
+    with pytest.raises(DataError, match="must have a split 'dev', got train, valid, test"):
+        make_dataset().split("dev")
+
+
+def test_encoded_rows_must_be_as_long_as_each_other() -> None:
+    with pytest.raises(DataError, match="user: must hold 3 rows, got 2"):
+        EncodedRows(row=np.arange(3), ids={"user": np.zeros(2, np.int32)})
+
+
+def test_select_keeps_histories_with_their_rows() -> None:
+    rows = _rows(6).select(np.array([False, True, True, False, False, True]))
+
+    # Lengths of rows 1, 2, 5 are 1, 2, 2; their events are 0, then 1 2, then 4 5.
+    values, lengths = rows.sequences["past"]
+    assert lengths.tolist() == [1, 2, 2]
+    assert values[:, 0].tolist() == [0, 1, 2, 4, 5]
