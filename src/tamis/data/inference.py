@@ -23,7 +23,7 @@ _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?i
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
-_SEPARATORS = "|,; "
+_SEPARATORS = "|,;"
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
 _FEW_VALUES = 64
@@ -233,7 +233,7 @@ def _infer_text_field(name: str, column: pa.Array, distinct: int) -> Field:
             continue
         parts = pc.split_pattern(texts, separator).flatten()
         words = int(pc.count_distinct(parts).as_py())
-        if words <= max(2, distinct) and words < 0.5 * len(parts) and separator != " ":
+        if words <= 2 * distinct and words < 0.5 * len(parts):
             reason = f"strings of {words} different parts between {separator!r}"
             return Field(name=name, kind="sequence", separator=separator, reason=reason)
     if _mean_words(column) >= 4 and distinct > _FEW_VALUES:

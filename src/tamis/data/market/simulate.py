@@ -214,7 +214,7 @@ class _Market:
         score = value[candidates] + np.float32(0.5 / rules.taste_dim**0.5) * known + noise
         random = generator.random(len(user)) < rules.exploration
         score[random] = noise[random]
-        # Candidates are drawn with replacement; an ad stands once in a slate.
+        # Candidates are drawn with replacement; a repeated one comes after all others.
         score[:, 1:][candidates[:, 1:] == candidates[:, :-1]] -= 1e3
         order = np.argsort(-score, axis=1, kind="stable")[:, : rules.slate]
         return np.take_along_axis(candidates, order, axis=1)
