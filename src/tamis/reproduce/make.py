@@ -63,7 +63,7 @@ def make_table(
     for model in table.models:
         if not (recipes / name / f"{model}.toml").exists():
             raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
-    dataset = _dataset(table, data, work)
+    dataset = table_dataset(table, data, work)
     cells = cells_of(table, work / name)
     done: list[Cell] = []
 
@@ -93,7 +93,12 @@ def make_table(
     return MadeTable(path=path, columns=columns, display_rows=display, claims=claims)
 
 
-def _dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
+def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
+    """Folder of a table's dataset below ``work``, made if it is not there yet.
+
+    Raises:
+        DataError: The public set is not at hand.
+    """
     folder = work / "datasets" / table.dataset.replace(":", "-")
     if api.is_dataset(folder):
         return folder

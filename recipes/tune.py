@@ -1,0 +1,168 @@
+"""Choose the recipes of a table: the same number of random trials for every model.
+
+    python recipes/tune.py criteo-attribution --trials 6 --workers 1
+
+Each trial draws the settings that all models share (optimizer, step sizes, regularisation, batch
+size) and the model's own, trains on the training split with seed 0, and is judged by the AUC on the
+validation split; the test split is never read. The best trial becomes
+``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial. Finished
+trials are not done again.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tamis import api, artifacts, config
+from tamis.data.dataset import Dataset
+from tamis.reproduce.make import table_dataset
+from tamis.reproduce.tables import TABLES
+
+# Widths that a table's data ask for; the same for all of its models.
+SIZES: dict[str, dict[str, Any]] = {
+    "frappe": {"embedding_dim": 10, "units": [400, 400, 400], "batch": [2048, 4096, 8192]},
+    "movielens1m": {"embedding_dim": 10, "units": [400, 400, 400], "batch": [2048, 4096, 8192]},
+    "criteo-attribution": {"embedding_dim": 8, "units": [64, 64], "batch": [1024, 2048, 4096]},
+    "market": {"embedding_dim": 16, "units": [256, 128], "batch": [4096]},
+}
+
+
+def draw(model: str, table: str, trial: int) -> dict[str, Any]:
+    """Settings of one trial, as a recipe; the draw depends on its three arguments only."""
+    generator = random.Random(f"{table}/{model}/{trial}")
+    sizes, pick = SIZES[table], generator.choice
+    kind = pick(["adam", "adam", "rowwise_adagrad"])
+    rates = [5e-4, 1e-3, 3e-3] if kind == "adam" else [0.01, 0.02, 0.05]
+    recipe = {
+        "model": {"name": model},
+        "optimizer": {
+            "embedding": kind,
+            "embedding_lr": pick(rates),
+            "embedding_l2": pick([0.0, 1e-5, 1e-4, 1e-3]),
+            "dense_lr": pick([5e-4, 1e-3, 2e-3]),
+        },
+        "schedule": {"plateau_factor": pick([0.1, 0.5])},
+        "training": {
+            "batch_size": pick(sizes["batch"]),
+            "max_epochs": 5 if table == "market" else 40,
+            "evaluations_per_epoch": 2 if table == "market" else 1,
+            "monitor": "auc",
+            "patience": 3,
+        },
+    }
+    dropout, norm = pick([0.0, 0.2, 0.4]), pick(["none", "batch"])
+    settings: dict[str, Any] = {} if model == "lr" else {"embedding_dim": sizes["embedding_dim"]}
+    if model in ("deepfm", "dcn_v2", "autoint", "xdeepfm"):
+        settings |= {"hidden_units": sizes["units"], "dropout": dropout, "norm": norm}
+    if model == "dcn_v2":
+        settings["num_cross_layers"] = pick([2, 3, 4])
+    if model == "autoint":
+        settings |= {"num_layers": pick([2, 3]), "attention_dim": pick([16, 32])}
+    if model == "dlrm":
+        settings |= {"top_units": sizes["units"], "dropout": dropout, "norm": norm}
+    if model == "final_mlp":
+        settings |= {
+            "first_units": sizes["units"],
+            "second_units": pick([sizes["units"], sizes["units"][:1]]),
+            "gate_units": sizes["units"][:1],
+            "gating": pick([True, False]),
+            "num_heads": pick([1, 2, 4]),
+            "first_dropout": dropout,
+            "second_dropout": pick([0.0, 0.2, 0.4]),
+            "norm": norm,
+        }
+    if model == "wukong":
+        settings |= {
+            "head_units": sizes["units"],
+            "num_layers": pick([1, 2, 3]),
+            "fm_tokens": pick([4, 8]),
+            "linear_tokens": pick([4, 8]),
+            "dropout": dropout,
+        }
+    if model == "dhen":
+        settings |= {
+            "head_units": sizes["units"],
+            "num_layers": pick([1, 2, 3]),
+            "module_tokens": pick([4, 8]),
+            "modules": pick(
+                [["dot", "linear", "dcn_v2"], ["dot", "dcn_v2"], ["attention", "linear", "dot"]]
+            ),
+            "dropout": dropout,
+        }
+    recipe["model"] |= settings
+    return recipe
+
+
+def run_trial(dataset: Path, recipe: dict[str, Any], folder: Path, task: str) -> dict[str, Any]:
+    """Train a trial in a process of one thread and read the best validation metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_text(folder / "recipe.toml", config.write_toml(recipe))
+    run = folder / "run"
+    command = [
+        *(sys.executable, "-m", "tamis", "train", str(dataset), "--no-report", "--threads", "1"),
+        *("--recipe", str(folder / "recipe.toml"), "--run", str(run)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"recipe": recipe, "error": done.stderr.strip()[-300:]}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = [line for line in lines if line["is_best"]][-1]["valid"][task]
+    shutil.rmtree(run)
+    return {"recipe": recipe, "auc": best["auc"], "log_loss": best["log_loss"]}
+
+
+def main() -> None:
+    """Run the trials that are missing and write the recipes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("table", choices=sorted(SIZES))
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--models", nargs="*")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
+    arguments = parser.parse_args()
+    table = TABLES[arguments.table]
+    dataset = table_dataset(table, arguments.data, arguments.work)
+    out = Path(__file__).parent / table.name
+    task = Dataset.open(dataset).spec.tasks[0].name
+    assert task == table.task, "the first task is the one that early stopping looks at"
+    api.limit_threads(1)
+    models = arguments.models or list(table.models)
+    cells = [(model, trial) for trial in range(arguments.trials) for model in models]
+
+    def work(cell: tuple[str, int]) -> None:
+        model, trial = cell
+        folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
+        result = folder / "result.json"
+        if not result.exists():
+            artifacts.write_json(
+                result, run_trial(dataset, draw(model, table.name, trial), folder, task)
+            )
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        list(pool.map(work, cells))
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for model, trial in cells:
+        folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
+        trials.setdefault(model, []).append(artifacts.read_json(folder / "result.json"))
+    for model, results in trials.items():
+        finished = [result for result in results if "auc" in result]
+        best = max(finished, key=lambda result: result["auc"])
+        artifacts.write_text(out / f"{model}.toml", config.write_toml(best["recipe"]))
+        sys.stdout.write(f"{model}: validation AUC {best['auc']:.5f} of {len(finished)} trials\n")
+    known = out / "tuning.json"
+    before = artifacts.read_json(known)["trials"] if known.exists() else {}
+    command = f"python recipes/tune.py {table.name} --trials {arguments.trials}"
+    artifacts.write_json(known, {"command": command, "trials": {**before, **trials}})
+
+
+if __name__ == "__main__":
+    main()
