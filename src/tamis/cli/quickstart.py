@@ -14,7 +14,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for log, dataset and run.")] = Path(
         "runs/quickstart"
     ),
-    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 500_000,
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 400_000,
     model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
     seed: Annotated[int, typer.Option(help="Seed of the market and of the training.")] = 0,
     threads: Threads = 0,
@@ -45,7 +45,7 @@ def quickstart(
             finished = api.train(
                 folder,
                 model=model,
-                settings=[f"training.seed={seed}", "training.max_epochs=3"],
+                settings=[f"training.seed={seed}", "training.max_epochs=2"],
                 run=out / f"{model}-{rows}-{seed}",
                 observer=TrainingDisplay(current, bars),
             )
