@@ -27,6 +27,40 @@ class Impressions:
     """(n, H) ads that the user clicked, newest first; -1 where there are fewer."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intercepts:
+    """What is added to the logits so that events are as frequent as the rules say."""
+
+    click: float
+    conversion: float
+    hide: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrueProbabilities:
+    """(n,) chances of the events."""
+
+    click: NDArray[np.float64]
+    conversion: NDArray[np.float64]
+    """Given a click."""
+    hide: NDArray[np.float64]
+
+
+def true_probabilities(
+    population: Population, impressions: Impressions, intercepts: Intercepts, rules: MarketRules
+) -> TrueProbabilities:
+    """Chances of every event on every impression."""
+    matched = match(population, impressions, rules)
+    clicks = click_logit(population, impressions, matched, rules)
+    conversions = conversion_logit(population, impressions, rules)
+    hides = hide_logit(population, impressions, matched, rules)
+    return TrueProbabilities(
+        click=sigmoid(clicks + intercepts.click),
+        conversion=sigmoid(conversions + intercepts.conversion),
+        hide=sigmoid(hides + intercepts.hide),
+    )
+
+
 def match(population: Population, impressions: Impressions, rules: MarketRules) -> Floats:
     """Inner product (n,) of taste and appeal; variance 1 over independent draws."""
     taste = population.users.taste_at(impressions.user, impressions.time)
@@ -38,7 +72,14 @@ def match(population: Population, impressions: Impressions, rules: MarketRules) 
 def click_logit(
     population: Population, impressions: Impressions, matched: Floats, rules: MarketRules
 ) -> Floats:
-    """Logit (n,) of a click, up to the intercept."""
+    """Logit (n,) of a click, up to the intercept.
+
+    Args:
+        population: Users, ads and the tables of effects.
+        impressions: What was shown to whom, where and when.
+        matched: What :func:`match` says of the same impressions.
+        rules: The market's rules.
+    """
     users, ads, tables = population.users, population.ads, population.interactions
     user, ad = impressions.user, impressions.ad
     category, form = ads.category[ad], ads.format[ad]

@@ -74,7 +74,7 @@ class Ads:
     annoyance: Floats
     """(A,) logit of hides."""
     daily_budget: Floats
-    """(A,) impressions per day that the campaign plans."""
+    """(A,) impressions per day that each ad of the campaign plans; they bound nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,9 @@
 """Every constant of the simulated market. Frozen: see ``docs/decisions/0002``."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+
+from tamis.errors import ConfigError
 
 CATEGORIES = 40
 COUNTRIES = ("US", "IN", "BR", "ID", "MX", "PH", "GB", "FR", "DE", "JP", "KR", "TR", "NG", "EG")
@@ -11,6 +14,18 @@ FORMATS = ("image", "video", "carousel", "story")
 PLACEMENTS = ("feed", "search", "sidebar")
 DAYPARTS = 6
 """Parts of four hours."""
+
+_COUNTS = frozenset(
+    (
+        *("days", "slate", "candidates", "rows_per_user", "rows_per_ad", "min_users", "min_ads"),
+        *("ads_per_campaign", "campaigns_per_advertiser", "history", "taste_dim"),
+    )
+)
+_SHARES = frozenset(("alive_at_start", "segment_taste", "category_taste", "exploration"))
+_RATES = frozenset(("click_rate", "conversion_rate", "hide_rate"))
+_POSITIVE = frozenset(
+    ("activity_exponent", "popularity_exponent", "mean_lifetime_days", "conversion_delay_hours")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,3 +108,30 @@ class MarketRules:
     """An ad's annoyance."""
     hide_match: float = 0.5
     """Loss of hides per unit of taste match."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            must, holds = _range(field.name, value)
+            if not holds:
+                raise ConfigError(f"MarketRules.{field.name}: must be {must}, got {value!r}.")
+        if self.candidates < self.slate:
+            raise ConfigError(
+                f"MarketRules.candidates: must be at least slate={self.slate}, got "
+                f"{self.candidates}. A slate is chosen from the candidates."
+            )
+
+
+def _range(name: str, value: float) -> tuple[str, bool]:
+    """What a constant must be, in words, and whether it is."""
+    if name in _COUNTS:
+        return "a whole number of at least 1", isinstance(value, int) and value >= 1
+    if name in _SHARES:
+        return "in [0, 1]", 0 <= value <= 1
+    if name in _RATES:
+        return "in (0, 1)", 0 < value < 1
+    if name in _POSITIVE:
+        return "positive and finite", 0 < value < math.inf
+    if name.endswith("_sd") or name == "drift":
+        return "finite and not negative", 0 <= value < math.inf
+    return "finite", math.isfinite(value)

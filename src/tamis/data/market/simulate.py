@@ -1,7 +1,8 @@
-"""Runs the market hour by hour and writes the log and, apart from it, the truth."""
+"""Writes a simulated market: the log and, apart from it, the truth."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from tamis import artifacts
-from tamis.data.market import behaviour
-from tamis.data.market import rules as names
-from tamis.data.market.behaviour import Impressions, intercept_for, sigmoid
-from tamis.data.market.population import Ints, Population, populate
 from tamis.data.market.rules import MarketRules
+from tamis.data.market.running import RunningMarket
+from tamis.data.market.tables import ads_table, users_table
 from tamis.errors import DataError
 
 MARKET_VERSION = 1
 ROWS_PER_FILE = 1 << 20
-# 2024-01-01 00:00 UTC, a Monday, in microseconds since 1970.
-_START_MICROS = 1_704_067_200_000_000
-_HOUR_MICROS = 3_600_000_000
-# Share of a day's requests in each of its hours, up to a factor: quiet nights, busy evenings.
-_HOURLY_LOAD = (3, 2, 1, 1, 1, 2, 3, 5, 6, 6, 6, 7, 8, 7, 7, 7, 7, 8, 9, 10, 11, 10, 8, 5)
-_PILOT_REQUESTS = 20_000
+_FEWEST_ROWS = 1000
+# Stands in the folder while it is written: what a killed run leaves is known as such.
+_UNFINISHED = "unfinished"
+_LOCK = ".lock"
 # Columns that Parquet stores as a dictionary; trying it on the others costs a third of the time.
 _FEW_VALUES = [
     *("age", "gender", "country", "category", "format", "device", "placement", "position"),
@@ -49,7 +45,8 @@ class MarketSummary:
     base_rates: dict[str, float]
     """Share of positives by task; conversions per click."""
     optimal_ne: dict[str, float]
-    """NE of the true probabilities by task, on all rows: the best reachable."""
+    """NE of the true probabilities by task, on all rows: the best reachable. A task that has only
+    one class has none."""
 
 
 def simulate(
@@ -62,275 +59,115 @@ def simulate(
 ) -> MarketSummary:
     """Simulate a log of impressions.
 
-    Memory does not grow with the rows, but for the state of users and ads. The same rows, seed and
-    rules give the same bytes.
+    The same rows, seed and rules give the same bytes. Memory holds the state of users and ads, one
+    file's rows and one hour's (at most 1/178 of a log of 14 days).
 
     Args:
-        rows: Impressions.
-        out: New folder: ``logs/`` and ``truth/`` with as many Parquet files of the same rows in
-            the same order, and ``market.json``, written last.
-        seed: Decides everything.
-        rules: The market's rules.
+        rows: Impressions, at least 1000.
+        out: Folder that does not exist, is empty, or holds what a killed simulation left. Gets
+            ``logs/`` and ``truth/`` with as many Parquet files of the same rows in the same order,
+            ``users.parquet``, ``ads.parquet``, and ``market.json``, written last.
+        seed: Decides everything, at least 0.
+        rules: The market's rules; None for the frozen ones.
         progress: Told the rows that are done.
 
     Raises:
-        DataError: ``out`` is not empty, or there are too few rows.
+        DataError: ``out`` is not empty, there are too few rows, or ``seed`` is negative.
         ArtifactError: The disk is full.
+        RunInUseError: Another process is writing ``out``.
     """
-    chosen = rules or MarketRules()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: must not exist or be empty, got files in it. Name another.")
-    if rows < 1000:
-        raise DataError(f"rows: must be at least 1000, got {rows}.")
-    market = _Market(rows, chosen, seed)
+    if rows < _FEWEST_ROWS:
+        raise DataError(f"rows: must be at least {_FEWEST_ROWS}, got {rows}.")
+    if seed < 0:
+        raise DataError(f"seed: must be at least 0, got {seed}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{out}: must be a folder or a free name for one, got {error.strerror}. Name another."
+        ) from error
+    with artifacts.folder_lock(out):
+        _clear(out)
+        artifacts.write_text(out / _UNFINISHED, "tamis simulate was writing this folder.\n")
+        summary = _write(rows, out, seed, rules or MarketRules(), progress)
+        (out / _UNFINISHED).unlink()
+    return summary
+
+
+def _clear(out: Path) -> None:
+    """Remove what a killed simulation left; refuse anything else."""
+    found = _entries(out)
+    if _UNFINISHED in found:
+        for folder in ("logs", "truth"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        for pattern in ("users.parquet", "ads.parquet", ".*.tmp"):
+            for path in out.glob(pattern):
+                path.unlink()
+        found = _entries(out) - {_UNFINISHED}
+    if found:
+        raise DataError(
+            f"{out}: must not exist or be empty, got {sorted(found)[0]!r} in it. Name another."
+        )
+
+
+def _entries(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir() if not path.name.startswith(_LOCK)}
+
+
+def _write(
+    rows: int,
+    out: Path,
+    seed: int,
+    rules: MarketRules,
+    progress: Callable[[int], None] | None,
+) -> MarketSummary:
+    market = RunningMarket(rows, rules, seed)
+    users, ads = market.population.users, market.population.ads
+    files = [
+        _write_parquet(out / "users.parquet", users_table(users)),
+        _write_parquet(out / "ads.parquet", ads_table(ads)),
+    ]
     tally = _Tally()
-    files: list[Path] = []
     pending: list[tuple[pa.Table, pa.Table]] = []
-    waiting = done = 0
+    waiting = done = parts = 0
     for log, truth in market.hours():
         tally.add(log, truth)
         pending.append((log, truth))
         waiting += log.num_rows
         done += log.num_rows
-        if waiting >= ROWS_PER_FILE:
-            files += _write_files(out, len(files) // 2, pending)
-            pending, waiting = [], 0
+        if waiting >= ROWS_PER_FILE or done == rows:
+            files += _write_part(out, parts, pending)
+            pending, waiting, parts = [], 0, parts + 1
         if progress is not None:
             progress(done)
-    if pending:
-        files += _write_files(out, len(files) // 2, pending)
     summary = MarketSummary(
         out=out,
         rows=done,
-        users=len(market.population.users.age),
-        ads=len(market.population.ads.category),
+        users=len(users.age),
+        ads=len(ads.category),
         base_rates=tally.base_rates(),
         optimal_ne=tally.optimal_ne(),
     )
-    artifacts.write_json(
-        out / "market.json",
-        {
-            "kind": "market",
-            "version": MARKET_VERSION,
-            "seed": seed,
-            "rules": dataclasses.asdict(chosen),
-            "rows": summary.rows,
-            "users": summary.users,
-            "ads": summary.ads,
-            "base_rates": summary.base_rates,
-            "optimal_ne": summary.optimal_ne,
-            "sha256": {
-                file.relative_to(out).as_posix(): artifacts.sha256_file(file) for file in files
-            },
-        },
-    )
+    artifacts.write_json(out / "market.json", _manifest(summary, market, files))
     return summary
 
 
-class _Market:
-    """The state of a running market."""
-
-    def __init__(self, rows: int, rules: MarketRules, seed: int) -> None:
-        self.rows, self.rules, self.seed = rows, rules, seed
-        self.population: Population = populate(rows, rules, seed)
-        num_users = len(self.population.users.age)
-        num_ads = len(self.population.ads.category)
-        self.history = np.full((num_users, rules.history), -1, np.int32)
-        self.user_requests = np.zeros(num_users, np.int64)
-        self.ad_impressions = np.zeros(num_ads, np.int64)
-        self.ad_clicks = np.zeros(num_ads, np.int64)
-        self.impressions_today = np.zeros(num_ads, np.int64)
-        self._activity = np.cumsum(self.population.users.activity)
-        self._activity /= self._activity[-1]
-        self.click_intercept, self.conversion_intercept, self.hide_intercept = self._calibrate()
-
-    def hours(self) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Log and truth of each hour that has requests."""
-        slate = self.rules.slate
-        requests = -(-self.rows // slate)
-        load = np.tile(np.asarray(_HOURLY_LOAD, np.float64), self.rules.days)
-        bounds = np.rint(np.cumsum(load) / load.sum() * requests).astype(np.int64)
-        first = 0
-        for hour, last in enumerate(bounds.tolist()):
-            if hour % 24 == 0:
-                self.impressions_today[:] = 0
-            if last > first:
-                yield self._hour(hour, first, last)
-            first = last
-
-    def _calibrate(self) -> tuple[float, float, float]:
-        """Intercepts that give the rates of the rules on slates of the first noon."""
-        generator = np.random.default_rng([self.seed, 2])
-        impressions = self._slates(_PILOT_REQUESTS, hour=12, generator=generator)
-        matched = behaviour.match(self.population, impressions, self.rules)
-        clicks = behaviour.click_logit(self.population, impressions, matched, self.rules)
-        click = intercept_for(clicks, self.rules.click_rate)
-        # Conversions exist among clicks only, so their rate is that of clicked impressions.
-        clicked = generator.random(len(clicks)) < sigmoid(clicks + click) * 5
-        conversions = behaviour.conversion_logit(self.population, impressions, self.rules)
-        hides = behaviour.hide_logit(self.population, impressions, matched, self.rules)
-        return (
-            click,
-            intercept_for(conversions[clicked], self.rules.conversion_rate),
-            intercept_for(hides, self.rules.hide_rate),
-        )
-
-    def _slates(self, requests: int, *, hour: int, generator: np.random.Generator) -> Impressions:
-        """Requests of one hour and the slates that the logging policy answers them with."""
-        rules = self.rules
-        user = np.searchsorted(self._activity, generator.random(requests)).astype(np.int32)
-        device = self.population.users.device[user]
-        elsewhere = generator.random(requests) < 0.2
-        other = generator.integers(0, len(names.DEVICES), requests, dtype=np.int32)
-        device = np.where(elsewhere, other, device)
-        placement = np.searchsorted((0.7, 0.9), generator.random(requests)).astype(np.int32)
-        chosen = self._choose(user, hour, generator)
-        return Impressions(
-            user=np.repeat(user, rules.slate),
-            ad=chosen.reshape(-1),
-            device=np.repeat(device, rules.slate),
-            placement=np.repeat(placement, rules.slate),
-            position=np.tile(np.arange(1, rules.slate + 1, dtype=np.int32), requests),
-            daypart=hour % 24 // (24 // names.DAYPARTS),
-            time=hour / (24 * rules.days),
-            history=np.repeat(self.history[user], rules.slate, axis=0),
-        )
-
-    def _choose(self, user: Ints, hour: int, generator: np.random.Generator) -> Ints:
-        """Ads (requests, slate), best first, of the logging policy.
-
-        Its score is the log of bid times smoothed click rate, half of the taste match that it
-        cannot know, and Gumbel noise; a share of requests is answered at random.
-        """
-        rules, ads = self.rules, self.population.ads
-        alive = np.flatnonzero((ads.born <= hour / 24) & (hour / 24 < ads.dies))
-        weights = np.cumsum(ads.popularity[alive])
-        drawn = generator.random((len(user), rules.candidates)) * weights[-1]
-        candidates = np.sort(alive[np.searchsorted(weights, drawn)], axis=1).astype(np.int32)
-        value = np.log(ads.bid_micros / 1e6 * self._click_rate()).astype(np.float32)
-        noise = generator.gumbel(size=candidates.shape).astype(np.float32)
-        taste = self.population.users.taste_at(user, hour / (24 * rules.days))
-        known = np.einsum("nk,nck->nc", taste, ads.appeal[candidates])
-        score = value[candidates] + np.float32(0.5 / rules.taste_dim**0.5) * known + noise
-        random = generator.random(len(user)) < rules.exploration
-        score[random] = noise[random]
-        # Candidates are drawn with replacement; a repeated one comes after all others.
-        score[:, 1:][candidates[:, 1:] == candidates[:, :-1]] -= 1e3
-        order = np.argsort(-score, axis=1, kind="stable")[:, : rules.slate]
-        return np.take_along_axis(candidates, order, axis=1)
-
-    def _click_rate(self) -> NDArray[np.float64]:
-        """Smoothed click rate of every ad, from what is over."""
-        rate: NDArray[np.float64] = (self.ad_clicks + 3.0) / (self.ad_impressions + 100.0)
-        return rate
-
-    def _hour(self, hour: int, first: int, last: int) -> tuple[pa.Table, pa.Table]:
-        generator = np.random.default_rng([self.seed, 3, hour])
-        rules, slate = self.rules, self.rules.slate
-        shown = self._slates(last - first, hour=hour, generator=generator)
-        matched = behaviour.match(self.population, shown, rules)
-        clicks = behaviour.click_logit(self.population, shown, matched, rules)
-        conversions = behaviour.conversion_logit(self.population, shown, rules)
-        hides = behaviour.hide_logit(self.population, shown, matched, rules)
-        truth = {
-            "click": sigmoid(clicks + self.click_intercept),
-            "conversion": sigmoid(conversions + self.conversion_intercept),
-            "hide": sigmoid(hides + self.hide_intercept),
-        }
-        count = min(len(shown.user), self.rows - first * slate)
-        draws = generator.random((3, len(shown.user)))
-        events = {
-            name: draw < probability
-            for draw, (name, probability) in zip(draws, truth.items(), strict=True)
-        }
-        events["conversion"] &= events["click"]
-        offsets = np.sort(generator.integers(0, _HOUR_MICROS, last - first))
-        times = np.repeat(_START_MICROS + hour * _HOUR_MICROS + offsets, slate)
-        delay = rules.conversion_delay_hours * np.exp(generator.standard_normal(len(times)))
-        converted = times + np.rint(delay * _HOUR_MICROS).astype(np.int64)
-        rows = np.arange(first * slate, last * slate, dtype=np.int64)
-        log = self._log_table(shown, rows, times, converted, events, hour)
-        self._remember(shown, events["click"])
-        truth_table = pa.table({"impression_id": rows, **truth})
-        return log.slice(0, count), truth_table.slice(0, count)
-
-    def _log_table(
-        self,
-        shown: Impressions,
-        rows: NDArray[np.int64],
-        times: NDArray[np.int64],
-        converted: NDArray[np.int64],
-        events: dict[str, NDArray[np.bool_]],
-        hour: int,
-    ) -> pa.Table:
-        users, ads, ad = self.population.users, self.population.ads, shown.ad
-        clicked = events["click"]
-        age_days = np.float32(hour / 24) - ads.born[ad]
-        left = 1 - np.minimum(1, self.impressions_today[ad] / ads.daily_budget[ad])
-        history_ads, history_categories = self._history_columns(shown)
-        stamp = pa.timestamp("us", tz="UTC")
-        columns: dict[str, Any] = {
-            "impression_id": rows,
-            "request_id": rows // self.rules.slate,
-            "event_time": pa.array(times, stamp),
-            "user_id": shown.user,
-            "age": _text(users.age[shown.user], names.AGES),
-            "gender": _text(users.gender[shown.user], names.GENDERS),
-            "country": _text(users.country[shown.user], names.COUNTRIES),
-            "ad_id": ad,
-            "campaign_id": ads.campaign[ad],
-            "advertiser_id": ads.advertiser[ad],
-            "category": ads.category[ad],
-            "format": _text(ads.format[ad], names.FORMATS),
-            "device": _text(shown.device, names.DEVICES),
-            "placement": _text(shown.placement, names.PLACEMENTS),
-            "position": shown.position,
-            "hour": np.full(len(ad), hour % 24, np.int32),
-            "weekday": np.full(len(ad), hour // 24 % 7, np.int32),
-            "bid_micros": ads.bid_micros[ad],
-            "price": ads.price[ad],
-            "ad_age_days": age_days,
-            "ad_click_rate": self._click_rate()[ad].astype(np.float32),
-            "budget_left": left.astype(np.float32),
-            "user_requests": self.user_requests[shown.user],
-            "history_ads": history_ads,
-            "history_categories": history_categories,
-            "click": clicked.astype(np.int8),
-            "conversion": pa.array(events["conversion"].astype(np.int8), mask=~clicked),
-            "conversion_time": pa.array(converted, mask=~events["conversion"]).cast(stamp),
-            "hide": events["hide"].astype(np.int8),
-        }
-        return pa.table(columns)
-
-    def _history_columns(self, shown: Impressions) -> tuple[pa.Array, pa.Array]:
-        """Clicked ads and their categories, oldest first."""
-        oldest_first = shown.history[:, ::-1]
-        known = oldest_first >= 0
-        bounds = np.concatenate([[0], np.cumsum(known.sum(1))]).astype(np.int32)
-        values = oldest_first[known]
-        categories = self.population.ads.category[values]
-        return (
-            pa.ListArray.from_arrays(pa.array(bounds), pa.array(values)),
-            pa.ListArray.from_arrays(pa.array(bounds), pa.array(categories)),
-        )
-
-    def _remember(self, shown: Impressions, clicked: NDArray[np.bool_]) -> None:
-        """Take the hour's events into counts and histories; they show from the next hour on."""
-        slate = self.rules.slate
-        np.add.at(self.user_requests, shown.user[::slate], 1)
-        shown_counts = np.bincount(shown.ad, minlength=len(self.ad_impressions))
-        self.ad_impressions += shown_counts
-        self.impressions_today += shown_counts
-        self.ad_clicks += np.bincount(shown.ad[clicked], minlength=len(self.ad_clicks))
-        users, ads = shown.user[clicked], shown.ad[clicked]
-        # Several clicks of one user in an hour enter one after the other, in order of time.
-        while len(users):
-            unique, position = np.unique(users, return_index=True)
-            self.history[unique, 1:] = self.history[unique, :-1]
-            self.history[unique, 0] = ads[position]
-            rest = np.ones(len(users), bool)
-            rest[position] = False
-            users, ads = users[rest], ads[rest]
+def _manifest(summary: MarketSummary, market: RunningMarket, files: list[Path]) -> dict[str, Any]:
+    return {
+        "kind": "market",
+        "version": MARKET_VERSION,
+        "seed": market.seed,
+        "rules": dataclasses.asdict(market.rules),
+        "intercepts": dataclasses.asdict(market.intercepts),
+        "rows": summary.rows,
+        "users": summary.users,
+        "ads": summary.ads,
+        "base_rates": summary.base_rates,
+        "optimal_ne": summary.optimal_ne,
+        "sha256": {
+            file.relative_to(summary.out).as_posix(): artifacts.sha256_file(file) for file in files
+        },
+    }
 
 
 class _Tally:
@@ -363,23 +200,24 @@ class _Tally:
         return result
 
 
-def _text(codes: Ints, labels: tuple[str, ...]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(labels))
+def _write_part(out: Path, index: int, tables: list[tuple[pa.Table, pa.Table]]) -> list[Path]:
+    name = f"part-{index:05d}.parquet"
+    log = pa.concat_tables([log for log, _ in tables])
+    truth = pa.concat_tables([truth for _, truth in tables])
+    return [
+        _write_parquet(out / "logs" / name, log, _FEW_VALUES),
+        _write_parquet(out / "truth" / name, truth),
+    ]
 
 
-def _write_files(out: Path, index: int, tables: list[tuple[pa.Table, pa.Table]]) -> list[Path]:
-    written = []
-    for folder, position in (("logs", 0), ("truth", 1)):
-        path = out / folder / f"part-{index:05d}.parquet"
-        whole = pa.concat_tables([pair[position] for pair in tables])
-        with artifacts.atomic_path(path) as temporary:
-            pq.write_table(
-                whole,
-                temporary,
-                compression="lz4",
-                row_group_size=1 << 17,
-                use_dictionary=_FEW_VALUES if folder == "logs" else False,
-                write_statistics=False,
-            )
-        written.append(path)
-    return written
+def _write_parquet(path: Path, table: pa.Table, dictionary: list[str] | bool = False) -> Path:
+    with artifacts.atomic_path(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="lz4",
+            row_group_size=1 << 17,
+            use_dictionary=dictionary,
+            write_statistics=False,
+        )
+    return path
