@@ -1,0 +1,169 @@
+"""tamis' side of the benchmarks: the same commands as the peers', answered by the public API."""
+
+import importlib.metadata
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import worker
+
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table, Task
+from tamis.training.config import RunConfig, run_config_from_table
+from tamis.training.loop import train
+from tamis.training.predict import choose_precision
+
+
+def open_contender(config: worker.Config) -> worker.Commands:
+    """Write the dataset and start a training that waits for its epochs to be asked for."""
+    torch.set_num_threads(config["threads"])
+    return _Training(config).commands()
+
+
+def write_dataset(
+    out: Path, files: Mapping[str, str], rows_by_field: Mapping[str, int], label: str
+) -> Dataset:
+    """A dataset of ids that are encoded already, with declared table sizes."""
+    schema = Schema(
+        fields=tuple(Field(name=name, kind="categorical") for name in rows_by_field),
+        tasks=(Task(name=label),),
+    )
+    spec = InputSpec(
+        numeric=(),
+        categorical=tuple(CategoricalInput(name=name, table=name) for name in rows_by_field),
+        sequences=(),
+        tables=tuple(Table(name=name, num_rows=rows) for name, rows in rows_by_field.items()),
+        tasks=schema.tasks,
+    )
+    with DatasetWriter(out, schema, spec) as writer:
+        for split, path in files.items():
+            first = 0
+            for batch in pq.ParquetFile(path).iter_batches():
+                columns = {name: batch[name].to_numpy() for name in rows_by_field}
+                writer.append(
+                    split,
+                    EncodedRows(
+                        row=np.arange(first, first + batch.num_rows, dtype=np.int64),
+                        ids={name: ids.astype(np.int32) for name, ids in columns.items()},
+                        labels={label: batch[label].to_numpy().astype(np.float32)},
+                    ),
+                )
+                first += batch.num_rows
+        return writer.finish({})
+
+
+def settings_of(config: worker.Config) -> RunConfig:
+    """The peers' config in tamis' words; what it does not name keeps tamis' default."""
+    model: dict[str, Any] = {
+        "name": config["model"],
+        "embedding_dim": config["embedding_dim"],
+        "hidden_units": config["hidden_units"],
+        "dropout": config.get("dropout", 0.0),
+        "norm": "batch" if config.get("batch_norm") else "none",
+    }
+    if config["model"] == "dcn_v2":
+        model["num_cross_layers"] = config["num_cross_layers"]
+    return run_config_from_table(
+        {
+            "model": model,
+            "optimizer": {"dense_lr": config["learning_rate"], **config.get("optimizer", {})},
+            "training": {
+                "seed": config["seed"],
+                "batch_size": config["batch_size"],
+                "max_epochs": config["epochs"],
+                "patience": config["epochs"],
+                "monitor": "log_loss",
+                "precision": config["precision"],
+            },
+        }
+    )
+
+
+class _Training:
+    """A training in a thread that stops after each epoch until it is told to go on."""
+
+    def __init__(self, config: worker.Config) -> None:
+        scratch = Path(config["scratch"])
+        shutil.rmtree(scratch, ignore_errors=True)
+        started = time.perf_counter()
+        self.dataset = write_dataset(
+            scratch / "dataset", config["files"], config["rows_by_field"], config["label"]
+        )
+        self.preprocess_seconds = time.perf_counter() - started
+        self.settings = settings_of(config)
+        self.run = scratch / "run"
+        self.label = config["label"]
+        self._go: queue.Queue[None] = queue.Queue()
+        self._answers: queue.Queue[worker.Answer | Exception] = queue.Queue()
+        self._seconds_before = 0.0
+        self._result: Any = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def commands(self) -> worker.Commands:
+        return {
+            "hello": lambda _: {
+                "version": importlib.metadata.version("tamis"),
+                "preprocess_seconds": self.preprocess_seconds,
+                "precision": str(
+                    choose_precision(self.settings.training.precision, torch.device("cpu"))
+                ).removeprefix("torch."),
+            },
+            "epoch": lambda _: self.epoch(),
+            "finish": lambda _: self.finish(),
+        }
+
+    def epoch(self) -> worker.Answer:
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._go.put(None)
+        answer = self._answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def finish(self) -> worker.Answer:
+        """Metrics of the weights that the validation split chose."""
+        self._thread.join()
+        test = self._result.metrics["metrics"]["test"][self.label]
+        return {"auc": test["auc"], "log_loss": test["log_loss"]}
+
+    # The observer of the training, called from its thread.
+
+    def on_message(self, text: str) -> None:
+        """Nothing to draw."""
+
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
+        """Nothing to draw."""
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Hand the epoch's figures out; go on when the next epoch is asked for."""
+        seconds = record["time"]["training_seconds"]
+        valid = record["valid"][self.label]
+        answer = {
+            "seconds": [seconds - self._seconds_before],
+            "rows": self.dataset.split("train").num_rows,
+            "valid_auc": valid["auc"],
+            "valid_log_loss": valid["log_loss"],
+        }
+        self._seconds_before = seconds
+        self._answers.put(answer)
+        if record["epoch"] < self.settings.training.max_epochs:
+            self._go.get()
+
+    def _work(self) -> None:
+        self._go.get()
+        try:
+            self._result = train(self.dataset, self.settings, self.run, observer=self)
+        except Exception as error:  # raised again where the epoch was asked for
+            self._answers.put(error)
+
+
+if __name__ == "__main__":
+    worker.serve(open_contender)
