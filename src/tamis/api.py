@@ -75,10 +75,12 @@ class Comparison:
     """Split compared."""
     metrics: tuple[Mapping[str, Any], Mapping[str, Any]]
     """Metrics of the first and the second run."""
-    auc: "PairedDifference"
+    auc: "PairedDifference | None"
     """Second less first; DeLong, clustered by user where users are known."""
-    ne: "PairedDifference"
+    ne: "PairedDifference | None"
     """Second less first; bootstrap by user."""
+    note: str = ""
+    """Why the two are None: the rows do not suffice for a test."""
 
 
 def limit_threads(threads: int = 0) -> int:
@@ -293,11 +295,9 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
     Raises:
         DataError: The log cannot be read or lacks a column.
     """
-    from tamis.data.batch import Batch, Jagged
     from tamis.data.encoders import Encoders
+    from tamis.data.loader import batches_of_rows
     from tamis.training.predict import predict as _predict
-
-    import torch  # isort: skip
 
     folder = _folder(run)
     predictor, spec = _predictor(folder)
@@ -305,28 +305,10 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
     encoders = Encoders.load(folder / "inputs" / "encoders", schema)
     parts, rows_seen = [], []
     for rows in encode_log(source, encoders):
-        sequences = {}
-        for name, (values, lengths) in rows.sequences.items():
-            offsets = np.concatenate([[0], np.cumsum(lengths)])
-            sequences[name] = Jagged(
-                values=torch.from_numpy(values), offsets=torch.from_numpy(offsets)
-            )
-        ids = [rows.ids[item.name] for item in spec.categorical]
-        numeric = [rows.numeric[name] for name in spec.numeric]
-        count = rows.num_rows
-        batch = Batch(
-            ids=torch.from_numpy(np.stack(ids, axis=1) if ids else np.empty((count, 0), np.int32)),
-            numeric=torch.from_numpy(
-                np.stack(numeric, axis=1) if numeric else np.empty((count, 0), np.float32)
-            ),
-            labels=torch.full((count, len(spec.tasks)), float("nan")),
-            weights=torch.ones(count),
-            sequences=sequences,
-        )
         parts.append(
             _predict(
                 predictor.model,
-                _slices(batch, predictor.batch_size),
+                batches_of_rows(rows, spec, batch_size=predictor.batch_size),
                 tasks=spec.tasks,
                 device=predictor.device,
                 precision=predictor.precision,
@@ -368,15 +350,17 @@ def compare(
             continue
         labels = tables[0][f"label:{task}"].to_numpy()
         old, new = (table[f"prediction:{task}"].to_numpy() for table in tables)
-        comparisons.append(
-            Comparison(
-                task=task,
-                split=split,
-                metrics=(records[0][task], records[1][task]),
-                auc=delong_test(labels, old, new, groups=users),
-                ne=paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))[0],
+        metrics = (records[0][task], records[1][task])
+        try:
+            auc = delong_test(labels, old, new, groups=users)
+            ne = paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))[0]
+        except DataError as error:
+            unknown = Comparison(
+                task=task, split=split, metrics=metrics, auc=None, ne=None, note=str(error)
             )
-        )
+            comparisons.append(unknown)
+            continue
+        comparisons.append(Comparison(task=task, split=split, metrics=metrics, auc=auc, ne=ne))
     return comparisons
 
 
@@ -422,25 +406,6 @@ def _predictor(folder: Path) -> tuple[Any, Any]:
         batch_size=max(training.batch_size, 4096),
     )
     return predictor, spec
-
-
-def _slices(batch: Any, size: int) -> Any:  # noqa: ANN401  (a Batch)
-    from tamis.data.batch import Batch, Jagged
-
-    for start in range(0, batch.num_rows, size):
-        stop = min(start + size, batch.num_rows)
-        sequences = {}
-        for name, jagged in batch.sequences.items():
-            offsets = jagged.offsets[start : stop + 1]
-            values = jagged.values[int(offsets[0]) : int(offsets[-1])]
-            sequences[name] = Jagged(values=values, offsets=offsets - offsets[0])
-        yield Batch(
-            ids=batch.ids[start:stop],
-            numeric=batch.numeric[start:stop],
-            labels=batch.labels[start:stop],
-            weights=batch.weights[start:stop],
-            sequences=sequences,
-        )
 
 
 def _next_run(dataset: str, model: str) -> Path:

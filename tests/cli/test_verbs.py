@@ -180,3 +180,25 @@ def test_run_in_use_is_refused(clicks: Path) -> None:
 
     assert result.exit_code == 2
     assert "must not be in use, got a living process" in " ".join(result.output.split())
+
+
+def test_compare_says_when_the_rows_do_not_suffice(clicks: Path) -> None:
+    generator = np.random.default_rng(1)
+    label = np.zeros(2000, np.int64)
+    label[::40] = 1
+    table = pa.table({"user_id": generator.integers(0, 500, 2000), "rare": label})
+    pyarrow.csv.write_csv(table, "rare.csv")
+    _tamis("ingest", "rare.csv", "--label", "rare", "--out", "d", "--split", "ratio")
+    for name in ("a", "b"):
+        _tamis("train", "d", "--model", "lr", "--run", name, "--set", "training.max_epochs=1")
+    for name in ("a", "b"):
+        path = Path(name, "predictions", "test.arrow")
+        rows = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all().slice(0, 30)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+
+    result = _tamis("compare", "a", "b")
+
+    assert result.exit_code == 0, result.output
+    assert "rare: " in result.output
+    assert "Evaluate on more" in " ".join(result.output.split())

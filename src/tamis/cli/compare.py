@@ -27,8 +27,9 @@ def compare(
         comparisons = api.compare(first, second, split=split)
         rows = []
         for item in comparisons:
-            rows.append(_row(f"{item.task} NE", item.ne))
-            rows.append(_row(f"{item.task} AUC", item.auc))
+            for name, difference in (("NE", item.ne), ("AUC", item.auc)):
+                if difference is not None:
+                    rows.append(_row(f"{item.task} {name}", difference))
         print_table(
             current,
             title=f"{second} against {first}, {split} split",
@@ -36,12 +37,17 @@ def compare(
             rows=rows,
         )
         for item in comparisons:
-            current.console.print(f"{item.task}: {_verdict(item.ne)}")
+            verdict = item.note if item.ne is None else _verdict(item.ne)
+            current.console.print(f"{item.task}: {verdict}")
         current.finish(
             runs=[first, second],
             split=split,
             comparisons={
-                item.task: {"ne": item.ne.to_json(), "auc": item.auc.to_json()}
+                item.task: {
+                    "ne": item.ne.to_json() if item.ne else None,
+                    "auc": item.auc.to_json() if item.auc else None,
+                    "note": item.note,
+                }
                 for item in comparisons
             },
         )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tamis.data.batch import Batch, Jagged
-from tamis.data.dataset import Split
+from tamis.data.dataset import EncodedRows, Split
 from tamis.data.schema import InputSpec
 from tamis.errors import DataError
 
@@ -128,6 +128,33 @@ class Loader:
                     rest = None
         if rest is not None and not self._drop_last:
             yield rest.to_batch()
+
+
+def batches_of_rows(rows: EncodedRows, spec: InputSpec, *, batch_size: int) -> Iterator[Batch]:
+    """Batches of rows that were just encoded, in order, as prediction needs them.
+
+    Args:
+        rows: Rows of a log.
+        spec: Which columns, in which order.
+        batch_size: Rows per batch; the last one may be shorter.
+    """
+    count = rows.num_rows
+    ids = [rows.ids[item.name] for item in spec.categorical]
+    numeric = [rows.numeric[name] for name in spec.numeric]
+    labels = [rows.labels[task.name] for task in spec.tasks]
+    weights = np.ones(count, np.float32) if rows.weights is None else rows.weights
+    whole = _Rows(
+        ids=np.stack(ids, axis=1) if ids else np.empty((count, 0), np.int32),
+        numeric=np.stack(numeric, axis=1) if numeric else np.empty((count, 0), np.float32),
+        labels=np.stack(labels, axis=1) if labels else np.empty((count, 0), np.float32),
+        weights=weights,
+        sequences={
+            name: _Histories(values=values, lengths=lengths)
+            for name, (values, lengths) in rows.sequences.items()
+        },
+    )
+    for start in range(0, count, batch_size):
+        yield whole.take(np.arange(start, min(start + batch_size, count))).to_batch()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
