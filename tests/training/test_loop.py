@@ -2,37 +2,78 @@
 
 import json
 import os
-import random
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tamis import artifacts
-from tamis.data.dataset import Dataset
-from tamis.data.schema import Task
-from tamis.errors import ArtifactError, ConfigError, TamisError
-from tamis.models.output import Output
+from tamis.config import write_toml
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table, Task
+from tamis.errors import ArtifactError, ConfigError, DataError, RunInUseError, TamisError
 from tamis.training.config import RunConfig, run_config_from_table
-from tamis.training.loop import train, training_loss
+from tamis.training.loop import train
 
+# One process pays for the imports; each training is a fork of it, which it kills.
 _WORKER = """
-import sys
-import torch
+import json, os, random, signal, sys, time, traceback
 from pathlib import Path
-from tamis.data.dataset import Dataset
+import torch
+from tamis.config import read_toml
+from tamis.data.dataset import Dataset, DatasetWriter
 from tamis.training.config import run_config_from_table
 from tamis.training.loop import train
-from tamis.config import read_toml
-torch.set_num_threads(1)
-data, config, run = (Path(argument) for argument in sys.argv[1:])
-train(Dataset.open(data), run_config_from_table(read_toml(config)), run)
+
+folder, data, kills, threads = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
+torch.set_num_threads(threads)
+settings = run_config_from_table(read_toml(folder / "config.toml"))
+generator = random.Random(kills)
+
+def start(run):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        train(Dataset.open(data), settings, run)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+def checkpoints(run):
+    return {path.name for path in run.glob("checkpoints/step-*")}
+
+began = time.monotonic()
+assert os.waitpid(start(folder / "reference"), 0)[1] == 0
+duration = time.monotonic() - began
+runs, resumed, killed = 0, 0, 0
+while killed < kills:
+    run, before = folder / f"killed-{runs}", checkpoints(folder / f"killed-{runs}")
+    child, ended = start(run), False
+    # Every other kill comes anywhere, the opening of the run included; the rest come after a
+    # checkpoint, so that the run gets on.
+    deadline = time.monotonic() + generator.uniform(0, duration / 2)
+    while not ended:
+        ended = os.waitpid(child, os.WNOHANG)[0] != 0
+        if killed % 2 and checkpoints(run) <= before:
+            deadline = time.monotonic() + generator.uniform(0, duration / 10)
+        if not ended and time.monotonic() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed, resumed, ended = killed + 1, resumed + bool(before), True
+        time.sleep(0.001)
+    if (run / "metrics.json").exists():
+        runs += 1
+assert os.waitpid(start(folder / f"killed-{runs}"), 0)[1] == 0
+print(json.dumps({"runs": runs + 1, "killed": killed, "resumed": resumed}))
 """
 
 
@@ -96,78 +137,99 @@ def test_training_leaves_the_callers_generator_alone(
     assert torch.equal(before, torch.get_rng_state())
 
 
-def _start(dataset: Path, config: Path, run: Path) -> subprocess.Popen[bytes]:
-    log = run.with_suffix(".log")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _WORKER, str(dataset), str(config), str(run)]
-    with log.open("wb") as errors:
-        return subprocess.Popen(command, env=environment, stderr=errors)
+def _kill_and_resume(data: Path, folder: Path, *, kills: int, threads: int) -> None:
+    table = _settings(max_epochs=6, evaluations_per_epoch=2, checkpoint_seconds=0.03).to_table()
+    (folder / "config.toml").write_text(write_toml(table))
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", _WORKER, *map(str, (folder, data, kills, threads))]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["killed"] == kills
+    assert counts["resumed"] > 0
+    expected = _result(folder / "reference")
+    for number in range(counts["runs"]):
+        assert _result(folder / f"killed-{number}") == expected
+        assert not list((folder / f"killed-{number}").rglob(".*.tmp"))
 
 
-def _kill_and_resume(
-    dataset: Path, tmp_path: Path, *, kills: int, seed: int, seconds: float
-) -> None:
-    config, run = tmp_path / "config.toml", tmp_path / "killed"
-    from tamis.config import write_toml
-
-    config.write_text(write_toml(_settings(max_epochs=12, checkpoint_seconds=0.05).to_table()))
-    reference = tmp_path / "reference"
-    assert _start(dataset, config, reference).wait() == 0
-    generator = random.Random(seed)
-    killed = 0
-    while killed < kills:
-        process = _start(dataset, config, run)
-        # Imports take most of a second; what comes after is training, in steps of milliseconds.
-        deadline = time.monotonic() + generator.uniform(0.3, seconds)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.005)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        elif (run / "metrics.json").exists():
-            break
-    assert _start(dataset, config, run).wait() == 0, run.with_suffix(".log").read_text()
-    assert _weights(run) == _weights(reference)
-    assert _lines(run) == _lines(reference)
-    best = "checkpoints/best/model.safetensors"
-    assert (run / best).read_bytes() == (reference / best).read_bytes()
+def _result(run: Path) -> dict[str, Any]:
+    """Everything that a run leaves and that does not depend on time."""
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    files = [
+        newest / "model.safetensors",
+        newest / "state.safetensors",
+        run / "checkpoints" / "best" / "model.safetensors",
+        run / "predictions" / "test.arrow",
+        run / "metrics.json",
+    ]
+    return {"lines": _lines(run), **{file.name: file.read_bytes() for file in files}}
 
 
-def test_run_killed_twice_ends_bit_equal(
+def test_run_killed_at_random_ends_bit_equal(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    _kill_and_resume(make_dataset().path, tmp_path, kills=2, seed=0, seconds=4.0)
+    _kill_and_resume(make_dataset().path, tmp_path, kills=4, threads=1)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_run_killed_twenty_times_ends_bit_equal(
-    make_dataset: Callable[..., Dataset], tmp_path: Path
+    make_dataset: Callable[..., Dataset], tmp_path: Path, threads: int
 ) -> None:
-    _kill_and_resume(make_dataset(train=6000).path, tmp_path, kills=20, seed=1, seconds=5.0)
+    _kill_and_resume(make_dataset(train=3000).path, tmp_path, kills=20, threads=threads)
 
 
+class _Listener:
+    """Collects messages and interrupts the run when it is first told of a step."""
+
+    def __init__(self, interrupts: int = 0) -> None:
+        self.messages: list[str] = []
+        self._interrupts = interrupts
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def on_evaluation(self, record: Any) -> None: ...
+
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
+        while self._interrupts:
+            self._interrupts -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("embedding", ["rowwise_adagrad", "adagrad", "adam"])
 def test_interrupted_run_keeps_a_checkpoint_and_goes_on(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, embedding: str
+) -> None:
+    dataset, run = make_dataset(train=900), tmp_path / "run"
+    table = _settings(max_epochs=2).to_table()
+    table["optimizer"]["embedding"] = embedding
+    settings = run_config_from_table(table)
+    listener = _Listener(interrupts=1)
+
+    stopped = train(dataset, settings, run, observer=listener)
+
+    assert stopped.status == "interrupted"
+    assert artifacts.read_json(run / "run.json")["status"] == "interrupted"
+    assert re.fullmatch(r"stopped at step \d+ with a checkpoint", listener.messages[0])
+    assert train(dataset, settings, run).status == "finished"
+    train(dataset, settings, tmp_path / "whole")
+    assert _result(run) == _result(tmp_path / "whole")
+
+
+def test_second_interrupt_ends_the_run_at_once(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
     dataset, run = make_dataset(), tmp_path / "run"
 
-    class Interrupter:
-        def on_message(self, text: str) -> None: ...
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, _settings(), run, observer=_Listener(interrupts=2))
 
-        def on_evaluation(self, record: Any) -> None: ...
-
-        def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
-            if step == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    stopped = train(dataset, _settings(), run, observer=Interrupter())
-    assert stopped.status == "interrupted"
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000000007"]
-
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert train(dataset, _settings(), run).status == "finished"
-    train(dataset, _settings(), tmp_path / "whole")
-    assert _weights(run) == _weights(tmp_path / "whole")
 
 
 def test_damaged_checkpoint_is_passed_over(
@@ -181,19 +243,11 @@ def test_damaged_checkpoint_is_passed_over(
     altered[-1] ^= 1
     newest.write_bytes(altered)
     (run / "metrics.json").unlink()
-    messages = []
+    listener = _Listener()
 
-    class Listener:
-        def on_message(self, text: str) -> None:
-            messages.append(text)
+    assert train(dataset, _settings(), run, observer=listener).status == "finished"
 
-        def on_evaluation(self, record: Any) -> None: ...
-
-        def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None: ...
-
-    assert train(dataset, _settings(), run, observer=Listener()).status == "finished"
-
-    assert "sha256" in messages[0]
+    assert "sha256" in listener.messages[0]
     assert newest.read_bytes() == expected
 
 
@@ -254,36 +308,148 @@ def test_loss_that_is_not_finite_stops_the_run(
         train(make_dataset(), settings, tmp_path / "run")
 
 
-def test_loss_ignores_labels_that_were_not_observed() -> None:
-    nan = float("nan")
-    output = Output(logits=torch.tensor([[0.0, 9.0], [2.0, -1.0]]))
-    labels = torch.tensor([[1.0, nan], [0.0, 1.0]])
-    tasks = (Task(name="click"), Task(name="buy"))
-
-    loss = training_loss(output, labels, torch.ones(2), tasks, torch.tensor([1.0, 2.0]))
-
-    # click: (log 2 + log(1 + e^2)) / 2 = (0.693147 + 2.126928) / 2; buy: log(1 + e) = 1.313262.
-    assert loss.item() == pytest.approx(1.410038 + 2 * 1.313262, abs=1e-5)
+def test_run_in_use_is_refused(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    with (
+        artifacts.folder_lock(tmp_path / "run"),
+        pytest.raises(RunInUseError, match="must not be in use"),
+    ):
+        train(make_dataset(), _settings(max_epochs=1), tmp_path / "run")
 
 
-def test_loss_weighs_rows_and_adds_auxiliary_losses() -> None:
-    output = Output(
-        logits=torch.tensor([[0.0], [2.0]]), auxiliary_losses={"extra": torch.tensor(0.5)}
+def test_training_stops_when_patience_runs_out(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    settings = _settings(max_epochs=30, patience=3)
+
+    train(make_dataset(train=100), settings, tmp_path / "run")
+
+    # 100 rows are learnt by heart soon; the first run of 3 evaluations without a best ends it.
+    bests = [line["is_best"] for line in _lines(tmp_path / "run")]
+    assert len(bests) < 30
+    assert bests[-4:] == [True, False, False, False]
+    assert not any(bests[i : i + 3] == [False] * 3 for i in range(len(bests) - 3))
+
+
+def test_step_sizes_halve_after_each_evaluation_without_improvement(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    train(make_dataset(train=200), _settings(max_epochs=8), tmp_path / "run")
+
+    lines = _lines(tmp_path / "run")
+    # Warm-up lasts 5 steps and an epoch 7, so only the plateau rule is at work.
+    expected = 1.0
+    for line in lines:
+        assert line["step_sizes"] == {"tables": 0.05 * expected, "dense": 1e-3 * expected}
+        expected *= 1.0 if line["is_best"] else 0.5
+    assert expected < 1.0
+
+
+def test_clipping_acts_only_above_its_norm(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset()
+    table = _settings(max_epochs=2).to_table()
+    lines = []
+    for clip_norm in (0.0, 1e6, 0.05):
+        table["optimizer"]["clip_norm"] = clip_norm
+        run = tmp_path / f"clip-{clip_norm}"
+        train(dataset, run_config_from_table(table), run)
+        lines.append(_lines(run))
+
+    assert lines[0] == lines[1]
+    assert lines[0] != lines[2]
+
+
+def test_unknown_monitor_task_is_found_before_training(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset, run = make_dataset(), tmp_path / "run"
+
+    with pytest.raises(ConfigError, match="monitor_task: must be one of click, buy, got 'clik'"):
+        train(dataset, _settings(monitor_task="clik"), run)
+
+    # The folder is free for the mended config.
+    assert train(dataset, _settings(max_epochs=1, monitor_task="buy"), run).status == "finished"
+
+
+def _write(folder: Path, task: Task, labels: dict[str, list[float]]) -> Dataset:
+    """One categorical field of four values, and the labels given."""
+    item = Field(name="item", kind="categorical")
+    spec = InputSpec(
+        numeric=(),
+        categorical=(CategoricalInput(name="item", table="item"),),
+        sequences=(),
+        tables=(Table(name="item", num_rows=4),),
+        tasks=(task,),
     )
-    labels, weights = torch.tensor([[1.0], [0.0]]), torch.tensor([3.0, 1.0])
+    with DatasetWriter(folder, Schema(fields=(item,), tasks=(task,)), spec) as writer:
+        (writer.encoders_path / "encoders.json").write_text("{}")
+        for split, values in labels.items():
+            rows = np.arange(len(values))
+            writer.append(
+                split,
+                EncodedRows(
+                    row=rows,
+                    ids={"item": (rows % 4).astype(np.int32)},
+                    labels={task.name: np.array(values, np.float32)},
+                ),
+            )
+        return writer.finish({})
 
-    loss = training_loss(output, labels, weights, (Task(name="click"),), torch.ones(1))
 
-    # Three times 0.693147 and once 2.126928, over the weight of 4, and 0.5 on top.
-    assert loss.item() == pytest.approx(1.551592, abs=1e-5)
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (0.0, r"both classes of 'click' for training.monitor='ne', got only 0. .*'log_loss'"),
+        (float("nan"), r"must hold labels of 'click', got none in 50 rows"),
+    ],
+)
+def test_validation_labels_that_define_no_metric_are_found_before_training(
+    tmp_path: Path, label: float, message: str
+) -> None:
+    labels = {"train": [0.0, 1.0] * 50, "valid": [label] * 50}
+
+    with pytest.raises(DataError, match=message):
+        train(_write(tmp_path / "data", Task(name="click"), labels), _settings(), tmp_path / "run")
 
 
-def test_loss_of_a_regression_task_is_the_squared_error() -> None:
-    tasks = (Task(name="click"), Task(name="spend", kind="regression"))
-    output = Output(logits=torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
-    labels = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+def test_validation_labels_of_one_class_will_do_for_log_loss(tmp_path: Path) -> None:
+    labels = {"train": [0.0, 1.0] * 50, "valid": [0.0] * 50}
+    dataset = _write(tmp_path / "data", Task(name="click"), labels)
 
-    loss = training_loss(output, labels, torch.ones(2), tasks, torch.ones(2))
+    result = train(dataset, _settings(max_epochs=1, monitor="log_loss"), tmp_path / "run")
 
-    # log 2 + ((3 - 1)^2 + 0) / 2
-    assert loss.item() == pytest.approx(0.693147 + 2.0, abs=1e-5)
+    assert result.metrics["metrics"]["valid"]["click"]["log_loss"] > 0
+
+
+def test_regression_task_keeps_the_weights_of_least_error(tmp_path: Path) -> None:
+    spend = [1.0, 2.0, 3.0, 4.0] * 50
+    task = Task(name="spend", kind="regression")
+    dataset = _write(tmp_path / "data", task, {"train": spend, "valid": spend})
+
+    train(dataset, _settings(max_epochs=8, monitor="auc"), tmp_path / "run")
+
+    lines = _lines(tmp_path / "run")
+    errors = [line["valid"]["spend"]["rmse"] for line in lines]
+    assert errors[-1] < errors[0]
+    kept = artifacts.read_json(tmp_path / "run" / "run.json")["best_step"]
+    assert kept == lines[errors.index(min(errors))]["step"]
+
+
+def test_last_batch_of_one_row_is_refused_with_batch_norm(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    table = _settings(max_epochs=1).to_table()
+    table["model"]["norm"] = "batch"
+    settings = run_config_from_table(table)
+
+    with pytest.raises(ConfigError, match=r"last batch of one row .* got 32 for 97 rows"):
+        train(make_dataset(train=97), settings, tmp_path / "run")
+    assert train(make_dataset(train=98, name="b"), settings, tmp_path / "run").status == "finished"
+
+
+def test_task_weights_must_match_the_tasks(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="one weight for each of 2 tasks, got 3"):
+        train(make_dataset(), _settings(task_weights=[1.0, 2.0, 3.0]), tmp_path / "run")

@@ -6,7 +6,18 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from tamis.training.optimizers import RowAdagrad, RowAdam, RowwiseAdagrad, sum_duplicate_rows
+from tamis.data.schema import InputSpec
+from tamis.models import catalog
+from tamis.nn.embedding import EmbeddingTables
+from tamis.training.config import OptimizerConfig
+from tamis.training.optimizers import (
+    RowAdagrad,
+    RowAdam,
+    RowwiseAdagrad,
+    build_optimizers,
+    count_parameters,
+    group_rows,
+)
 
 
 def _table(rows: int = 6, width: int = 3) -> nn.Parameter:
@@ -16,41 +27,62 @@ def _table(rows: int = 6, width: int = 3) -> nn.Parameter:
 
 def _backward(table: nn.Parameter, ids: list[int], target: float) -> None:
     table.grad = None
-    found = nn.functional.embedding(torch.tensor(ids), table, sparse=True)
+    found = nn.functional.embedding(torch.tensor(ids, dtype=torch.int64), table, sparse=True)
     (found - target).square().sum().backward()
 
 
-def test_sum_duplicate_rows_adds_gradients_of_equal_rows() -> None:
-    rows, total = sum_duplicate_rows(
-        torch.tensor([5, 2, 5]), torch.tensor([[1.0, 2.0], [10.0, 20.0], [4.0, 8.0]])
-    )
+def test_group_rows_sums_gradients_of_equal_rows() -> None:
+    groups = group_rows(torch.tensor([5, 2, 5]), num_table_rows=6)
+
+    total = groups.sum(torch.tensor([[1.0, 2.0], [10.0, 20.0], [4.0, 8.0]]))
 
     # Row 2 has (10, 20) alone; row 5 has (1, 2) + (4, 8).
-    assert rows.tolist() == [2, 5]
+    assert groups.distinct.tolist() == [2, 5]
     assert total.tolist() == [[10.0, 20.0], [5.0, 10.0]]
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
-def test_sum_duplicate_rows_equals_a_loop(ids: list[int]) -> None:
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.sampled_from([10, 2**31 + 1]))
+def test_group_rows_sums_like_a_loop(ids: list[int], num_table_rows: int) -> None:
     gradients = torch.arange(len(ids) * 2, dtype=torch.float32).view(-1, 2)
     expected: dict[int, torch.Tensor] = {}
     for row, gradient in zip(ids, gradients, strict=True):
         expected[row] = expected.get(row, torch.zeros(2)) + gradient
 
-    rows, total = sum_duplicate_rows(torch.tensor(ids), gradients)
+    groups = group_rows(torch.tensor(ids), num_table_rows=num_table_rows)
 
-    assert rows.tolist() == sorted(expected)
-    for row, gradient in zip(rows.tolist(), total, strict=True):
+    assert groups.distinct.tolist() == sorted(expected)
+    for row, gradient in zip(groups.distinct.tolist(), groups.sum(gradients), strict=True):
         assert torch.equal(gradient, expected[row])
 
 
-def test_sum_duplicate_rows_keeps_ids_beyond_2_to_24_apart() -> None:
-    ids = torch.tensor([2**24, 2**24 + 1, 2**40])
+@pytest.mark.parametrize(
+    ("ids", "num_table_rows"),
+    [
+        ([2**24, 2**24 + 1, 2**24 + 2], 2**24 + 3),
+        ([2**31 - 2, 2**31 - 1], 2**31),
+        ([2**31 - 1, 2**31, 2**40], 2**40 + 1),
+    ],
+    ids=["beyond float32", "last int32", "beyond int32"],
+)
+def test_group_rows_keeps_neighbouring_large_ids_apart(ids: list[int], num_table_rows: int) -> None:
+    groups = group_rows(torch.tensor(ids), num_table_rows=num_table_rows)
 
-    rows, _ = sum_duplicate_rows(ids, torch.ones(3, 1))
+    assert groups.distinct.tolist() == ids
+    assert groups.sum(torch.ones(len(ids), 1)).tolist() == [[1.0]] * len(ids)
 
-    assert rows.tolist() == [2**24, 2**24 + 1, 2**40]
+
+def test_rows_beyond_2_to_24_of_a_real_table_move_alone() -> None:
+    table = nn.Parameter(torch.zeros(2**24 + 3, 1))
+    optimizer = RowwiseAdagrad([table], lr=0.5)
+    ids = torch.tensor([2**24 + 1, 2**24 + 1], dtype=torch.int32)
+    nn.functional.embedding(ids.to(torch.int64), table, sparse=True).sum().backward()
+
+    optimizer.step()
+
+    # One number a row, gradient 2: state 4, step 0.5 * 2 / 2.
+    assert table[-4:].flatten().tolist() == pytest.approx([0.0, 0.0, -0.5, 0.0])
+    assert int(table.count_nonzero()) == 1
 
 
 def test_rowwise_adagrad_moves_a_row_as_written_down() -> None:
@@ -135,3 +167,79 @@ def test_optimizer_refuses_a_dense_gradient() -> None:
 
     with pytest.raises(TypeError, match="gradients must be sparse, got a dense one"):
         RowwiseAdagrad([table], lr=0.1).step()
+
+
+@pytest.mark.parametrize("kind", [RowwiseAdagrad, RowAdagrad, RowAdam])
+def test_tables_looked_up_with_the_same_rows_move_as_if_each_were_alone(
+    kind: type[torch.optim.Optimizer],
+) -> None:
+    together, alone = [_table(), _table(width=1), _table()], [_table(), _table(width=1), _table()]
+    one = kind(together, lr=0.1, l2=0.1)
+    many = [kind([table], lr=0.1, l2=0.1) for table in alone]
+    for step in range(3):
+        # The third table has rows of its own, as a sequence's table would.
+        for tables in (together, alone):
+            for table, ids in zip(tables, ([4, 1, 4], [4, 1, 4], [step, 1, 1]), strict=True):
+                _backward(table, ids, 0.5)
+        one.step()
+        for optimizer in many:
+            optimizer.step()
+
+    for table, other in zip(together, alone, strict=True):
+        assert torch.equal(table, other)
+
+
+@pytest.mark.parametrize("kind", [RowwiseAdagrad, RowAdagrad, RowAdam])
+def test_optimizer_passes_over_a_table_without_lookups(kind: type[torch.optim.Optimizer]) -> None:
+    table = _table()
+    before = table.detach().clone()
+    _backward(table, [], 0.0)
+    optimizer = kind([table, _table()], lr=0.1)
+
+    optimizer.step()
+
+    assert torch.equal(table, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_row_adam_with_every_row_in_the_batch_is_adam(steps: list[list[int]]) -> None:
+    table, dense = _table(), _table()
+    ours = RowAdam([table], lr=0.05)
+    theirs = torch.optim.Adam([dense], lr=0.05)
+    for ids in steps:
+        _backward(table, [*range(6), *ids], 1.0)
+        dense.grad = table.grad.to_dense()
+        ours.step()
+        theirs.step()
+
+    # Lazy Adam differs from Adam only in rows that a batch leaves out.
+    assert torch.allclose(table, dense, atol=1e-5)
+
+
+def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> None:
+    entry = catalog.entry("deepfm")
+    model = entry.model(entry.config(hidden_units=(8,)), spec)
+
+    optimizers = build_optimizers(
+        model, OptimizerConfig(embedding="adam", dense_weight_decay=0.1, embedding_lr=0.3)
+    )
+
+    owned = [p for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+    assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
+    assert len(owned) == len(list(model.parameters()))
+    tables = [m.weight for m in model.modules() if isinstance(m, EmbeddingTables)]
+    assert isinstance(optimizers["tables"], RowAdam)
+    assert [id(p) for p in optimizers["tables"].param_groups[0]["params"]] == list(map(id, tables))
+    assert optimizers["tables"].param_groups[0]["lr"] == 0.3
+    for group in optimizers["dense"].param_groups:
+        decays = {p.ndim > 1 for p in group["params"]}
+        assert decays == {group["weight_decay"] == 0.1}
+
+
+def test_count_parameters_parts_tables_from_the_rest(spec: InputSpec) -> None:
+    entry = catalog.entry("lr")
+    model = entry.model(entry.config(), spec)
+
+    # 70 table rows of width T = 2; one numeric weight and one bias for each of 2 tasks.
+    assert count_parameters(model) == {"tables": 140, "dense": 4, "total": 144}

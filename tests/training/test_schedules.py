@@ -4,8 +4,12 @@ import math
 
 import pytest
 
-from tamis.training.config import ScheduleConfig
-from tamis.training.schedules import Progress, step_size_fraction
+from tamis.data.schema import Task
+from tamis.errors import ConfigError
+from tamis.training.config import ScheduleConfig, TrainingConfig
+from tamis.training.schedules import Progress, choose_monitor, step_size_fraction
+
+_TASKS = (Task(name="click"), Task(name="spend", kind="regression"))
 
 
 def test_warmup_rises_linearly_to_one() -> None:
@@ -69,3 +73,27 @@ def test_larger_is_better_turns_the_comparison() -> None:
     ]
 
     assert found == [True, False, True]
+
+
+def test_monitor_reads_the_first_task_unless_another_is_named() -> None:
+    metrics = {"click": {"ne": 0.9, "auc": 0.7}, "spend": {"rmse": 2.0}}
+
+    first = choose_monitor(TrainingConfig(monitor="auc"), _TASKS)
+    other = choose_monitor(TrainingConfig(monitor="auc", monitor_task="spend"), _TASKS)
+
+    assert first.value(metrics) == 0.7
+    assert first.larger_is_better
+    assert other.value(metrics) == 2.0
+    # Asked for AUC, a regression task is still judged by its error: smaller is better.
+    assert not other.larger_is_better
+
+
+def test_monitor_of_an_undefined_metric_is_nan() -> None:
+    monitor = choose_monitor(TrainingConfig(), _TASKS)
+
+    assert math.isnan(monitor.value({"click": {"ne": None}}))
+
+
+def test_monitor_refuses_an_unknown_task() -> None:
+    with pytest.raises(ConfigError, match=r"monitor_task: must be one of click, spend, got 'clik'"):
+        choose_monitor(TrainingConfig(monitor_task="clik"), _TASKS)

@@ -101,7 +101,11 @@ def load_newest_checkpoint(folder: Path, trainee: Trainee) -> tuple[Path | None,
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters and buffers as safetensors, atomically."""
+    """Write a model's parameters and buffers as safetensors, atomically.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
     _save_tensors(path, {name: value.detach() for name, value in model.state_dict().items()})
 
 
@@ -120,8 +124,13 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    with artifacts.atomic_path(path) as temporary:
-        safetensors.torch.save_file(plain, temporary)
+    try:
+        with artifacts.atomic_path(path) as temporary:
+            safetensors.torch.save_file(plain, temporary)
+    except SafetensorError as error:  # safetensors has its own word for a full disk
+        raise ArtifactError(
+            f"{path}: must be writable, got {error}. Free space; earlier checkpoints are unharmed."
+        ) from error
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

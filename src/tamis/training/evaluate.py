@@ -109,7 +109,7 @@ def evaluate_dataset(
         dataset: The data.
         splits: Which of its splits.
         out: Folder for ``<split>.arrow`` with one row per row of the split: ``row``, ``user``
-            (where known), ``label:<task>`` and ``prediction:<task>``.
+            (where known), ``label:<task>`` and ``prediction:<task>``; sealed by a manifest.
 
     Returns:
         ``metrics``, ``oracle`` and ``ne_gap``, each by split and task; the latter two only for
@@ -126,6 +126,9 @@ def evaluate_dataset(
         if oracle:
             result["oracle"][name] = oracle
             result["ne_gap"][name] = ne_gaps(metrics, oracle)
+    artifacts.write_manifest(
+        out, kind="predictions", version=1, files=out.glob("*.arrow"), payload={}
+    )
     return result
 
 

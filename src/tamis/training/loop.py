@@ -1,7 +1,7 @@
 """The training loop: one run from a dataset and a config, resumable at any moment."""
 
 import contextlib
-import shutil
+import math
 import signal
 import threading
 import time
@@ -13,30 +13,40 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tamis import artifacts, config
+from tamis import artifacts
 from tamis.data.batch import Batch
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
-from tamis.data.schema import Task
-from tamis.errors import ConfigError, TamisError
+from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
-from tamis.models.output import Output
 from tamis.training import runlog
-from tamis.training.checkpoint import (
-    Trainee,
-    load_newest_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
-from tamis.training.config import OptimizerConfig, RunConfig
+from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_checkpoint
+from tamis.training.config import RunConfig
 from tamis.training.evaluate import Predictor, evaluate_dataset, task_metrics
-from tamis.training.optimizers import RowAdagrad, RowAdam, RowwiseAdagrad
-from tamis.training.predict import BEST_WEIGHTS, choose_device, choose_precision
-from tamis.training.schedules import Progress, step_size_fraction
+from tamis.training.objective import training_loss
+from tamis.training.optimizers import build_optimizers, count_parameters, table_parameters
+from tamis.training.predict import (
+    choose_device,
+    choose_precision,
+    load_best_weights,
+    save_best_weights,
+)
+from tamis.training.run_folder import (
+    begin_work,
+    check_run,
+    is_opened,
+    open_run,
+    timestamp,
+    update_run_json,
+)
+from tamis.training.schedules import Monitor, Progress, choose_monitor, step_size_fraction
+
+# Reading a loss waits for the device, so losses are read together: this often, at the latest
+# after so many steps.
+_SECONDS_BETWEEN_READS = 0.1
+_STEPS_BETWEEN_READS = 64
 
 
 class Observer(Protocol):
@@ -46,7 +56,7 @@ class Observer(Protocol):
         """Something that a person should know, such as a damaged checkpoint passed over."""
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
-        """Called a few times a second at most."""
+        """Called a few times a second, with the speed since the last call."""
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """One line of ``metrics.jsonl``."""
@@ -77,8 +87,8 @@ def train(
 ) -> TrainResult:
     """Train a model, or go on with a run that was killed or interrupted.
 
-    A run that is finished already is returned as it is. Ctrl-C finishes the batch, writes a
-    checkpoint and returns; a second Ctrl-C raises ``KeyboardInterrupt`` at once.
+    A run that is finished already is returned as it is. Ctrl-C, or SIGTERM, finishes the batch,
+    writes a checkpoint and returns; a second one ends the process as it always does.
 
     Args:
         dataset: Needs the splits ``train`` and ``valid``; ``test`` is evaluated if it is there.
@@ -87,20 +97,26 @@ def train(
         observer: Draws progress.
 
     Raises:
-        ConfigError: The folder holds a run of another config or another dataset.
+        ConfigError: The folder holds a run of another config or another dataset, or the config
+            does not fit the dataset.
         RunInUseError: A living process works on this folder.
         ArtifactError: The disk is full, or no checkpoint is whole.
         TamisError: The loss is no finite number.
     """
     with artifacts.folder_lock(run):
-        _open_run(dataset, settings, run)
+        if is_opened(run):
+            check_run(dataset, settings, run)
         if (run / "metrics.json").exists():
             return TrainResult(
                 run=run, status="finished", metrics=artifacts.read_json(run / "metrics.json")
             )
         # Weights and dropout draw from torch's own generators; the caller's stay as they were.
         with torch.random.fork_rng():
-            return _Training(dataset, settings, run, observer or _Silent()).work()
+            training = _Training(dataset, settings, run, observer or _Silent())
+            # Only now, so that a config that does not fit the dataset leaves no run behind.
+            if not is_opened(run):
+                open_run(dataset, settings, run)
+            return training.work()
 
 
 class _Training:
@@ -113,6 +129,8 @@ class _Training:
         self.dataset, self.settings, self.run, self.observer = dataset, settings, run, observer
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
+        self.monitor = choose_monitor(training, dataset.spec.tasks)
+        _check_valid_labels(dataset, self.monitor)
         self.loader = Loader(
             dataset.split("train"),
             dataset.spec,
@@ -127,6 +145,7 @@ class _Training:
         torch.manual_seed(training.seed)
         model = catalog.entry(settings.model_name).model(settings.model, dataset.spec)
         self.model: nn.Module = model.to(self.device)
+        _check_last_batch(self.model, self.loader)
         self.forward = torch.compile(self.model) if training.compile else self.model
         self.optimizers = build_optimizers(self.model, settings.optimizer)
         self.rates = {
@@ -142,7 +161,8 @@ class _Training:
                 f"{len(dataset.spec.tasks)} tasks, got {len(weights)}."
             )
         self.task_weights = torch.tensor(weights, device=self.device)
-        self.dense = [p for n, p in self.model.named_parameters() if not _is_table(n)]
+        tables = {id(table) for table in table_parameters(self.model)}
+        self.dense = [p for p in self.model.parameters() if id(p) not in tables]
         self.predictor = Predictor(
             model=self.model,
             device=self.device,
@@ -150,9 +170,14 @@ class _Training:
             batch_size=max(training.batch_size, 4096),
         )
         self.stop_requested = False
+        self.unread: list[Tensor] = []
+        self.unread_rows = 0
         self.checkpointed = self.clock = time.perf_counter()
 
     def work(self) -> TrainResult:
+        """Train to the end or to an interrupt."""
+        for message in begin_work(self.run, self.device):
+            self.observer.on_message(message)
         checkpoint, damaged = load_newest_checkpoint(self.run / "checkpoints", self.trainee)
         for message in damaged:
             self.observer.on_message(f"passed over a damaged checkpoint: {message}")
@@ -167,7 +192,8 @@ class _Training:
         finally:
             self.events.close()
         if not finished:
-            _update_run_json(self.run, status="interrupted")
+            update_run_json(self.run, status="interrupted")
+            self.observer.on_message(f"stopped at step {self.progress.step:,} with a checkpoint")
             return TrainResult(run=self.run, status="interrupted", metrics={})
         return TrainResult(run=self.run, status="finished", metrics=self._finish())
 
@@ -195,9 +221,7 @@ class _Training:
         return True
 
     def _step(self, batch: Batch) -> None:
-        fraction = self.progress.plateau_fraction * step_size_fraction(
-            self.settings.schedule, step=self.progress.step, total_steps=self.total_steps
-        )
+        fraction = self._step_size_fraction()
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * fraction
@@ -214,44 +238,56 @@ class _Training:
             optimizer.step()
         self.progress.step += 1
         self.progress.batch += 1
-        # On a CPU the value is there already; on CUDA this waits for the device.
-        value = loss.item()
-        if not np.isfinite(value):
-            raise TamisError(
-                f"training step {self.progress.step}: the loss must be finite, got {value}. "
-                f"Lower optimizer.dense_lr or optimizer.embedding_lr, or set optimizer.clip_norm."
-            )
-        self.progress.loss_sum += value
-        self.progress.loss_steps += 1
-        self._tick(batch.num_rows)
+        self.unread.append(loss.detach())
+        self.unread_rows += batch.num_rows
+        is_due = time.perf_counter() - self.clock >= _SECONDS_BETWEEN_READS
+        if is_due or len(self.unread) >= _STEPS_BETWEEN_READS:
+            self._read_losses()
 
-    def _tick(self, num_rows: int) -> None:
-        now = time.perf_counter()
-        self.progress.seconds += now - self.clock
-        rate = num_rows / max(1e-9, now - self.clock)
-        self.clock = now
-        self.observer.on_step(
-            step=self.progress.step, total_steps=self.total_steps, rows_per_second=rate
+    def _step_size_fraction(self) -> float:
+        return self.progress.plateau_fraction * step_size_fraction(
+            self.settings.schedule, step=self.progress.step, total_steps=self.total_steps
         )
+
+    def _read_losses(self) -> None:
+        """Take in the losses of the steps since the last call."""
+        if not self.unread:
+            return
+        first = self.progress.step - len(self.unread) + 1
+        for step, value in enumerate(torch.stack(self.unread).tolist(), start=first):
+            if not math.isfinite(value):
+                raise _diverged(f"training step {step}: the loss", value)
+            # One by one, so that the sum does not depend on when losses are read.
+            self.progress.loss_sum += value
+            self.progress.loss_steps += 1
+        self.progress.rows += self.unread_rows
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self.clock)
+        self.progress.seconds += seconds
+        self.observer.on_step(
+            step=self.progress.step,
+            total_steps=self.total_steps,
+            rows_per_second=self.unread_rows / seconds,
+        )
+        self.clock, self.unread_rows = now, 0
+        self.unread.clear()
 
     def _evaluate(self) -> int:
         training, progress = self.settings.training, self.progress
+        self._read_losses()
         started = time.perf_counter()
+        predictions = self.predictor.predict(self.dataset, "valid")
+        if not np.isfinite(predictions).all():
+            raise _diverged(f"evaluation after step {progress.step}: predictions", math.nan)
         metrics = task_metrics(
-            self.dataset.split("valid"),
-            self.predictor.predict(self.dataset, "valid"),
-            self.dataset.spec.tasks,
-            grouped=False,
+            self.dataset.split("valid"), predictions, self.dataset.spec.tasks, grouped=False
         )
-        task = training.monitor_task or self.dataset.spec.tasks[0].name
-        if task not in metrics:
-            raise ConfigError(
-                f"training.monitor_task: must be one of {', '.join(metrics)}, got {task!r}."
-            )
-        value = metrics[task].get(training.monitor, metrics[task].get("rmse"))
+        step_sizes = {
+            name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()
+        }
         is_best = progress.observe(
-            float("nan") if value is None else value,
-            larger_is_better=training.monitor == "auc",
+            self.monitor.value(metrics),
+            larger_is_better=self.monitor.larger_is_better,
             min_improvement=training.min_improvement,
             config=self.settings.schedule,
         )
@@ -260,7 +296,7 @@ class _Training:
             "step": progress.step,
             "epoch": progress.epoch,
             "train_loss": train_loss,
-            "step_size_fraction": progress.plateau_fraction,
+            "step_sizes": step_sizes,
             "valid": metrics,
             "is_best": is_best,
             "time": {
@@ -270,7 +306,7 @@ class _Training:
         }
         progress.loss_sum, progress.loss_steps = 0.0, 0
         if is_best:
-            self._keep_weights()
+            save_best_weights(self.run, self.model, step=progress.step)
         self.log.append(record)
         progress.lines = self.log.lines
         values = {f"valid/{t}/{n}": v for t, m in metrics.items() for n, v in m.items()}
@@ -279,105 +315,72 @@ class _Training:
         self.clock = time.perf_counter()
         return progress.stale_evaluations
 
-    def _keep_weights(self) -> None:
-        best = self.run / "checkpoints" / BEST_WEIGHTS
-        save_weights(best / "model.safetensors", self.model)
-        artifacts.write_manifest(
-            best,
-            kind="weights",
-            version=1,
-            files=[best / "model.safetensors"],
-            payload={"step": self.progress.step},
-        )
-
     def _is_checkpoint_due(self) -> bool:
         return time.perf_counter() - self.checkpointed >= self.settings.training.checkpoint_seconds
 
     def _checkpoint(self) -> None:
+        self._read_losses()
         save_checkpoint(self.run / "checkpoints", self.trainee)
         self.checkpointed = self.clock = time.perf_counter()
 
     def _finish(self) -> dict[str, Any]:
-        load_weights(self.run / "checkpoints" / BEST_WEIGHTS / "model.safetensors", self.model)
+        load_best_weights(self.run, self.model)
         metrics = evaluate_dataset(
             self.predictor,
             self.dataset,
             splits=tuple(name for name in self.dataset.split_names if name != "train"),
             out=self.run / "predictions",
         )
-        rows = self.progress.step * self.settings.training.batch_size
-        _update_run_json(
+        update_run_json(
             self.run,
             status="finished",
+            finished=timestamp(),
             training_seconds=self.progress.seconds,
-            samples_per_second=rows / max(1e-9, self.progress.seconds),
+            samples_per_second=self.progress.rows / max(1e-9, self.progress.seconds),
             peak_rss_bytes=runlog.peak_rss_bytes(),
             best_step=self.progress.best_step,
             steps=self.progress.step,
             parameters=count_parameters(self.model),
-            environment=runlog.environment(self.device),
             precision=str(self.precision).removeprefix("torch."),
         )
         artifacts.write_json(self.run / "metrics.json", metrics)
         return metrics
 
 
-def training_loss(
-    output: Output, labels: Tensor, weights: Tensor, tasks: tuple[Task, ...], task_weights: Tensor
-) -> Tensor:
-    """Weighted mean loss over the observed labels of each task, summed over tasks.
-
-    Binary tasks: cross entropy of the logit, in nats. Regression tasks: squared error. Auxiliary
-    losses are added as they are. A task without an observed label in the batch adds 0.
-    """
-    logits = output.logits.float()
-    observed = ~labels.isnan()
-    known = torch.where(observed, labels, torch.zeros_like(labels))
-    row_weights = weights.unsqueeze(1) * observed
-    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
-    regression = [index for index, task in enumerate(tasks) if task.kind == "regression"]
-    if regression:
-        squared = (logits[:, regression] - known[:, regression]).square()
-        losses = losses.index_copy(1, torch.tensor(regression, device=losses.device), squared)
-    per_task = (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
-    total = (per_task * task_weights).sum()
-    for auxiliary in output.auxiliary_losses.values():
-        total = total + auxiliary
-    return total
-
-
-def build_optimizers(
-    model: nn.Module, settings: OptimizerConfig
-) -> dict[str, torch.optim.Optimizer]:
-    """Optimizers of the tables and of everything else, by name."""
-    tables = [p for name, p in model.named_parameters() if _is_table(name)]
-    matrices = [p for n, p in model.named_parameters() if not _is_table(n) and p.ndim > 1]
-    vectors = [p for n, p in model.named_parameters() if not _is_table(n) and p.ndim <= 1]
-    optimizers: dict[str, torch.optim.Optimizer] = {}
-    if tables:
-        kinds = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": RowAdagrad, "adam": RowAdam}
-        optimizers["tables"] = kinds[settings.embedding](
-            tables, lr=settings.embedding_lr, l2=settings.embedding_l2
+def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
+    """Find out before training, not after it, that the monitored metric is undefined."""
+    names = [task.name for task in dataset.spec.tasks]
+    labels = dataset.split("valid").labels()[:, names.index(monitor.task)]
+    values = np.unique(labels[~np.isnan(labels)])
+    if values.size == 0:
+        raise DataError(
+            f"split 'valid': must hold labels of {monitor.task!r}, got none in {len(labels):,} "
+            f"rows. Split otherwise, or set training.monitor_task."
         )
-    groups = [
-        {"params": matrices, "weight_decay": settings.dense_weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if groups:
-        optimizers["dense"] = torch.optim.AdamW(groups, lr=settings.dense_lr, fused=True)
-    return optimizers
+    if values.size == 1 and monitor.needs_both_classes:
+        raise DataError(
+            f"split 'valid': must hold both classes of {monitor.task!r} for "
+            f"training.monitor={monitor.metric!r}, got only {values[0]:g}. Split otherwise, or "
+            f"set training.monitor='log_loss'."
+        )
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters in tables, elsewhere, and together."""
-    tables = sum(p.numel() for n, p in model.named_parameters() if _is_table(n))
-    total = sum(p.numel() for p in model.parameters())
-    return {"tables": tables, "dense": total - tables, "total": total}
+def _check_last_batch(model: nn.Module, loader: Loader) -> None:
+    """Batch norm has no variance over a single row."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    has_norm = any(isinstance(module, norms) for module in model.modules())
+    if has_norm and loader.num_rows % loader.batch_size == 1:
+        raise ConfigError(
+            f"training.batch_size: must not leave a last batch of one row to batch norm, got "
+            f"{loader.batch_size} for {loader.num_rows:,} rows. Add or take one."
+        )
 
 
-def _is_table(name: str) -> bool:
-    return name.endswith("tables.weight")
+def _diverged(what: str, value: float) -> TamisError:
+    return TamisError(
+        f"{what} must be finite, got {value}. "
+        f"Lower optimizer.dense_lr or optimizer.embedding_lr, or set optimizer.clip_norm."
+    )
 
 
 def _evaluation_batches(num_batches: int, evaluations: int) -> frozenset[int]:
@@ -385,70 +388,25 @@ def _evaluation_batches(num_batches: int, evaluations: int) -> frozenset[int]:
     return frozenset(round(num_batches * (k + 1) / count) for k in range(count))
 
 
-def _open_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
-    """Write what identifies the run, or check that the folder holds the same run."""
-    table = settings.to_table()
-    path = run / "config.toml"
-    if path.exists():
-        _check_same(table, config.read_toml(path), run)
-        found = artifacts.read_json(run / "run.json")["dataset"]["fingerprint"]
-        if found != dataset.fingerprint:
-            raise ConfigError(
-                f"{run}: must be of the same dataset, got fingerprint {dataset.fingerprint[:12]} "
-                f"instead of {found[:12]}. Give another run name."
-            )
-        return
-    inputs = run / "inputs"
-    shutil.copytree(dataset.encoders_path, inputs / "encoders", dirs_exist_ok=True)
-    artifacts.write_text(inputs / "schema.toml", dataset.schema.to_toml())
-    artifacts.write_json(inputs / "spec.json", config.to_table(dataset.spec))
-    rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
-    identity = {
-        "dataset": {"fingerprint": dataset.fingerprint, "rows": rows, "path": str(dataset.path)},
-        "commit": runlog.source_commit(),
-        "seed": settings.training.seed,
-        "status": "running",
-    }
-    artifacts.write_json(run / "run.json", identity)
-    artifacts.write_text(path, config.write_toml(table))
-
-
-def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> None:
-    flat_ours, flat_theirs = dict(_flat(ours)), dict(_flat(theirs))
-    for key in sorted(flat_ours.keys() | flat_theirs.keys()):
-        if flat_ours.get(key) != flat_theirs.get(key):
-            raise ConfigError(
-                f"{run}: must be resumed with its own config, got {key}={flat_ours.get(key)!r} "
-                f"instead of {flat_theirs.get(key)!r}. Give another run name."
-            )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _update_run_json(run: Path, **entries: object) -> None:
-    artifacts.write_json(run / "run.json", {**artifacts.read_json(run / "run.json"), **entries})
-
-
 @contextlib.contextmanager
 def _stop_on_interrupt(training: _Training) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request; signals reach the main thread only."""
+    """Turn the first Ctrl-C or SIGTERM into a request; signals reach the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def request(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
         training.stop_requested = True
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, request)
+    for number in before:
+        signal.signal(number, request)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

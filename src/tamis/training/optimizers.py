@@ -8,36 +8,101 @@ L2 regularisation and weight decay act on the rows of the batch only, when they 
 that is never looked up never decays; for rows that are in every batch this is the usual L2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_INT32_LIMIT = 2**31 - 1
+from tamis.nn.embedding import EmbeddingTables
+from tamis.training.config import OptimizerConfig
+
+_INT32_ROWS = 2**31
 
 
-def sum_duplicate_rows(rows: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the gradients of equal rows.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowGroups:
+    """Which lookups of a batch hit the same table row."""
+
+    rows: Tensor
+    """(n,) int64 table rows, in the order of the lookups."""
+    distinct: Tensor
+    """(u,) int64, the same rows once each, ascending."""
+    positions: Tensor
+    """(n,) int64 lookups, those of one row side by side and in the order in which they came."""
+    starts: Tensor
+    """(u,) int64, where each row's lookups start in ``positions``."""
+
+    def sum(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, D) of the lookups, summed by row to (u, D).
+
+        Those of one row are added in the order in which they came, so that the result does not
+        depend on the number of threads.
+        """
+        return F.embedding_bag(self.positions, gradients, self.starts, mode="sum")
+
+    def is_of(self, rows: Tensor) -> bool:
+        """Whether these are the groups of ``rows``."""
+        return self.rows.shape == rows.shape and torch.equal(self.rows, rows)
+
+
+def group_rows(rows: Tensor, *, num_table_rows: int) -> RowGroups:
+    """Find the lookups of each row of a table with V = ``num_table_rows`` rows.
 
     Args:
-        rows: (n,) int64 table rows, any order, with duplicates.
-        gradients: (n, D) float32.
-
-    Returns:
-        Ascending distinct rows (u,) int64 and the sum of each one's gradients (u, D). Duplicates
-        are added in the order in which they came, so the result does not depend on threads.
+        rows: (n,) int64, n at least 1, any order, with duplicates.
+        num_table_rows: All of ``rows`` are below it.
     """
-    if rows.numel() == 0:
-        return rows, gradients
-    # Half the bytes sort in half the time; the caller's tables decide whether int32 can hold them.
-    keys = rows.to(torch.int32) if int(rows.max()) <= _INT32_LIMIT else rows
+    # Half the bytes sort in half the time (a radix sort, on a CPU).
+    keys = rows.to(torch.int32) if num_table_rows <= _INT32_ROWS else rows
     ordered, positions = torch.sort(keys, stable=True)
     distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
-    starts = counts.cumsum(0) - counts
-    total = F.embedding_bag(positions, gradients, starts, mode="sum")
-    return distinct.to(torch.int64), total
+    return RowGroups(
+        rows=rows,
+        distinct=distinct.to(torch.int64),
+        positions=positions,
+        starts=counts.cumsum(0) - counts,
+    )
+
+
+def build_optimizers(
+    model: nn.Module, settings: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """Optimizers by name: ``tables`` for embedding tables, ``dense`` (AdamW) for the rest.
+
+    Biases and norms, which have one dimension, do not decay.
+    """
+    tables = table_parameters(model)
+    rest = [p for p in model.parameters() if all(p is not table for table in tables)]
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if tables:
+        kinds = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": RowAdagrad, "adam": RowAdam}
+        optimizers["tables"] = kinds[settings.embedding](
+            tables, lr=settings.embedding_lr, l2=settings.embedding_l2
+        )
+    decays = {True: settings.dense_weight_decay, False: 0.0}
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for is_matrix, decay in decays.items()
+        if (members := [p for p in rest if (p.ndim > 1) == is_matrix])
+    ]
+    if groups:
+        optimizers["dense"] = torch.optim.AdamW(groups, lr=settings.dense_lr, fused=True)
+    return optimizers
+
+
+def table_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The merged tables of a model, in the order of its modules."""
+    return [module.weight for module in model.modules() if isinstance(module, EmbeddingTables)]
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters in tables, elsewhere, and together."""
+    tables = sum(p.numel() for p in table_parameters(model))
+    total = sum(p.numel() for p in model.parameters())
+    return {"tables": tables, "dense": total - tables, "total": total}
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -55,7 +120,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, eps: float = 1e-8, l2: float = 0.0
+        self, parameters: list[nn.Parameter], *, lr: float, eps: float = 1e-8, l2: float = 0.0
     ) -> None:
         """Build the optimizer.
 
@@ -96,7 +161,7 @@ class RowAdagrad(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, eps: float = 1e-10, l2: float = 0.0
+        self, parameters: list[nn.Parameter], *, lr: float, eps: float = 1e-10, l2: float = 0.0
     ) -> None:
         """Build the optimizer; arguments as for ``RowwiseAdagrad``."""
         super().__init__(parameters, {"lr": lr, "eps": eps, "l2": l2})
@@ -131,7 +196,7 @@ class RowAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: list[nn.Parameter],
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -179,8 +244,9 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _row_gradients(
     optimizer: torch.optim.Optimizer,
-) -> Iterable[tuple[dict[str, Any], nn.Parameter, Tensor, Tensor]]:
+) -> Iterator[tuple[dict[str, Any], nn.Parameter, Tensor, Tensor]]:
     """Rows of the batch and their summed gradient, L2 included, of each table that has one."""
+    groups: RowGroups | None = None
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad
@@ -191,7 +257,13 @@ def _row_gradients(
                     "table optimizer: gradients must be sparse, got a dense one of shape "
                     f"{tuple(gradient.shape)}. Look rows up with nn.EmbeddingTables."
                 )
-            rows, total = sum_duplicate_rows(gradient._indices()[0], gradient._values())
+            rows = gradient._indices()[0]
+            if rows.numel() == 0:
+                continue
+            # First-order weights and embeddings are looked up with the same rows: sort them once.
+            if groups is None or not groups.is_of(rows):
+                groups = group_rows(rows, num_table_rows=parameter.shape[0])
+            total = groups.sum(gradient._values())
             if group["l2"] > 0:
-                total.add_(parameter.index_select(0, rows), alpha=group["l2"])
-            yield group, parameter, rows, total
+                total.add_(parameter.index_select(0, groups.distinct), alpha=group["l2"])
+            yield group, parameter, groups.distinct, total

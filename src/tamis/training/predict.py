@@ -14,10 +14,11 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
 from tamis.errors import ArtifactError, ConfigError
 from tamis.models import catalog
-from tamis.training.checkpoint import load_weights
+from tamis.training.checkpoint import load_weights, save_weights
 from tamis.training.config import RunConfig, run_config_from_table
 
 BEST_WEIGHTS = "best"
+WEIGHTS_FILE = "model.safetensors"
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,10 +113,32 @@ def load_model(run: Path, *, device: torch.device) -> tuple[nn.Module, InputSpec
     Raises:
         ArtifactError: The run is unfinished or its weights are damaged.
     """
-    best = run / "checkpoints" / BEST_WEIGHTS
-    artifacts.read_manifest(best, kind="weights", version=1, verify=True)
     spec = load_run_spec(run)
     settings = load_run_config(run)
     model = catalog.entry(settings.model_name).model(settings.model, spec)
-    load_weights(best / "model.safetensors", model)
+    load_best_weights(run, model)
     return model.to(device), spec
+
+
+def save_best_weights(run: Path, model: nn.Module, *, step: int) -> None:
+    """Keep the weights of a step as the ones that the run chooses.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    best = run / "checkpoints" / BEST_WEIGHTS
+    save_weights(best / WEIGHTS_FILE, model)
+    artifacts.write_manifest(
+        best, kind="weights", version=1, files=[best / WEIGHTS_FILE], payload={"step": step}
+    )
+
+
+def load_best_weights(run: Path, model: nn.Module) -> None:
+    """Put the weights that a run chose into its model.
+
+    Raises:
+        ArtifactError: There are none, or they are damaged.
+    """
+    best = run / "checkpoints" / BEST_WEIGHTS
+    artifacts.read_manifest(best, kind="weights", version=1, verify=True)
+    load_weights(best / WEIGHTS_FILE, model)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tamis import artifacts
+from tamis.errors import ArtifactError
 
 
 class MetricsLog:
@@ -23,8 +24,17 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, keep_lines: int) -> None:
-        """Open the log and drop the lines after ``keep_lines``, which a resumed run writes anew."""
+        """Open the log and drop the lines after ``keep_lines``, which a resumed run writes anew.
+
+        Raises:
+            ArtifactError: Fewer lines are there.
+        """
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(lines) < keep_lines:
+            raise ArtifactError(
+                f"{path}: must hold the {keep_lines} lines of the checkpoint, got {len(lines)}. "
+                f"It was cut or removed; put it back, or remove the run folder to start anew."
+            )
         artifacts.write_bytes(path, b"".join(lines[:keep_lines]))
         self._path = path
         self.lines = keep_lines

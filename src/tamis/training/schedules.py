@@ -1,9 +1,13 @@
 """What changes while a run goes on: step sizes, and whether it should stop."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tamis.training.config import ScheduleConfig
+from tamis.data.schema import Task
+from tamis.errors import ConfigError
+from tamis.training.config import ScheduleConfig, TrainingConfig
 
 
 def step_size_fraction(config: ScheduleConfig, *, step: int, total_steps: int) -> float:
@@ -24,6 +28,46 @@ def step_size_fraction(config: ScheduleConfig, *, step: int, total_steps: int) -
     span = max(1, total_steps - config.warmup_steps)
     done = min(1.0, (step - config.warmup_steps) / span)
     return config.final_fraction + (1 - config.final_fraction) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Monitor:
+    """The validation metric that picks the weights and stops the run."""
+
+    task: str
+    """Task that is looked at."""
+    metric: str
+    """``ne``, ``log_loss``, ``auc``, or ``rmse`` for a regression task."""
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether an increase is an improvement."""
+        return self.metric == "auc"
+
+    @property
+    def needs_both_classes(self) -> bool:
+        """Whether the metric is undefined where all labels are equal."""
+        return self.metric in ("ne", "auc")
+
+    def value(self, metrics: Mapping[str, Mapping[str, Any]]) -> float:
+        """Its value among metrics by task; NaN where it is undefined."""
+        value = metrics[self.task][self.metric]
+        return math.nan if value is None else float(value)
+
+
+def choose_monitor(config: TrainingConfig, tasks: tuple[Task, ...]) -> Monitor:
+    """The metric that a config asks for; a regression task is monitored by its RMSE.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    kinds = {task.name: task.kind for task in tasks}
+    name = config.monitor_task or tasks[0].name
+    if name not in kinds:
+        raise ConfigError(
+            f"training.monitor_task: must be one of {', '.join(kinds)}, got {name!r}."
+        )
+    return Monitor(task=name, metric=config.monitor if kinds[name] == "binary" else "rmse")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,6 +94,8 @@ class Progress:
     """Sum of the training loss over the steps since the last evaluation."""
     loss_steps: int = 0
     """Their number."""
+    rows: int = 0
+    """Rows trained on, each pass counted."""
     lines: int = 0
     """Lines of ``metrics.jsonl`` that belong to this state."""
     seconds: float = 0.0

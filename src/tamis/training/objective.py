@@ -1,0 +1,46 @@
+"""What training minimises."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tamis.data.schema import Task
+from tamis.models.output import Output
+
+
+def training_loss(
+    output: Output, labels: Tensor, weights: Tensor, tasks: tuple[Task, ...], task_weights: Tensor
+) -> Tensor:
+    """Weighted mean loss over the observed labels of each task, summed over tasks.
+
+    Binary tasks: cross entropy of the logit, in nats. Regression tasks: squared error. Auxiliary
+    losses are added as they are. A task without an observed label in the batch adds 0.
+
+    Args:
+        output: Logits (B, T) and auxiliary losses.
+        labels: (B, T), NaN where a label was not observed.
+        weights: (B,) sample weights, at least 0.
+        tasks: Kinds of the T tasks.
+        task_weights: (T,).
+
+    Returns:
+        A scalar.
+    """
+    logits = output.logits.float()
+    observed = ~labels.isnan()
+    known = torch.where(observed, labels, torch.zeros_like(labels))
+    row_weights = weights.unsqueeze(1) * observed
+    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
+    if any(task.kind == "regression" for task in tasks):
+        columns = [
+            (logits[:, index] - known[:, index]).square()
+            if task.kind == "regression"
+            else losses[:, index]
+            for index, task in enumerate(tasks)
+        ]
+        losses = torch.stack(columns, dim=1)
+    per_task = (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
+    total = (per_task * task_weights).sum()
+    for auxiliary in output.auxiliary_losses.values():
+        total = total + auxiliary
+    return total

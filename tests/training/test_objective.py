@@ -1,0 +1,57 @@
+"""The training loss against arithmetic on paper."""
+
+import pytest
+import torch
+
+from tamis.data.schema import Task
+from tamis.models.output import Output
+from tamis.training.objective import training_loss
+
+
+def test_loss_ignores_labels_that_were_not_observed() -> None:
+    nan = float("nan")
+    output = Output(logits=torch.tensor([[0.0, 9.0], [2.0, -1.0]]))
+    labels = torch.tensor([[1.0, nan], [0.0, 1.0]])
+    tasks = (Task(name="click"), Task(name="buy"))
+
+    loss = training_loss(output, labels, torch.ones(2), tasks, torch.tensor([1.0, 2.0]))
+
+    # click: (log 2 + log(1 + e^2)) / 2 = (0.693147 + 2.126928) / 2; buy: log(1 + e) = 1.313262.
+    assert loss.item() == pytest.approx(1.410038 + 2 * 1.313262, abs=1e-5)
+
+
+def test_loss_weighs_rows_and_adds_auxiliary_losses() -> None:
+    output = Output(
+        logits=torch.tensor([[0.0], [2.0]]), auxiliary_losses={"extra": torch.tensor(0.5)}
+    )
+    labels, weights = torch.tensor([[1.0], [0.0]]), torch.tensor([3.0, 1.0])
+
+    loss = training_loss(output, labels, weights, (Task(name="click"),), torch.ones(1))
+
+    # Three times 0.693147 and once 2.126928, over the weight of 4, and 0.5 on top.
+    assert loss.item() == pytest.approx(1.551592, abs=1e-5)
+
+
+def test_loss_of_a_regression_task_is_the_squared_error() -> None:
+    tasks = (Task(name="click"), Task(name="spend", kind="regression"))
+    output = Output(logits=torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
+    labels = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+
+    loss = training_loss(output, labels, torch.ones(2), tasks, torch.ones(2))
+
+    # log 2 + ((3 - 1)^2 + 0) / 2
+    assert loss.item() == pytest.approx(0.693147 + 2.0, abs=1e-5)
+
+
+def test_loss_of_a_batch_without_observed_labels_is_zero() -> None:
+    labels = torch.full((2, 1), float("nan"))
+    logits = torch.ones(2, 1, requires_grad=True)
+
+    loss = training_loss(
+        Output(logits=logits), labels, torch.ones(2), (Task(name="click"),), torch.ones(1)
+    )
+    loss.backward()
+
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0.0], [0.0]]
