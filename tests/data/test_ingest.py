@@ -353,6 +353,31 @@ def test_schema_survives_being_written_and_read(tmp_path: Path) -> None:
     assert load_schema(tmp_path / "schema.toml") == schema
 
 
+def test_dataset_does_not_depend_on_threads_or_row_groups(tmp_path: Path) -> None:
+    count = 3000
+    generator = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "user": [f"u{k}" if k % 7 else None for k in generator.integers(0, 400, count)],
+            "click": generator.integers(0, 2, count),
+        }
+    )
+    fingerprints = set()
+    threads = pa.cpu_count()
+    try:
+        for number, (workers, rows) in enumerate([(1, count), (2, count), (2, 70)]):
+            pa.set_cpu_count(workers)
+            pq.write_table(table, tmp_path / "log.parquet", row_group_size=rows)
+            out = tmp_path / f"d{number}"
+            fingerprints.add(
+                ingest(tmp_path / "log.parquet", out, schema=_schema(user="user")).fingerprint
+            )
+    finally:
+        pa.set_cpu_count(threads)
+
+    assert len(fingerprints) == 1
+
+
 # Bad input.
 
 

@@ -41,9 +41,14 @@ def as_categories(column: pa.Array) -> Categories:
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     values = _as_strings(encoded.dictionary)
+    if not pa.types.is_floating(encoded.dictionary.type) and not values.null_count:
+        # Distinct values of any type but float are distinct strings.
+        empty = pc.index(values, "").as_py()
+        if empty < 0:
+            return Categories(codes=codes, values=values)
     missing = pc.fill_null(pc.or_kleene(pc.is_null(values), pc.equal(values, "")), fill_value=True)
     lost = missing.to_numpy(zero_copy_only=False)
-    # Whole floats and integers of one column may meet in one string; keep the first of each.
+    # 0.0 and -0.0 meet in one string; keep the first of each.
     merged = values.dictionary_encode()
     if not lost.any() and len(merged.dictionary) == len(values):
         return Categories(codes=codes, values=values)

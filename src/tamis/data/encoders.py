@@ -26,6 +26,7 @@ from tamis.data.columns import (
 )
 from tamis.data.dataset import EncodedRows
 from tamis.data.hashing import hash_strings
+from tamis.data.lookup import StringLookup
 from tamis.data.numeric import NumericEncoder, NumericFit
 from tamis.data.schema import (
     CategoricalInput,
@@ -98,14 +99,19 @@ class VocabularyFit:
         self._pending = len(self._values[0])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
     """Row of each category of one table; hashed tables hold no categories."""
 
-    values: pa.Array | None
-    """Category of row 1, 2, ...; None for a hashed table."""
-    num_rows: int
-    """Rows of the table, row 0 included."""
+    def __init__(self, *, values: pa.Array | None, num_rows: int) -> None:
+        """Describe a table.
+
+        Args:
+            values: Category of row 1, 2, ...; None for a hashed table.
+            num_rows: Rows of the table, row 0 included.
+        """
+        self.values, self.num_rows = values, num_rows
+        # Made when it is first asked, so that a vocabulary that was only fitted costs nothing.
+        self._lookup: StringLookup | None = None
 
     def encode(self, column: pa.Array, counts: FieldCounts) -> NDArray[Any]:
         """Table rows (n,) of a column, int32 where they fit."""
@@ -114,16 +120,17 @@ class Vocabulary:
             hashes = hash_strings(categories.values) % np.uint64(self.num_rows - 1)
             rows = hashes.astype(np.int64) + 1
         else:
-            found = pc.index_in(categories.values, self.values)
-            rows = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-        rows = np.concatenate([rows, [0]])  # Code -1, a missing value, takes the last: row 0.
-        encoded = rows[categories.codes]
+            if self._lookup is None:
+                self._lookup = StringLookup(self.values)
+            rows = self._lookup.positions(categories.values) + 1
+        dtype = np.int32 if self.num_rows <= 2**31 - 1 else np.int64
+        rows = np.append(rows, 0).astype(dtype)  # Code -1, a missing value, takes the last: row 0.
+        encoded: NDArray[Any] = rows[categories.codes]
         missing = int((categories.codes < 0).sum())
         counts.rows += len(encoded)
         counts.missing += missing
         counts.unknown += int((encoded == 0).sum()) - missing
-        dtype = np.int32 if self.num_rows <= 2**31 - 1 else np.int64
-        return encoded.astype(dtype)
+        return encoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,9 +213,14 @@ class _Log:
         first_row = 0
         for file, split, truth in zip(self.files, self._split_of_file, self._truth, strict=True):
             first_of_file = first_row
-            chunks = read_chunks(file, columns=columns, numeric=_numeric_columns(self.schema))
+            chunks = read_chunks(
+                file,
+                columns=columns,
+                numeric=_numeric_columns(self.schema),
+                categories=_category_columns(self.schema),
+            )
             truths = _TruthReader(truth)
-            for table in chunks:
+            for table in _read_ahead(chunks):
                 where = str(file.path)
                 yield _Part(
                     table=table,
@@ -312,10 +318,31 @@ def _write(writer: DatasetWriter, rows: EncodedRows, part: _Part) -> None:
             writer.add_truth(name, {t: v[mask] for t, v in part.truth.items() if t in tasks})
 
 
+def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, the next being read by a second thread while one is worked on."""
+    if pa.cpu_count() < 2:
+        yield from tables
+        return
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        upcoming = reader.submit(next, tables, None)
+        while (table := upcoming.result()) is not None:
+            upcoming = reader.submit(next, tables, None)
+            yield table
+
+
 def _numeric_columns(schema: Schema) -> frozenset[str]:
     fields = {item.source for item in schema.fields if item.kind == "numeric"}
     used = {item.source for item in schema.fields if item.kind != "numeric"}
     return frozenset(fields - used - {schema.roles.time})
+
+
+def _category_columns(schema: Schema) -> frozenset[str]:
+    """Columns that nothing but categories is read from."""
+    used = {item.source for item in schema.fields if item.kind == "categorical"}
+    used |= {schema.roles.user, schema.roles.item, schema.roles.request}
+    others = {item.source for item in schema.fields if item.kind != "categorical"}
+    others |= {task.name for task in schema.tasks}
+    return frozenset(used - others - {"", schema.roles.time, schema.roles.weight})
 
 
 def _require(
