@@ -38,6 +38,20 @@ class EncodedLog:
     """Log loss of the planted probabilities on the test rows, in nats."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawLog:
+    """One file as a logger would write it."""
+
+    path: Path
+    """The file."""
+    categorical: tuple[str, ...]
+    """Names of the string columns."""
+    numeric: tuple[str, ...]
+    """Names of the columns of numbers."""
+    num_rows: int
+    """Rows."""
+
+
 def field_sizes(total_rows: int, num_fields: int) -> dict[str, int]:
     """Table sizes from ``SMALLEST_FIELD`` up in geometric steps that sum to ``total_rows``.
 
@@ -173,26 +187,32 @@ def raw_log(
     *,
     num_rows: int,
     cardinalities: list[int],
+    num_numeric: int = 0,
     seed: int = 7,
-) -> dict[str, list[str]]:
-    """Write one file of string columns and a label, in chunks; the suffix picks the format.
+) -> RawLog:
+    """Write one file of strings, numbers and a label, in chunks; the suffix picks the format.
 
     Args:
         path: ``.csv`` or ``.parquet``.
         num_rows: Rows.
-        cardinalities: Values that each column draws from.
+        cardinalities: Values that each string column draws from.
+        num_numeric: Columns of positive, skewed numbers.
         seed: Same seed, same bytes.
-
-    Returns:
-        ``{"columns": names of the string columns, "label": [name of the label]}``.
     """
     rng = np.random.default_rng(seed)
     names = [f"c{index:02d}" for index in range(len(cardinalities))]
+    numbers = [f"n{index:02d}" for index in range(num_numeric)]
     words = [
         pa.array([f"{name}_{value:x}" for value in range(size)])
         for name, size in zip(names, cardinalities, strict=True)
     ]
-    schema = pa.schema([*((name, pa.string()) for name in names), (LABEL, pa.int8())])
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in names),
+            *((name, pa.float32()) for name in numbers),
+            (LABEL, pa.int8()),
+        ]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = (
         pc.CSVWriter(path, schema)
@@ -205,9 +225,10 @@ def raw_log(
                 values.take(pa.array(scattered(popular_ranks(rng, size, rows), size)))
                 for values, size in zip(words, cardinalities, strict=True)
             ]
-            labels = pa.array((rng.random(rows) < 0.2).astype(np.int8))
-            writer.write_table(pa.table([*columns, labels], schema=schema))
-    return {"columns": names, "label": [LABEL]}
+            columns += [pa.array(rng.lognormal(size=rows).astype(np.float32)) for _ in numbers]
+            columns.append(pa.array((rng.random(rows) < 0.2).astype(np.int8)))
+            writer.write_table(pa.table(columns, schema=schema))
+    return RawLog(path=path, categorical=tuple(names), numeric=tuple(numbers), num_rows=num_rows)
 
 
 def _chunks(count: int) -> Iterator[int]:

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import queue
+import resource
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 import worker
 
+from tamis import api
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table, Task
 from tamis.training.config import RunConfig, run_config_from_table
@@ -22,9 +25,62 @@ from tamis.training.predict import choose_precision
 
 
 def open_contender(config: worker.Config) -> worker.Commands:
-    """Write the dataset and start a training that waits for its epochs to be asked for."""
-    torch.set_num_threads(config["threads"])
+    """Start what ``config["task"]`` asks for: ``train``, ``ingest`` or ``fit``."""
+    api.limit_threads(config["threads"])
+    if "memory_limit_bytes" in config:
+        limit_memory(config["memory_limit_bytes"])
+    if config["task"] == "ingest":
+        return {"ingest": lambda message: ingest(config, Path(message["out"]))}
+    if config["task"] == "fit":
+        return {"fit": lambda _: fit(config)}
     return _Training(config).commands()
+
+
+def ingest(config: worker.Config, out: Path) -> worker.Answer:
+    """Ingest one log whole as a training split.
+
+    Args:
+        config: ``categorical`` and ``numeric`` columns, ``label``, ``min_count`` and the ``file``.
+        out: Folder of the dataset.
+    """
+    schema = Schema(
+        fields=(
+            *(
+                Field(name=name, kind="categorical", min_count=config["min_count"])
+                for name in config["categorical"]
+            ),
+            *(Field(name=name, kind="numeric") for name in config["numeric"]),
+        ),
+        tasks=(Task(name=config["label"]),),
+    )
+    started = time.perf_counter()
+    if config.get("split"):
+        dataset = api.ingest(config["file"], out, schema=schema)
+    else:
+        dataset = api.ingest({"train": config["file"]}, out, schema=schema)
+    return {
+        "seconds": time.perf_counter() - started,
+        "table_rows": sum(table.num_rows for table in dataset.spec.tables),
+    }
+
+
+def fit(config: worker.Config) -> worker.Answer:
+    """One training on an ingested dataset."""
+    started = time.perf_counter()
+    api.train(
+        config["dataset"],
+        model=config["model"],
+        settings=config["settings"],
+        run=config["run"],
+        report=False,
+    )
+    return {"seconds": time.perf_counter() - started}
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Make every allocation of private memory beyond this fail; Linux only, elsewhere nothing."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
 
 
 def write_dataset(

@@ -88,10 +88,12 @@ def test_planted_truth_can_be_learnt_from(tmp_path):
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_raw_log_holds_strings_of_the_asked_cardinality(tmp_path, suffix):
     path = tmp_path / f"log{suffix}"
-    names = synthetic.raw_log(path, num_rows=3000, cardinalities=[3, 50])
+    log = synthetic.raw_log(path, num_rows=3000, cardinalities=[3, 50], num_numeric=1)
     table = pc.read_csv(path) if suffix == ".csv" else pq.read_table(path)
     assert table.num_rows == 3000
-    assert table.column_names == [*names["columns"], *names["label"]]
+    assert table.column_names == ["c00", "c01", "n00", synthetic.LABEL]
+    assert table.column_names == [*log.categorical, *log.numeric, synthetic.LABEL]
+    assert min(table["n00"].to_pylist()) > 0
     assert set(table["c00"].to_pylist()) == {"c00_0", "c00_1", "c00_2"}
     assert len(set(table["c01"].to_pylist())) <= 50
     assert 0.15 < np.mean(table[synthetic.LABEL].to_numpy()) < 0.25
