@@ -1,173 +1,261 @@
-"""The market keeps its rules: rates, truth, histories, lives of ads."""
+"""What ``simulate`` writes: the same bytes for the same seed, whole or known as unfinished."""
 
+import dataclasses
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tamis.data.market import MarketRules, behaviour, simulate
-from tamis.data.market.population import populate
-from tamis.errors import DataError
-from tamis.evaluation import auc
-
-ROWS = 120_000
+from tamis.data.market import MarketRules, simulate
+from tamis.data.market import simulate as simulate_function
+from tamis.errors import DataError, RunInUseError
 
 
-@pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("market") / "m"
-    simulate(ROWS, out, seed=5)
-    return out
-
-
-@pytest.fixture(scope="module")
-def log(market: Path) -> pa.Table:
-    return pq.read_table(market / "logs")
-
-
-@pytest.fixture(scope="module")
-def truth(market: Path) -> pa.Table:
-    return pq.read_table(market / "truth")
+def _files(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         simulate(3000, tmp_path / name, seed=seed)
 
-    files = {name: (tmp_path / name / "logs/part-00000.parquet").read_bytes() for name in "abc"}
-    assert files["a"] == files["b"] != files["c"]
-    assert (tmp_path / "a/market.json").read_text() == (tmp_path / "b/market.json").read_text()
+    first, again, other = (_files(tmp_path / name) for name in "abc")
+    assert sorted(first) == [
+        "ads.parquet",
+        "logs/part-00000.parquet",
+        "market.json",
+        "truth/part-00000.parquet",
+        "users.parquet",
+    ]
+    assert first == again
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_market_file_describes_what_was_written(market: Path, log: pa.Table) -> None:
+    written = json.loads((market / "market.json").read_text())
+
+    assert (written["kind"], written["version"], written["seed"]) == ("market", 1, 5)
+    assert written["rules"] == dataclasses.asdict(MarketRules())
+    assert (written["rows"], written["users"], written["ads"]) == (300_000, 1500, 600)
+    assert written["rows"] == log.num_rows
+    hashes = {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in _files(market).items()
+        if name != "market.json"
+    }
+    assert written["sha256"] == hashes
+    assert set(written["intercepts"]) == {"click", "conversion", "hide"}
+
+
+def test_base_rates_stay_near_those_of_the_rules(market: Path) -> None:
+    rates = json.loads((market / "market.json").read_text())["base_rates"]
+
+    # Calibration is exact for the pilot only (tested in test_running); as ads come and go, whole
+    # logs drift. Measured on 21 logs: clicks 0.023 to 0.043, conversions 0.035 to 0.063, hides
+    # 0.0040 to 0.0062. This seed has about the most clicks of them.
+    assert 0.02 < rates["click"] < 0.045
+    assert 0.03 < rates["conversion"] < 0.075
+    assert 0.0035 < rates["hide"] < 0.007
+
+
+def test_summary_agrees_with_labels_and_truth(market: Path, log: pa.Table, truth: pa.Table) -> None:
+    written = json.loads((market / "market.json").read_text())
+    for task in ("click", "conversion", "hide"):
+        observed = log[task].is_valid().to_numpy()
+        labels = log[task].drop_null().to_numpy().astype(np.float64)
+        chance = truth[task].to_numpy()[observed]
+        rate = labels.mean()
+        loss = -np.mean(np.where(labels == 1, np.log(chance), np.log(1 - chance)))
+        constant = -np.mean(np.where(labels == 1, np.log(rate), np.log(1 - rate)))
+        assert written["base_rates"][task] == pytest.approx(rate, rel=1e-12)
+        assert written["optimal_ne"][task] == pytest.approx(loss / constant, rel=1e-9)
+
+
+def test_truth_beats_every_constant_by_what_is_usual_for_ads(market: Path) -> None:
+    optimal = json.loads((market / "market.json").read_text())["optimal_ne"]
+
+    # A constant's NE is at least 1.
+    assert 0.78 < optimal["click"] < 0.88
+    assert optimal["conversion"] < 0.97
+    assert optimal["hide"] < 0.98
+
+
+def test_files_are_cut_without_changing_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(20_000, tmp_path / "one", seed=4)
+    module = sys.modules[simulate_function.__module__]
+    monkeypatch.setattr(module, "ROWS_PER_FILE", 3000)
+    summary = simulate(20_000, tmp_path / "many", seed=4)
+
+    for folder in ("logs", "truth"):
+        parts = sorted((tmp_path / "many" / folder).iterdir())
+        assert len(parts) == 7
+        tables = [pq.read_table(part) for part in parts]
+        # A file is full at 3000 rows; the busiest hour has 112, and no row is left for the end.
+        assert max(table.num_rows for table in tables) < 3000 + 116
+        whole = pq.read_table(tmp_path / "one" / folder)
+        assert pa.concat_tables(tables, promote_options="permissive").equals(whole)
+    assert summary.rows == 20_000
+
+
+def test_rows_that_fill_the_last_file_leave_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[simulate_function.__module__]
+    monkeypatch.setattr(module, "ROWS_PER_FILE", 1000)
+
+    simulate(1000, tmp_path / "m")
+
+    assert [part.name for part in (tmp_path / "m/logs").iterdir()] == ["part-00000.parquet"]
 
 
 def test_log_has_as_many_rows_as_asked_for(tmp_path: Path) -> None:
-    simulate(1003, tmp_path / "m")
+    told: list[int] = []
+
+    summary = simulate(1003, tmp_path / "m", progress=told.append)
 
     assert pq.read_metadata(tmp_path / "m/logs/part-00000.parquet").num_rows == 1003
     assert pq.read_metadata(tmp_path / "m/truth/part-00000.parquet").num_rows == 1003
+    assert summary.rows == told[-1] == 1003
+    assert told == sorted(told)
 
 
-def test_base_rates_are_those_of_the_rules(market: Path) -> None:
-    rates = json.loads((market / "market.json").read_text())["base_rates"]
+def test_other_rules_make_another_market(tmp_path: Path) -> None:
+    rules = MarketRules(days=2, slate=3, candidates=5, history=2, click_rate=0.2)
 
-    assert rates["click"] == pytest.approx(0.03, rel=0.25)
-    assert rates["conversion"] == pytest.approx(0.05, rel=0.4)
-    assert rates["hide"] == pytest.approx(0.005, rel=0.25)
+    summary = simulate(6000, tmp_path / "m", rules=rules)
 
-
-def test_conversions_follow_clicks_and_come_later(log: pa.Table) -> None:
-    clicked = np.asarray(log["click"]) == 1
-    assert log["conversion"].is_valid().to_numpy().tolist() == clicked.tolist()
-    converted = log.filter(pc.equal(pc.fill_null(log["conversion"], 0), 1))
-    assert converted.num_rows > 20
-    later = pc.greater(converted["conversion_time"], converted["event_time"])
-    assert pc.all(later).as_py()
+    log = pq.read_table(tmp_path / "m/logs")
+    assert log["position"].to_numpy().max() == 3
+    assert max(len(history) for history in log["history_ads"].to_pylist()) == 2
+    assert log["event_time"].to_numpy().max() < np.datetime64("2024-01-03")
+    assert summary.base_rates["click"] == pytest.approx(0.2, rel=0.3)
 
 
-@pytest.mark.parametrize("task", ["click", "hide"])
-def test_labels_agree_with_the_truth_at_every_level(
-    log: pa.Table, truth: pa.Table, task: str
-) -> None:
-    assert log["impression_id"].equals(truth["impression_id"])
-    probability = truth[task].to_numpy()
-    labels = log[task].to_numpy()
-    for part in np.array_split(np.argsort(probability), 10):
-        expected = probability[part].mean()
-        error = np.sqrt((probability[part] * (1 - probability[part])).mean() / len(part))
-        assert abs(labels[part].mean() - expected) < 4.5 * error
-
-
-def test_true_probabilities_rank_well_but_not_perfectly(log: pa.Table, truth: pa.Table) -> None:
-    reached = auc(log["click"].to_numpy(), truth["click"].to_numpy())
-
-    assert 0.7 < reached < 0.85
-
-
-def test_history_is_what_the_user_clicked_in_earlier_hours(log: pa.Table) -> None:
-    hours = pc.cast(pc.floor_temporal(log["event_time"], unit="hour"), pa.int64()).to_numpy()
-    users, ads = log["user_id"].to_numpy(), log["ad_id"].to_numpy()
-    clicked = log["click"].to_numpy() == 1
-    busiest = np.bincount(users[clicked]).argsort()[-5:]
-    checked = 0
-    for user in busiest.tolist():
-        rows = np.flatnonzero(users == user)
-        for row in rows[-40:].tolist():
-            before = rows[clicked[rows] & (hours[rows] < hours[row])]
-            expected = ads[before][-MarketRules().history :].tolist()
-            assert log["history_ads"][row].as_py() == expected
-            checked += len(expected)
-    assert checked > 100
-
-
-def test_ads_are_shown_while_they_live_and_once_in_a_slate(log: pa.Table) -> None:
-    assert log["ad_age_days"].to_numpy().min() >= 0
-    requests, ads = log["request_id"].to_numpy(), log["ad_id"].to_numpy()
-    pairs = np.unique(requests.astype(np.int64) * 1_000_000 + ads)
-    # A slate repeats an ad only where the draw held fewer than four different ones.
-    assert len(pairs) > 0.9995 * len(ads)
-    first_day = set(ads[: ROWS // 14].tolist())
-    last_day = set(ads[-ROWS // 14 :].tolist())
-    # Ads are born and leave: a good part of what the last day shows did not exist on the first.
-    assert len(last_day - first_day) > 0.3 * len(last_day)
-
-
-def test_few_ads_and_users_have_most_of_the_impressions(log: pa.Table) -> None:
-    for column in ("ad_id", "user_id"):
-        counts = np.sort(np.bincount(log[column].to_numpy()))[::-1]
-        counts = counts[counts > 0]
-        assert counts[: len(counts) // 10].sum() > 0.25 * counts.sum()
-
-
-def test_click_rate_falls_with_the_position(log: pa.Table) -> None:
-    position, click = log["position"].to_numpy(), log["click"].to_numpy()
-    rates = [click[position == p].mean() for p in (1, 2, 4)]
-
-    assert rates[0] > rates[1] > rates[2]
-
-
-def test_taste_turns_over_the_log() -> None:
-    rules = MarketRules()
-    users = populate(100_000, rules, seed=0).users
-    everyone = np.arange(len(users.age), dtype=np.int32)
-
-    start, end = users.taste_at(everyone, 0.0), users.taste_at(everyone, 1.0)
-
-    def cosine(a: np.ndarray, b: np.ndarray) -> float:
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        return float(((a * b).sum(1) / norms).mean())
-
-    assert cosine(start, start) == pytest.approx(1.0, abs=1e-5)
-    # The mean cosine of an angle of standard deviation 0.8 is exp(-0.32) = 0.73.
-    assert cosine(start, end) == pytest.approx(0.73, abs=0.06)
-
-
-def test_third_order_effects_are_more_than_sums_of_pairs() -> None:
-    table = populate(1000, MarketRules(), seed=0).interactions.age_category_daypart.astype(float)
-    parts = table - table.mean()
-    for axis in range(3):
-        parts = parts - parts.mean(axis=axis, keepdims=True)
-    # What is left after removing the mean over each axis cannot be written as effects of pairs.
-    assert parts.std() > 0.3
-
-
-def test_intercept_reaches_the_rate() -> None:
-    logits = np.random.default_rng(0).normal(0, 1.5, 10_000).astype(np.float32)
-
-    intercept = behaviour.intercept_for(logits, 0.03)
-
-    assert behaviour.sigmoid(logits + intercept).mean() == pytest.approx(0.03, abs=1e-6)
-
-
-def test_folder_with_files_is_refused(tmp_path: Path) -> None:
+def test_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
 
-    with pytest.raises(DataError, match="must not exist or be empty"):
+    with pytest.raises(DataError, match=r"must not exist or be empty, got 'mine.txt'"):
         simulate(1000, tmp_path)
+
+    assert _files(tmp_path) == {"mine.txt": b"keep"}
+
+
+def test_finished_market_is_refused_and_kept(tmp_path: Path) -> None:
+    simulate(1000, tmp_path / "m")
+    before = _files(tmp_path / "m")
+
+    with pytest.raises(DataError, match=r"must not exist or be empty, got 'ads\.parquet'"):
+        simulate(1000, tmp_path / "m")
+
+    assert _files(tmp_path / "m") == before
+
+
+def test_name_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep")
+
+    with pytest.raises(DataError, match="must be a folder or a free name for one"):
+        simulate(1000, tmp_path / "file")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def stop(done: int) -> None:
+        if done > 1500:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[simulate_function.__module__], "ROWS_PER_FILE", 500)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(3000, tmp_path / "m", seed=1, progress=stop)
+    return tmp_path / "m"
+
+
+def test_interrupted_market_is_known_as_such_and_made_anew(
+    interrupted: Path, tmp_path: Path
+) -> None:
+    assert len(list((interrupted / "logs").iterdir())) >= 2
+    assert not (interrupted / "market.json").exists()
+
+    simulate(3000, interrupted, seed=1)
+    simulate(3000, tmp_path / "other", seed=1)
+
+    # No part of the first attempt is left, not even as a file too many.
+    assert _files(interrupted) == _files(tmp_path / "other")
+
+
+def test_own_file_in_an_interrupted_market_is_refused_and_kept(interrupted: Path) -> None:
+    (interrupted / "mine.txt").write_text("keep")
+
+    with pytest.raises(DataError, match=r"must not exist or be empty, got 'mine.txt'"):
+        simulate(3000, interrupted, seed=1)
+
+    assert (interrupted / "mine.txt").read_text() == "keep"
+
+
+def test_folder_that_another_process_writes_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    code = (
+        "import sys; from pathlib import Path; from tamis import artifacts\n"
+        "with artifacts.folder_lock(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunInUseError, match="must not be in use"):
+            simulate(1000, out)
+        holder.communicate("")
+    assert simulate(1000, out).rows == 1000
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rows: must be at least 1000, got 10"):
         simulate(10, tmp_path / "m")
+
+    assert not (tmp_path / "m").exists()
+
+
+def test_negative_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="seed: must be at least 0, got -1"):
+        simulate(1000, tmp_path / "m", seed=-1)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from tamis.data.market import simulate\n"
+        "simulate(int(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    peaks_mib = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, str(rows), str(tmp_path / str(rows))],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for rows in (1_500_000, 6_000_000)
+    ]
+
+    # Four times the rows are 150 MiB more of Parquet alone and about 1 GiB in memory; the state
+    # of users and ads and the longer hours take a few tens.
+    assert peaks_mib[1] < peaks_mib[0] + 150
