@@ -84,10 +84,10 @@ def build_model(config: worker.Config) -> tuple[Any, Any]:
             super().__init__()
             self.seconds: list[float] = []
 
-        def on_epoch_begin(self, *_: object) -> None:
+        def on_epoch_begin(self, *_: object, **__: object) -> None:
             self.started = time.perf_counter()
 
-        def on_epoch_end(self, *_: object) -> None:
+        def on_epoch_end(self, *_: object, **__: object) -> None:
             self.seconds.append(time.perf_counter() - self.started)
 
     columns = [
