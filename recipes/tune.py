@@ -120,6 +120,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "fm_tokens": pick([4, 8], first=8),
             "linear_tokens": pick([4, 8], first=8),
             "dropout": dropout,
+            "head_norm": norm,
         }
     if model == "dhen":
         choices = [["dot", "linear", "dcn_v2"], ["dot", "dcn_v2"], ["attention", "linear", "dot"]]
@@ -129,6 +130,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "module_tokens": pick([4, 8], first=8),
             "modules": pick(choices, first=choices[0]),
             "dropout": dropout,
+            "head_norm": norm,
         }
     recipe["model"] |= settings
     return recipe

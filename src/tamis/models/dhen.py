@@ -13,7 +13,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Output
 from tamis.nn.embedding import DenseSideTokens
-from tamis.nn.mlp import MLP, Activation
+from tamis.nn.mlp import MLP, Activation, Norm
 from tamis.nn.token_mixers import MIXERS, MixerName, MixerSizes, TokenMap
 
 Ensemble = Literal["concat", "sum", "weighted_sum"]
@@ -71,6 +71,8 @@ class DHENConfig:
     """Hidden widths of that MLP."""
     head_units: tuple[int, ...] = (256, 128)
     """Hidden widths of the MLP over the last layer."""
+    head_norm: Norm = "none"
+    """Before the activation of each hidden layer of the head."""
     activation: Activation = "relu"
     """After each hidden layer of the head."""
     dropout: float = 0.0
@@ -162,6 +164,7 @@ class DHEN(nn.Module):
             out_dim=len(spec.tasks),
             activation=config.activation,
             dropout=config.dropout,
+            norm=config.head_norm,
         )
 
     def forward(self, batch: Batch) -> Output:

@@ -10,7 +10,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
 from tamis.nn.embedding import DenseSideTokens
-from tamis.nn.mlp import MLP, Activation
+from tamis.nn.mlp import MLP, Activation, Norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class WukongConfig:
     """Hidden widths of the numeric side's MLP."""
     head_units: tuple[int, ...] = (256, 128)
     """Hidden widths of the MLP over the last layer."""
+    head_norm: Norm = "none"
+    """Before the activation of each hidden layer of the head."""
     activation: Activation = "relu"
     """After each hidden layer."""
     dropout: float = 0.0
@@ -73,6 +75,7 @@ class Wukong(nn.Module):
             out_dim=len(spec.tasks),
             activation=config.activation,
             dropout=config.dropout,
+            norm=config.head_norm,
         )
 
     def forward(self, batch: Batch) -> Output:
