@@ -13,6 +13,7 @@ trials are not done again.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
