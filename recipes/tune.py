@@ -33,7 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096],
-        "l2": [0.05, 0.02, 0.1],
+        "l2": [0.05, 0.02, 0.1, 0.005],
         "sides": True,
     },
     "movielens1m": {
@@ -71,12 +71,15 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
 
     kind = pick(["adam", "adam", "rowwise_adagrad"], first="adam")
     rates = [5e-4, 1e-3, 3e-3] if kind == "adam" else [0.01, 0.02, 0.05]
+    decays = sizes["l2"]
+    if model in ("lr", "fm"):  # nothing but tables: they need larger steps and bear far less L2
+        kind, rates, decays = "adam", [1e-3, 3e-3, 0.01], [0.0, 1e-5, 1e-4, 1e-3]
     recipe = {
         "model": {"name": model},
         "optimizer": {
             "embedding": kind,
             "embedding_lr": pick(rates, first=1e-3),
-            "embedding_l2": pick(sizes["l2"], first=sizes["l2"][0]),
+            "embedding_l2": pick(decays, first=decays[0]),
             "dense_lr": pick([5e-4, 1e-3, 2e-3], first=1e-3),
         },
         "schedule": {"plateau_factor": pick([0.1, 0.3], first=0.1)},
@@ -90,7 +93,14 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
     }
     dropout = pick([0.0, 0.2, 0.4], first=0.4 if many_epochs else 0.0)
     norm = pick(["none", "batch"], first="batch")
-    settings: dict[str, Any] = {} if model == "lr" else {"embedding_dim": sizes["embedding_dim"]}
+    settings: dict[str, Any] = (
+        {}
+        if model == "lr"
+        else {
+            "embedding_dim": sizes["embedding_dim"],
+            "init_std": pick([1e-4, 0.01], first=0.01),
+        }
+    )
     if model in ("deepfm", "dcn_v2", "autoint", "xdeepfm"):
         settings |= {"hidden_units": sizes["units"], "dropout": dropout, "norm": norm}
     if model == "dcn_v2":
