@@ -5,13 +5,15 @@
 The first trial of a model is the field's common setting for such data: Adam at 1e-3, batch norm and
 dropout, strong L2 on embeddings, FinalMLP as published for Frappe. Each further trial draws the
 settings that all models share (optimizer, step sizes, regularisation, batch size) and the model's
-own. A trial trains on the training split with seed 0 and is judged by the AUC on the validation
-split; the test split is never read. The best trial becomes
+own. On the market all models have the same number of dense parameters, and trials run on a fifth
+of the rows. A trial trains on the training split with seed 0 and is judged by the AUC on the
+validation split; the test split is never read. The best trial becomes
 ``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial. Finished
 trials are not done again.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -21,6 +23,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from sizing import scaled_to
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
@@ -32,8 +36,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
         "embedding_dim": 10,
         "units": [400, 400, 400],
-        "batch": [4096],
+        "batch": [4096, 2048, 1024],
         "l2": [0.05, 0.02, 0.1, 0.005],
+        "dropout": [0.4, 0.2, 0.3, 0.5],
+        "norm": ["batch"],
+        "kinds": ["adam"],
         "sides": True,
     },
     "movielens1m": {
@@ -41,6 +48,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "units": [400, 400, 400],
         "batch": [4096, 8192],
         "l2": [0.01, 0.003, 0.03],
+        "dropout": [0.4, 0.0, 0.2],
+        "norm": ["batch", "none"],
+        "kinds": ["adam", "adam", "rowwise_adagrad"],
         "sides": True,
     },
     "criteo-attribution": {
@@ -48,6 +58,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "units": [64, 64],
         "batch": [2048, 4096],
         "l2": [1e-4, 0.0, 1e-3, 0.01],
+        "dropout": [0.4, 0.0, 0.2],
+        "norm": ["batch", "none"],
+        "kinds": ["adam", "adam", "rowwise_adagrad"],
         "sides": False,
     },
     "market": {
@@ -55,7 +68,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "units": [256, 128],
         "batch": [4096],
         "l2": [0.0, 1e-5, 1e-4],
+        "dropout": [0.0, 0.1],
+        "norm": ["none", "batch"],
+        "kinds": ["adam", "rowwise_adagrad"],
         "sides": True,
+        # Searched on a smaller market, and with widths that give every model the same size.
+        "dataset": "market:1000000",
+        "dense_parameters": 800_000,
     },
 }
 
@@ -69,7 +88,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
         chosen = generator.choice(options)
         return chosen if trial else first
 
-    kind = pick(["adam", "adam", "rowwise_adagrad"], first="adam")
+    kind = pick(sizes["kinds"], first="adam")
     rates = [5e-4, 1e-3, 3e-3] if kind == "adam" else [0.01, 0.02, 0.05]
     decays = sizes["l2"]
     if model in ("lr", "fm"):  # nothing but tables: they need larger steps and bear far less L2
@@ -85,14 +104,14 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
         "schedule": {"plateau_factor": pick([0.1, 0.3], first=0.1)},
         "training": {
             "batch_size": pick(sizes["batch"], first=sizes["batch"][0]),
-            "max_epochs": 100 if many_epochs else 2,
+            "max_epochs": 100 if many_epochs else 1,
             "evaluations_per_epoch": 1 if many_epochs else 4,
             "monitor": "auc",
             "patience": 2,
         },
     }
-    dropout = pick([0.0, 0.2, 0.4], first=0.4 if many_epochs else 0.0)
-    norm = pick(["none", "batch"], first="batch")
+    dropout = pick(sizes["dropout"], first=sizes["dropout"][0])
+    norm = pick(sizes["norm"], first=sizes["norm"][0])
     settings: dict[str, Any] = (
         {}
         if model == "lr"
@@ -119,7 +138,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "gating": pick([True, False], first=True),
             "num_heads": pick([1, 2, 4], first=4),
             "first_dropout": dropout,
-            "second_dropout": pick([0.0, 0.2, 0.4], first=dropout),
+            "second_dropout": pick(sizes["dropout"], first=dropout),
             "norm": norm,
         }
         if sizes["sides"]:
@@ -178,9 +197,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    dataset = table_dataset(table, arguments.data, arguments.work)
+    searched = dataclasses.replace(table, dataset=SIZES[table.name].get("dataset", table.dataset))
+    dataset = table_dataset(searched, arguments.data, arguments.work)
     out = Path(__file__).parent / table.name
-    task = Dataset.open(dataset).spec.tasks[0].name
+    spec = Dataset.open(dataset).spec
+    task = spec.tasks[0].name
+    size = SIZES[table.name].get("dense_parameters")
     assert task == table.task, "the first task is the one that early stopping looks at"
     api.limit_threads(1)
     models = arguments.models or list(table.models)
@@ -190,10 +212,12 @@ def main() -> None:
         model, trial = cell
         folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
         result = folder / "result.json"
-        if not result.exists():
-            artifacts.write_json(
-                result, run_trial(dataset, draw(model, table.name, trial), folder, task)
-            )
+        if result.exists():
+            return
+        recipe = draw(model, table.name, trial)
+        if size is not None:
+            recipe = scaled_to(recipe, spec, size)
+        artifacts.write_json(result, run_trial(dataset, recipe, folder, task))
 
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(work, cells))

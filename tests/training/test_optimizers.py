@@ -15,7 +15,6 @@ from tamis.training.optimizers import (
     RowAdam,
     RowwiseAdagrad,
     build_optimizers,
-    count_parameters,
     group_rows,
 )
 
@@ -235,11 +234,3 @@ def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> No
     for group in optimizers["dense"].param_groups:
         decays = {p.ndim > 1 for p in group["params"]}
         assert decays == {group["weight_decay"] == 0.1}
-
-
-def test_count_parameters_parts_tables_from_the_rest(spec: InputSpec) -> None:
-    entry = catalog.entry("lr")
-    model = entry.model(entry.config(), spec)
-
-    # 70 table rows of width T = 2; one numeric weight and one bias for each of 2 tasks.
-    assert count_parameters(model) == {"tables": 140, "dense": 4, "total": 144}

@@ -13,6 +13,7 @@ from tamis.models.dlrm import DLRM, DLRMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
 from tamis.models.lr import LR, LRConfig
+from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
 from tamis.models.wukong import Wukong, WukongConfig
 from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
 
@@ -36,6 +37,7 @@ CATALOG: dict[str, Entry] = {
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
     "lr": Entry(config=LRConfig, model=LR),
+    "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),
     "wukong": Entry(config=WukongConfig, model=Wukong),
     "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),
 }

@@ -140,24 +140,7 @@ class DHEN(nn.Module):
             num_dense_tokens=config.num_dense_tokens,
             init_std=config.init_std,
         )
-        count = self.tokens.num_tokens
-        layers = []
-        for index, names in enumerate(config.layer_modules):
-            # ZHEN's last layer has no shortcut: it adds a layer's input where the next one starts.
-            last = index == len(config.layer_modules) - 1
-            zhen_end = last and config.norm_position == "pre_sum"
-            layers.append(
-                DHENLayer(
-                    names,
-                    config.mixer_sizes(count),
-                    ensemble=config.ensemble,
-                    shortcut="none" if zhen_end else config.shortcut,
-                    norm=config.norm,
-                    norm_position=config.norm_position,
-                )
-            )
-            count = layers[-1].out_tokens
-        self.layers = nn.Sequential(*layers)
+        self.layers, count = dhen_layers(config, self.tokens.num_tokens)
         self.head = MLP(
             count * config.embedding_dim,
             config.head_units,
@@ -170,6 +153,28 @@ class DHEN(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         return Output(logits=self.head(self.layers(self.tokens(batch)).flatten(1)))
+
+
+def dhen_layers(config: DHENConfig, in_tokens: int) -> tuple[nn.Sequential, int]:
+    """The layers of a config for ``in_tokens`` tokens, and how many tokens leave the last."""
+    layers: list[DHENLayer] = []
+    count = in_tokens
+    for index, names in enumerate(config.layer_modules):
+        # ZHEN's last layer has no shortcut: it adds a layer's input where the next one starts.
+        last = index == len(config.layer_modules) - 1
+        zhen_end = last and config.norm_position == "pre_sum"
+        layers.append(
+            DHENLayer(
+                names,
+                config.mixer_sizes(count),
+                ensemble=config.ensemble,
+                shortcut="none" if zhen_end else config.shortcut,
+                norm=config.norm,
+                norm_position=config.norm_position,
+            )
+        )
+        count = layers[-1].out_tokens
+    return nn.Sequential(*layers), count
 
 
 class DHENLayer(nn.Module):

@@ -1,5 +1,6 @@
 """From the name of a table to its files in ``results/``."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,10 +130,19 @@ def _row(table: ResultTable, cell: Cell) -> dict[str, Any]:
         "split": split,
         "metrics": {name: record["metrics"][split][table.task].get(name) for name in _METRICS},
         "parameters": run["parameters"]["total"],
+        "dense_parameters": run["parameters"]["dense"],
+        "forward_flops_per_row": run["forward_flops_per_row"],
+        "curve": _curve(cell.run / "metrics.jsonl", table.task),
         "samples_per_second": round(run["samples_per_second"]),
     }
     gap = record.get("ne_gap", {}).get(split, {}).get(table.task)
     return row if gap is None else {**row, "ne_gap": gap}
+
+
+def _curve(path: Path, task: str) -> list[list[float]]:
+    """Steps and the validation NE after them."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [[line["step"], line["valid"][task]["ne"]] for line in lines]
 
 
 def _values(rows: Sequence[Mapping[str, Any]], model: str, metric: str) -> list[float]:
@@ -175,7 +185,7 @@ def _claims(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dict[
 def _display(
     table: ResultTable, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    columns = ["model", "AUC", "log loss", "NE", "parameters", "rows/s"]
+    columns = ["model", "AUC", "log loss", "NE", "dense", "MFLOP/row", "rows/s"]
     display = []
     for model in table.models:
         cells = [model]
@@ -183,7 +193,8 @@ def _display(
             values = _values(rows, model, metric)
             cells.append(f"{np.mean(values):.5f} ± {np.std(values, ddof=1):.5f}")
         chosen = [row for row in rows if row["model"] == model]
-        cells.append(f"{chosen[0]['parameters']:,}")
+        cells.append(f"{chosen[0]['dense_parameters']:,}")
+        cells.append(f"{chosen[0]['forward_flops_per_row'] / 1e6:.2f}")
         cells.append(f"{np.median([row['samples_per_second'] for row in chosen]):,.0f}")
         display.append(cells)
     return columns, display

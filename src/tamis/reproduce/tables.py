@@ -4,6 +4,24 @@ from dataclasses import dataclass
 
 RANKERS = ("lr", "fm", "deepfm", "dcn_v2", "final_mlp", "autoint", "wukong", "dhen")
 
+# Of the specification's list: modules alone, in pairs, in threes; depth; ensemble; shortcut; norm;
+# and networks that are no hierarchical ensemble, at the same number of dense parameters.
+DHEN_VARIANTS = (
+    "dhen",
+    *(f"only-{name}" for name in ("dot", "attention", "conv", "linear", "dcn_paper", "dcn_v2")),
+    "pair-dot-linear",
+    "pair-dot-dcn_v2",
+    "pair-linear-dcn_v2",
+    "pair-attention-linear",
+    "pair-attention-conv",
+    "three-attention-linear-dot",
+    *(f"depth-{layers}" for layers in (1, 4, 8)),
+    *(f"ensemble-{name}" for name in ("sum", "weighted_sum")),
+    *(f"shortcut-{name}" for name in ("none", "mlp")),
+    *(f"norm-{name}" for name in ("off", "pre_sum")),
+    *(f"control-{name}" for name in ("towers", "wide", "moe")),
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
@@ -81,6 +99,13 @@ TABLES: dict[str, ResultTable] = {
             dataset="market:5000000",
             models=("dlrm", "dcn_v2", "final_mlp", "wukong", "dhen"),
             task="click",
+        ),
+        ResultTable(
+            name="dhen-ablations",
+            dataset="market:1000000",
+            models=DHEN_VARIANTS,
+            task="click",
+            seeds=3,
         ),
     )
 }

@@ -24,9 +24,10 @@ from tamis.models import catalog
 from tamis.training import runlog
 from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_checkpoint
 from tamis.training.config import RunConfig
+from tamis.training.cost import count_forward_flops, count_parameters
 from tamis.training.evaluate import Predictor, evaluate_dataset, task_metrics
 from tamis.training.objective import training_loss
-from tamis.training.optimizers import build_optimizers, count_parameters, table_parameters
+from tamis.training.optimizers import build_optimizers, table_parameters
 from tamis.training.predict import (
     choose_device,
     choose_precision,
@@ -341,10 +342,21 @@ class _Training:
             best_step=self.progress.best_step,
             steps=self.progress.step,
             parameters=count_parameters(self.model),
+            forward_flops_per_row=count_forward_flops(self.model, self._some_batch()),
             precision=str(self.precision).removeprefix("torch."),
         )
         artifacts.write_json(self.run / "metrics.json", metrics)
         return metrics
+
+    def _some_batch(self) -> Batch:
+        loader = Loader(
+            self.dataset.split("valid"),
+            self.dataset.spec,
+            batch_size=256,
+            shuffle=False,
+            prefetch=0,
+        )
+        return next(loader.epoch(0)).to(self.device)
 
 
 def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:

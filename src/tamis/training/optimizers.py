@@ -98,13 +98,6 @@ def table_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [module.weight for module in model.modules() if isinstance(module, EmbeddingTables)]
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters in tables, elsewhere, and together."""
-    tables = sum(p.numel() for p in table_parameters(model))
-    total = sum(p.numel() for p in model.parameters())
-    return {"tables": tables, "dense": total - tables, "total": total}
-
-
 class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator per row instead of one per element.
 

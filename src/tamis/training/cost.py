@@ -1,0 +1,38 @@
+"""What a model costs: parameters and floating-point operations."""
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tamis.data.batch import Batch
+from tamis.training.optimizers import table_parameters
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters in tables, elsewhere, and together."""
+    tables = sum(p.numel() for p in table_parameters(model))
+    total = sum(p.numel() for p in model.parameters())
+    return {"tables": tables, "dense": total - tables, "total": total}
+
+
+def count_forward_flops(model: nn.Module, batch: Batch) -> float:
+    """Floating-point operations of one row's prediction, averaged over a batch.
+
+    A multiplication with its addition counts as two. Matrix products, convolutions and attention
+    count; element-wise operations, norms and embedding lookups do not, as is usual.
+
+    Args:
+        model: On the device of ``batch``; its mode and weights stay as they are.
+        batch: At least one row.
+    """
+    was_training = model.training
+    model.eval()
+    # Attention as plain matrix products: the counter does not know every fused kernel.
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(batch)
+    finally:
+        model.train(was_training)
+    return float(counter.get_total_flops()) / batch.num_rows
