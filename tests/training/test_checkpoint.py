@@ -32,7 +32,9 @@ def make_trainee(spec: InputSpec) -> Callable[..., Trainee]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = entry.model(entry.config(hidden_units=(8,)), spec)
-        optimizers = build_optimizers(model, OptimizerConfig(embedding=embedding))
+        optimizers = build_optimizers(
+            model, OptimizerConfig(embedding=embedding, embedding_l2=0.01)
+        )
         return Trainee(model=model, optimizers=optimizers, progress=Progress())
 
     return make
@@ -170,3 +172,19 @@ def test_full_disk_leaves_the_checkpoint_before_it(
 
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000000"]
     assert load_newest_checkpoint(tmp_path, make_trainee(1))[1] == []
+
+
+def test_counts_of_steps_stay_integers(
+    make_trainee: Callable[..., Trainee], tmp_path: Path
+) -> None:
+    saved, loaded = make_trainee(0), make_trainee(1)
+    _work(saved, 3)
+    save_checkpoint(tmp_path, saved)
+
+    load_newest_checkpoint(tmp_path, loaded)
+
+    # A float32 could not count beyond 2**24 steps.
+    for values in loaded.optimizers["tables"].state.values():
+        assert values["decayed_at"].dtype == torch.int32
+        assert values["decays"].dtype == torch.int64
+        assert int(values["decays"]) == 3

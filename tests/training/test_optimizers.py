@@ -101,14 +101,15 @@ def test_rowwise_adagrad_moves_a_row_as_written_down() -> None:
 def test_rowwise_adagrad_equals_a_dense_loop_with_regularisation() -> None:
     table, reference = _table(), _table().detach().clone()
     optimizer = RowwiseAdagrad([table], lr=0.1, eps=1e-8, l2=0.01)
-    state = torch.zeros(6)
+    state, last = torch.zeros(6), [0] * 6
     for step in range(5):
         ids = [step, 2, 2]
         gradient = torch.zeros(6, 3)
         for row in ids:
             gradient[row] += 2 * (reference[row] - 1.0)
         for row in set(ids):
-            full = gradient[row] + 0.01 * reference[row]
+            full = gradient[row] + 0.01 * (step + 1 - last[row]) * reference[row]
+            last[row] = step + 1
             state[row] += full.square().mean()
             reference[row] -= 0.1 * full / (state[row].sqrt() + 1e-8)
         _backward(table, ids, 1.0)
@@ -158,6 +159,21 @@ def test_optimizer_leaves_rows_outside_the_batch_alone(
 
     assert torch.equal(table[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
     assert not torch.equal(table[[1, 4]], before[[1, 4]])
+
+
+def test_l2_makes_up_for_the_steps_that_a_row_missed() -> None:
+    table = nn.Parameter(torch.ones(3, 1))
+    optimizer = RowAdagrad([table], lr=1e-9, l2=0.1)
+    seen = []
+    for ids in ([0, 1], [0], [0], [0, 1]):
+        before = {row: optimizer.state[table]["sum"][row].item() for row in (0, 1)}
+        _backward(table, ids, 1.0)  # a gradient of 0 at 1, so that L2 is all there is
+        optimizer.step()
+        after = {row: optimizer.state[table]["sum"][row].item() for row in (0, 1)}
+        seen.append([round((after[row] - before[row]) ** 0.5, 4) for row in (0, 1)])
+
+    # Row 1 is away for two steps and gets three steps' worth when it is back.
+    assert seen == [[0.1, 0.1], [0.1, 0.0], [0.1, 0.0], [0.1, 0.3]]
 
 
 def test_optimizer_refuses_a_dense_gradient() -> None:

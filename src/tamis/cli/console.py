@@ -132,9 +132,7 @@ def print_table(
     from rich.table import Table
 
     # One blank between columns, so that nine of them fit 80.
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
-    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

@@ -156,8 +156,9 @@ class BilinearFusion(nn.Module):
         self.linear = MLP(first_dim + second_dim, (), out_dim=out_dim)
         shape = (num_heads, first_dim // num_heads, out_dim, second_dim // num_heads)
         self.weight = nn.Parameter(torch.empty(shape))
-        bound = (6.0 / (shape[1] + shape[3])) ** 0.5
-        nn.init.uniform_(self.weight, -bound, bound)
+        # Every product of a pair of units is an input of its own: first_dim * second_dim / H.
+        inputs = first_dim * second_dim // num_heads
+        nn.init.normal_(self.weight, std=(2.0 / (inputs + out_dim)) ** 0.5)
 
     def forward(self, x: Float[Tensor, "B X"], y: Float[Tensor, "B Y"]) -> Float[Tensor, "B T"]:
         """Fused outputs."""

@@ -185,6 +185,13 @@ def _restore(checkpoint: Path, trainee: Trainee) -> None:
                 entries.setdefault(int(index), {})[entry] = value
         loaded["state"] = entries
         optimizer.load_state_dict(loaded)
+        # It turns every entry into the parameter's type; counts must stay integers.
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in entries.items():
+            for entry, value in values.items():
+                if isinstance(value, Tensor) and not value.is_floating_point():
+                    kept = optimizer.state[parameters[index]]
+                    kept[entry] = value.to(kept[entry].device)
     torch.set_rng_state(tensors["generator.cpu"])
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"generator.cuda.{index}" in tensors:

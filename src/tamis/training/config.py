@@ -19,7 +19,8 @@ class OptimizerConfig:
     embedding_lr: float = 0.05
     """Step size of the tables. Positive."""
     embedding_l2: float = 0.0
-    """L2 coefficient on the table rows of the batch, and on no others. At least 0."""
+    """L2 coefficient on table rows. It acts when a row is in a batch, for all steps since it last
+    was; a row that never returns keeps its value. At least 0."""
     dense_lr: float = 1e-3
     """Step size of AdamW for everything else. Positive."""
     dense_weight_decay: float = 0.0

@@ -4,8 +4,10 @@ The gradient of a merged table is an uncoalesced sparse tensor: one row index an
 lookup (``nn/embedding.py``). Each optimizer here first sums the D-vectors of equal rows, then
 updates those rows in place. One step costs O(rows in the batch), never O(table).
 
-L2 regularisation and weight decay act on the rows of the batch only, when they are in it. A row
-that is never looked up never decays; for rows that are in every batch this is the usual L2.
+L2 regularisation acts on the rows of the batch only, when they are in it, and then makes up for the
+steps that they missed: a row that was last looked up k steps ago gets k times the coefficient. So a
+rare row is held as tightly as L2 on the whole table would hold it, and one that never returns keeps
+its value.
 """
 
 from collections.abc import Callable, Iterator
@@ -109,7 +111,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         that FBGEMM calls EXACT_ROWWISE_ADAGRAD.
 
     Differs from the source:
-        L2 is added to the summed gradient of each row of the batch before it is squared.
+        L2 is added to the summed gradient of each row of the batch before it is squared; see the
+        module.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             parameters: Merged tables (V, D).
             lr: Step size.
             eps: Added to the root of the accumulator.
-            l2: Coefficient of ``l2 / 2 * |row|**2``, on the rows of the batch only.
+            l2: Coefficient of ``l2 / 2 * |row|**2`` a step.
         """
         super().__init__(parameters, {"lr": lr, "eps": eps, "l2": l2})
         for parameter in _parameters(self):
@@ -203,7 +206,7 @@ class RowAdam(torch.optim.Optimizer):
             lr: Step size.
             betas: Decay of the first and the second moment.
             eps: Added to the root of the second moment.
-            l2: Coefficient of ``l2 / 2 * |row|**2``, on the rows of the batch only.
+            l2: Coefficient of ``l2 / 2 * |row|**2`` a step.
         """
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "l2": l2})
         for parameter in _parameters(self):
@@ -258,5 +261,22 @@ def _row_gradients(
                 groups = group_rows(rows, num_table_rows=parameter.shape[0])
             total = groups.sum(gradient._values())
             if group["l2"] > 0:
-                total.add_(parameter.index_select(0, groups.distinct), alpha=group["l2"])
+                total.add_(_decay(optimizer.state[parameter], parameter, groups.distinct, group))
             yield group, parameter, groups.distinct, total
+
+
+def _decay(
+    state: dict[str, Any], parameter: nn.Parameter, rows: Tensor, group: dict[str, Any]
+) -> Tensor:
+    """Gradient of L2 on the rows of the batch, for every step since each was last in one."""
+    if "decayed_at" not in state:
+        state["decays"] = torch.zeros((), dtype=torch.int64)
+        state["decayed_at"] = torch.zeros(
+            parameter.shape[0], dtype=torch.int32, device=parameter.device
+        )
+    state["decays"] += 1
+    now = int(state["decays"])
+    missed = now - state["decayed_at"].index_select(0, rows)
+    state["decayed_at"].index_fill_(0, rows, now)
+    scale = missed.to(parameter.dtype).mul_(group["l2"]).unsqueeze(1)
+    return parameter.index_select(0, rows).mul_(scale)
