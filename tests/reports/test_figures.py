@@ -51,3 +51,10 @@ def test_reliability_leaves_out_bins_that_a_logarithm_cannot_show() -> None:
     ]
 
     assert "NaN" not in figures.reliability(bins, title="Calibration")
+
+
+def test_a_title_may_hold_any_character() -> None:
+    svg = figures.learning_curves([_curve()], title='NE, <"$&$">', ylabel="NE")
+
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["aria-label"] == 'NE, <"$&$">'

@@ -8,13 +8,15 @@ import typer
 from tamis.cli.console import Debug, Json, Threads, session
 from tamis.errors import TamisError
 
+_CURVE = "training.evaluations_per_epoch=4"
+
 
 def quickstart(
     *,
     out: Annotated[Path, typer.Option(help="Folder for log, dataset and run.")] = Path(
         "runs/quickstart"
     ),
-    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 400_000,
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 800_000,
     model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
     seed: Annotated[int, typer.Option(help="Seed of the market and of the training.")] = 0,
     threads: Threads = 0,
@@ -45,7 +47,7 @@ def quickstart(
             finished = api.train(
                 folder,
                 model=model,
-                settings=[f"training.seed={seed}", "training.max_epochs=2"],
+                settings=[f"training.seed={seed}", "training.max_epochs=1", _CURVE],
                 run=out / f"{model}-{rows}-{seed}",
                 observer=TrainingDisplay(current, bars),
             )

@@ -1,5 +1,6 @@
 """Figures as inline SVG that takes its colours from the page, so one file serves light and dark."""
 
+import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _STYLE: Any = {
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
     "text.color": _INK,
+    "text.parse_math": False,  # a field may be called "$"
     "xtick.color": _MUTED,
     "ytick.color": _MUTED,
     "legend.frameon": False,
@@ -76,7 +78,9 @@ def learning_curves(
 
 def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
     """Observed against predicted probability on logarithmic axes, with 95 % intervals."""
-    with _axes(width=4.0, height=3.4) as (figure, axes):
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with _axes(width=5.6, height=3.4) as (figure, axes):
         shown = [item for item in bins if item["predicted"] > 0 and item["observed"] > 0]
         predicted = [item["predicted"] for item in shown]
         observed = [item["observed"] for item in shown]
@@ -104,6 +108,10 @@ def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
             xlim=(low, high),
             ylim=(low, high),
         )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left", fontsize=8.5)
         return _svg(figure, title)
 
@@ -150,4 +158,4 @@ def _svg(figure: Any, title: str) -> str:  # noqa: ANN401  (matplotlib is untype
     text = text[text.index("<svg") :]
     for color, variable in _VARIABLES.items():
         text = text.replace(color, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -28,10 +28,11 @@ p { margin: 0 0 10px; max-width: 76ch; }
 .card .name { color: var(--muted); font-size: 12.5px; }
 .card .value { font-size: 25px; font-variant-numeric: tabular-nums; letter-spacing: -0.01em; }
 .card .note { color: var(--muted); font-size: 12px; }
-.figures { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr));
+  gap: 16px; align-items: start; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--grid); border-radius: 10px;
   padding: 12px; max-width: 100%; overflow-x: auto; }
-figure svg { max-width: 100%; height: auto; display: block; }
+figure svg { width: 100%; max-width: 640px; height: auto; display: block; }
 figure svg text { font-family: inherit !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }

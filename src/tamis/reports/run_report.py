@@ -53,6 +53,15 @@ def render(record: RunRecord) -> str:
     )
 
 
+_HEADS = {
+    "ne": "NE",
+    "log_loss": "log loss",
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "calibration": "calibration",
+    "ece": "ECE",
+    "rmse": "RMSE",
+}
 _METRICS_LEAD = (
     "NE is the log loss over the entropy of the same rows' base rate: 1 is a constant guess, "
     "smaller is better. Calibration is predicted over observed positives: 1 is right."
@@ -83,7 +92,7 @@ def _headline(record: RunRecord, split: str) -> list[page.Card]:
 
 def _metrics_table(record: RunRecord) -> str:
     names = ("ne", "log_loss", "auc", "gauc", "calibration", "ece", "rmse")
-    columns = ["split and task", "rows", "base rate", *names]
+    columns = ["split and task", "rows", "base rate", *(_HEADS[name] for name in names)]
     table = []
     for kind, label in (("metrics", ""), ("oracle", " (true probabilities)")):
         for split, tasks in record.metrics.get(kind, {}).items():
@@ -161,7 +170,7 @@ def _slices(record: RunRecord) -> list[str]:
                 ]
                 for entry in entries
             ]
-            columns = [field, "rows", "base rate", "ne", "auc", "calibration"]
+            columns = [field, "rows", "base rate", "NE", "AUC", "calibration"]
             parts.append(page.folded(f"{task} by {field}", page.table(columns, rows)))
     return parts
 
