@@ -81,7 +81,7 @@ def seconds_of(batches: Iterable[Any], *, num_rows: int, max_rows: int | None = 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line."""
     options = harness.parser(__doc__ or "").parse_args(arguments)
-    api.limit_threads(options.threads)
+    api.prepare_process(options.threads)
     from tamis_worker import write_dataset
 
     num_rows, scratch = NUM_ROWS[options.quick], peers.cache_folder() / "scratch" / "loader"

@@ -26,7 +26,7 @@ from tamis.training.predict import choose_precision
 
 def open_contender(config: worker.Config) -> worker.Commands:
     """Start what ``config["task"]`` asks for: ``train``, ``ingest`` or ``fit``."""
-    api.limit_threads(config["threads"])
+    api.prepare_process(config["threads"])
     if "memory_limit_bytes" in config:
         limit_memory(config["memory_limit_bytes"])
     if config["task"] == "ingest":

@@ -8,18 +8,20 @@ settings that all models share (optimizer, step sizes, regularisation, batch siz
 own. On the market all models have the same number of dense parameters, and trials run on a fifth
 of the rows. A trial trains on the training split with seed 0 and is judged by the AUC on the
 validation split; the test split is never read. The best trial becomes
-``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial. Finished
-trials are not done again.
+``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial; it is
+written after each one, and a trial that stands in it is not done again.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from tamis.reproduce.tables import TABLES
 # What a table's data ask for; the same for all of its models. The first L2 is the first trial's.
 SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
+        "precision": "float32",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 2048, 1024],
@@ -44,6 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "movielens1m": {
+        "precision": "float32",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 8192],
@@ -54,6 +58,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "criteo-attribution": {
+        "precision": "float32",
         "embedding_dim": 8,
         "units": [64, 64],
         "batch": [2048, 4096],
@@ -64,6 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": False,
     },
     "market": {
+        "precision": "bfloat16",
         "embedding_dim": 16,
         "units": [256, 128],
         "batch": [4096],
@@ -108,6 +114,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "evaluations_per_epoch": 1 if many_epochs else 4,
             "monitor": "auc",
             "patience": 2,
+            "precision": sizes["precision"],
         },
     }
     dropout = pick(sizes["dropout"], first=sizes["dropout"][0])
@@ -184,6 +191,31 @@ def run_trial(dataset: Path, recipe: dict[str, Any], folder: Path, task: str) ->
     return {"recipe": recipe, "auc": best["auc"], "log_loss": best["log_loss"]}
 
 
+class Ledger:
+    """The trials of a table by model, on disk after each one."""
+
+    def __init__(self, path: Path, *, command: str) -> None:
+        self._path, self._command = path, command
+        self._lock = threading.Lock()
+        self._trials: dict[str, list[dict[str, Any]]] = (
+            artifacts.read_json(path)["trials"] if path.exists() else {}
+        )
+
+    def lacks(self, model: str, recipe: dict[str, Any]) -> bool:
+        """Whether this very recipe has not been tried."""
+        return all(trial["recipe"] != recipe for trial in self._trials.get(model, []))
+
+    def add(self, model: str, trial: dict[str, Any]) -> None:
+        """Keep a trial."""
+        with self._lock:
+            self._trials.setdefault(model, []).append(trial)
+            artifacts.write_json(self._path, {"command": self._command, "trials": self._trials})
+
+    def best(self, model: str) -> dict[str, Any]:
+        """The trial with the highest validation AUC."""
+        return max(self._trials[model], key=lambda trial: trial.get("auc", 0.0))
+
+
 def main() -> None:
     """Run the trials that are missing and write the recipes."""
     parser = argparse.ArgumentParser(
@@ -204,36 +236,25 @@ def main() -> None:
     task = spec.tasks[0].name
     size = SIZES[table.name].get("dense_parameters")
     assert task == table.task, "the first task is the one that early stopping looks at"
-    api.limit_threads(1)
+    api.prepare_process(1)
     models = arguments.models or list(table.models)
-    cells = [(model, trial) for trial in range(arguments.trials) for model in models]
+    ledger = Ledger(out / "tuning.json", command=f"python recipes/tune.py {table.name}")
 
-    def work(cell: tuple[str, int]) -> None:
-        model, trial = cell
-        folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
-        result = folder / "result.json"
-        if result.exists():
-            return
+    def work(cell: tuple[int, str]) -> None:
+        trial, model = cell
         recipe = draw(model, table.name, trial)
         if size is not None:
             recipe = scaled_to(recipe, spec, size)
-        artifacts.write_json(result, run_trial(dataset, recipe, folder, task))
+        if ledger.lacks(model, recipe):
+            folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
+            ledger.add(model, run_trial(dataset, recipe, folder, task))
 
     with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(work, cells))
-    trials: dict[str, list[dict[str, Any]]] = {}
-    for model, trial in cells:
-        folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
-        trials.setdefault(model, []).append(artifacts.read_json(folder / "result.json"))
-    for model, results in trials.items():
-        finished = [result for result in results if "auc" in result]
-        best = max(finished, key=lambda result: result["auc"])
+        list(pool.map(work, itertools.product(range(arguments.trials), models)))
+    for model in models:
+        best = ledger.best(model)
         artifacts.write_text(out / f"{model}.toml", config.write_toml(best["recipe"]))
-        sys.stdout.write(f"{model}: validation AUC {best['auc']:.5f} of {len(finished)} trials\n")
-    known = out / "tuning.json"
-    before = artifacts.read_json(known)["trials"] if known.exists() else {}
-    command = f"python recipes/tune.py {table.name} --trials {arguments.trials}"
-    artifacts.write_json(known, {"command": command, "trials": {**before, **trials}})
+        sys.stdout.write(f"{model}: validation AUC {best['auc']:.5f}\n")
 
 
 if __name__ == "__main__":

@@ -476,7 +476,7 @@ class Listener:
     def on_evaluation(self, record): after.append(seconds())
 
 after = []
-api.limit_threads(1)
+api.prepare_process(1)
 before = seconds()
 settings = ("training.max_epochs=2", "training.batch_size=512", "model.hidden_units=[256,256]")
 api.train(sys.argv[1], model="deepfm", settings=settings, run=sys.argv[2], report=False,

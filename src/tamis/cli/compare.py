@@ -23,7 +23,7 @@ def compare(
     with session("compare", as_json=as_json, debug=debug) as current:
         from tamis import api
 
-        api.limit_threads()
+        api.prepare_process()
         comparisons = api.compare(first, second, split=split)
         rows = []
         for item in comparisons:

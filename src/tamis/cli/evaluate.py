@@ -24,7 +24,7 @@ def evaluate(
         from tamis import api
         from tamis.cli.drawing import draw_metrics
 
-        api.limit_threads(threads)
+        api.prepare_process(threads)
         record = api.evaluate(run, data or api.dataset_of(run), split=split)
         draw_metrics(current, record, title=f"{run} on {split}")
         current.finish(run=run, **record)

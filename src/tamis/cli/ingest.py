@@ -35,7 +35,7 @@ def ingest(
         from tamis import api
         from tamis.cli.drawing import draw_ingest, ingest_progress
 
-        api.limit_threads(threads)
+        api.prepare_process(threads)
         if schema_only:
             written = api.infer_schema(source, out, labels=label or ())
             current.console.print(f"wrote {written}; edit it and pass it as --schema")

@@ -21,7 +21,7 @@ def predict(
     with session("predict", as_json=as_json, debug=debug) as current:
         from tamis import api
 
-        api.limit_threads(threads)
+        api.prepare_process(threads)
         table = api.predict(run, source, out)
         current.console.print(f"{table.num_rows:,} rows in {out}", soft_wrap=True)
         current.finish(run=run, out=out, rows=table.num_rows)

@@ -31,7 +31,7 @@ def quickstart(
         from tamis import api
         from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
 
-        api.limit_threads(threads)
+        api.prepare_process(threads)
         log = out / f"market-{rows}-{seed}"
         if not (log / "market.json").exists():
             with current.progress() as bars:

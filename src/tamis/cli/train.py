@@ -37,7 +37,7 @@ def train(
         from tamis import api
         from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
 
-        api.limit_threads(threads)
+        api.prepare_process(threads)
         if api.is_dataset(data):
             dataset = api.open_dataset(data)
         else:

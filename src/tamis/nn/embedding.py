@@ -2,6 +2,7 @@
 
 The backward pass of every lookup here is a sparse gradient that holds only the rows of the batch,
 not yet summed over duplicates; ``training/optimizers.py`` sums and applies it in O(rows in batch).
+``torch.compile`` leaves lookups as they are: it has no code for sparse gradients.
 """
 
 from collections.abc import Sequence
@@ -54,15 +55,18 @@ class EmbeddingTables(nn.Module):
             self._buffer_by_sequence[group.name] = f"sequence_offsets_{index}"
             self.register_buffer(f"sequence_offsets_{index}", offsets, persistent=False)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def lookup(self, ids: Int[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         """Embeddings of the categorical fields of a batch."""
         rows = ids.to(torch.int64) + self.category_offsets
         return F.embedding(rows, self.weight, sparse=True)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
         """Embeddings of every event of the sequence group ``name``, one per column."""
         return F.embedding(self._event_rows(name, jagged), self.weight, sparse=True)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def pool(self, name: str, jagged: Jagged) -> Float[Tensor, "B E D"]:
         """Mean embedding of each history, one per column; zeros for an empty history."""
         rows = self._event_rows(name, jagged)

@@ -50,7 +50,9 @@ def choose_precision(
         return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    # With AMX tiles a product is 4 to 8 times as fast as in float32, with AVX-512 BF16 twice.
+    is_fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def probabilities_of(logits: torch.Tensor, tasks: tuple[Task, ...]) -> torch.Tensor:
