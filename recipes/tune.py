@@ -36,7 +36,6 @@ from tamis.reproduce.tables import TABLES
 # What a table's data ask for; the same for all of its models. The first L2 is the first trial's.
 SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
-        "precision": "float32",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 2048, 1024],
@@ -47,7 +46,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "movielens1m": {
-        "precision": "float32",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 8192],
@@ -58,7 +56,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "criteo-attribution": {
-        "precision": "float32",
         "embedding_dim": 8,
         "units": [64, 64],
         "batch": [2048, 4096],
@@ -69,7 +66,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": False,
     },
     "market": {
-        "precision": "bfloat16",
         "embedding_dim": 16,
         "units": [256, 128],
         "batch": [4096],
@@ -114,7 +110,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "evaluations_per_epoch": 1 if many_epochs else 4,
             "monitor": "auc",
             "patience": 2,
-            "precision": sizes["precision"],
+            "precision": "bfloat16",
         },
     }
     dropout = pick(sizes["dropout"], first=sizes["dropout"][0])

@@ -30,7 +30,7 @@ def _settings() -> RunConfig:
     return run_config_from_table(
         {
             "model": {"name": "deepfm", "hidden_units": [8], "dropout": 0.5},
-            "training": {"batch_size": 64, "max_epochs": 1},
+            "training": {"batch_size": 64, "max_epochs": 1, "precision": "float32"},
         }
     )
 
@@ -132,8 +132,8 @@ def test_device_that_is_not_there_is_refused(name: str) -> None:
 
 
 def test_precision_on_a_cpu_is_float32_without_fast_bfloat16() -> None:
-    has_tiles = torch.cpu._is_amx_tile_supported()
+    is_fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
-    assert choose_precision("auto", _CPU) == (torch.bfloat16 if has_tiles else torch.float32)
+    assert choose_precision("auto", _CPU) == (torch.bfloat16 if is_fast else torch.float32)
     assert choose_precision("bfloat16", _CPU) == torch.bfloat16
     assert choose_precision("float32", _CPU) == torch.float32

@@ -6,6 +6,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.nn.dropout import Dropout
+
 Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
 Norm = Literal["none", "batch", "layer"]
 
@@ -58,7 +60,7 @@ class MLP(nn.Module):
             if activation != "none":
                 layers.append(_ACTIVATIONS[activation]())
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             width = units
         if out_dim is not None:
             layers.append(nn.Linear(width, out_dim, bias=bias))

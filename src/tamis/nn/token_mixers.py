@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.nn.dropout import Dropout
 from tamis.nn.interaction import DotInteraction, attend
 from tamis.nn.mlp import MLP
 
@@ -152,7 +153,7 @@ class AttentionMixer(nn.Module):
         self.feed_forward = MLP(width, (sizes.attention_units,), out_dim=width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(sizes.attention_dropout)
+        self.dropout = Dropout(sizes.attention_dropout)
         for layer in (self.project, self.output):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:

@@ -1,21 +1,16 @@
 """From the name of a table to its files in ``results/``."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tamis import api, artifacts
+from tamis import api, artifacts, config
 from tamis.data.public import prepare
 from tamis.errors import ConfigError, DataError
-from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of
 from tamis.reproduce.runner import Cell, cells_of, run_cells
 from tamis.reproduce.tables import TABLES, ResultTable
-
-_METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,33 +60,80 @@ def make_table(
         if not (recipes / name / f"{model}.toml").exists():
             raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
     dataset = table_dataset(table, data, work)
+    ledger = _Ledger(table, recipes, out, api.open_dataset(dataset).fingerprint)
     cells = cells_of(table, work / name)
-    done: list[Cell] = []
+    missing = [cell for cell in cells if not ledger.has(cell)]
+    progress(len(cells) - len(missing), len(cells))
 
     def on_done(cell: Cell) -> None:
-        done.append(cell)
-        progress(len(done), len(cells))
+        ledger.add(cell)
+        progress(ledger.num_rows, len(cells))
 
-    run_cells(cells, dataset=dataset, recipes=recipes / name, workers=workers, on_done=on_done)
-    rows = [_row(table, cell) for cell in cells]
-    claims = _claims(table, rows)
-    payload = {
-        "table": name,
-        "command": f"tamis reproduce {name}",
-        "commit": _commit(cells),
-        "data": {table.dataset: api.open_dataset(dataset).fingerprint},
-        "rows": rows,
-        "published": [
-            {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
-            for p in table.published
-        ],
-        "claims": claims,
-    }
-    path = out / f"{name}.json"
-    artifacts.write_json(path, payload)
-    columns, display = _display(table, rows)
-    artifacts.write_text(out / f"{name}.md", _markdown(payload, columns, display))
-    return MadeTable(path=path, columns=columns, display_rows=display, claims=claims)
+    run_cells(missing, dataset=dataset, recipes=recipes / name, workers=workers, on_done=on_done)
+    return ledger.finish(cells)
+
+
+class _Ledger:
+    """The rows of a table, in ``results/<table>.json`` from the first finished training on.
+
+    A row that stands there is taken as it is where its recipe, its seed and the data are those
+    asked for; so a table may be made in several sittings, on several machines.
+    """
+
+    def __init__(self, table: ResultTable, recipes: Path, out: Path, fingerprint: str) -> None:
+        self._table, self._path = table, out / f"{table.name}.json"
+        self._data = {table.dataset: fingerprint}
+        self._recipes = {
+            model: config.fingerprint(config.read_toml(recipes / table.name / f"{model}.toml"))
+            for model in table.models
+        }
+        before = artifacts.read_json(self._path) if self._path.exists() else {}
+        found = before["rows"] if before.get("data") == self._data else []
+        self._rows: dict[tuple[str, int], dict[str, Any]] = {
+            (row["model"], row["seed"]): row
+            for row in found
+            if self._recipes.get(row["model"]) == row["recipe"]
+        }
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def has(self, cell: Cell) -> bool:
+        return (cell.model, cell.seed) in self._rows
+
+    def add(self, cell: Cell) -> None:
+        row = row_of(cell, task=self._table.task)
+        self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
+        self._write(list(self._rows.values()), claims=None)
+
+    def finish(self, cells: list[Cell]) -> MadeTable:
+        rows = [self._rows[cell.model, cell.seed] for cell in cells]
+        claims = claims_of(self._table, rows)
+        payload = self._write(rows, claims=claims)
+        columns, display = display_of(self._table, rows)
+        text = markdown_of(payload, columns, display)
+        artifacts.write_text(self._path.with_suffix(".md"), text)
+        return MadeTable(path=self._path, columns=columns, display_rows=display, claims=claims)
+
+    def _write(
+        self, rows: list[dict[str, Any]], *, claims: list[dict[str, Any]] | None
+    ) -> Mapping[str, Any]:
+        payload = {
+            "table": self._table.name,
+            "command": f"tamis reproduce {self._table.name}",
+            "commit": ", ".join(sorted({row["commit"] for row in rows if row["commit"]})) or None,
+            "complete": claims is not None,
+            "data": self._data,
+            "rows": rows,
+            "published": [
+                {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
+                for p in self._table.published
+            ],
+            "claims": claims or [],
+        }
+        artifacts.write_json(self._path, payload)
+        return payload
 
 
 def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
@@ -117,121 +159,3 @@ def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
     prepared = prepare(table.dataset, data, work / "logs" / table.dataset)
     api.ingest(prepared.files, folder, schema=prepared.schema)
     return folder
-
-
-def _row(table: ResultTable, cell: Cell) -> dict[str, Any]:
-    record = artifacts.read_json(cell.run / "metrics.json")
-    run = artifacts.read_json(cell.run / "run.json")
-    split = "test" if "test" in record["metrics"] else "valid"
-    row = {
-        "model": cell.model,
-        "dataset": table.dataset,
-        "seed": cell.seed,
-        "split": split,
-        "metrics": {name: record["metrics"][split][table.task].get(name) for name in _METRICS},
-        "parameters": run["parameters"]["total"],
-        "dense_parameters": run["parameters"]["dense"],
-        "forward_flops_per_row": run["forward_flops_per_row"],
-        "curve": _curve(cell.run / "metrics.jsonl", table.task),
-        "samples_per_second": round(run["samples_per_second"]),
-    }
-    gap = record.get("ne_gap", {}).get(split, {}).get(table.task)
-    return row if gap is None else {**row, "ne_gap": gap}
-
-
-def _curve(path: Path, task: str) -> list[list[float]]:
-    """Steps and the validation NE after them."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [[line["step"], line["valid"][task]["ne"]] for line in lines]
-
-
-def _values(rows: Sequence[Mapping[str, Any]], model: str, metric: str) -> list[float]:
-    return [row["metrics"][metric] for row in rows if row["model"] == model]
-
-
-def _claims(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ours against published figures on the same rows, and DHEN against every other model."""
-    claims = []
-    for figure in table.published:
-        values = _values(rows, figure.model, "auc")
-        mean = float(np.mean(values))
-        claims.append(
-            {
-                "claim": f"{figure.model}: mean test AUC within 0.0005 of {figure.auc} or above "
-                f"({figure.protocol})",
-                "estimate": mean - figure.auc,
-                "interval": None,
-                "holds": mean - figure.auc >= -0.0005,
-                "how": f"mean of {len(values)} seeds",
-            }
-        )
-    for model in table.models:
-        if model == "dhen" or "dhen" not in table.models:
-            continue
-        pair = [_values(rows, name, "ne") for name in (model, "dhen")]
-        test = paired_t_test("ne", pair[0], pair[1])
-        claims.append(
-            {
-                "claim": f"dhen has a lower NE than {model}",
-                "estimate": test.difference,
-                "interval": [test.lower, test.upper],
-                "holds": test.upper < 0,
-                "how": f"paired t test over {test.units} seeds",
-            }
-        )
-    return claims
-
-
-def _display(
-    table: ResultTable, rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[list[str]]]:
-    columns = ["model", "AUC", "log loss", "NE", "dense", "MFLOP/row", "rows/s"]
-    display = []
-    for model in table.models:
-        cells = [model]
-        for metric in ("auc", "log_loss", "ne"):
-            values = _values(rows, model, metric)
-            cells.append(f"{np.mean(values):.5f} ± {np.std(values, ddof=1):.5f}")
-        chosen = [row for row in rows if row["model"] == model]
-        cells.append(f"{chosen[0]['dense_parameters']:,}")
-        cells.append(f"{chosen[0]['forward_flops_per_row'] / 1e6:.2f}")
-        cells.append(f"{np.median([row['samples_per_second'] for row in chosen]):,.0f}")
-        display.append(cells)
-    return columns, display
-
-
-def _markdown(
-    payload: Mapping[str, Any], columns: Sequence[str], display: Sequence[Sequence[str]]
-) -> str:
-    lines = [
-        f"# {payload['table']}",
-        "",
-        f"Made by `{payload['command']}` at commit {(payload['commit'] or 'unknown')[:10]}; mean ± "
-        f"standard deviation over seeds, test split, weights chosen on the validation split.",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(cells) + " |" for cells in display),
-        "",
-    ]
-    if payload["published"]:
-        lines += ["| published | AUC | log loss | protocol |", "|---|---|---|---|"]
-        lines += [
-            f"| {p['model']} | {p['auc']} | {p['log_loss']} | {p['protocol']} |"
-            for p in payload["published"]
-        ]
-        lines.append("")
-    lines += ["| claim | estimate | interval | holds |", "|---|---|---|---|"]
-    for claim in payload["claims"]:
-        interval = claim["interval"]
-        shown = "" if interval is None else f"[{interval[0]:+.5f}, {interval[1]:+.5f}]"
-        verdict = "yes" if claim["holds"] else "no"
-        lines.append(f"| {claim['claim']} | {claim['estimate']:+.5f} | {shown} | {verdict} |")
-    return "\n".join(lines) + "\n"
-
-
-def _commit(cells: Sequence[Cell]) -> str | None:
-    """The commit that every run was made at, or all of them if they differ."""
-    found = {artifacts.read_json(cell.run / "run.json")["commit"] for cell in cells}
-    known = sorted(commit for commit in found if commit)
-    return ", ".join(known) or None

@@ -1,0 +1,163 @@
+"""Tables from trainings that are only pretended here; ``tests/cli`` makes a real one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamis import artifacts
+from tamis.errors import TamisError
+from tamis.reproduce import make
+from tamis.reproduce.make import MadeTable, make_table
+from tamis.reproduce.runner import Cell
+from tamis.reproduce.tables import Published, ResultTable
+
+TABLE = ResultTable(
+    name="tiny",
+    dataset="market:10",
+    models=("lr", "dhen"),
+    task="click",
+    seeds=2,
+    published=(Published(model="dhen", auc=0.7, log_loss=0.1, protocol="elsewhere"),),
+)
+AUC = {("lr", 0): 0.60, ("lr", 1): 0.62, ("dhen", 0): 0.6994, ("dhen", 1): 0.6998}
+
+
+def _pretend_training(cell: Cell) -> None:
+    auc = AUC[cell.model, cell.seed]
+    values = {"auc": auc, "log_loss": 0.2, "ne": 1.5 - auc, "rows": 5}
+    metrics = {split: {"click": values} for split in ("valid", "test")}
+    artifacts.write_json(cell.run / "metrics.json", {"metrics": metrics})
+    run = {
+        "parameters": {"total": 30, "dense": 10},
+        "forward_flops_per_row": 20.0,
+        "samples_per_second": 1000.4,
+        "commit": "c0ffee",
+        "environment": {"device_name": "a processor"},
+        "precision": "float32",
+    }
+    artifacts.write_json(cell.run / "run.json", run)
+    line = '{"step": 7, "valid": {"click": {"ne": 0.9}}}\n'
+    (cell.run / "metrics.jsonl").write_text(line)
+
+
+class _Trainer:
+    """Stands in for the processes that train; may fail after some trainings."""
+
+    def __init__(self) -> None:
+        self.trained: list[tuple[str, int]] = []
+        self.fails_after = 99
+
+    def __call__(
+        self, cells: list[Cell], *, on_done: Callable[[Cell], None], **options: object
+    ) -> None:
+        for done, cell in enumerate(cells):
+            if done == self.fails_after:
+                raise TamisError("no power")
+            _pretend_training(cell)
+            self.trained.append((cell.model, cell.seed))
+            on_done(cell)
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> _Trainer:
+    trainer = _Trainer()
+    monkeypatch.setattr(make, "TABLES", {"tiny": TABLE})
+    monkeypatch.setattr(make, "run_cells", trainer)
+    return trainer
+
+
+@pytest.fixture
+def make_tiny(
+    tmp_path: Path, trainer: _Trainer, make_dataset: Callable[..., Any]
+) -> Callable[[], MadeTable]:
+    (tmp_path / "work" / "datasets").mkdir(parents=True)
+    make_dataset(name="work/datasets/market-10")
+    recipes = tmp_path / "recipes" / "tiny"
+    recipes.mkdir(parents=True)
+    for model in TABLE.models:
+        (recipes / f"{model}.toml").write_text(f'[model]\nname = "{model}"\n')
+
+    def call() -> MadeTable:
+        return make_table(
+            "tiny",
+            data=None,
+            recipes=tmp_path / "recipes",
+            work=tmp_path / "work",
+            out=tmp_path / "results",
+            workers=1,
+            progress=lambda done, total: None,
+        )
+
+    return call
+
+
+def test_keeps_each_row_with_what_it_came_from(make_tiny: Callable[[], MadeTable]) -> None:
+    payload = artifacts.read_json(make_tiny().path)
+    assert payload["complete"]
+    assert payload["commit"] == "c0ffee"
+    row = payload["rows"][1]
+    assert (row["model"], row["seed"], row["split"]) == ("dhen", 0, "test")
+    assert row["metrics"]["auc"] == 0.6994
+    assert row["curve"] == [[7, 0.9]]
+    assert len(row["recipe"]) == 64
+
+
+def test_claims_say_what_holds_and_what_does_not(make_tiny: Callable[[], MadeTable]) -> None:
+    # Mean AUC 0.6996 is 0.0004 below 0.7. NE: -0.0994 and -0.0798, mean -0.0896, standard error
+    # 0.0098; with one degree of freedom t = 12.706, so the interval reaches +0.0349.
+    published, paired = make_tiny().claims
+    assert published["estimate"] == pytest.approx(-0.0004)
+    assert published["holds"]
+    assert paired["estimate"] == pytest.approx(-0.0896)
+    assert paired["interval"][1] == pytest.approx(0.0349, abs=1e-4)
+    assert not paired["holds"]
+
+
+def test_a_finished_table_trains_nothing_even_without_its_runs(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer
+) -> None:
+    first = make_tiny()
+    before = first.path.read_bytes()
+    trainer.trained.clear()
+    assert make_tiny().claims == first.claims
+    assert trainer.trained == []
+    assert first.path.read_bytes() == before
+
+
+def test_another_recipe_is_trained_again_and_alone(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer, tmp_path: Path
+) -> None:
+    make_tiny()
+    trainer.trained.clear()
+    recipe = tmp_path / "recipes" / "tiny" / "dhen.toml"
+    recipe.write_text(recipe.read_text() + "num_layers = 1\n")
+    make_tiny()
+    assert trainer.trained == [("dhen", 0), ("dhen", 1)]
+
+
+def test_an_interrupted_table_keeps_its_rows_and_says_that_it_is_not_complete(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer, tmp_path: Path
+) -> None:
+    trainer.fails_after = 3
+    with pytest.raises(TamisError, match="no power"):
+        make_tiny()
+    payload = artifacts.read_json(tmp_path / "results" / "tiny.json")
+    assert not payload["complete"]
+    assert len(payload["rows"]) == 3
+    trainer.fails_after = 99
+    trainer.trained.clear()
+    make_tiny()
+    assert trainer.trained == [("dhen", 1)]
+
+
+def test_rows_of_other_data_are_not_taken(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer
+) -> None:
+    path = make_tiny().path
+    payload = artifacts.read_json(path)
+    artifacts.write_json(path, {**payload, "data": {"market:10": "other"}})
+    trainer.trained.clear()
+    make_tiny()
+    assert len(trainer.trained) == 4
