@@ -6,8 +6,8 @@ The first trial of a model is the field's common setting for such data: Adam at 
 dropout, strong L2 on embeddings, FinalMLP as published for Frappe. Each further trial draws the
 settings that all models share (optimizer, step sizes, regularisation, batch size) and the model's
 own. On the market all models have the same number of dense parameters, and trials run on a fifth
-of the rows. A trial trains on the training split with seed 0 and is judged by the AUC on the
-validation split; the test split is never read. The best trial becomes
+of the rows. A trial trains on the training split with seed 0 and is judged by the validation split
+(AUC on the public sets, NE on the market); the test split is never read. The best trial becomes
 ``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial; it is
 written after each one, and a trial that stands in it is not done again.
 """
@@ -36,6 +36,7 @@ from tamis.reproduce.tables import TABLES
 # What a table's data ask for; the same for all of its models. The first L2 is the first trial's.
 SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
+        "monitor": "auc",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 2048, 1024],
@@ -46,6 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "movielens1m": {
+        "monitor": "auc",
         "embedding_dim": 10,
         "units": [400, 400, 400],
         "batch": [4096, 8192],
@@ -56,6 +58,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": True,
     },
     "criteo-attribution": {
+        "monitor": "auc",
         "embedding_dim": 8,
         "units": [64, 64],
         "batch": [2048, 4096],
@@ -66,6 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "sides": False,
     },
     "market": {
+        "monitor": "ne",
         "embedding_dim": 16,
         "units": [256, 128],
         "batch": [4096],
@@ -108,7 +112,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "batch_size": pick(sizes["batch"], first=sizes["batch"][0]),
             "max_epochs": 100 if many_epochs else 1,
             "evaluations_per_epoch": 1 if many_epochs else 4,
-            "monitor": "auc",
+            "monitor": sizes["monitor"],
             "patience": 2,
             "precision": "bfloat16",
         },
@@ -156,7 +160,12 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "head_norm": norm,
         }
     if model == "dhen":
-        choices = [["dot", "linear", "dcn_v2"], ["dot", "dcn_v2"], ["attention", "linear", "dot"]]
+        choices = [
+            ["dot", "linear", "dcn_v2"],
+            ["dot", "linear"],
+            ["dot", "dcn_v2"],
+            ["attention", "linear", "dot"],
+        ]
         settings |= {
             "head_units": sizes["units"],
             "num_layers": pick([1, 2, 3], first=2),
@@ -207,9 +216,12 @@ class Ledger:
             self._trials.setdefault(model, []).append(trial)
             artifacts.write_json(self._path, {"command": self._command, "trials": self._trials})
 
-    def best(self, model: str) -> dict[str, Any]:
-        """The trial with the highest validation AUC."""
-        return max(self._trials[model], key=lambda trial: trial.get("auc", 0.0))
+    def best(self, model: str, monitor: str) -> dict[str, Any]:
+        """The trial with the best monitored validation metric; NE goes by the log loss."""
+        finished = [trial for trial in self._trials[model] if "auc" in trial]
+        if monitor == "auc":
+            return max(finished, key=lambda trial: trial["auc"])
+        return min(finished, key=lambda trial: trial["log_loss"])
 
 
 def main() -> None:
@@ -242,15 +254,18 @@ def main() -> None:
         if size is not None:
             recipe = scaled_to(recipe, spec, size)
         if ledger.lacks(model, recipe):
-            folder = arguments.work / "tuning" / table.name / f"{model}-{trial}"
+            name = f"{model}-{config.fingerprint(recipe)[:12]}"
+            folder = arguments.work / "tuning" / table.name / name
             ledger.add(model, run_trial(dataset, recipe, folder, task))
 
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(work, itertools.product(range(arguments.trials), models)))
     for model in models:
-        best = ledger.best(model)
+        best = ledger.best(model, SIZES[table.name]["monitor"])
         artifacts.write_text(out / f"{model}.toml", config.write_toml(best["recipe"]))
-        sys.stdout.write(f"{model}: validation AUC {best['auc']:.5f}\n")
+        sys.stdout.write(
+            f"{model}: validation AUC {best['auc']:.5f}, log loss {best['log_loss']:.5f}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -74,13 +74,19 @@ class DCNv2(nn.Module):
             dropout=config.dropout,
         )
         self.is_parallel = config.structure == "parallel"
-        merged = self.deep.out_dim + (width if self.is_parallel else 0)
-        self.head = MLP(merged, (), out_dim=len(spec.tasks))
+        num_tasks = len(spec.tasks)
+        self.head = MLP(self.deep.out_dim, (), out_dim=num_tasks)
+        # One output layer on both parts, in two summands: the parts are never copied together.
+        self.cross_head = nn.Linear(width, num_tasks, bias=False) if self.is_parallel else None
+        if self.cross_head is not None:
+            bound = (6 / (width + self.deep.out_dim + num_tasks)) ** 0.5
+            nn.init.uniform_(self.cross_head.weight, -bound, bound)
+            nn.init.uniform_(self.head.layers[0].weight, -bound, bound)
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         x0 = self.inputs(batch)
         crossed = self.cross(x0)
-        if self.is_parallel:
-            return Output(logits=self.head(torch.cat([crossed, self.deep(x0)], dim=1)))
+        if self.cross_head is not None:
+            return Output(logits=self.head(self.deep(x0)) + self.cross_head(crossed))
         return Output(logits=self.head(self.deep(crossed)))

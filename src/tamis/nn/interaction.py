@@ -79,9 +79,13 @@ class CrossNet(nn.Module):
 
     def forward(self, x0: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """The last cross layer's output."""
-        x = x0
+        x, factor = x0, x0
         for layer in self.layers:
-            x = torch.addcmul(x, x0, layer(x).to(x.dtype))
+            mapped = layer(x)
+            # Under autocast the product is bfloat16, as ``mapped`` is; the sum stays float32. Not
+            # addcmul: its backward pass multiplies both gradients by its scalar once more.
+            factor = factor.to(mapped.dtype)
+            x = factor * mapped + x
         return x
 
 
