@@ -132,8 +132,10 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
     if model == "dcn_v2":
         settings["num_cross_layers"] = pick([2, 3, 4], first=4)
     if model == "autoint":
-        settings["num_layers"] = pick([2, 3], first=3)
-        settings["attention_dim"] = pick([16, 32], first=32)
+        settings["num_layers"] = pick([2, 3, 5], first=3)
+        settings["attention_dim"] = pick([32, 64], first=64)
+        settings["num_heads"] = 4
+        settings["layer_norm"] = pick([True, False], first=True)
     if model == "dlrm":
         settings |= {"top_units": sizes["units"], "dropout": dropout, "norm": norm}
     if model == "final_mlp":
@@ -149,7 +151,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
             "norm": norm,
         }
         if sizes["sides"]:
-            settings |= {"first_context": "user", "second_context": "item"}
+            settings |= {"first_context": ["user"], "second_context": ["item"]}
     if model == "wukong":
         settings |= {
             "head_units": sizes["units"],

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tamis.errors import ConfigError
-from tamis.models.dhen import DHEN, DHENConfig, DHENLayer
-from tamis.nn.token_mixers import MixerSizes
+from tamis.models.dhen import DHEN, DHENConfig, DHENLayer, Shortcut, dhen_layers
+from tamis.nn.token_mixers import MixerName, MixerSizes
 from tamis.testing.models import example_batch, example_spec
 
 
@@ -103,25 +103,37 @@ def test_first_layer_learns_through_both_modules_of_the_second() -> None:
         assert gradient.norm() > 1e-4
 
 
-def _gradient_norm_at_the_input(num_layers: int, shortcut: str) -> float:
-    torch.manual_seed(0)
-    sizes = MixerSizes(in_tokens=8, out_tokens=4, width=16, dot_units=32)
-    layers = [DHENLayer(("linear", "dot"), sizes, shortcut=shortcut) for _ in range(num_layers)]
-    x = torch.randn(64, 8, 16, requires_grad=True)
-    weights = torch.randn(8, 16)
-    (torch.nn.Sequential(*layers)(x) * weights).sum(dim=(1, 2)).mean().backward()
+def _gradient_norm_at_the_input(
+    modules: tuple[MixerName, ...], num_layers: int, shortcut: Shortcut, seed: int
+) -> float:
+    torch.manual_seed(seed)
+    config = DHENConfig(
+        num_layers=num_layers,
+        modules=modules,
+        module_tokens=8 // len(modules),
+        shortcut=shortcut,
+        dot_units=32,
+    )
+    layers, _ = dhen_layers(config, 8)
+    x = torch.randn(64, 8, config.embedding_dim, requires_grad=True)
+    (layers(x) * torch.randn(8, config.embedding_dim)).sum(dim=(1, 2)).mean().backward()
     assert x.grad is not None
     return float(x.grad.norm())
 
 
-def test_shortcut_keeps_the_gradient_of_32_layers_alive() -> None:
+@pytest.mark.parametrize(
+    "modules",
+    [("linear", "dot"), ("dot", "dcn_v2"), ("dcn_v2", "linear"), ("dcn_paper", "linear"), ("dot",)],
+)
+def test_shortcut_keeps_the_gradient_of_32_layers_alive(modules: tuple[MixerName, ...]) -> None:
     with torch.random.fork_rng():
-        one = _gradient_norm_at_the_input(1, "linear")
-        deep = _gradient_norm_at_the_input(32, "linear")
-        cut = _gradient_norm_at_the_input(32, "none")
+        for seed in range(3):
+            one = _gradient_norm_at_the_input(modules, 1, "linear", seed)
+            deep = _gradient_norm_at_the_input(modules, 32, "linear", seed)
+            cut = _gradient_norm_at_the_input(modules, 32, "none", seed)
 
-    assert 0.1 < deep / one < 10
-    assert not 0.1 < cut / one < 10
+            assert 0.1 < deep / one < 10
+            assert not 0.1 < cut / one < 10
 
 
 def test_layers_may_differ_and_hold_a_module_twice() -> None:

@@ -15,6 +15,10 @@ from tamis.errors import ConfigError, SchemaError
 SCHEMA_VERSION = 1
 
 
+Side = Literal["user", "item", "context"]
+"""Whom a field is about."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
     """One input of a model, read from one column of the log."""
@@ -25,7 +29,7 @@ class Field:
     """Numeric value, one category, a time-ordered list of categories, or free text."""
     column: str = ""
     """Source column. Empty: the same as ``name``."""
-    side: Literal["user", "item", "context"] = "context"
+    side: Side = "context"
     """Whom the field describes."""
     encoding: Literal["vocabulary", "hashing"] = "vocabulary"
     """How a category becomes a row of its table: fitted vocabulary, or stateless hash."""
@@ -240,7 +244,7 @@ class CategoricalInput:
     """Field name."""
     table: str
     """Table its ids index."""
-    side: Literal["user", "item", "context"] = "context"
+    side: Side = "context"
     """Whom the field describes."""
 
 

@@ -28,6 +28,8 @@ class AutoIntConfig:
     """Width of a token after attention; a multiple of ``num_heads``."""
     scale: bool = True
     """Whether to divide scores by the root of the head width."""
+    layer_norm: bool = False
+    """Whether each attention layer ends in a layer norm, as in the public benchmark's best runs."""
     hidden_units: tuple[int, ...] = (400, 400, 400)
     """Widths of the MLP's hidden layers; empty leaves the MLP out."""
     activation: Activation = "relu"
@@ -54,7 +56,8 @@ class AutoInt(nn.Module):
         Song et al., AutoInt, CIKM 2019, sections 4.3 to 4.6; "+" is the joint MLP of section 5.5.
 
     Differs from the source:
-        T tasks share everything but the output layers.
+        T tasks share everything but the output layers; the token of a numeric feature has a bias
+        beside its direction; layer norm is an option.
     """
 
     def __init__(self, config: AutoIntConfig, spec: InputSpec) -> None:
@@ -65,16 +68,24 @@ class AutoInt(nn.Module):
         widths = [config.embedding_dim] + [config.attention_dim] * config.num_layers
         self.attention = nn.Sequential(
             *(
-                FieldAttention(before, after, config.num_heads, scale=config.scale)
+                FieldAttention(
+                    before,
+                    after,
+                    config.num_heads,
+                    scale=config.scale,
+                    layer_norm=config.layer_norm,
+                )
                 for before, after in itertools.pairwise(widths)
             )
         )
-        self.head = MLP(self.tokens.num_tokens * config.attention_dim, (), out_dim=num_tasks)
+        attended = self.tokens.num_tokens * config.attention_dim
+        self.head = MLP(attended, (), out_dim=num_tasks, makes_logits=True)
         self.deep = (
             MLP(
                 self.tokens.num_tokens * config.embedding_dim,
                 config.hidden_units,
                 out_dim=num_tasks,
+                makes_logits=True,
                 activation=config.activation,
                 norm=config.norm,
                 dropout=config.dropout,

@@ -11,7 +11,7 @@ from tamis.errors import ConfigError
 from tamis.models.output import Output
 from tamis.nn.embedding import FlatInputs
 from tamis.nn.interaction import CrossNet
-from tamis.nn.mlp import MLP, Activation, Norm
+from tamis.nn.mlp import MLP, Activation, ExactLinear, Norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,10 +22,10 @@ class DCNv2Config:
     """Width D. At least 1."""
     num_cross_layers: int = 3
     """Cross layers. At least 1."""
+    rank: int = 0
+    """Rank of each cross layer's matrix, or of each expert; 0 takes a full matrix."""
     num_experts: int = 0
-    """Low-rank experts of each cross layer; 0 takes one full matrix."""
-    rank: int = 32
-    """Rank of each expert."""
+    """Gated low-rank experts of each cross layer (DCN-Mix); 0 takes one matrix."""
     structure: Literal["parallel", "stacked"] = "parallel"
     """MLP beside the cross layers, or on top of them."""
     hidden_units: tuple[int, ...] = (400, 400, 400)
@@ -44,6 +44,11 @@ class DCNv2Config:
             raise ConfigError(
                 "model: num_cross_layers >= 1 and a hidden layer must hold, got "
                 f"{self.num_cross_layers} and {self.hidden_units}."
+            )
+        if self.num_experts and self.rank < 1:
+            raise ConfigError(
+                f"model.rank: must be at least 1 with num_experts={self.num_experts}, got "
+                f"{self.rank}. Experts are low-rank maps; 32 is a common rank."
             )
 
 
@@ -72,15 +77,18 @@ class DCNv2(nn.Module):
             norm=config.norm,
             dropout=config.dropout,
         )
-        self.is_parallel = config.structure == "parallel"
         num_tasks = len(spec.tasks)
-        self.head = MLP(self.deep.out_dim, (), out_dim=num_tasks)
         # One output layer on both parts, in two summands: the parts are never copied together.
-        self.cross_head = nn.Linear(width, num_tasks, bias=False) if self.is_parallel else None
-        if self.cross_head is not None:
-            bound = (6 / (width + self.deep.out_dim + num_tasks)) ** 0.5
-            nn.init.uniform_(self.cross_head.weight, -bound, bound)
-            nn.init.uniform_(self.head.layers[0].weight, -bound, bound)
+        self.head = ExactLinear(self.deep.out_dim, num_tasks)
+        self.cross_head: ExactLinear | None = None
+        merged = self.deep.out_dim
+        if config.structure == "parallel":
+            self.cross_head = ExactLinear(width, num_tasks, bias=False)
+            merged += width
+        bound = (6 / (merged + num_tasks)) ** 0.5  # Xavier's, of the layer as a whole
+        for head in (self.head, self.cross_head):
+            if head is not None:
+                nn.init.uniform_(head.weight, -bound, bound)
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""

@@ -38,8 +38,9 @@ class DeepFM(nn.Module):
         Guo et al., DeepFM, IJCAI 2017, equations (1) to (4).
 
     Differs from the source:
-        With several tasks the FM part is shared: each task weighs its D dimensions, all weights
-        starting from 1; with one task the weights are fixed to 1, which is the paper's model.
+        The token of a numeric feature has a bias beside its direction. With several tasks the FM
+        part is shared: each task weighs its D dimensions, all weights starting from 1; with one
+        task the weights are fixed to 1, which is the paper's model.
     """
 
     def __init__(self, config: DeepFMConfig, spec: InputSpec) -> None:
@@ -57,6 +58,7 @@ class DeepFM(nn.Module):
             self.tokens.num_tokens * config.embedding_dim,
             config.hidden_units,
             out_dim=num_tasks,
+            makes_logits=True,
             activation=config.activation,
             norm=config.norm,
             dropout=config.dropout,
@@ -65,5 +67,6 @@ class DeepFM(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         tokens = self.tokens(batch)
-        pairs = pairwise_products(tokens) @ self.pair_weight
+        # Not a matrix product: autocast would round the logits to bfloat16.
+        pairs = (pairwise_products(tokens).unsqueeze(2) * self.pair_weight).sum(1)
         return Output(logits=self.first_order(batch) + pairs + self.deep(tokens.flatten(1)))

@@ -115,6 +115,7 @@ class DHENConfig:
             conv_kernel=self.conv_kernel,
             linear_bias=self.linear_bias,
             dcn_residual=self.dcn_residual,
+            start_scale=len(self.layer_modules) ** -0.5,
         )
 
 
@@ -127,7 +128,9 @@ class DHEN(nn.Module):
 
     Differs from the source:
         Sizes of head and dense side were not published; T tasks share everything but the output
-        layer; histories enter as the mean of their events.
+        layer; histories enter as the mean of their events. How weights start was not published:
+        the last map of each module starts 1 / sqrt(N) as large, so that the stream through the
+        shortcuts, and the gradient, keep their size whatever the depth.
     """
 
     def __init__(self, config: DHENConfig, spec: InputSpec) -> None:
@@ -145,6 +148,7 @@ class DHEN(nn.Module):
             count * config.embedding_dim,
             config.head_units,
             out_dim=len(spec.tasks),
+            makes_logits=True,
             activation=config.activation,
             dropout=config.dropout,
             norm=config.head_norm,
@@ -250,6 +254,6 @@ class _TokenMLP(nn.Module):
 def _shortcut(kind: Shortcut, in_tokens: int, out_tokens: int) -> nn.Module | None:
     if kind == "none":
         return None
-    if kind == "mlp":
-        return _TokenMLP(in_tokens, out_tokens)
-    return nn.Identity() if in_tokens == out_tokens else TokenMap(in_tokens, out_tokens)
+    if in_tokens == out_tokens:
+        return nn.Identity()
+    return (_TokenMLP if kind == "mlp" else TokenMap)(in_tokens, out_tokens)

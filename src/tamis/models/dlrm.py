@@ -43,7 +43,8 @@ class DLRM(nn.Module):
         Systems, arXiv:1906.00091, section 2.
 
     Differs from the source:
-        Without numeric features there is no bottom MLP, and the products alone reach the top.
+        Without numeric features there is no bottom MLP, and the products alone reach the top. The
+        bottom MLP's last layer is linear, so that its vector has both signs as embeddings have.
     """
 
     def __init__(self, config: DLRMConfig, spec: InputSpec) -> None:
@@ -63,6 +64,7 @@ class DLRM(nn.Module):
             width,
             config.top_units,
             out_dim=len(spec.tasks),
+            makes_logits=True,
             activation=config.activation,
             norm=config.norm,
             dropout=config.dropout,

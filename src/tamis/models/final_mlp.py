@@ -1,20 +1,19 @@
 """FinalMLP: two MLP streams over gated features, fused bilinearly."""
 
+import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tamis.data.batch import Batch
-from tamis.data.schema import InputSpec
+from tamis.data.schema import InputSpec, Side
 from tamis.errors import ConfigError
 from tamis.models.output import Output
-from tamis.nn.embedding import FieldTokens
+from tamis.nn.embedding import FieldTokens, num_tokens
 from tamis.nn.mlp import MLP, Activation, Norm
-
-Context = Literal["bias", "user", "item", "context"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +28,11 @@ class FinalMLPConfig:
     """Hidden widths of the second stream; the last one is a multiple of ``num_heads``."""
     gating: bool = True
     """Whether each stream sees features weighed by a gate of its own."""
-    first_context: Context = "bias"
-    """What the first gate sees: the fields of a side, or a learnt vector."""
-    second_context: Context = "bias"
-    """What the second gate sees; a side without categorical fields counts as ``bias``."""
+    first_context: tuple[str, ...] = ()
+    """What the first gate sees: categorical or numeric fields by name, or all categorical fields of
+    a side by its name (``user``, ``item``, ``context``); nothing there: a learnt vector."""
+    second_context: tuple[str, ...] = ()
+    """The same for the second gate."""
     gate_units: tuple[int, ...] = (400,)
     """Hidden widths of each gate's MLP."""
     num_heads: int = 2
@@ -65,8 +65,10 @@ class FinalMLP(nn.Module):
         Mao et al., FinalMLP, AAAI 2023, equations (4) to (8).
 
     Differs from the source:
-        Tokens of numeric features and pooled sequences are gated like the others; T tasks share
-        everything but the fusion's output width.
+        Tokens of numeric features and pooled sequences are gated like the others, and numeric ones
+        have a bias beside their direction; T tasks share everything but the fusion's output width.
+        The authors' gates have embeddings of their own for the fields that they see and start a
+        learnt vector from zeros; here they see the model's tokens, and the vector starts random.
     """
 
     def __init__(self, config: FinalMLPConfig, spec: InputSpec) -> None:
@@ -76,7 +78,9 @@ class FinalMLP(nn.Module):
         width = self.tokens.num_tokens * config.embedding_dim
         contexts = (config.first_context, config.second_context)
         self.gates = nn.ModuleList(
-            _FeatureGate(spec, context, config.embedding_dim, width, config.gate_units)
+            _FeatureGate(
+                _context_positions(spec, context), config.embedding_dim, width, config.gate_units
+            )
             for context in (contexts if config.gating else ())
         )
         settings = zip(
@@ -106,21 +110,37 @@ class FinalMLP(nn.Module):
         return Output(logits=self.fusion(first, second))
 
 
+def _context_positions(spec: InputSpec, context: tuple[str, ...]) -> list[int]:
+    """Positions, among the tokens, of the fields that a gate sees."""
+    categorical = [item.name for item in spec.categorical]
+    first_numeric = num_tokens(spec) - len(spec.numeric)
+    positions: list[int] = []
+    for name in context:
+        if name in get_args(Side):
+            positions += [i for i, item in enumerate(spec.categorical) if item.side == name]
+        elif name in categorical:
+            positions.append(categorical.index(name))
+        elif name in spec.numeric:
+            positions.append(first_numeric + spec.numeric.index(name))
+        else:
+            known = [*get_args(Side), *categorical, *spec.numeric]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"model: a gate's context must name sides or categorical or numeric fields, got "
+                f"{name!r}.{hint}"
+            )
+    return sorted(set(positions))
+
+
 class _FeatureGate(nn.Module):
     """Weights in (0, 2) for every embedding dimension, from a context."""
 
     def __init__(
-        self,
-        spec: InputSpec,
-        context: Context,
-        embedding_dim: int,
-        width: int,
-        units: tuple[int, ...],
+        self, positions: list[int], embedding_dim: int, width: int, units: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.positions = [
-            index for index, item in enumerate(spec.categorical) if item.side == context
-        ]
+        self.positions = positions
         # From zeros a ReLU gate would never learn: nothing but its last bias has a gradient there.
         start = torch.randn(1, embedding_dim) / embedding_dim**0.5
         self.learnt = None if self.positions else nn.Parameter(start)
@@ -153,7 +173,7 @@ class BilinearFusion(nn.Module):
         """
         super().__init__()
         self.num_heads = num_heads
-        self.linear = MLP(first_dim + second_dim, (), out_dim=out_dim)
+        self.linear = MLP(first_dim + second_dim, (), out_dim=out_dim, makes_logits=True)
         shape = (num_heads, first_dim // num_heads, out_dim, second_dim // num_heads)
         self.weight = nn.Parameter(torch.empty(shape))
         # Every product of a pair of units is an input of its own: first_dim * second_dim / H.
@@ -166,5 +186,6 @@ class BilinearFusion(nn.Module):
         heads_y = y.unflatten(1, (self.num_heads, -1))
         # x first: its heads are summed over before T multiplies the size of anything.
         mixed = torch.einsum("bhx,hxty->bhty", heads_x, self.weight)
-        bilinear = torch.einsum("bhty,bhy->bt", mixed, heads_y)
+        # Not a matrix product: autocast would round the logits to bfloat16.
+        bilinear = (mixed.float() * heads_y.float().unsqueeze(2)).sum((1, 3))
         return self.linear(torch.cat([x, y], dim=1)) + bilinear

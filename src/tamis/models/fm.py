@@ -29,7 +29,7 @@ class FM(nn.Module):
 
     Differs from the source:
         T tasks have factors of their own, side by side in one table of width T*D; a sequence
-        enters as the mean of its events.
+        enters as the mean of its events; the factor of a numeric feature has a bias.
     """
 
     def __init__(self, config: FMConfig, spec: InputSpec) -> None:

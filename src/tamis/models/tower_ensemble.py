@@ -101,6 +101,7 @@ class TowerEnsemble(nn.Module):
                 out_tokens * config.embedding_dim,
                 config.head_units,
                 out_dim=len(spec.tasks),
+                makes_logits=True,
                 activation=config.activation,
                 dropout=config.dropout,
                 norm=config.head_norm,

@@ -41,7 +41,8 @@ class XDeepFM(nn.Module):
         Lian et al., xDeepFM, KDD 2018, equation (9).
 
     Differs from the source:
-        T tasks share everything but the output layers.
+        T tasks share everything but the output layers; the token of a numeric feature has a bias
+        beside its direction.
     """
 
     def __init__(self, config: XDeepFMConfig, spec: InputSpec) -> None:
@@ -53,11 +54,12 @@ class XDeepFM(nn.Module):
         self.cin = CompressedInteraction(
             self.tokens.num_tokens, config.cin_maps, split_half=config.split_half
         )
-        self.cin_head = MLP(self.cin.out_dim, (), out_dim=num_tasks)
+        self.cin_head = MLP(self.cin.out_dim, (), out_dim=num_tasks, makes_logits=True)
         self.deep = MLP(
             self.tokens.num_tokens * config.embedding_dim,
             config.hidden_units,
             out_dim=num_tasks,
+            makes_logits=True,
             activation=config.activation,
             norm=config.norm,
             dropout=config.dropout,

@@ -210,7 +210,8 @@ class FirstOrder(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T"]:
         """Sum of the weights of what each row holds, plus the bias."""
-        logits = self.bias + batch.numeric @ self.numeric_weight
+        # Not a matrix product: autocast would round the logits to bfloat16.
+        logits = self.bias + (batch.numeric.unsqueeze(2) * self.numeric_weight).sum(1)
         if batch.ids.shape[1]:
             logits = logits + self.tables.lookup(batch.ids).sum(1)
         for name in self.sequence_names:

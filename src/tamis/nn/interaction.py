@@ -51,7 +51,8 @@ class DotInteraction(nn.Module):
 class CrossNet(nn.Module):
     """Cross layers ``x <- x0 * (W x + b) + x`` on a flat vector.
 
-    With ``num_experts > 0`` W is a gated mixture of low-rank maps:
+    With ``rank > 0`` and no experts W is a product ``U V'`` of two matrices of that rank. With
+    ``num_experts > 0`` it is a gated mixture of low-rank maps:
     ``x <- x0 * sum_e g_e(x) (U_e tanh(C_e tanh(V_e x)) + b) + x`` with softmax gates g.
 
     Source:
@@ -67,14 +68,11 @@ class CrossNet(nn.Module):
         Args:
             width: Width W of the vector.
             num_layers: Cross layers.
-            rank: Rank of each expert; used when there are experts.
-            num_experts: Experts per layer; 0 takes one full matrix per layer.
+            rank: Rank of W, or of each expert; 0 takes a full matrix. Experts need one.
+            num_experts: Experts per layer; 0 takes one matrix per layer.
         """
         super().__init__()
-        self.layers = nn.ModuleList(
-            _CrossExperts(width, rank, num_experts) if num_experts else _linear(width)
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(_cross_map(width, rank, num_experts) for _ in range(num_layers))
 
     def forward(self, x0: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """The last cross layer's output."""
@@ -117,7 +115,8 @@ class CompressedInteraction(nn.Module):
         Lian et al., xDeepFM, KDD 2018, equations (6) and (8), section 3.2.
 
     Differs from the source:
-        Linear maps, as the paper's own experiments chose; ``split_half`` is of the authors' code.
+        Linear maps, as the paper's own experiments chose; ``split_half`` and the biases of the
+        maps, which start from 0, are of the authors' code.
     """
 
     def __init__(self, num_tokens: int, maps: Sequence[int], *, split_half: bool) -> None:
@@ -135,6 +134,7 @@ class CompressedInteraction(nn.Module):
         for index, count in enumerate(maps):
             layer = nn.Linear(num_tokens * width, count)
             nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
             self.layers.append(layer)
             last = index == len(maps) - 1
             width = count // 2 if split_half and not last else count
@@ -163,10 +163,12 @@ class FieldAttention(nn.Module):
         Song et al., AutoInt, CIKM 2019, equations (5) to (8).
 
     Differs from the source:
-        Scores may be divided by the root of the head width.
+        Scores may be divided by the root of the head width; the output may be normalised.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, num_heads: int, *, scale: bool) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, num_heads: int, *, scale: bool, layer_norm: bool = False
+    ) -> None:
         """Build the projections.
 
         Args:
@@ -174,6 +176,7 @@ class FieldAttention(nn.Module):
             out_dim: Width of an output token; a multiple of ``num_heads``.
             num_heads: Heads H.
             scale: Whether to divide scores by the root of the head width.
+            layer_norm: Whether to normalise the sum of attention and residual before the ReLU.
         """
         super().__init__()
         self.num_heads, self.head_dim, self.scale = num_heads, out_dim // num_heads, scale
@@ -181,6 +184,7 @@ class FieldAttention(nn.Module):
         self.project = nn.Linear(in_dim, 4 * out_dim, bias=False)
         for part in self.project.weight.chunk(4):
             nn.init.xavier_uniform_(part)
+        self.norm = nn.LayerNorm(out_dim) if layer_norm else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B F O"]:
         """Tokens after attention."""
@@ -191,7 +195,7 @@ class FieldAttention(nn.Module):
             for part in (query, key, value)
         ]
         mixed = attend(*heads, scale=None if self.scale else 1.0)
-        return F.relu(mixed.transpose(1, 2).flatten(2) + residual)
+        return F.relu(self.norm(mixed.transpose(1, 2).flatten(2) + residual))
 
 
 def attend(
@@ -217,8 +221,13 @@ def attend(
         )
 
 
-def _linear(width: int) -> nn.Linear:
-    layer = nn.Linear(width, width)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def _cross_map(width: int, rank: int, num_experts: int) -> nn.Module:
+    if num_experts:
+        return _CrossExperts(width, rank, num_experts)
+    shapes = ((rank, width), (width, rank)) if rank else ((width, width),)
+    maps = [nn.Linear(into, out, bias=False) for out, into in shapes]
+    last = maps[-1]
+    last.bias = nn.Parameter(torch.zeros(width))
+    for layer in maps:
+        nn.init.xavier_uniform_(layer.weight)
+    return nn.Sequential(*maps) if rank else last

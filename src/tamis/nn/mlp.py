@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,6 +38,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         norm: Norm = "none",
         bias: bool = True,
+        makes_logits: bool = False,
     ) -> None:
         """Build the layers.
 
@@ -47,6 +50,8 @@ class MLP(nn.Module):
             dropout: Probability of zeroing a hidden unit while training.
             norm: Between the linear map and the activation of each hidden layer.
             bias: Whether linear maps have biases; those before batch norm never have.
+            makes_logits: Whether the output layer computes in float32 also under autocast:
+                bfloat16 has 256 values between 1 and 2, which ties most rows of a data set.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -63,12 +68,13 @@ class MLP(nn.Module):
                 layers.append(Dropout(dropout))
             width = units
         if out_dim is not None:
-            layers.append(nn.Linear(width, out_dim, bias=bias))
+            kind = ExactLinear if makes_logits else nn.Linear
+            layers.append(kind(width, out_dim, bias=bias))
             width = out_dim
         self.layers = nn.Sequential(*layers)
         self.out_dim = width
         for layer in layers:
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear | ExactLinear):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -76,3 +82,18 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*B W"]) -> Float[Tensor, "*B O"]:
         """Output of the last layer."""
         return self.layers(x)
+
+
+class ExactLinear(nn.Module):
+    """A linear map in float32, whatever autocast says."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, bias: bool = True) -> None:
+        """Build the map; all weights start from 0."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_dim, in_dim))
+        self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*B W"]) -> Float[Tensor, "*B O"]:
+        """``x W' + b`` in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight, self.bias)

@@ -51,6 +51,8 @@ class MixerSizes:
     """Whether token maps have biases (ZHEN)."""
     dcn_residual: bool = False
     """Whether ``dcn_v2`` adds its input; the layer's shortcut does that already."""
+    start_scale: float = 1.0
+    """Multiplies the weights that each module's last map starts from."""
 
 
 class TokenMap(nn.Module):
@@ -65,11 +67,13 @@ class TokenMap(nn.Module):
         Nothing known; the bias is ZHEN's.
     """
 
-    def __init__(self, in_tokens: int, out_tokens: int, *, bias: bool = False) -> None:
-        """Build the map."""
+    def __init__(
+        self, in_tokens: int, out_tokens: int, *, bias: bool = False, scale: float = 1.0
+    ) -> None:
+        """Build the map; ``scale`` multiplies the weights that it starts from."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_tokens, in_tokens))
-        nn.init.xavier_uniform_(self.weight)
+        nn.init.xavier_uniform_(self.weight, gain=scale)
         self.bias = nn.Parameter(torch.zeros(out_tokens, 1)) if bias else None
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
@@ -84,7 +88,7 @@ class LinearMixer(nn.Module):
     def __init__(self, sizes: MixerSizes) -> None:
         """Build the map."""
         super().__init__()
-        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.map = _last_map(sizes)
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
         """Mixed tokens."""
@@ -114,6 +118,10 @@ class DotMixer(nn.Module):
             num_pairs = self.pairs.out_dim
         out_dim = sizes.out_tokens * sizes.width
         self.mlp = MLP(num_pairs, (sizes.dot_units,), out_dim=out_dim)
+        last = self.mlp.layers[-1]
+        assert isinstance(last, nn.Linear)
+        # Products of normalised tokens have a standard deviation of the root of d.
+        nn.init.xavier_uniform_(last.weight, gain=sizes.start_scale / sizes.width**0.5)
         self.width = sizes.width
 
     def products(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B P"]:
@@ -138,14 +146,15 @@ class AttentionMixer(nn.Module):
         Attention Is All You Need, 2017.
 
     Differs from the source:
-        Nothing known; mapping tokens before the encoder layer is ZHEN's.
+        Dropout acts on the outputs of attention and feed-forward layer, not on attention weights or
+        hidden units; mapping tokens before the encoder layer is ZHEN's.
     """
 
     def __init__(self, sizes: MixerSizes) -> None:
         """Build the encoder layer and the map."""
         super().__init__()
         width = sizes.width
-        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.map = _last_map(sizes)
         self.compress_first = sizes.attention_compress_first
         self.num_heads = sizes.attention_heads
         self.project = nn.Linear(width, 3 * width, bias=sizes.attention_qkv_bias)
@@ -178,7 +187,8 @@ class AttentionMixer(nn.Module):
 class ConvolutionMixer(nn.Module):
     """A 2-D convolution over the matrix of tokens as a one-channel image, and a token map.
 
-    It depends on the order of the tokens, as no other module does. Several channels are averaged.
+    Which tokens are neighbours matters to it, beyond what permuted weights could undo. Several
+    channels are averaged.
 
     Source:
         DHEN, arXiv:2203.11014, section 3: ``u = W Conv2d(X)``.
@@ -192,7 +202,7 @@ class ConvolutionMixer(nn.Module):
         super().__init__()
         padding = sizes.conv_kernel // 2
         self.conv = nn.Conv2d(1, sizes.conv_channels, sizes.conv_kernel, padding=padding)
-        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.map = _last_map(sizes)
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
         """Tokens after the filter and the map."""
@@ -213,7 +223,8 @@ class PaperCrossMixer(nn.Module):
         """Build W and b."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(sizes.out_tokens, sizes.width))
-        nn.init.xavier_uniform_(self.weight)
+        # The Gram matrix of m normalised tokens grows with m.
+        nn.init.xavier_uniform_(self.weight, gain=sizes.start_scale / sizes.in_tokens)
         self.bias = nn.Parameter(torch.zeros(sizes.out_tokens, sizes.width))
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
@@ -241,7 +252,7 @@ class CrossMixer(nn.Module):
         self.cross = nn.Linear(flat, flat)
         nn.init.xavier_uniform_(self.cross.weight)
         nn.init.zeros_(self.cross.bias)
-        self.map = TokenMap(sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias)
+        self.map = _last_map(sizes)
         self.residual = sizes.dcn_residual
         self.width = sizes.width
 
@@ -252,6 +263,12 @@ class CrossMixer(nn.Module):
         if self.residual:
             crossed = crossed + flat
         return self.map(crossed.unflatten(1, (-1, self.width)))
+
+
+def _last_map(sizes: MixerSizes) -> TokenMap:
+    return TokenMap(
+        sizes.in_tokens, sizes.out_tokens, bias=sizes.linear_bias, scale=sizes.start_scale
+    )
 
 
 MIXERS: dict[str, Callable[[MixerSizes], nn.Module]] = {

@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-from tamis.data.schema import Field, Ignored, Roles, Schema, Task
-
-_Side = Literal["user", "item", "context"]
+from tamis.data.schema import Field, Ignored, Roles, Schema, Side, Task
 
 
 def market_schema() -> Schema:
@@ -57,14 +55,14 @@ def market_schema() -> Schema:
     )
 
 
-def _id(name: str, side: _Side) -> Field:
+def _id(name: str, side: Side) -> Field:
     # Rare ids share row 0, so that it is trained before a new id meets it.
     return Field(name=name, kind="categorical", side=side, min_count=3)
 
 
-def _category(name: str, side: _Side) -> Field:
+def _category(name: str, side: Side) -> Field:
     return Field(name=name, kind="categorical", side=side)
 
 
-def _number(name: str, side: _Side, transform: Literal["log", "standardise"]) -> Field:
+def _number(name: str, side: Side, transform: Literal["log", "standardise"]) -> Field:
     return Field(name=name, kind="numeric", side=side, transform=transform)
