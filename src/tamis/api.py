@@ -76,7 +76,8 @@ class Comparison:
     metrics: tuple[Mapping[str, Any], Mapping[str, Any]]
     """Metrics of the first and the second run."""
     auc: "PairedDifference | None"
-    """Second less first; DeLong, clustered by user where users are known."""
+    """Second less first; DeLong, clustered by user where users are known. Where rows have weights,
+    which DeLong's test knows nothing of, bootstrap by user."""
     ne: "PairedDifference | None"
     """Second less first; bootstrap by user."""
     note: str = ""
@@ -364,7 +365,10 @@ def compare(
             f"{tables[0].num_rows:,} and {tables[1].num_rows:,} different ones. Train both on one "
             f"dataset."
         )
-    users = tables[0]["user"].to_numpy() if "user" in tables[0].column_names else None
+    users, weights = (
+        tables[0][name].to_numpy() if name in tables[0].column_names else None
+        for name in ("user", "weight")
+    )
     records = [Run(_folder(run)).metrics[split] for run in (first, second)]
     comparisons = []
     for task in records[0]:
@@ -374,8 +378,13 @@ def compare(
         old, new = (table[f"prediction:{task}"].to_numpy() for table in tables)
         metrics = (records[0][task], records[1][task])
         try:
-            auc = delong_test(labels, old, new, groups=users)
-            ne = paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))[0]
+            if weights is None:
+                auc = delong_test(labels, old, new, groups=users)
+                (ne,) = paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))
+            else:
+                ne, auc = paired_bootstrap(
+                    labels, old, new, users, seed=0, metrics=("ne", "auc"), weights=weights
+                )
         except DataError as error:
             unknown = Comparison(
                 task=task, split=split, metrics=metrics, auc=None, ne=None, note=str(error)

@@ -108,10 +108,11 @@ def test_rowwise_adagrad_equals_a_dense_loop_with_regularisation() -> None:
         for row in ids:
             gradient[row] += 2 * (reference[row] - 1.0)
         for row in set(ids):
-            full = gradient[row] + 0.01 * (step + 1 - last[row]) * reference[row]
+            state[row] += gradient[row].square().mean()
+            step_size = 0.1 / (state[row].sqrt() + 1e-8)
+            shrunk = reference[row] * (1 - step_size * 0.01 * (step + 1 - last[row]))
+            reference[row] = shrunk - step_size * gradient[row]
             last[row] = step + 1
-            state[row] += full.square().mean()
-            reference[row] -= 0.1 * full / (state[row].sqrt() + 1e-8)
         _backward(table, ids, 1.0)
         optimizer.step()
 
@@ -161,19 +162,62 @@ def test_optimizer_leaves_rows_outside_the_batch_alone(
     assert not torch.equal(table[[1, 4]], before[[1, 4]])
 
 
-def test_l2_makes_up_for_the_steps_that_a_row_missed() -> None:
+@pytest.mark.parametrize("kind", [RowwiseAdagrad, RowAdagrad])
+def test_l2_of_adagrad_makes_up_for_the_steps_that_a_row_missed(
+    kind: type[torch.optim.Optimizer],
+) -> None:
     table = nn.Parameter(torch.ones(3, 1))
-    optimizer = RowAdagrad([table], lr=1e-9, l2=0.1)
+    optimizer = kind([table], lr=0.5, l2=0.1)
+    optimizer.state[table]["sum"].fill_(25.0)
+    shares = []
+    for ids in ([0, 1], [0], [0], [0, 1]):
+        before = table.detach().clone()
+        table.grad = torch.sparse_coo_tensor(
+            torch.tensor([ids]), torch.zeros(len(ids), 1), (3, 1), check_invariants=True
+        )
+        optimizer.step()
+        shares.append([round(1 - float(table.detach()[row] / before[row]), 4) for row in (0, 1)])
+
+    # Step size 0.5 / 5, times 0.1: one hundredth a step. Row 1 is away for two steps and loses
+    # three hundredths when it is back.
+    assert shares == [[0.01, 0.01], [0.01, 0.0], [0.01, 0.0], [0.01, 0.03]]
+
+
+def test_l2_of_adam_counts_the_steps_that_a_row_missed_in_its_gradient() -> None:
+    table = nn.Parameter(torch.ones(3, 1))
+    optimizer = RowAdam([table], lr=1e-9, l2=0.1, betas=(0.0, 0.0))
     seen = []
     for ids in ([0, 1], [0], [0], [0, 1]):
-        before = {row: optimizer.state[table]["sum"][row].item() for row in (0, 1)}
+        optimizer.state[table]["exp_avg"].zero_()
         _backward(table, ids, 1.0)  # a gradient of 0 at 1, so that L2 is all there is
         optimizer.step()
-        after = {row: optimizer.state[table]["sum"][row].item() for row in (0, 1)}
-        seen.append([round((after[row] - before[row]) ** 0.5, 4) for row in (0, 1)])
+        seen.append([round(float(optimizer.state[table]["exp_avg"][row]), 4) for row in (0, 1)])
 
-    # Row 1 is away for two steps and gets three steps' worth when it is back.
     assert seen == [[0.1, 0.1], [0.1, 0.0], [0.1, 0.0], [0.1, 0.3]]
+
+
+@pytest.mark.parametrize("kind", [RowwiseAdagrad, RowAdagrad])
+def test_l2_of_a_row_that_is_first_seen_late_does_not_decide_its_sign(
+    kind: type[torch.optim.Optimizer],
+) -> None:
+    table = nn.Parameter(torch.full((2, 1), 0.01))
+    optimizer = kind([table], lr=0.05, l2=1e-5)
+    gradient = torch.tensor([[-1e-6]])  # it wants the rows to grow
+    for step in range(5000):
+        row = torch.tensor([[0 if step < 4999 else 1]])
+        table.grad = torch.sparse_coo_tensor(row, gradient, (2, 1), check_invariants=False)
+        optimizer.step()
+
+    assert table[1].item() > 0
+
+
+def test_l2_of_adagrad_leaves_rows_without_a_gradient_as_they_start() -> None:
+    table = nn.Parameter(torch.full((2, 3), 0.5))
+    optimizer = RowwiseAdagrad([table], lr=0.05, l2=0.1)
+    _backward(table, [1], 0.5)
+    optimizer.step()
+
+    assert torch.equal(table, torch.full((2, 3), 0.5))
 
 
 def test_optimizer_refuses_a_dense_gradient() -> None:
@@ -233,8 +277,9 @@ def test_row_adam_with_every_row_in_the_batch_is_adam(steps: list[list[int]]) ->
 
 
 def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> None:
-    entry = catalog.entry("deepfm")
-    model = entry.model(entry.config(hidden_units=(8,)), spec)
+    entry = catalog.entry("dhen")
+    settings = entry.config(modules=("linear", "dcn_paper"), linear_bias=True, head_units=(8,))
+    model = entry.model(settings, spec)
 
     optimizers = build_optimizers(
         model, OptimizerConfig(embedding="adam", dense_weight_decay=0.1, embedding_lr=0.3)
@@ -247,6 +292,13 @@ def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> No
     assert isinstance(optimizers["tables"], RowAdam)
     assert [id(p) for p in optimizers["tables"].param_groups[0]["params"]] == list(map(id, tables))
     assert optimizers["tables"].param_groups[0]["lr"] == 0.3
-    for group in optimizers["dense"].param_groups:
-        decays = {p.ndim > 1 for p in group["params"]}
-        assert decays == {group["weight_decay"] == 0.1}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay_by_name = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in optimizers["dense"].param_groups
+        for parameter in group["params"]
+    }
+    assert decay_by_name["layers.0.mixers.0.map.weight"] == 0.1
+    assert decay_by_name["head.layers.0.weight"] == 0.1
+    for spared in ("layers.0.mixers.0.map.bias", "layers.0.mixers.1.bias", "layers.0.norm.weight"):
+        assert decay_by_name[spared] == 0

@@ -31,7 +31,6 @@ __all__ = [
     "NormalisedEntropy",
     "OracleComparison",
     "PairedDifference",
-    "PredictShuffled",
     "ReliabilityBin",
     "SeedSummary",
     "SliceRow",

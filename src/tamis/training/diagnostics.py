@@ -40,7 +40,7 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
     """
     rows = dataset.split(split)
     predictions = predictor.predict(dataset, split)
-    labels = rows.labels()
+    labels, weights = rows.labels(), rows.weights()
     encoders = Encoders.load(dataset.encoders_path, dataset.schema)
     reliability: dict[str, Any] = {}
     slices: dict[str, Any] = {}
@@ -48,11 +48,10 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
         known = ~np.isnan(labels[:, index])
         if task.kind != "binary" or np.unique(labels[known, index]).size < 2:
             continue
-        curve = reliability_curve(labels[:, index], predictions[:, index])
+        truth, predicted = labels[:, index], predictions[:, index]
+        curve = reliability_curve(truth, predicted, weights=weights)
         reliability[task.name] = [asdict(point) for point in curve]
-        slices[task.name] = _slices(
-            rows, dataset, encoders, labels[:, index], predictions[:, index]
-        )
+        slices[task.name] = _slices(rows, dataset, encoders, truth, predicted, weights)
     return {
         "split": split,
         "reliability": reliability,
@@ -67,6 +66,7 @@ def _slices(
     encoders: Encoders,
     labels: NDArray[np.float32],
     predictions: NDArray[np.float64],
+    weights: NDArray[np.float32] | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Metrics for each frequent value of the fields with few values, by field."""
     result: dict[str, list[dict[str, Any]]] = {}
@@ -81,7 +81,8 @@ def _slices(
             if counts[value] == 0:
                 continue
             chosen = ids == value
-            metrics = evaluate_task(labels[chosen], predictions[chosen]).to_json()
+            mass = None if weights is None else weights[chosen]
+            metrics = evaluate_task(labels[chosen], predictions[chosen], weights=mass).to_json()
             entries.append({"value": names[value], **metrics})
         result[item.name] = entries
     return result

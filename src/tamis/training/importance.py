@@ -50,21 +50,23 @@ def permutation_importance(
     generator = torch.Generator().manual_seed(seed)
     names = _field_names(spec)
     labels: list[NDArray[np.float64]] = []
+    weights: list[NDArray[np.float64]] = []
     intact: list[NDArray[np.float64]] = []
     shuffled: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for batch in batches:
         labels.append(batch.labels.numpy().astype(np.float64))
+        weights.append(batch.weights.numpy().astype(np.float64))
         intact.append(predict(batch))
         for name in names:
             order = torch.randperm(batch.num_rows, generator=generator)
             shuffled[name].append(predict(_shuffle(batch, name, order, spec)))
     if not labels:
         raise DataError("permutation importance: must have rows, got none.")
-    truth = np.concatenate(labels)
-    base = _ne_by_task(truth, np.concatenate(intact), spec)
+    truth, mass = np.concatenate(labels), np.concatenate(weights)
+    base = _ne_by_task(truth, np.concatenate(intact), mass, spec)
     result = []
     for name in names:
-        worse = _ne_by_task(truth, np.concatenate(shuffled[name]), spec)
+        worse = _ne_by_task(truth, np.concatenate(shuffled[name]), mass, spec)
         result.append(
             FieldImportance(field=name, ne_increase={t: worse[t] - base[t] for t in base})
         )
@@ -81,13 +83,18 @@ def _field_names(spec: InputSpec) -> list[str]:
 
 
 def _ne_by_task(
-    labels: NDArray[np.float64], probabilities: NDArray[np.float64], spec: InputSpec
+    labels: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    spec: InputSpec,
 ) -> dict[str, float]:
     result = {}
     for index, task in enumerate(spec.tasks):
         observed = ~np.isnan(labels[:, index])
         if task.kind == "binary" and np.unique(labels[observed, index]).size == 2:
-            result[task.name] = evaluate_task(labels[:, index], probabilities[:, index]).ne
+            result[task.name] = evaluate_task(
+                labels[:, index], probabilities[:, index], weights=weights
+            ).ne
     return result
 
 

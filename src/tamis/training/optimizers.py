@@ -5,9 +5,9 @@ lookup (``nn/embedding.py``). Each optimizer here first sums the D-vectors of eq
 updates those rows in place. One step costs O(rows in the batch), never O(table).
 
 L2 regularisation acts on the rows of the batch only, when they are in it, and then makes up for the
-steps that they missed: a row that was last looked up k steps ago gets k times the coefficient. So a
-rare row is held as tightly as L2 on the whole table would hold it, and one that never returns keeps
-its value.
+steps that they missed: a row that was last looked up k steps ago gets k times the coefficient. One
+that never returns keeps its value. Adam adds L2 to the gradient, so that it moves a row by about
+one step size a visit at most; the Adagrads shrink the row beside its step, at most to 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -74,10 +74,14 @@ def build_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """Optimizers by name: ``tables`` for embedding tables, ``dense`` (AdamW) for the rest.
 
-    Biases and norms, which have one dimension, do not decay.
+    Biases, whatever their shape, and norms do not decay.
     """
     tables = table_parameters(model)
-    rest = [p for p in model.parameters() if all(p is not table for table in tables)]
+    rest = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if all(parameter is not table for table in tables)
+    }
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if tables:
         kinds = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": RowAdagrad, "adam": RowAdam}
@@ -88,7 +92,13 @@ def build_optimizers(
     groups = [
         {"params": members, "weight_decay": decay}
         for is_matrix, decay in decays.items()
-        if (members := [p for p in rest if (p.ndim > 1) == is_matrix])
+        if (
+            members := [
+                parameter
+                for name, parameter in rest.items()
+                if (parameter.ndim > 1 and not name.endswith("bias")) == is_matrix
+            ]
+        )
     ]
     if groups:
         optimizers["dense"] = torch.optim.AdamW(groups, lr=settings.dense_lr, fused=True)
@@ -104,15 +114,16 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator per row instead of one per element.
 
     ``state += mean(g**2); row -= lr * g / (sqrt(state) + eps)`` for each row of the batch. Needs
-    V instead of V*D numbers of state.
+    V instead of V*D numbers of state. With L2 the row is first multiplied by
+    ``max(0, 1 - lr * l2 * k / (sqrt(state) + eps))``, k steps after it was last in a batch.
 
     Source:
         Gupta et al., Training Recommender Systems at Scale, arXiv:2010.11305; the update is the one
         that FBGEMM calls EXACT_ROWWISE_ADAGRAD.
 
     Differs from the source:
-        L2 is added to the summed gradient of each row of the batch before it is squared; see the
-        module.
+        L2 stays out of the gradient: Adagrad's first step for a row has the same length whatever
+        the gradient is, and L2 of many missed steps would decide its sign.
     """
 
     def __init__(
@@ -134,12 +145,15 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the rows of the batch; gradients stay until ``zero_grad``."""
         loss = closure() if closure is not None else None
-        for group, parameter, rows, gradient in _row_gradients(self):
+        for group, parameter, rows, gradient, decay in _row_gradients(self):
             accumulator = self.state[parameter]["sum"]
             total = accumulator.index_select(0, rows).add_(gradient.square().mean(1))
             accumulator.index_copy_(0, rows, total)
-            scale = total.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])
-            parameter.index_add_(0, rows, gradient.mul_(scale.unsqueeze(1)))
+            step_size = _adagrad_step_size(total, group["lr"], group["eps"]).unsqueeze(1)
+            update = gradient.mul_(step_size)
+            if decay is not None:
+                update.add_(_shrinkage(parameter, rows, step_size, decay))
+            parameter.index_add_(0, rows, update, alpha=-1)
         return loss
 
 
@@ -147,13 +161,13 @@ class RowAdagrad(torch.optim.Optimizer):
     """Adagrad per element, on the rows of the batch.
 
     Equal to ``torch.optim.Adagrad`` on dense gradients with ``lr_decay=0``: a row with gradient 0
-    does not move there either.
+    does not move there either. L2 shrinks rows as in ``RowwiseAdagrad``, element by element.
 
     Source:
         Duchi, Hazan and Singer, Adaptive Subgradient Methods, JMLR 2011.
 
     Differs from the source:
-        Diagonal form; L2 on the rows of the batch only.
+        Diagonal form; L2 beside the step, on the rows of the batch only.
     """
 
     def __init__(
@@ -168,12 +182,15 @@ class RowAdagrad(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the rows of the batch; gradients stay until ``zero_grad``."""
         loss = closure() if closure is not None else None
-        for group, parameter, rows, gradient in _row_gradients(self):
+        for group, parameter, rows, gradient, decay in _row_gradients(self):
             accumulator = self.state[parameter]["sum"]
             total = accumulator.index_select(0, rows).addcmul_(gradient, gradient)
             accumulator.index_copy_(0, rows, total)
-            update = gradient.div_(total.sqrt_().add_(group["eps"])).mul_(-group["lr"])
-            parameter.index_add_(0, rows, update)
+            step_size = _adagrad_step_size(total, group["lr"], group["eps"])
+            update = gradient.mul_(step_size)
+            if decay is not None:
+                update.add_(_shrinkage(parameter, rows, step_size, decay))
+            parameter.index_add_(0, rows, update, alpha=-1)
         return loss
 
 
@@ -187,7 +204,8 @@ class RowAdam(torch.optim.Optimizer):
         Kingma and Ba, Adam, ICLR 2015, algorithm 1.
 
     Differs from the source:
-        Only rows of the batch are updated; L2 on those rows only.
+        Only rows of the batch are updated. L2 is added to their gradients, for all steps that they
+        missed: after a long absence a row is pulled towards 0 by one step, not by one per step.
     """
 
     def __init__(
@@ -218,7 +236,9 @@ class RowAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the rows of the batch; gradients stay until ``zero_grad``."""
         loss = closure() if closure is not None else None
-        for group, parameter, rows, gradient in _row_gradients(self):
+        for group, parameter, rows, gradient, decay in _row_gradients(self):
+            if decay is not None:
+                gradient.add_(parameter.index_select(0, rows).mul_(decay))
             state = self.state[parameter]
             state["step"] += 1
             step = int(state["step"])
@@ -240,8 +260,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _row_gradients(
     optimizer: torch.optim.Optimizer,
-) -> Iterator[tuple[dict[str, Any], nn.Parameter, Tensor, Tensor]]:
-    """Rows of the batch and their summed gradient, L2 included, of each table that has one."""
+) -> Iterator[tuple[dict[str, Any], nn.Parameter, Tensor, Tensor, Tensor | None]]:
+    """For each table that has a gradient: group, table, rows of the batch, gradients, decay.
+
+    Gradients (u, D) are summed by row. The decay (u, 1) is the L2 coefficient for every step since
+    a row was last in a batch; None without L2.
+    """
     groups: RowGroups | None = None
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -260,15 +284,15 @@ def _row_gradients(
             if groups is None or not groups.is_of(rows):
                 groups = group_rows(rows, num_table_rows=parameter.shape[0])
             total = groups.sum(gradient._values())
+            decay = None
             if group["l2"] > 0:
-                total.add_(_decay(optimizer.state[parameter], parameter, groups.distinct, group))
-            yield group, parameter, groups.distinct, total
+                missed = _missed_steps(optimizer.state[parameter], parameter, groups.distinct)
+                decay = missed.mul_(group["l2"]).unsqueeze(1)
+            yield group, parameter, groups.distinct, total, decay
 
 
-def _decay(
-    state: dict[str, Any], parameter: nn.Parameter, rows: Tensor, group: dict[str, Any]
-) -> Tensor:
-    """Gradient of L2 on the rows of the batch, for every step since each was last in one."""
+def _missed_steps(state: dict[str, Any], parameter: nn.Parameter, rows: Tensor) -> Tensor:
+    """Steps (u,) since each row was last in a batch, this one included."""
     if "decayed_at" not in state:
         state["decays"] = torch.zeros((), dtype=torch.int64)
         state["decayed_at"] = torch.zeros(
@@ -276,7 +300,19 @@ def _decay(
         )
     state["decays"] += 1
     now = int(state["decays"])
-    missed = now - state["decayed_at"].index_select(0, rows)
+    missed: Tensor = now - state["decayed_at"].index_select(0, rows)
     state["decayed_at"].index_fill_(0, rows, now)
-    scale = missed.to(parameter.dtype).mul_(group["l2"]).unsqueeze(1)
-    return parameter.index_select(0, rows).mul_(scale)
+    return missed.to(parameter.dtype)
+
+
+def _adagrad_step_size(total: Tensor, lr: float, eps: float) -> Tensor:
+    """``lr / (sqrt(total) + eps)``; 0 where no gradient ever was, so that L2 is not alone there."""
+    is_untouched = total == 0
+    step_size = total.sqrt_().add_(eps).reciprocal_().mul_(lr)
+    return step_size.masked_fill_(is_untouched, 0.0)
+
+
+def _shrinkage(parameter: nn.Parameter, rows: Tensor, step_size: Tensor, decay: Tensor) -> Tensor:
+    """What L2 takes off the rows, at most all of it."""
+    share = (step_size * decay).clamp_(max=1.0)
+    return parameter.index_select(0, rows).mul_(share)
