@@ -136,9 +136,8 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
     if model == "dcn_v2":
         settings["num_cross_layers"] = pick([2, 3, 4], first=4)
     if model == "autoint":
-        settings["num_layers"] = pick([2, 3, 5], first=3)
-        settings["attention_dim"] = pick([32, 64], first=64)
-        settings["num_heads"] = 4
+        settings["num_layers"] = pick([2, 3], first=3)
+        settings["attention_dim"] = pick([16, 32], first=32)
         settings["layer_norm"] = pick([True, False], first=True)
     if model == "dlrm":
         settings |= {"top_units": sizes["units"], "dropout": dropout, "norm": norm}

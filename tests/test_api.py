@@ -32,5 +32,5 @@ def _page_faults(state: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
 def test_prepared_process_does_not_give_freed_blocks_back() -> None:
-    # With 4 KiB pages 64 MiB are 16,384 of them; huge pages make them fewer, still over 30.
-    assert _page_faults("prepared") * 8 < _page_faults("plain")
+    # Plain: every one of four blocks faults anew. A system short of memory may take one back.
+    assert _page_faults("prepared") * 2 < _page_faults("plain")

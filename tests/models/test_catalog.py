@@ -1,5 +1,6 @@
 """The catalog is complete, and every model in it passes the conformance suite."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.testing import models as conformance
 
-_NOT_MODELS = {"__init__", "catalog", "output"}
+_NOT_MODELS = {"__init__", "catalog", "output", "ranges"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -17,6 +18,150 @@ def test_model_passes_the_conformance_suite(name: str) -> None:
     entry = catalog.entry(name)
 
     conformance.check_model(entry.config, entry.model)
+
+
+_SMALL_MLP: dict = {"hidden_units": (8,)}
+_SMALL_DHEN: dict = {"module_tokens": 4, "dot_units": 8, "head_units": (8,)}
+_SMALL_WUKONG: dict = {"fm_units": (8,), "head_units": (8,)}
+_ALL_MODULES = ("attention", "conv", "linear", "dcn_paper", "dcn_v2", "dot")
+
+_VARIANTS: tuple[tuple[str, dict], ...] = (
+    ("autoint", _SMALL_MLP | {"layer_norm": True, "scale": False, "activation": "silu"}),
+    ("autoint", {"hidden_units": (), "num_layers": 1, "num_heads": 4}),
+    ("dcn_v2", _SMALL_MLP | {"structure": "stacked", "norm": "layer"}),
+    ("dcn_v2", _SMALL_MLP | {"rank": 4, "activation": "tanh"}),
+    ("dcn_v2", _SMALL_MLP | {"rank": 4, "num_experts": 3, "structure": "stacked"}),
+    ("deepfm", _SMALL_MLP | {"embedding_dim": 3, "activation": "gelu", "norm": "layer"}),
+    ("deepfm", {"hidden_units": ()}),
+    ("dhen", _SMALL_DHEN | {"modules": _ALL_MODULES, "attention_heads": 2, "conv_channels": 3}),
+    ("dhen", _SMALL_DHEN | {"ensemble": "weighted_sum", "shortcut": "mlp"}),
+    ("dhen", _SMALL_DHEN | {"ensemble": "sum", "shortcut": "none", "dot_pairs": "diagonal"}),
+    (
+        "dhen",
+        _SMALL_DHEN
+        | {
+            "layers": (("attention", "linear"), ("dot",), ("conv", "dcn_v2")),
+            "norm_position": "pre_sum",
+            "attention_compress_first": True,
+            "attention_qkv_bias": False,
+            "linear_bias": True,
+            "dcn_residual": True,
+            "dot_pairs": "full",
+            "conv_kernel": 3,
+        },
+    ),
+    ("dhen", _SMALL_DHEN | {"norm": False, "num_dense_tokens": 2, "head_norm": "layer"}),
+    ("dlrm", {"top_units": (8,), "bottom_units": (), "with_diagonal": True, "norm": "layer"}),
+    ("final_mlp", {"gating": False, "first_units": (8,), "second_units": (8,), "num_heads": 1}),
+    (
+        "final_mlp",
+        {
+            "first_units": (8,),
+            "second_units": (8,),
+            "first_context": ("user",),
+            "second_context": ("item", "context"),
+            "gate_units": (),
+            "norm": "layer",
+        },
+    ),
+    ("fm", {"embedding_dim": 3, "init_std": 0.1}),
+    ("tower_ensemble", {"gate": "softmax", "module_tokens": 4, "head_units": (8,)}),
+    (
+        "tower_ensemble",
+        {
+            "towers": (("attention", "conv"), ("dcn_paper",)),
+            "num_layers": 1,
+            "num_dense_tokens": 2,
+            "head_units": (8,),
+        },
+    ),
+    ("wukong", _SMALL_WUKONG | {"rank": 2, "num_dense_tokens": 2, "head_norm": "layer"}),
+    # Six tokens enter with numeric features (three fields, two columns), so the residual is bare.
+    ("wukong", _SMALL_WUKONG | {"fm_tokens": 2, "linear_tokens": 4, "activation": "gelu"}),
+    ("xdeepfm", _SMALL_MLP | {"split_half": False, "cin_maps": (3,), "norm": "layer"}),
+    ("xdeepfm", {"hidden_units": (), "cin_maps": (4, 4, 3)}),
+)
+
+
+def _numbered(variants: tuple[tuple[str, dict], ...]) -> list:
+    return [pytest.param(*item, id=f"{item[0]}-{place}") for place, item in enumerate(variants)]
+
+
+@pytest.mark.parametrize(("name", "options"), _numbered(_VARIANTS))
+def test_model_with_other_options_passes_the_conformance_suite(name: str, options: dict) -> None:
+    entry = catalog.entry(name)
+    settings = entry.config(**options)
+
+    assert all(getattr(entry.config(), key) != value for key, value in options.items())
+    conformance.check_model(entry.config, entry.model, settings)
+
+
+def test_every_option_is_varied_or_tested_by_itself() -> None:
+    # Dropout makes a model random and batch norm makes rows depend on each other while training:
+    # both are tested below and in the files of the models. Sizes need no variant.
+    elsewhere = {"dropout", "first_dropout", "second_dropout", "attention_dropout", "init_std"}
+    sizes = {"num_layers", "num_cross_layers", "dot_units", "dense_units"}
+    sizes |= {"attention_dim", "attention_units"}
+    varied = {(name, key) for name, options in _VARIANTS for key in options}
+    options = {
+        (name, item.name)
+        for name, entry in catalog.CATALOG.items()
+        for item in dataclasses.fields(entry.config)
+    }
+    shared = {"embedding_dim", "activation", "head_norm", "norm"}  # the same code in every model
+
+    left = {pair for pair in options - varied if pair[1] not in elsewhere | sizes | shared}
+    assert not left
+    assert varied <= options
+
+
+_DROPOUTS = (
+    ("autoint", {"dropout": 0.5}),
+    ("dcn_v2", {"dropout": 0.5}),
+    ("deepfm", {"dropout": 0.5}),
+    ("dhen", {"dropout": 0.5}),
+    ("dhen", {"attention_dropout": 0.5, "modules": ("attention",)}),
+    ("dlrm", {"dropout": 0.5}),
+    ("final_mlp", {"first_dropout": 0.5}),
+    ("final_mlp", {"second_dropout": 0.5}),
+    ("tower_ensemble", {"dropout": 0.5}),
+    ("wukong", {"dropout": 0.5}),
+    ("xdeepfm", {"dropout": 0.5}),
+)
+
+
+@pytest.mark.parametrize(("name", "options"), _numbered(_DROPOUTS))
+def test_dropout_acts_while_training_only(name: str, options: dict) -> None:
+    entry = catalog.entry(name)
+    spec = conformance.example_spec()
+    batch = conformance.example_batch(spec)
+    without = {key: value for key, value in options.items() if not key.endswith("dropout")}
+    models = []
+    for settings in (options, without):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            models.append(entry.model(entry.config(init_std=1.0, **settings), spec))
+    dropping, plain = models
+
+    assert not torch.equal(dropping(batch).logits, dropping(batch).logits)
+    assert torch.equal(dropping.eval()(batch).logits, plain.eval()(batch).logits)
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.CATALOG if name != "lr"])
+def test_embeddings_start_from_the_given_deviation(name: str) -> None:
+    entry = catalog.entry(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = entry.model(entry.config(init_std=0.3), conformance.example_spec())
+    weights = [
+        weight
+        for path, weight in model.named_parameters()
+        if path.endswith("tables.weight") and not path.startswith("first_order")
+    ]
+
+    assert len(weights) == 1
+    # 150 rows of 16 dimensions: the deviation of 2400 draws is within 1.4 % at one sigma.
+    assert weights[0].std().item() == pytest.approx(0.3, rel=0.06)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.CATALOG if name not in ("lr", "fm")])

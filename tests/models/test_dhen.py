@@ -1,5 +1,9 @@
 """DHEN's layer against its equation, and the promises that a stack of layers makes."""
 
+import itertools
+from dataclasses import fields, replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -70,37 +74,207 @@ def test_layer_equals_its_equation(ensemble: str, position: str, shortcut: str) 
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_shortcut_is_the_identity_where_token_counts_match() -> None:
+@pytest.mark.parametrize("shortcut", ["linear", "mlp"])
+def test_shortcut_is_the_identity_where_token_counts_match(shortcut: Shortcut) -> None:
     sizes = MixerSizes(in_tokens=6, out_tokens=3, width=4)
 
-    layer = DHENLayer(("linear", "linear"), sizes)
+    layer = DHENLayer(("linear", "linear"), sizes, shortcut=shortcut)
 
     assert isinstance(layer.shortcut, torch.nn.Identity)
     assert not list(layer.shortcut.parameters())
 
 
-def test_norm_has_two_weights_per_dimension_whatever_the_tokens() -> None:
-    for tokens in (3, 30):
-        layer = DHENLayer(("linear",), MixerSizes(in_tokens=5, out_tokens=tokens, width=4))
-        assert sum(p.numel() for p in layer.norm.parameters()) == 8
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_first_layer_learns_through_both_modules_of_the_second() -> None:
+@pytest.mark.parametrize("out_tokens", [3, 30])
+def test_layer_has_the_parameters_of_modules_shortcut_and_norm(out_tokens: int) -> None:
+    m, l, d = 5, out_tokens, 4  # noqa: E741  (the paper's letters)
+    sizes = MixerSizes(in_tokens=m, out_tokens=l, width=d, linear_bias=True)
+
+    layer = DHENLayer(("linear", "dcn_paper"), sizes)
+
+    # Linear m l + l; DCN 2 l d; the shortcut m m' without bias, m' = 2 l tokens; the norm 2 d.
+    assert _count(layer.shortcut) == m * 2 * l
+    assert _count(layer.norm) == 2 * d
+    assert _count(layer) == (m * l + l) + 2 * l * d + m * 2 * l + 2 * d
+
+
+def test_layer_has_the_parameters_of_zhen() -> None:
+    modules = ("dot", "linear", "attention", "conv")
+    sizes = MixerSizes(
+        in_tokens=369,
+        out_tokens=50,
+        width=64,
+        dot_units=512,
+        dot_pairs="full",
+        attention_units=2048,
+        attention_compress_first=True,
+        attention_qkv_bias=False,
+        linear_bias=True,
+    )
+    with torch.device("meta"):
+        layer = DHENLayer(modules, sizes, norm_position="pre_sum")
+
+    counts = [71_356_544, 18_500, 280_960 + 18_500, 26 + 18_500]
+    assert [_count(mixer) for mixer in layer.mixers] == counts
+    assert _count(layer.norm) == 128
+    assert _count(layer.shortcut) == 369 * 200
+    assert _count(layer) == sum(counts) + 128 + 369 * 200
+
+
+def test_every_option_of_a_module_reaches_it() -> None:
+    options = {
+        "dot_units": 3,
+        "dot_pairs": "full",
+        "attention_heads": 2,
+        "attention_units": 5,
+        "attention_dropout": 0.25,
+        "attention_compress_first": True,
+        "attention_qkv_bias": False,
+        "conv_channels": 2,
+        "conv_kernel": 3,
+        "linear_bias": True,
+        "dcn_residual": True,
+    }
+    by_layer = {"in_tokens": 5, "out_tokens": 3, "width": 4}
+
+    sizes = DHENConfig(embedding_dim=4, module_tokens=3, **options).mixer_sizes(5)
+
+    expected = by_layer | options
+    assert {item.name for item in fields(sizes)} == {*expected, "start_scale"}
+    assert {name: getattr(sizes, name) for name in expected} == expected
+    assert not any(getattr(DHENConfig(), name) == value for name, value in options.items())
+
+
+OPTIONS = (
+    {},
+    {"ensemble": "sum", "module_tokens": 3},
+    {"ensemble": "weighted_sum", "module_tokens": 3},
+    {"ensemble": "sum", "module_tokens": 4},  # as many tokens as enter: no map in the shortcut
+    {"shortcut": "mlp"},
+    {"shortcut": "none"},
+    {"norm": False},
+    {"norm_position": "pre_sum", "num_layers": 3},
+    {"linear_bias": True, "dcn_residual": True},
+    {"dot_pairs": "diagonal"},
+    {"dot_pairs": "full"},
+    {"layers": (("dot",), ("linear", "linear", "dcn_v2"))},
+    {"num_dense_tokens": 2, "dense_units": ()},
+    {"activation": "tanh"},
+    {"head_norm": "layer"},
+    {"head_norm": "batch"},
+)
+
+
+def _mapped(reference, token_map, has_bias: bool, x: np.ndarray) -> np.ndarray:
+    # u_l = sum_m W_lm x_m (+ b_l); rows of x are tokens.
+    weight = reference.array(token_map.weight)
+    out = np.zeros((len(weight), x.shape[1]))
+    for to, token in itertools.product(range(len(weight)), range(len(x))):
+        out[to] += weight[to, token] * x[token]
+    assert (token_map.bias is not None) == has_bias
+    return out + reference.array(token_map.bias) if has_bias else out
+
+
+def _mixed(reference, name: str, mixer, config: DHENConfig, x: np.ndarray) -> np.ndarray:
+    if name == "linear":
+        return _mapped(reference, mixer.map, config.linear_bias, x)
+    if name == "dcn_v2":
+        # x_0 * (W x_0 + b) (+ x_0) on the flat tokens, then a map of tokens.
+        flat = x.ravel()
+        crossed = flat * reference.linear(mixer.cross, flat)
+        crossed = crossed + flat if config.dcn_residual else crossed
+        return _mapped(reference, mixer.map, config.linear_bias, crossed.reshape(x.shape))
+    # Inner products s_ij, j < i unless told otherwise, through an MLP of one hidden layer.
+    last = {"upper": lambda i: i, "diagonal": lambda i: i + 1, "full": lambda _: len(x)}
+    pairs = [(i, j) for i in range(len(x)) for j in range(last[config.dot_pairs](i))]
+    products = np.array([np.dot(x[i], x[j]) for i, j in pairs])
+    return reference.mlp(mixer.mlp, products, num_hidden=1).reshape(-1, x.shape[1])
+
+
+def _layer(
+    reference, layer, names: tuple[str, ...], config: DHENConfig, x: np.ndarray, *, last: bool
+) -> np.ndarray:
+    mixers = zip(names, layer.mixers, strict=True)
+    outputs = [_mixed(reference, name, mixer, config, x) for name, mixer in mixers]
+    if config.ensemble == "concat":
+        fused = np.concatenate(outputs)
+    else:
+        is_weighted = config.ensemble == "weighted_sum"
+        weights = reference.array(layer.mixer_weight) if is_weighted else np.ones(len(outputs))
+        fused = sum(weight * output for weight, output in zip(weights, outputs, strict=True))
+
+    def norm(tokens: np.ndarray) -> np.ndarray:
+        return np.stack([reference.layer_norm(layer.norm, token) for token in tokens])
+
+    norm = norm if config.norm else lambda tokens: tokens
+    if config.shortcut == "none" or (config.norm_position == "pre_sum" and last):
+        return norm(fused)
+    if len(fused) == len(x):
+        added = x
+    elif config.shortcut == "linear":
+        added = _mapped(reference, layer.shortcut, False, x)
+    else:
+        # The same MLP, of one hidden layer of m' units, over the tokens of each dimension.
+        mlp = layer.shortcut.mlp
+        added = np.stack([reference.mlp(mlp, column, num_hidden=1) for column in x.T], axis=1)
+    # Equation (1): X_{n+1} = Norm(Ensemble_i Module_i(X_n) + ShortCut(X_n)); ZHEN's norm is inside.
+    return norm(fused) + added if config.norm_position == "pre_sum" else norm(fused + added)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_logits_equal_equations_1_and_2(reference, options: dict) -> None:
+    base = {
+        "embedding_dim": 3,
+        "module_tokens": 2,
+        "dot_units": 12,
+        "dense_units": (4,),
+        "head_units": (12, 10),
+    }
+    config = DHENConfig(**(base | options))
+    model = reference.build(DHEN, config)
+    names_of = config.layers or (("dot", "linear", "dcn_v2"),) * config.num_layers
+
+    def logits(row: int) -> np.ndarray:
+        num_hidden = len(config.dense_units)
+        x = np.stack(reference.dense_side_tokens(model.tokens, row, num_hidden=num_hidden))
+        assert len(x) == 3 + config.num_dense_tokens
+        for index, (names, layer) in enumerate(zip(names_of, model.layers, strict=True)):
+            x = _layer(reference, layer, names, config, x, last=index == len(names_of) - 1)
+        return reference.mlp(
+            model.head,
+            x.ravel(),
+            num_hidden=2,
+            norm=config.head_norm,
+            activation=config.activation,
+        )
+
+    reference.check(model, logits)
+
+
+@pytest.mark.parametrize("modules", [("dot", "linear"), ("dcn_paper", "attention")])
+@pytest.mark.parametrize("learning", [0, 1])
+@pytest.mark.parametrize("silenced", [(), (0,), (1,), (0, 1)])
+def test_each_module_of_a_layer_learns_through_each_of_the_next(
+    modules: tuple[MixerName, ...], learning: int, silenced: tuple[int, ...]
+) -> None:
     sizes = MixerSizes(in_tokens=5, out_tokens=3, width=4, dot_units=8)
     x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
-    for silenced in (0, 1):
-        first = DHENLayer(("dot", "linear"), sizes)
-        next_sizes = MixerSizes(in_tokens=6, out_tokens=3, width=4, dot_units=8)
-        second = DHENLayer(("dot", "linear"), next_sizes, shortcut="none")
-        with torch.no_grad():
-            for parameter in second.mixers[silenced].parameters():
+    first = DHENLayer(modules, sizes)
+    second = DHENLayer(modules, replace(sizes, in_tokens=6), shortcut="none")
+    with torch.no_grad():
+        for index in silenced:
+            for parameter in second.mixers[index].parameters():
                 parameter.zero_()
-        weights = torch.linspace(-1, 1, 24).view(6, 4)
-        (second(first(x)) * weights).sum().backward()
+    weights = torch.linspace(-1, 1, 24).view(6, 4)
+    (second(first(x)) * weights).sum().backward()
 
-        gradient = first.mixers[0].mlp.layers[0].weight.grad
-        assert gradient is not None
-        assert gradient.norm() > 1e-4
+    gradients = [parameter.grad for parameter in first.mixers[learning].parameters()]
+    # Where one module of the second layer emits 0 the other is the only way; where both do, none.
+    is_alive = len(silenced) < 2
+    assert all(bool(gradient.norm() > 1e-6) == is_alive for gradient in gradients)
 
 
 def _gradient_norm_at_the_input(

@@ -26,13 +26,24 @@ def test_pairwise_products_equal_a_loop_over_pairs(tokens: torch.Tensor) -> None
     assert torch.allclose(pairwise_products(tokens), expected, atol=1e-5)
 
 
-def test_dot_interaction_lists_each_pair_once(tokens: torch.Tensor) -> None:
-    products = DotInteraction(4)(tokens)
+def _randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Move every weight, bias and norm from its start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+    return module
 
-    pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+
+@pytest.mark.parametrize("with_diagonal", [False, True])
+def test_dot_interaction_lists_each_pair_once(tokens: torch.Tensor, with_diagonal: bool) -> None:
+    module = DotInteraction(4, with_diagonal=with_diagonal)
+
+    # (1, 0), (2, 0), (2, 1), ...; with the diagonal (0, 0), (1, 0), (1, 1), ...
+    pairs = [(i, j) for i in range(4) for j in range(i + 1 if with_diagonal else i)]
     expected = torch.stack([(tokens[:, i] * tokens[:, j]).sum(1) for i, j in pairs], dim=1)
-    assert torch.allclose(products, expected, atol=1e-5)
-    assert DotInteraction(4, with_diagonal=True)(tokens).shape == (5, 10)
+    assert torch.allclose(module(tokens), expected, atol=1e-5)
+    assert module.out_dim == len(pairs)
 
 
 def test_cross_layer_is_x0_times_linear_plus_x() -> None:
@@ -48,12 +59,23 @@ def test_cross_layer_is_x0_times_linear_plus_x() -> None:
     assert net(torch.tensor([[1.0, 2.0]])).tolist() == [[14.0, 16.0]]
 
 
+def test_low_rank_cross_layers_equal_equation_2() -> None:
+    net = _randomise(CrossNet(5, 2, rank=2))
+    x0 = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+
+    # x_{l+1} = x_0 * (U (V' x_l) + b) + x_l: no activation between V and U, one bias.
+    x = x0
+    for layer in net.layers:
+        down, up = layer
+        assert down.bias is None
+        x = x0 * (x @ down.weight.T @ up.weight.T + up.bias) + x
+    assert torch.allclose(net(x0), x, rtol=1e-4, atol=1e-4)
+
+
 def test_cross_experts_equal_a_loop_over_experts() -> None:
-    net = CrossNet(3, 1, rank=2, num_experts=2)
+    net = _randomise(CrossNet(3, 1, rank=2, num_experts=2))
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     layer = net.layers[0]
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
     gates = torch.softmax(x @ layer.gate.weight.T + layer.gate.bias, dim=1)
     mixed = torch.zeros_like(x)
     for expert in range(2):
@@ -61,12 +83,12 @@ def test_cross_experts_equal_a_loop_over_experts() -> None:
         hidden = torch.tanh(hidden @ layer.core[expert])
         mixed += gates[:, expert : expert + 1] * (hidden @ layer.up[expert])
 
-    assert torch.allclose(net(x), x * (mixed + layer.bias) + x, atol=1e-6)
+    assert torch.allclose(net(x), x * (mixed + layer.bias) + x, atol=1e-5)
 
 
 @pytest.mark.parametrize("split_half", [True, False])
 def test_compressed_interaction_equals_loops(tokens: torch.Tensor, split_half: bool) -> None:
-    cin = CompressedInteraction(4, (6, 2), split_half=split_half)
+    cin = _randomise(CompressedInteraction(4, (6, 2), split_half=split_half))
 
     def layer(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         out = torch.zeros(5, weight.shape[0], 3)
@@ -83,17 +105,25 @@ def test_compressed_interaction_equals_loops(tokens: torch.Tensor, split_half: b
     assert cin.out_dim == expected.shape[1]
 
 
-def test_field_attention_equals_a_loop_over_heads(tokens: torch.Tensor) -> None:
-    layer = FieldAttention(3, 4, 2, scale=True)
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_field_attention_equals_a_loop_over_heads(
+    tokens: torch.Tensor, scale: bool, layer_norm: bool
+) -> None:
+    layer = _randomise(FieldAttention(3, 4, 2, scale=scale, layer_norm=layer_norm))
     query, key, value, residual = (tokens @ w.T for w in layer.project.weight.chunk(4))
     heads = []
     for head in range(2):
         part = slice(2 * head, 2 * head + 2)
-        scores = query[..., part] @ key[..., part].transpose(1, 2) / 2**0.5
+        scores = query[..., part] @ key[..., part].transpose(1, 2) / (2**0.5 if scale else 1)
         heads.append(torch.softmax(scores, dim=2) @ value[..., part])
 
-    expected = torch.relu(torch.cat(heads, dim=2) + residual)
-    assert torch.allclose(layer(tokens), expected, atol=1e-5)
+    expected = torch.cat(heads, dim=2) + residual
+    if layer_norm:
+        mean = expected.mean(2, keepdim=True)
+        deviation = (expected.var(2, unbiased=False, keepdim=True) + layer.norm.eps).sqrt()
+        expected = (expected - mean) / deviation * layer.norm.weight + layer.norm.bias
+    assert torch.allclose(layer(tokens), torch.relu(expected), atol=1e-5)
 
 
 def test_attention_in_bfloat16_is_computed_in_float32_on_a_cpu() -> None:

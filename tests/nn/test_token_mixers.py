@@ -1,7 +1,9 @@
 """DHEN's interaction modules: counts, symmetries, scales and slow references."""
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +37,40 @@ def tokens() -> torch.Tensor:
     return torch.randn(7, 5, 4, generator=torch.Generator().manual_seed(0))
 
 
+def _randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Move every weight, bias and norm from its start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def _linear(layer: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+    y = x @ _array(layer.weight).T
+    return y if layer.bias is None else y + _array(layer.bias)
+
+
+def _check(module: torch.nn.Module, tokens: torch.Tensor, expected: list[np.ndarray]) -> None:
+    """Compare with the tokens of each row, worked out in float64."""
+    with torch.no_grad():
+        # Sums of some dozen products in float32.
+        np.testing.assert_allclose(module(tokens).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def _mapped(token_map: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+    """``u_l = b_l + sum_m W_lm x_m``; rows of x are tokens."""
+    weight = _array(token_map.weight)
+    out = np.zeros((len(weight), x.shape[1]))
+    for to, token in itertools.product(range(len(weight)), range(len(x))):
+        out[to] += weight[to, token] * x[token]
+    return out if token_map.bias is None else out + _array(token_map.bias)
+
+
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -62,13 +98,10 @@ def test_parameter_counts_are_those_of_zhen() -> None:
         assert _count(LinearMixer(ZHEN)) == 18_500
         assert _count(AttentionMixer(ZHEN)) == 280_960 + 18_500
         assert _count(ConvolutionMixer(ZHEN)) == 26 + 18_500
-        assert _count(torch.nn.LayerNorm(64)) == 128
 
 
 @pytest.mark.parametrize("pairs", ["upper", "diagonal", "full"])
 def test_dot_module_sees_each_product_by_itself(pairs: str, tokens: torch.Tensor) -> None:
-    from dataclasses import replace
-
     module = DotMixer(replace(SIZES, dot_pairs=pairs))
 
     expected = {
@@ -80,14 +113,25 @@ def test_dot_module_sees_each_product_by_itself(pairs: str, tokens: torch.Tensor
     assert torch.allclose(module.products(tokens), products, atol=1e-5)
 
 
-def test_linear_module_is_a_weighted_sum_of_tokens(tokens: torch.Tensor) -> None:
-    module = LinearMixer(SIZES)
-    weight = module.map.weight
+@pytest.mark.parametrize("pairs", ["upper", "diagonal", "full"])
+def test_dot_module_sends_its_products_through_one_hidden_layer(
+    pairs: str, tokens: torch.Tensor
+) -> None:
+    module = _randomise(DotMixer(replace(SIZES, dot_pairs=pairs)))
+    first, _, last = module.mlp.layers
+    products = _array(module.products(tokens))
 
-    expected = torch.zeros(7, 3, 4)
-    for out, token in itertools.product(range(3), range(5)):
-        expected[:, out] += weight[out, token] * tokens[:, token]
-    assert torch.allclose(module(tokens), expected, atol=1e-5)
+    # W_m (W_2 relu(W_1 s + b_1) + b_2), cut into l tokens of width d, one after the other.
+    flat = _linear(last, np.maximum(_linear(first, products), 0))
+    _check(module, tokens, list(flat.reshape(7, 3, 4)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_module_is_a_weighted_sum_of_tokens(bias: bool, tokens: torch.Tensor) -> None:
+    module = _randomise(LinearMixer(replace(SIZES, linear_bias=bias)))
+
+    assert (module.map.bias is not None) == bias
+    _check(module, tokens, [_mapped(module.map, x) for x in _array(tokens)])
 
 
 def test_paper_cross_module_weighs_the_second_moments_of_the_bits(tokens: torch.Tensor) -> None:
@@ -101,13 +145,96 @@ def test_paper_cross_module_weighs_the_second_moments_of_the_bits(tokens: torch.
     assert torch.allclose(module(tokens), expected + module.bias, atol=1e-4)
 
 
-def test_cross_module_multiplies_input_and_its_linear_map(tokens: torch.Tensor) -> None:
-    module = CrossMixer(SIZES)
-    flat = tokens.flatten(1)
+@pytest.mark.parametrize("residual", [False, True])
+def test_cross_module_multiplies_input_and_its_linear_map(
+    residual: bool, tokens: torch.Tensor
+) -> None:
+    module = _randomise(CrossMixer(replace(SIZES, dcn_residual=residual)))
 
-    crossed = flat * (flat @ module.cross.weight.T + module.cross.bias)
-    expected = module.map.weight @ crossed.view(7, 5, 4)
-    assert torch.allclose(module(tokens), expected, atol=1e-5)
+    expected = []
+    for x in _array(tokens):
+        # x_0 * (W x_0 + b), plus x_0 with the residual of DCN.
+        crossed = x.ravel() * _linear(module.cross, x.ravel())
+        crossed = crossed + x.ravel() if residual else crossed
+        expected.append(_mapped(module.map, crossed.reshape(x.shape)))
+    _check(module, tokens, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_convolution_module_averages_its_channels(
+    channels: int, kernel: int, tokens: torch.Tensor
+) -> None:
+    module = _randomise(
+        ConvolutionMixer(replace(SIZES, conv_channels=channels, conv_kernel=kernel))
+    )
+    weight, bias = _array(module.conv.weight), _array(module.conv.bias)
+    assert weight.shape == (channels, 1, kernel, kernel)
+
+    expected = []
+    for x in _array(tokens):
+        # Tokens are the image's rows, dimensions its columns; zeros beyond the edges.
+        image = np.full(x.shape, bias.mean())
+        for i, j, u, v in itertools.product(range(5), range(4), range(kernel), range(kernel)):
+            row, column = i + u - kernel // 2, j + v - kernel // 2
+            if 0 <= row < 5 and 0 <= column < 4:
+                image[i, j] += weight[:, 0, u, v].mean() * x[row, column]
+        expected.append(_mapped(module.map, image))
+    _check(module, tokens, expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("compress_first", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_attention_module_equals_loops_over_heads_and_tokens(
+    heads: int, compress_first: bool, qkv_bias: bool, tokens: torch.Tensor
+) -> None:
+    sizes = replace(
+        SIZES,
+        attention_heads=heads,
+        attention_compress_first=compress_first,
+        attention_qkv_bias=qkv_bias,
+    )
+    module = _randomise(AttentionMixer(sizes))
+    assert (module.project.bias is not None) == qkv_bias
+    first, _, last = module.feed_forward.layers
+    size = 4 // heads
+
+    def norm(layer: torch.nn.LayerNorm, x: np.ndarray) -> np.ndarray:
+        scaled = (x - x.mean()) / np.sqrt(x.var() + layer.eps)
+        return scaled * _array(layer.weight) + _array(layer.bias)
+
+    def encode(x: np.ndarray) -> np.ndarray:
+        query, key, value = np.split(_linear(module.project, x), 3, axis=1)
+        out = []
+        for m, token in enumerate(x):
+            mixed = np.zeros(4)
+            for head in range(heads):
+                own = slice(head * size, (head + 1) * size)
+                # softmax_k(<q_m, k_k> / sqrt(d / H)), summed with the values of the head.
+                scores = np.array([np.dot(query[m, own], other[own]) for other in key])
+                weights = np.exp(scores / size**0.5)
+                weights /= weights.sum()
+                mixed[own] = sum(w * v[own] for w, v in zip(weights, value, strict=True))
+            # Norms after the sums, as in the Transformer of 2017.
+            hidden = norm(module.norm1, token + _linear(module.output, mixed))
+            fed = _linear(last, np.maximum(_linear(first, hidden), 0))
+            out.append(norm(module.norm2, hidden + fed))
+        return np.stack(out)
+
+    expected = [
+        encode(_mapped(module.map, x)) if compress_first else _mapped(module.map, encode(x))
+        for x in _array(tokens)
+    ]
+    _check(module, tokens, expected)
+
+
+def test_attention_module_drops_units_while_training_only(tokens: torch.Tensor) -> None:
+    module = AttentionMixer(replace(SIZES, attention_dropout=0.5))
+
+    assert not torch.equal(module(tokens), module(tokens))
+    module.eval()
+    assert torch.equal(module(tokens), module(tokens))
 
 
 def test_attention_module_is_a_post_norm_encoder_layer(tokens: torch.Tensor) -> None:

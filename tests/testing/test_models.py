@@ -10,8 +10,16 @@ from torch import nn
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
-from tamis.nn.embedding import FirstOrder
-from tamis.testing.models import check_model
+from tamis.nn.embedding import EmbeddingTables, FieldTokens, FirstOrder
+from tamis.testing.models import (
+    check_bfloat16,
+    check_empty_histories,
+    check_gradients,
+    check_model,
+    check_shape,
+    check_sparse_gradients,
+    example_spec,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,3 +71,143 @@ def test_suite_refuses_a_parameter_without_gradient() -> None:
 
     with pytest.raises(AssertionError, match="must get a gradient"):
         check_model(_Config, broken)
+
+
+def test_suite_checks_the_settings_that_it_is_given() -> None:
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        is_sound: bool = True
+
+    class Model(nn.Module):
+        def __init__(self, config: Config, spec: InputSpec) -> None:
+            super().__init__()
+            self.linear = FirstOrder(spec)
+            self.is_sound = config.is_sound
+
+        def forward(self, batch: Batch) -> Output:
+            logits = self.linear(batch)
+            return Output(logits=logits if self.is_sound else logits.detach())
+
+    check_model(Config, Model)
+    with pytest.raises(AssertionError, match="must carry gradients"):
+        check_model(Config, Model, Config(is_sound=False))
+
+
+def _builder(logits_of: Callable[[nn.Module, Batch], torch.Tensor]) -> Callable:
+    """Builds a model of tokens and a linear part, for checks that run one by one."""
+
+    class Model(nn.Module):
+        def __init__(self, spec: InputSpec) -> None:
+            super().__init__()
+            self.linear = FirstOrder(spec)
+            self.tokens = FieldTokens(spec, 2)
+
+        def forward(self, batch: Batch) -> Output:
+            return Output(logits=logits_of(self, batch))
+
+    return Model
+
+
+def _sound(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return model.linear(batch) + model.tokens(batch).square().sum((1, 2)).unsqueeze(1)
+
+
+def _root_of_0(parameter: torch.Tensor) -> torch.Tensor:
+    """0, whose backward pass multiplies 0 by infinity."""
+    return (0 * parameter).sqrt().sum()
+
+
+def _not_a_number_in_a_dense_gradient(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return _sound(model, batch) + _root_of_0(model.tokens.numeric_bias)
+
+
+def _not_a_number_in_a_sparse_gradient(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return _sound(model, batch) + _root_of_0(model.tokens.tables.lookup(batch.ids))
+
+
+def _infinity_in_a_dense_gradient(model: nn.Module, batch: Batch) -> torch.Tensor:
+    # The derivative of the root of x - x.detach() is infinite, and nothing multiplies it by 0.
+    bias = model.tokens.numeric_bias
+    return _sound(model, batch) + (bias - bias.detach()).sqrt().sum()
+
+
+@pytest.mark.parametrize(
+    "check", [check_shape, check_gradients, check_empty_histories, check_bfloat16]
+)
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (_not_a_number_in_a_dense_gradient, "tokens.numeric_bias: gradient must be finite"),
+        (_not_a_number_in_a_sparse_gradient, "tokens.tables.weight: gradient must be finite"),
+        (_infinity_in_a_dense_gradient, "tokens.numeric_bias: gradient must be finite"),
+        (lambda model, batch: _sound(model, batch) / 0, "logits must be finite|finite logits"),
+        (
+            lambda model, batch: _sound(model, batch) * torch.nan,
+            "logits must be finite|finite logits",
+        ),
+    ],
+)
+def test_suite_refuses_what_is_not_finite(check: Callable, broken: Callable, message: str) -> None:
+    spec = example_spec(num_tasks=2)
+
+    check(_builder(_sound), spec)
+    with pytest.raises(AssertionError, match=message):
+        check(_builder(broken), spec)
+
+
+def test_suite_refuses_a_gradient_that_is_not_finite_without_events() -> None:
+    def norm_of_histories(model: nn.Module, batch: Batch) -> torch.Tensor:
+        pooled = model.tokens.tables.pool("history", batch.sequences["history"])
+        weighed = pooled * model.tokens.numeric_weight
+        return _sound(model, batch) + weighed.square().sum().sqrt()
+
+    build = _builder(norm_of_histories)
+    spec = example_spec(num_tasks=2)
+
+    # The root of a sum of squares has a gradient unless all of them are 0.
+    check_shape(build, spec)
+    check_gradients(build, spec)
+    with pytest.raises(AssertionError, match="must be finite with at most 0 events per history"):
+        check_empty_histories(build, spec)
+
+
+class _ShiftedTables(EmbeddingTables):
+    """Reads the row beside the one that it is asked for: as many rows, but others."""
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().lookup((ids + 1) % 50)
+
+
+class _LazyTables(EmbeddingTables):
+    """Reads the first row of the batch for every row."""
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().lookup(ids[:1].expand_as(ids))
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (_ShiftedTables, r"rows \[\d+.*\] are not of the batch, \[\d+.*\] are missing"),
+        (_LazyTables, r"rows \[\] are not of the batch, \[\d+.*\] are missing"),
+    ],
+)
+def test_suite_refuses_gradients_of_other_rows(tables: type, message: str) -> None:
+    def build(spec: InputSpec) -> nn.Module:
+        model = _builder(_sound)(spec)
+        model.tokens.tables = tables(spec, 2)
+        return model
+
+    spec = example_spec(num_tasks=2)
+
+    check_sparse_gradients(_builder(_sound), spec)
+    with pytest.raises(AssertionError, match=f"tokens.tables.weight: .*{message}"):
+        check_sparse_gradients(build, spec)
+
+
+def test_suite_refuses_dense_gradients_of_tables() -> None:
+    def read_everything(model: nn.Module, batch: Batch) -> torch.Tensor:
+        return model.linear(batch) + model.tokens.tables.weight.sum()
+
+    with pytest.raises(AssertionError, match=r"tokens.tables.weight must get a sparse gradient"):
+        check_sparse_gradients(_builder(read_everything), example_spec(num_tasks=2))

@@ -9,6 +9,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FieldTokens
 from tamis.nn.interaction import FieldAttention
 from tamis.nn.mlp import MLP, Activation, Norm
@@ -42,10 +43,11 @@ class AutoIntConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1 or self.attention_dim % self.num_heads:
+        check_ranges(self)
+        if self.attention_dim % self.num_heads:
             raise ConfigError(
-                "model: num_layers >= 1 and attention_dim divisible by num_heads must hold, got "
-                f"{self.num_layers}, {self.attention_dim} and {self.num_heads}."
+                f"model.attention_dim: must be a multiple of num_heads={self.num_heads}, got "
+                f"{self.attention_dim}."
             )
 
 

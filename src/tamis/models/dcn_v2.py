@@ -9,6 +9,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FlatInputs
 from tamis.nn.interaction import CrossNet
 from tamis.nn.mlp import MLP, Activation, ExactLinear, Norm
@@ -40,11 +41,9 @@ class DCNv2Config:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
-        if self.num_cross_layers < 1 or not self.hidden_units:
-            raise ConfigError(
-                "model: num_cross_layers >= 1 and a hidden layer must hold, got "
-                f"{self.num_cross_layers} and {self.hidden_units}."
-            )
+        check_ranges(self, may_be_zero=("rank", "num_experts"))
+        if not self.hidden_units:
+            raise ConfigError("model.hidden_units: must hold a layer, got none.")
         if self.num_experts and self.rank < 1:
             raise ConfigError(
                 f"model.rank: must be at least 1 with num_experts={self.num_experts}, got "

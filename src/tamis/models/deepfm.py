@@ -8,6 +8,7 @@ from torch import nn
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FieldTokens, FirstOrder
 from tamis.nn.interaction import pairwise_products
 from tamis.nn.mlp import MLP, Activation, Norm
@@ -29,6 +30,9 @@ class DeepFMConfig:
     """Probability of zeroing a hidden unit while training, in [0, 1)."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class DeepFM(nn.Module):

@@ -12,6 +12,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.mlp import MLP, Activation, Norm
 from tamis.nn.token_mixers import MIXERS, MixerName, MixerSizes, TokenMap
@@ -81,6 +82,7 @@ class DHENConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not all(self.layer_modules) or not self.layer_modules:
             raise ConfigError("model.modules: every layer must hold a module, got none.")
         if "attention" in {name for names in self.layer_modules for name in names} and (

@@ -8,6 +8,7 @@ from torch import nn
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.interaction import DotInteraction
 from tamis.nn.mlp import MLP, Activation, Norm
@@ -26,13 +27,16 @@ class DLRMConfig:
     with_diagonal: bool = False
     """Whether a vector's product with itself counts as a feature."""
     activation: Activation = "relu"
-    """After each hidden layer."""
+    """After each hidden layer of the top MLP; the bottom MLP has ReLU."""
     norm: Norm = "none"
     """In each hidden layer of the top MLP."""
     dropout: float = 0.0
     """Probability of zeroing a hidden unit of the top MLP while training, in [0, 1)."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class DLRM(nn.Module):

@@ -12,6 +12,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Side
 from tamis.errors import ConfigError
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FieldTokens, num_tokens
 from tamis.nn.mlp import MLP, Activation, Norm
 
@@ -30,7 +31,8 @@ class FinalMLPConfig:
     """Whether each stream sees features weighed by a gate of its own."""
     first_context: tuple[str, ...] = ()
     """What the first gate sees: categorical or numeric fields by name, or all categorical fields of
-    a side by its name (``user``, ``item``, ``context``); nothing there: a learnt vector."""
+    a side by its name (``user``, ``item``, ``context``) where no field has that name; nothing
+    there: a learnt vector."""
     second_context: tuple[str, ...] = ()
     """The same for the second gate."""
     gate_units: tuple[int, ...] = (400,)
@@ -38,7 +40,7 @@ class FinalMLPConfig:
     num_heads: int = 2
     """Heads of the bilinear fusion."""
     activation: Activation = "relu"
-    """After each hidden layer."""
+    """After each hidden layer of the streams; the gates have ReLU."""
     norm: Norm = "none"
     """In each hidden layer of the streams."""
     first_dropout: float = 0.0
@@ -49,6 +51,7 @@ class FinalMLPConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for name in ("first_units", "second_units"):
             units = getattr(self, name)
             if not units or units[-1] % self.num_heads:
@@ -116,12 +119,12 @@ def _context_positions(spec: InputSpec, context: tuple[str, ...]) -> list[int]:
     first_numeric = num_tokens(spec) - len(spec.numeric)
     positions: list[int] = []
     for name in context:
-        if name in get_args(Side):
-            positions += [i for i, item in enumerate(spec.categorical) if item.side == name]
-        elif name in categorical:
+        if name in categorical:
             positions.append(categorical.index(name))
         elif name in spec.numeric:
             positions.append(first_numeric + spec.numeric.index(name))
+        elif name in get_args(Side):
+            positions += [i for i, item in enumerate(spec.categorical) if item.side == name]
         else:
             known = [*get_args(Side), *categorical, *spec.numeric]
             near = difflib.get_close_matches(name, known, n=1)

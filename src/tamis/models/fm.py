@@ -7,6 +7,7 @@ from torch import nn
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FieldTokens, FirstOrder
 from tamis.nn.interaction import pairwise_products
 
@@ -19,6 +20,9 @@ class FMConfig:
     """Width D of each task's factors. At least 1."""
     init_std: float = 0.01
     """Standard deviation that factors start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class FM(nn.Module):

@@ -11,6 +11,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.dhen import DHENConfig, dhen_layers
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.mlp import MLP, Activation, Norm
 from tamis.nn.token_mixers import MixerName
@@ -50,6 +51,7 @@ class TowerEnsembleConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.towers or not all(self.towers):
             raise ConfigError(f"model.towers: each must hold a module, got {self.towers}.")
 

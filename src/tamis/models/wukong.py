@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.mlp import MLP, Activation, Norm
 
@@ -38,11 +39,14 @@ class WukongConfig:
     head_norm: Norm = "none"
     """Before the activation of each hidden layer of the head."""
     activation: Activation = "relu"
-    """After each hidden layer."""
+    """After each hidden layer of the head; the numeric side has ReLU."""
     dropout: float = 0.0
     """Probability of zeroing a hidden unit of the head while training, in [0, 1)."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class Wukong(nn.Module):

@@ -6,7 +6,9 @@ from torch import nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
 from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FieldTokens, FirstOrder
 from tamis.nn.interaction import CompressedInteraction
 from tamis.nn.mlp import MLP, Activation, Norm
@@ -32,6 +34,15 @@ class XDeepFMConfig:
     """Probability of zeroing a hidden unit while training, in [0, 1)."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        split = self.cin_maps[:-1] if self.split_half else ()
+        if not self.cin_maps or any(count % 2 for count in split):
+            raise ConfigError(
+                f"model.cin_maps: must hold a layer, and even numbers where layers are split in "
+                f"half (all but the last), got {self.cin_maps}."
+            )
 
 
 class XDeepFM(nn.Module):

@@ -13,6 +13,7 @@ from tamis import config
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
 from tamis.models.output import Output
+from tamis.nn.embedding import EmbeddingTables
 
 _ROWS = 40
 _VALUES = 50
@@ -20,17 +21,22 @@ _VALUES = 50
 Build = Callable[[InputSpec], nn.Module]
 
 
-def check_model(config_class: Any, model_class: Any) -> None:  # noqa: ANN401  (any config, model)
-    """Run every check on a model with its default config.
+def check_model(
+    config_class: Any,  # noqa: ANN401  (any config)
+    model_class: Any,  # noqa: ANN401  (any model)
+    settings: Any = None,  # noqa: ANN401  (any config)
+) -> None:
+    """Run every check on a model.
 
     Args:
-        config_class: Its config dataclass, whose defaults are a valid model.
+        config_class: Its config dataclass.
         model_class: Called with (config, spec).
+        settings: The config to check; None takes the defaults of ``config_class``.
 
     Raises:
         AssertionError: The model breaks a promise; the message says which.
     """
-    settings = config_class()
+    settings = config_class() if settings is None else settings
 
     def build(spec: InputSpec) -> nn.Module:
         with torch.random.fork_rng():
@@ -130,13 +136,17 @@ def take_rows(batch: Batch, rows: list[int]) -> Batch:
 
 
 def check_shape(build: Build, spec: InputSpec) -> None:
-    """Logits are (B, T), finite, and real gradients flow from them."""
-    output = build(spec)(example_batch(spec))
+    """Logits are (B, T) and finite, and so are the gradients that flow from them."""
+    model = build(spec)
+    batch = example_batch(spec)
+    output = model(batch)
     assert isinstance(output, Output), f"forward must return an Output, got {type(output)}"
     expected = (_ROWS, len(spec.tasks))
     assert output.logits.shape == expected, f"logits must be {expected}, got {output.logits.shape}"
     assert output.logits.isfinite().all(), "logits must be finite"
     assert output.logits.requires_grad, "logits must carry gradients"
+    _loss(output, batch.labels).backward()
+    _check_gradients_are_finite(model, "at the start")
 
 
 def check_rows_are_independent(build: Build, spec: InputSpec) -> None:
@@ -172,34 +182,41 @@ def check_forward_writes_nothing(build: Build, spec: InputSpec) -> None:
 
 
 def check_gradients(build: Build, spec: InputSpec) -> None:
-    """After one step away from the start every parameter has a gradient that is not 0."""
+    """After one step away from the start every parameter has a finite gradient that is not 0."""
     model = build(spec).train()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     batch = example_batch(spec, rows=200)
-    _loss(model(batch), batch.labels).backward()
+    output = model(batch)
+    assert output.logits.isfinite().all(), "logits must be finite"
+    _loss(output, batch.labels).backward()
+    _check_gradients_are_finite(model, "away from the start")
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             continue
         assert parameter.grad is not None, f"{name} must get a gradient"
-        values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+        values = _gradient_values(parameter.grad)
         assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0"
 
 
 def check_sparse_gradients(build: Build, spec: InputSpec) -> None:
-    """Gradients of merged tables are sparse and hold rows of the batch only."""
+    """Gradients of merged tables are sparse and hold the rows of the batch and no others."""
     model = build(spec)
     batch = example_batch(spec, rows=4)
     _loss(model(batch), batch.labels).backward()
-    looked_up = batch.ids.numel() + sum(item.values.numel() for item in batch.sequences.values())
-    for name, parameter in model.named_parameters():
-        if not name.endswith("tables.weight"):
+    for name, module in model.named_modules():
+        if not isinstance(module, EmbeddingTables):
             continue
-        assert parameter.grad is not None, f"{name} must get a gradient"
-        assert parameter.grad.is_sparse, f"{name} must get a sparse gradient"
-        assert parameter.grad._nnz() <= looked_up, f"{name}: only rows of the batch may have one"
+        gradient = module.weight.grad
+        assert gradient is not None, f"{name}.weight must get a gradient"
+        assert gradient.is_sparse, f"{name}.weight must get a sparse gradient"
+        got, expected = set(gradient._indices()[0].tolist()), _rows_of(module, batch, spec)
+        assert got == expected, (
+            f"{name}.weight: the rows of the batch and no others must get a gradient; rows "
+            f"{sorted(got - expected)} are not of the batch, {sorted(expected - got)} are missing"
+        )
 
 
 def check_empty_histories(build: Build, spec: InputSpec) -> None:
@@ -210,6 +227,7 @@ def check_empty_histories(build: Build, spec: InputSpec) -> None:
         output = model(batch)
         assert output.logits.isfinite().all(), "empty histories must give finite logits"
         _loss(output, batch.labels).backward()
+        _check_gradients_are_finite(model, f"with at most {longest} events per history")
 
 
 def check_state_dict(build: Build, spec: InputSpec) -> None:
@@ -231,9 +249,30 @@ def check_bfloat16(build: Build, spec: InputSpec) -> None:
         output = model(batch)
     assert output.logits.isfinite().all(), "bfloat16 logits must be finite"
     _loss(output, batch.labels).backward()
+    _check_gradients_are_finite(model, "in bfloat16")
+
+
+def _rows_of(tables: EmbeddingTables, batch: Batch, spec: InputSpec) -> set[int]:
+    """Rows of merged tables that a batch looks up, one by one."""
+    rows = set()
+    for column, item in enumerate(spec.categorical):
+        rows |= {tables.first_row[item.table] + index for index in batch.ids[:, column].tolist()}
+    for group in spec.sequences:
+        for column, table in enumerate(group.tables):
+            events = batch.sequences[group.name].values[:, column].tolist()
+            rows |= {tables.first_row[table] + index for index in events}
+    return rows
+
+
+def _gradient_values(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _check_gradients_are_finite(model: nn.Module, when: str) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.is_sparse:
-            assert parameter.grad.isfinite().all(), f"{name}: bfloat16 gradient must be finite"
+        if parameter.grad is not None:
+            values = _gradient_values(parameter.grad)
+            assert values.isfinite().all(), f"{name}: gradient must be finite {when}"
 
 
 def _loss(output: Output, labels: Tensor) -> Tensor:

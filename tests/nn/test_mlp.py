@@ -1,0 +1,47 @@
+"""Multi-layer perceptrons: the order of their parts, and what stays exact under autocast."""
+
+import pytest
+import torch
+
+from tamis.nn.mlp import MLP
+
+
+def _names(mlp: MLP) -> list[str]:
+    return [type(layer).__name__ for layer in mlp.layers]
+
+
+def test_hidden_layer_is_map_norm_activation_dropout() -> None:
+    mlp = MLP(3, (4, 5), out_dim=2, activation="silu", dropout=0.5, norm="layer")
+
+    assert _names(mlp) == ["Linear", "LayerNorm", "SiLU", "Dropout"] * 2 + ["Linear"]
+    assert mlp.out_dim == 2
+
+
+def test_last_hidden_layer_is_the_output_without_an_output_width() -> None:
+    mlp = MLP(3, (4, 5), activation="none")
+
+    assert _names(mlp) == ["Linear", "Linear"]
+    assert mlp.out_dim == 5
+
+
+def test_maps_before_batch_norm_have_no_bias() -> None:
+    mlp = MLP(3, (4,), out_dim=2, norm="batch")
+
+    assert mlp.layers[0].bias is None
+    assert mlp.layers[-1].bias is not None
+
+
+@pytest.mark.parametrize("hidden_units", [(), (4,)])
+def test_logits_are_float32_under_autocast(hidden_units: tuple[int, ...]) -> None:
+    mlp = MLP(3, hidden_units, out_dim=1, makes_logits=True)
+    last = mlp.layers[-1]
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mlp(x)
+        hidden = mlp.layers[:-1](x)
+
+    assert logits.dtype == torch.float32
+    expected = hidden.float() @ last.weight.T + last.bias
+    # Only rounding of float32: bfloat16 would be off by 1 in 256.
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-6)
