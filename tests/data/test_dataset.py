@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tamis.data import dataset as dataset_module
-from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.schema import InputSpec, Schema
 from tamis.errors import ArtifactError, DataError
 
@@ -157,3 +157,59 @@ def test_select_keeps_histories_with_their_rows() -> None:
     values, lengths = rows.sequences["past"]
     assert lengths.tolist() == [1, 2, 2]
     assert values[:, 0].tolist() == [0, 1, 2, 4, 5]
+
+
+def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replace an Arrow file by an altered one."""
+    with pa.memory_map(str(path)) as source:
+        table = change(pa.ipc.open_file(source).read_all())
+    path.unlink()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns("price"), r"must hold column 'price', got none. It was altered"),
+        (
+            lambda t: t.set_column(0, "user", t["user"].cast(pa.float32())),
+            r"column 'user' must be of type int32 or int64, got float32. It was altered",
+        ),
+        (
+            lambda t: t.append_column("odd", t["user"].cast(pa.string())),
+            r"must hold numbers and lists of them, got string in column 'odd'. It was altered",
+        ),
+    ],
+)
+def test_split_with_other_columns_than_the_manifest_says_is_refused(
+    make_dataset: Callable[..., Dataset],
+    change: Callable[[pa.Table], pa.Table],
+    message: str,
+) -> None:
+    dataset = make_dataset()
+    _rewrite(dataset.path / "splits" / "train" / "data.arrow", change)
+
+    with pytest.raises(ArtifactError, match=rf"data.arrow: {message}|data.arrow, {message}"):
+        dataset.split("train")
+
+
+def test_altered_footer_of_a_split_is_an_artifact_error_or_harmless(
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    dataset = make_dataset()
+    path = dataset.path / "splits" / "train" / "data.arrow"
+    whole = path.read_bytes()
+    refused = 0
+    # Every 7th of the last 700 bytes, where Arrow keeps the types and places of the columns.
+    for position in range(len(whole) - 700, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            Split("train", path.parent, dataset.spec)
+        except ArtifactError as error:
+            assert "data.arrow" in str(error)  # noqa: PT017  (not every damage is one)
+            refused += 1
+
+    assert refused > 10

@@ -1,5 +1,6 @@
 """Inferred schemas: sensible kinds with reasons, and columns that must not be inputs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tamis.data import sampling
+from tamis.data.encoders import Encoders
 from tamis.data.inference import infer_schema
+from tamis.data.ingest import encode_log, ingest
+from tamis.data.splits import SplitConfig
 from tamis.errors import DataError
 
 COUNT = 2000
@@ -103,6 +108,14 @@ def test_rare_categories_do_not_look_like_a_leak(tmp_path: Path) -> None:
     assert names == ["user_id", "device"]
 
 
+def test_labels_that_alternate_make_no_column_look_like_a_leak(tmp_path: Path) -> None:
+    device = np.random.default_rng(2).integers(0, 3, COUNT)
+
+    schema = infer_schema(_write(tmp_path, device=device, click=[0, 1] * (COUNT // 2))).schema
+
+    assert [field.name for field in schema.fields] == ["device"]
+
+
 def test_label_that_is_not_there_is_named(tmp_path: Path, columns: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"must hold the label column 'clik'"):
         infer_schema(_write(tmp_path, **columns), ["clik"])
@@ -120,3 +133,298 @@ def test_log_without_any_usable_column_says_why(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"got none beside the labels: same: left out"):
         infer_schema(path, ["click"])
+
+
+# Bad values do not change what a column is.
+
+
+def _csv(tmp_path: Path, **columns: Sequence[object]) -> Path:
+    path = tmp_path / "log.csv"
+    rows = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join([",".join(columns), *rows]) + "\n")
+    return path
+
+
+def _good(count: int = 100) -> dict[str, list[object]]:
+    generator = np.random.default_rng(3)
+    return {
+        "device": [("ios", "web", "tv")[k] for k in generator.integers(0, 3, count)],
+        "ts": [1_700_000_000 + 60 * k for k in range(count)],
+        "click": generator.integers(0, 2, count).tolist(),
+    }
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["numbers", "ISO 8601"])
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [("", "none"), ("nan", "none"), ("hello", "'hello'"), ("-1", "'?-1'?"), ("inf", "'?inf'?")],
+)
+def test_one_bad_time_leaves_the_time_role_and_is_named_by_ingest(
+    tmp_path: Path, value: str, got: str, text: bool
+) -> None:
+    columns = _good()
+    if text:
+        columns["ts"] = [f"2024-01-31 10:{k // 60:02}:{k % 60:02}" for k in range(100)]
+    columns["ts"][41] = value
+    path = _csv(tmp_path, **columns)
+
+    schema = infer_schema(path, ["click"]).schema
+
+    assert schema.roles.time == "ts"
+    with pytest.raises(DataError, match=rf"log.csv, column 'ts', row 42: .* got {got}\. "):
+        ingest(path, tmp_path / "d", schema=schema)
+
+
+def test_most_values_suffice_in_a_column_named_like_a_time(tmp_path: Path) -> None:
+    columns = _good(20)
+    columns["ts"][3:9] = ["?"] * 6
+
+    assert infer_schema(_csv(tmp_path, **columns), ["click"]).schema.roles.time == "ts"
+
+
+def test_time_stamps_of_parquet_with_a_null_are_times(tmp_path: Path) -> None:
+    columns = _good()
+    times = pa.array([*columns["ts"][:-1], None], pa.timestamp("s"))
+    path = _write(tmp_path, **(columns | {"ts": times}))
+
+    schema = infer_schema(path, ["click"]).schema
+
+    assert schema.roles.time == "ts"
+    with pytest.raises(DataError, match=r"'ts', row 100: every row must have a time, got none"):
+        ingest(path, tmp_path / "d", schema=schema)
+
+
+def test_time_of_an_event_that_few_rows_have_is_no_time_of_the_row(tmp_path: Path) -> None:
+    columns = _good()
+    bought = ["" if k % 4 else "2024-01-31 10:00:07" for k in range(100)]
+    del columns["ts"]
+
+    assert not infer_schema(_csv(tmp_path, **columns, buy_time=bought)).schema.roles.time
+
+
+def test_dates_of_an_unknown_form_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    columns = _good() | {"ts": [f"{k % 12 + 1:02}/{k % 28 + 1:02}/2024" for k in range(100)]}
+
+    inferred = infer_schema(_csv(tmp_path, **columns), ["click"])
+
+    assert not inferred.schema.roles.time
+    assert [field.name for field in inferred.schema.fields] == ["device"]
+    assert [item.column for item in inferred.schema.ignored] == ["ts"]
+    (warning,) = inferred.warnings
+    assert warning.startswith(
+        "ts: named like a time, but 0% of its values can be read as one (such"
+    )
+    assert "roles.time is empty and rows are split at random" in warning
+
+
+def test_dates_are_times_in_a_column_named_like_a_day_only(tmp_path: Path) -> None:
+    columns = _good()
+    del columns["ts"]
+    days = [f"2024-01-{k // 4 + 1:02}" for k in range(100)]
+
+    by_day = infer_schema(_csv(tmp_path, **columns, date=days), ["click"])
+    by_release = infer_schema(_csv(tmp_path, **columns, release_date=days), ["click"])
+
+    assert by_day.schema.roles.time == "date"
+    assert not by_release.schema.roles.time
+    assert by_release.warnings[0].startswith("release_date: may be the time of the row, or of some")
+
+
+@pytest.mark.parametrize(("value", "got"), [(2, "2"), (-1, "-1"), ("inf", "inf")])
+def test_one_bad_label_leaves_a_binary_task_and_is_named_by_ingest(
+    tmp_path: Path, value: object, got: str
+) -> None:
+    columns = _good()
+    columns["click"][17] = value
+    path = _csv(tmp_path, **columns)
+
+    inferred = infer_schema(path, ["click"])
+
+    assert inferred.schema.tasks[0].kind == "binary"
+    with pytest.raises(DataError, match=rf"'click', row 18: a binary label must .* got {got}\. "):
+        ingest(path, tmp_path / "d", schema=inferred.schema)
+
+
+def test_infinite_label_of_a_regression_is_named_by_ingest(tmp_path: Path) -> None:
+    columns = _good() | {"click": [k / 7 for k in range(100)]}
+    columns["click"][17] = "inf"
+    path = _csv(tmp_path, **columns)
+
+    schema = infer_schema(path, ["click"]).schema
+
+    assert schema.tasks[0].kind == "regression"
+    with pytest.raises(DataError, match=r"'click', row 18: a label must be a finite number, got i"):
+        ingest(path, tmp_path / "d", schema=schema)
+
+
+@pytest.mark.parametrize(
+    ("labels", "warning"),
+    [
+        ([k / 7 for k in range(100)], "it holds 100 different numbers from 0 to 14.1429"),
+        ([k % 5 + 1 for k in range(100)], "it holds 5 different whole numbers from 1 to 5"),
+        ([0] * 90 + list(range(1, 11)), "it holds 11 different whole numbers from 0 to 10"),
+    ],
+)
+def test_regression_label_is_taken_with_a_warning(
+    tmp_path: Path, labels: list[float], warning: str
+) -> None:
+    inferred = infer_schema(_csv(tmp_path, **(_good() | {"click": labels})), ["click"])
+
+    assert inferred.schema.tasks[0].kind == "regression"
+    assert inferred.warnings[0].startswith(f"click: taken as a regression label, since {warning}")
+
+
+@pytest.mark.parametrize("words", [("True", "False"), ("true", "FALSE")])
+def test_true_and_false_are_binary_labels(tmp_path: Path, words: tuple[str, str]) -> None:
+    columns = _good()
+    columns["click"] = [words[k % 2] for k in range(99)] + ["0"]
+
+    assert infer_schema(_csv(tmp_path, **columns), ["click"]).schema.tasks[0].kind == "binary"
+
+
+def test_labels_of_other_words_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = _csv(tmp_path, **(_good() | {"click": ["yes", "no"] * 50}))
+
+    with pytest.raises(DataError, match=r"'click', row 1: .* got 'yes'. Map the labels to 0 and 1"):
+        infer_schema(path, ["click"])
+
+
+@pytest.mark.parametrize("first", [2**63, 2**64 + 5], ids=["64 bits", "more"])
+def test_ids_beyond_63_bits_are_categories_that_stay_apart(tmp_path: Path, first: int) -> None:
+    count = 120
+    columns = _good(count) | {"thing": [first + k % 40 for k in range(count)]}
+    path = _csv(tmp_path, **columns)
+
+    schema = infer_schema(path, ["click"]).schema
+    dataset = ingest(path, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio"))
+
+    assert [field.kind for field in schema.fields if field.name == "thing"] == ["categorical"]
+    assert dataset.spec.num_rows_by_table["thing"] == 41
+
+
+def test_large_floats_stay_numbers(tmp_path: Path) -> None:
+    columns = _good() | {"mass": [f"{k + 1}.5e24" for k in range(100)]}
+
+    schema = infer_schema(_csv(tmp_path, **columns), ["click"]).schema
+
+    assert [field.kind for field in schema.fields if field.name == "mass"] == ["numeric"]
+
+
+def test_number_column_with_a_word_is_a_category_with_a_warning(tmp_path: Path) -> None:
+    columns = _good() | {"size": [k % 30 for k in range(99)] + ["huge"]}
+
+    warnings = infer_schema(_csv(tmp_path, **columns), ["click"]).warnings
+
+    assert warnings == (
+        "size: taken as a category, since 'huge' is no number as nearly all other values are; "
+        "mend it if the column is numeric",
+    )
+
+
+def test_value_of_another_type_in_a_later_block_does_not_end_inference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_BLOCK_BYTES", 512)
+    columns = _good() | {"shop": [k % 30 for k in range(99)] + ["A7"]}
+
+    schema = infer_schema(_csv(tmp_path, **columns), ["click"]).schema
+
+    assert [field.kind for field in schema.fields if field.name == "shop"] == ["categorical"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (None, pa.null(), "it holds no value in any row"),
+        ({"a": 1}, None, "its type is struct<a: int64>: each of its values is a record"),
+        ([("a", 1)], pa.map_(pa.string(), pa.int64()), "its type is map<string, int64"),
+        ([[1]], None, "its type is list<"),
+        ([{"a": 1}], None, "its type is list<"),
+        (1, pa.duration("s"), "its type is duration["),
+        (1, pa.time32("s"), "its type is time32["),
+        (b"\xff", None, "its type is binary: its values are bytes"),
+    ],
+)
+def test_column_of_a_type_that_can_be_nothing_is_left_out_with_a_reason(
+    tmp_path: Path, value: object, kind: pa.DataType | None, reason: str
+) -> None:
+    path = _write(tmp_path, **_good(), odd=pa.array([value] * 100, kind))
+
+    inferred = infer_schema(path, ["click"])
+
+    assert [field.name for field in inferred.schema.fields] == ["device"]
+    assert inferred.schema.ignored[-1].reason.startswith(reason)
+    assert inferred.warnings[0].startswith(f"odd: left out, {reason}")
+
+
+def test_dictionaries_views_decimals_and_lists_of_a_fixed_size_are_what_they_hold(
+    tmp_path: Path,
+) -> None:
+    numbers = np.random.default_rng(4).integers(0, 30, 100)
+    path = _write(
+        tmp_path,
+        **_good(),
+        kind=pa.array([f"k{k}" for k in numbers]).dictionary_encode(),
+        code=pa.array(numbers).dictionary_encode(),
+        name=pa.array([f"n{k}" for k in numbers], pa.string_view()),
+        price=pa.array([f"{k}.{m:02}" for m, k in enumerate(numbers)]).cast(pa.decimal128(9, 2)),
+        past=pa.array([[int(k), 1] for k in numbers], pa.list_(pa.int64(), 2)),
+    )
+
+    schema = infer_schema(path, ["click"]).schema
+    ingest(path, tmp_path / "d", schema=schema)
+
+    assert {field.name: field.kind for field in schema.fields} == {
+        "device": "categorical",
+        "kind": "categorical",
+        "code": "categorical",
+        "name": "categorical",
+        "price": "numeric",
+        "past": "sequence",
+    }
+
+
+def test_times_of_day_in_text_are_categories(tmp_path: Path) -> None:
+    columns = _good() | {"slot": [f"{k % 24:02}:00:00" for k in range(100)]}
+
+    fields = infer_schema(_csv(tmp_path, **columns), ["click"]).schema.fields
+
+    assert {field.name: field.kind for field in fields}["slot"] == "categorical"
+
+
+def test_texts_in_square_brackets_are_sequences_of_their_items(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    pairs = [f'"[{a}, {b}]"' for a, b in generator.integers(1, 4, (100, 2))]
+    path = _csv(tmp_path, **_good(), past=pairs)
+
+    schema = infer_schema(path, ["click"]).schema
+    dataset = ingest(path, tmp_path / "d", schema=schema)
+
+    field = next(field for field in schema.fields if field.name == "past")
+    assert (field.kind, field.separator) == ("sequence", ",")
+    encoders = Encoders.load(dataset.encoders_path, schema)
+    assert sorted(encoders.vocabularies["past"].values.to_pylist()) == ["1", "2", "3"]
+    (rows,) = encode_log(path, encoders)
+    assert rows.sequences["past"][1].tolist() == [2] * 100
+    assert encoders.counts["past"].unknown == 0
+
+
+def test_csv_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,click,a\n1,0,2\n2,1,3\n")
+
+    with pytest.raises(DataError, match=r"log.csv: column names must differ, got 'a' twice"):
+        infer_schema(tmp_path / "log.csv")
+
+
+def test_ragged_row_is_named_when_inferring(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,click\n1,0\n2,1,3\n")
+
+    with pytest.raises(DataError, match=r"log.csv, row 2: every row must have as many values"):
+        infer_schema(tmp_path / "log.csv")
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_read(tmp_path: Path) -> None:
+    rows = [f"{'ab'[k % 2]},{k // 2 % 2}" for k in range(100)]
+    (tmp_path / "log.csv").write_bytes("\r".join(["device,click", *rows, ""]).encode())
+
+    assert infer_schema(tmp_path / "log.csv").schema.fields[0].name == "device"

@@ -320,6 +320,46 @@ def test_new_rows_are_encoded_with_the_fitted_encoders(tmp_path: Path) -> None:
     assert encoders.counts["user"].missing == 1
 
 
+@pytest.mark.parametrize("name", ["new.csv", "new.jsonl"])
+def test_new_rows_need_no_labels_times_or_weights_and_may_have_bad_ones(
+    tmp_path: Path, name: str
+) -> None:
+    count = 20
+    columns = {
+        "user": ["a", "b"] * 10,
+        "click": [0, 0, 1, 1] * 5,
+        "ts": [1_700_000_000 + k for k in range(count)],
+        "w": [1.0] * count,
+    }
+    dataset = ingest(
+        _log(tmp_path, columns), tmp_path / "d", schema=_schema(time="ts", weight="w", user="user")
+    )
+    table = pa.table({"user": ["b", "a"], "click": ["2", "?"], "ts": ["x", ""], "w": ["-1", "z"]})
+    (tmp_path / name).write_text(_as_json(table) if "json" in name else _as_text(table, ","))
+    bare = _log(tmp_path, {"user": ["b", "a"]}, "bare.parquet")
+
+    encoders = Encoders.load(dataset.encoders_path, dataset.schema)
+
+    for log in (tmp_path / name, bare):
+        rows = next(iter(encode_log(log, encoders)))
+        assert rows.ids["user"].tolist() == [2, 1]
+        assert np.isnan(rows.labels["click"]).all()
+        assert not rows.roles
+        assert rows.weights is None
+
+
+def test_column_without_any_value_is_missing_in_new_rows(tmp_path: Path) -> None:
+    log = _log(tmp_path, {"user": list("aabbccaa"), "click": [0, 1] * 4, "part": _parts(6)})
+    dataset = ingest(log, tmp_path / "d", schema=_schema(), split=HALF)
+    (tmp_path / "new.jsonl").write_text('{"user": null}\n')
+
+    encoders = Encoders.load(dataset.encoders_path, dataset.schema)
+    rows = next(iter(encode_log(tmp_path / "new.jsonl", encoders)))
+
+    assert rows.ids["user"].tolist() == [0]
+    assert encoders.counts["user"].missing == 1
+
+
 def test_folder_of_files_is_read_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -413,7 +453,7 @@ def test_header_without_rows_is_said(tmp_path: Path) -> None:
 
 
 def test_ragged_row_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log.csv: every row must have .* Row #3: Expected 2"):
+    with pytest.raises(DataError, match=r"log.csv, row 2: every row must have .*, 2, got 3"):
         _ingest_csv(tmp_path, "user,click", "a,1", "b,0,7")
 
 
@@ -430,7 +470,7 @@ def test_file_without_header_is_said(tmp_path: Path) -> None:
 def test_text_in_a_numeric_column_is_named_with_its_row(tmp_path: Path) -> None:
     schema = _schema(Field(name="price", kind="numeric"))
 
-    with pytest.raises(DataError, match=r"numeric column must hold numbers, .*Row #4.*'cheap'"):
+    with pytest.raises(DataError, match=r"'price', row 3: .* must hold numbers, got 'cheap'"):
         _ingest_csv(tmp_path, "price,click", "1,0", "2.5,1", "cheap,0", schema=schema)
 
 
@@ -452,7 +492,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         (["0", "2", "1"], r"row 2: a binary label must be 0 or 1, got 2"),
         (["0", "-1", "1"], r"row 2: a binary label must be 0 or 1, got -1"),
         (["0", "", "1"], r"row 2: a label must not be missing"),
-        (["yes", "no", "yes"], r"column 'click': must hold numbers, got 'yes' 1 rows into it"),
+        (["yes", "no", "yes"], r"row 1: a binary label must be 0 or 1, got 'yes'. Map"),
     ],
 )
 def test_wrong_label_is_named_with_its_row(tmp_path: Path, labels: list[str], message: str) -> None:
@@ -485,7 +525,7 @@ def test_unknown_key_of_a_schema_names_the_nearest(tmp_path: Path) -> None:
 def test_time_in_two_units_is_refused(tmp_path: Path) -> None:
     rows = [f"u,{k % 2},{1_700_000_000 + k}" for k in range(20)] + ["u,1,1700000000000"]
 
-    with pytest.raises(DataError, match=r"times must be of one unit, got 1.7e\+12"):
+    with pytest.raises(DataError, match=r"'ts', row 21: .* in 's', as .* got 1700000000000"):
         _ingest_csv(tmp_path, "user,click,ts", *rows, schema=_schema(time="ts"))
 
 
@@ -507,7 +547,7 @@ def test_truncated_parquet_is_named(tmp_path: Path) -> None:
 def test_broken_json_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"user": "a", "click": 1}\n{"user": \n')
 
-    with pytest.raises(DataError, match=r"log.jsonl: must be readable, got JSON parse error"):
+    with pytest.raises(DataError, match=r"log.jsonl, row 2: must be a JSON object .* cut short"):
         ingest(tmp_path / "log.jsonl", tmp_path / "d", schema=_schema())
 
 
@@ -534,3 +574,11 @@ def test_ids_near_2_to_63_stay_apart(tmp_path: Path) -> None:
 
     assert sorted(dataset.split("train").ids("user").tolist()) == [1, 2]
     assert dataset.split("valid").ids("user").tolist() == [0]
+
+
+@pytest.mark.parametrize(("value", "got"), [("later", "'later'"), ("", "none")])
+def test_row_that_names_no_split_is_named(tmp_path: Path, value: str, got: str) -> None:
+    log = _csv(tmp_path / "log.csv", "user,click,part", "a,0,train", f"a,1,{value}", "a,1,test")
+
+    with pytest.raises(DataError, match=rf"'part', row 2: must name a split .*, got {got}\. Mend"):
+        ingest(log, tmp_path / "d", schema=_schema(), split=HALF)

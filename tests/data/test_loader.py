@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from tamis.data.batch import Batch
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table, Task
-from tamis.errors import DataError
+from tamis.errors import ArtifactError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +173,27 @@ def test_ids_of_a_huge_table_stay_exact(tmp_path: Path) -> None:
 
     assert batch.ids[:, 0].tolist() == ids.tolist()
     assert batch.numeric.shape == (3, 0)
+
+
+@pytest.mark.parametrize("value", [40, 2**31 - 1, -1])
+def test_id_outside_of_its_table_is_found_in_the_first_epoch(
+    make_dataset: Callable[..., Dataset], spec: InputSpec, value: int
+) -> None:
+    dataset = make_dataset(train=100)
+    size = spec.num_rows_by_table["user"]
+    path = dataset.path / "splits" / "train" / "data.arrow"
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    ids = table["user"].to_numpy().copy()
+    ids[61] = max(value, size) if value > 0 else value
+    path.unlink()
+    table = table.set_column(table.column_names.index("user"), "user", pa.array(ids))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    loader = Loader(dataset.split("train"), spec, batch_size=10)
+
+    with pytest.raises(
+        ArtifactError, match=rf"data.arrow, column 'user': ids must be below {size}"
+    ):
+        list(loader.epoch(0))

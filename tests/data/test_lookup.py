@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tamis.data import lookup
 from tamis.data.lookup import StringLookup
+from tamis.errors import ArtifactError
 
 
 @given(
@@ -40,3 +41,8 @@ def test_strings_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> 
         -1,
         0,
     ]
+
+
+def test_list_with_a_string_twice_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"each category once, got 2 different ones among 3"):
+        StringLookup(pa.array(["a", "b", "a"]))

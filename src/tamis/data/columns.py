@@ -1,7 +1,7 @@
 """Columns of any source type as the few kinds that encoders work on."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +9,38 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tamis.data.hashing import hash_strings
-from tamis.data.schema import Roles
 from tamis.errors import DataError
 
-_SECONDS_OF_UNIT = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-# Integer times are told apart by size: 1973 to 2128 in each unit; no two ranges overlap.
-_UNIT_RANGES = {"s": (1e8, 5e9), "ms": (1e11, 5e12), "us": (1e14, 5e15), "ns": (1e17, 5e18)}
+TRUTH_WORDS = {"true": 1.0, "false": 0.0}
+_BLANKS = " \t"
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where the rows of a table come from, as every message names it.
+
+    Rows are those of one file and count from 1; the header of a text file and empty lines are no
+    rows.
+    """
+
+    file: str
+    """The file."""
+    first_row: int = 0
+    """Rows of the file before the table's first."""
+    column: str = ""
+    """Column in question; empty for all of them."""
+
+    def of(self, column: str) -> "Origin":
+        """The same rows, one column of them."""
+        return replace(self, column=column)
+
+    def row(self, position: int) -> str:
+        """File, column and row of a position (from 0) in the table."""
+        return f"{self}, row {self.first_row + position + 1}"
+
+    def __str__(self) -> str:
+        return f"{self.file}, column {self.column!r}" if self.column else self.file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +58,98 @@ def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One array of a column's chunks, of one of the types that the functions below know.
+
+    Views, extension types, lists of a fixed size, bytes that are text and columns of nulls become
+    their plain equals; a dictionary stays one, and what has no equal stays as it is.
+    """
+    array = combined(column)
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    kind, types = array.type, pa.types
+    if types.is_run_end_encoded(kind):
+        return plain(pc.run_end_decode(array))
+    if types.is_null(kind) or types.is_string_view(kind):
+        return array.cast(pa.string())
+    if types.is_float16(kind):
+        return array.cast(pa.float32())
+    if types.is_fixed_size_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
+        return array.cast(pa.list_(kind.value_type))
+    if types.is_dictionary(kind) and not types.is_string(kind.value_type):
+        return pa.DictionaryArray.from_arrays(array.indices, plain(array.dictionary))
+    try:
+        if _is_bytes(kind):
+            return array.cast(pa.binary()).cast(pa.string())
+        if is_list(kind) and _is_bytes(kind.value_type):
+            return array.cast(pa.list_(pa.string()))
+    except pa.ArrowInvalid:
+        return array  # Bytes that are no text have no plain equal.
+    return array
+
+
+def decoded(column: pa.Array) -> pa.Array:
+    """A column with each value spelt out where it was a dictionary."""
+    if pa.types.is_dictionary(column.type):
+        return plain(column.dictionary_decode())
+    return column
+
+
+def unusable(kind: pa.DataType) -> str:
+    """Why a column of this type, after :func:`plain`, can be nothing we know; empty if it can."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return unusable(kind.value_type)
+    if is_list(kind):
+        inner = kind.value_type
+        if is_list(inner) or types.is_nested(inner):
+            return "each of its events is a list or record itself"
+        return "" if types.is_null(inner) else unusable(inner)
+    if types.is_nested(kind):
+        return "each of its values is a record of several"
+    if types.is_duration(kind) or types.is_time(kind) or types.is_interval(kind):
+        return "a duration or a time without its day is no number and no category"
+    known = (
+        types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_decimal(kind)
+        or types.is_timestamp(kind)
+        or types.is_date(kind)
+        or types.is_string_view(kind)
+        or is_stringlike(kind)
+    )
+    return "" if known else "its values are bytes that are no text"
+
+
+def source_column(
+    table: pa.Table, name: str, *, origin: Origin, may_be_list: bool = False
+) -> pa.Array:
+    """A column of a table as one plain array; a dictionary stays one.
+
+    Raises:
+        DataError: There is no such column, or its type can be nothing that a schema names.
+    """
+    if name not in table.column_names:
+        raise DataError(
+            f"{origin}: must hold column {name!r}, got {', '.join(table.column_names)}. Mend the "
+            f"schema or the log."
+        )
+    kind = table[name].type
+    column = plain(table[name])
+    if why := unusable(column.type):
+        raise DataError(
+            f"{origin.of(name)}: must hold numbers, texts, times or lists of them, got type "
+            f"{kind}: {why}. Convert the column, or take it out of the schema."
+        )
+    if is_list(column.type) and not may_be_list:
+        raise DataError(
+            f"{origin.of(name)}: must hold one value in each row, got type {kind}. Make the field "
+            f"a sequence, or take it out of the schema."
+        )
+    return column
+
+
 def as_categories(column: pa.Array) -> Categories:
     """Categories of a column of strings, integers, booleans or whole floats.
 
@@ -39,7 +157,9 @@ def as_categories(column: pa.Array) -> Categories:
     a vocabulary of Parquet serves CSV too. Integers keep all of their 64 bits.
     """
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    # As 64 bits first: indices may be unsigned, and then have no -1.
+    indices = pc.fill_null(encoded.indices.cast(pa.int64()), -1)
+    codes = indices.to_numpy(zero_copy_only=False)
     values = _as_strings(encoded.dictionary)
     if not pa.types.is_floating(encoded.dictionary.type) and not values.null_count:
         # Distinct values of any type but float are distinct strings.
@@ -61,40 +181,99 @@ def as_categories(column: pa.Array) -> Categories:
     return Categories(codes=codes, values=kept.filter(pa.array(is_text)))
 
 
-def as_floats(column: pa.Array, *, where: str) -> NDArray[np.float64]:
+def as_floats(
+    column: pa.Array,
+    *,
+    origin: Origin,
+    must: str = "a numeric field must hold numbers",
+    advice: str = "Mend it, or make the field categorical.",
+    words: Mapping[str, float] | None = None,
+) -> NDArray[np.float64]:
     """Numbers of a column; NaN where missing, infinities as they are.
 
+    Args:
+        column: Numbers, booleans, or texts that say numbers.
+        origin: Where they come from.
+        must: What must hold, for the message.
+        advice: What to do where it does not.
+        words: Texts that stand for a number, in lower case.
+
     Raises:
-        DataError: A value is no number; column, row and value are named.
+        DataError: A value is no number; file, column, row and value are named.
     """
+    column = decoded(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = _parse_floats(column, where=where)
+    if is_stringlike(column.type):
+        column = _parse_floats(column, origin, must, advice, words or {})
     try:
         floats = column.cast(pa.float64(), safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{where}: must hold numbers, got type {column.type}.") from error
+        raise DataError(f"{origin}: {must}, got type {column.type}. {advice}") from error
     values: NDArray[np.float64] = pc.fill_null(floats, float("nan")).to_numpy(zero_copy_only=False)
     return values
 
 
-def as_labels(column: pa.Array, *, where: str, first_row: int, binary: bool) -> NDArray[np.float32]:
-    """Labels of a column; NaN where missing.
+def as_labels(column: pa.Array, *, origin: Origin, binary: bool) -> NDArray[np.float32]:
+    """Labels of a column; NaN where missing. The texts true and false are 1 and 0.
 
     Raises:
-        DataError: A binary label is neither 0 nor 1; column, row and value are named.
+        DataError: A binary label is neither 0 nor 1, or another is no finite number; file, column,
+            row and value are named.
     """
-    values = as_floats(column, where=where)
+    if binary:
+        must = "a binary label must be 0 or 1"
+        advice = "Map the labels to 0 and 1; true and false may stay."
+    else:
+        must, advice = "a label must be a finite number", "Mend it, or remove the row."
+    values = as_floats(column, origin=origin, must=must, advice=advice, words=TRUTH_WORDS)
     if binary:
         wrong = ~((values == 0) | (values == 1) | np.isnan(values))
-        if wrong.any():
-            position = int(np.argmax(wrong))
-            raise DataError(
-                f"{where}, row {first_row + position + 1}: a binary label must be 0 or 1, got "
-                f"{values[position]:g}. Map the labels, or set kind = 'regression' for this task."
-            )
+        advice = "Mend it, map the labels, or set kind = 'regression' for this task."
+    else:
+        wrong = np.abs(values) > _LARGEST_FLOAT32
+    if wrong.any():
+        position = int(np.argmax(wrong))
+        raise DataError(f"{origin.row(position)}: {must}, got {values[position]:.15g}. {advice}")
     return values.astype(np.float32)
+
+
+def as_weights(column: pa.Array, *, origin: Origin) -> NDArray[np.float32]:
+    """Sample weights of a column.
+
+    Raises:
+        DataError: A weight is missing, negative or infinite; file, column, row and value are named.
+    """
+    must = "a weight must be a finite number of at least 0"
+    advice = "Mend it, or take the weight role out of the schema."
+    values = as_floats(column, origin=origin, must=must, advice=advice)
+    right = (values >= 0) & (values <= _LARGEST_FLOAT32)
+    if not right.all():
+        position = int(np.argmin(right))
+        value = "none" if np.isnan(values[position]) else f"{values[position]:.15g}"
+        raise DataError(f"{origin.row(position)}: {must}, got {value}. {advice}")
+    return values.astype(np.float32)
+
+
+def split_items(texts: pa.Array, separator: str) -> pa.Array:
+    """Items of each text between separators, as a list array; null and blank texts have none.
+
+    Blanks around an item, quotes around it, and square brackets around the whole text are left
+    out: ``"[1, 2]"`` holds what ``"1,2"`` holds.
+    """
+    texts = pc.fill_null(texts, "")
+    if _any_has(texts, "["):
+        texts = pc.replace_substring_regex(texts, r"^\s*\[(.*)\]\s*$", r"\1")
+    empty = pc.equal(pc.utf8_trim(texts, _BLANKS), "")
+    parts = pc.split_pattern(texts, separator)
+    items = parts.flatten()
+    # Most logs have neither; looking is five times as cheap as cleaning.
+    if _any_has(items, " ") or _any_has(items, "\t"):
+        items = pc.utf8_trim(items, _BLANKS)
+    if _any_has(items, "'") or _any_has(items, '"'):
+        items = pc.replace_substring_regex(items, r"""^(?:"(.*)"|'(.*)')$""", r"\1\2")
+    parts = pa.ListArray.from_arrays(_offsets(parts), items)
+    return pc.if_else(empty, pa.scalar([], parts.type), parts)
 
 
 def as_codes(column: pa.Array) -> NDArray[np.int64]:
@@ -106,56 +285,24 @@ def as_codes(column: pa.Array) -> NDArray[np.int64]:
     return np.where(categories.codes >= 0, hashes[np.maximum(categories.codes, 0)], -1)
 
 
-def as_microseconds(column: pa.Array, roles: Roles, *, where: str) -> NDArray[np.int64]:
-    """Times in microseconds since 1970 UTC.
-
-    Time stamps without a zone count as UTC. Integers are read in ``roles.time_unit`` or, without
-    one, in the unit that puts them between 1973 and 2128.
-
-    Raises:
-        DataError: A time is missing, cannot be read, or lies outside those years.
-    """
-    if column.null_count:
-        row = int(np.argmax(pc.is_null(column).to_numpy(zero_copy_only=False)))
-        raise DataError(f"{where}: every row must have a time, got none {row + 1} rows into it.")
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = _parse_times(column, where=where)
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        unit = pa.timestamp("us", tz=getattr(column.type, "tz", None))
-        return _integers(column.cast(unit, safe=False).cast(pa.int64()))
-    values = as_floats(column, where=where)
-    unit_name = roles.time_unit or time_unit_of(float(values[0]), where=where)
-    low, high = _UNIT_RANGES[unit_name]
-    wrong = ~((values >= low) & (values <= high))
-    if wrong.any() and not roles.time_unit:
-        value = values[int(np.argmax(wrong))]
-        raise DataError(
-            f"{where}: times must be of one unit, got {value:g} among times in {unit_name!r}. "
-            f"Mend it, or set roles.time_unit."
-        )
-    if unit_name == "us" and pa.types.is_integer(column.type):
-        return _integers(column.cast(pa.int64()))
-    return np.rint(values * (_SECONDS_OF_UNIT[unit_name] * 1e6)).astype(np.int64)
+def is_stringlike(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def time_unit_of(value: float, *, where: str) -> str:
-    """Unit in which an integer time lies between 1973 and 2128.
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds lists of any length."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
-    Raises:
-        DataError: There is none.
-    """
-    for unit, (low, high) in _UNIT_RANGES.items():
-        if low <= value <= high:
-            return unit
-    raise DataError(
-        f"{where}: a time must be seconds, ms, us or ns since 1970 between 1973 and 2128, got "
-        f"{value:g}. Set roles.time_unit if it is none of these, or drop the time role."
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
     )
-
-
-def _integers(column: pa.Array) -> NDArray[np.int64]:
-    values: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
-    return values
 
 
 def _as_strings(values: pa.Array) -> pa.Array:
@@ -172,42 +319,40 @@ def _as_strings(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
-def _parse_floats(column: pa.Array, *, where: str) -> pa.Array:
-    text = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+def _parse_floats(
+    column: pa.Array, origin: Origin, must: str, advice: str, words: Mapping[str, float]
+) -> pa.Array:
+    texts = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     try:
-        return text.cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        for position, value in enumerate(text.to_pylist()):
-            if value is not None and not _is_float(value):
-                raise DataError(
-                    f"{where}: must hold numbers, got {value!r} {position + 1} rows into it. "
-                    f"Mend it, or make the field categorical."
-                ) from error
-        raise DataError(f"{where}: must hold numbers, got {error}.") from error
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        # Blanks, words, or a value that is wrong: each distinct text once.
+        encoded = texts.dictionary_encode()
+    numbers = []
+    for text in encoded.dictionary.to_pylist():
+        number = words.get(text.strip().lower(), _number(text))
+        if number is None:
+            position = pc.index(texts, pa.scalar(text, texts.type)).as_py()
+            raise DataError(f"{origin.row(position)}: {must}, got {text!r}. {advice}")
+        numbers.append(number)
+    return pa.array(numbers, pa.float64()).take(encoded.indices)
 
 
-def _is_float(text: str) -> bool:
+def _number(text: str) -> float | None:
+    """The number that a text says; blanks say that there is none, None that it is no number."""
+    if not text.strip():
+        return float("nan")
     try:
-        float(text)
+        return None if "_" in text else float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def _parse_times(column: pa.Array, *, where: str) -> pa.Array:
-    if all(_is_float(value) for value in column.slice(0, 100).to_pylist()):
-        return _parse_floats(column, where=where)
-    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-        try:
-            return column.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    raise DataError(
-        f"{where}: times must be ISO 8601 or numbers since 1970, got {column[0].as_py()!r}. "
-        f"Convert them, or drop the time role."
-    )
+def _any_has(texts: pa.Array, mark: str) -> bool:
+    return bool(pc.any(pc.match_substring(texts, mark)).as_py())
 
 
-def is_stringlike(kind: Any) -> bool:  # noqa: ANN401  (an Arrow type)
-    """Whether an Arrow type holds text."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _offsets(lists: pa.Array) -> pa.Array:
+    """Offsets of a list array's rows in its flattened values; the array holds no nulls."""
+    offsets = lists.offsets
+    return pc.subtract(offsets, offsets[0])

@@ -8,6 +8,8 @@
 Files are uncompressed Arrow IPC, one column per field, so polars, pandas and DuckDB map them as
 they are. tamis maps them too, copies the rows it needs and then gives the pages back: what stays
 mapped counts as memory of the process and would grow with the data.
+
+Writer and reader stand in one file: both know the layout, and a change of it changes both.
 """
 
 import mmap
@@ -25,10 +27,11 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Schema, schema_from_table
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, DataError, StorageError
 
 DATASET_VERSION = 1
 ROWS_PER_RECORD_BATCH = 65_536
+_ANEW = "It was altered after it was written; ingest the log anew."
 _INT32: "np.dtype[Any]" = np.dtype(np.int32)
 _NUMPY_BY_ARROW: "dict[pa.DataType, np.dtype[Any]]" = {
     pa.int32(): np.dtype(np.int32),
@@ -111,10 +114,8 @@ class DatasetWriter:
 
     def __enter__(self) -> "DatasetWriter":
         """Make the draft folder."""
-        try:
+        with artifacts.disk_errors(self.out):
             self.encoders_path.mkdir(parents=True)
-        except OSError as error:
-            raise ArtifactError(f"{self.out}: must be writable, got {error.strerror}.") from error
         return self
 
     def __exit__(
@@ -132,7 +133,7 @@ class DatasetWriter:
         """Add rows to a split, in order.
 
         Raises:
-            ArtifactError: The disk is full.
+            StorageError: The disk is full.
             DataError: The rows lack a column of the input spec.
         """
         if rows.num_rows:
@@ -152,7 +153,7 @@ class DatasetWriter:
             payload: Further entries of the manifest; JSON values.
 
         Raises:
-            ArtifactError: The disk is full.
+            StorageError: The disk is full.
             DataError: No rows were written.
         """
         rows = {name: file.close() for name, file in sorted(self._columns.items())}
@@ -257,7 +258,7 @@ class _DiskErrors:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError):
-            raise ArtifactError(
+            raise StorageError(
                 f"{self._path}: must fit on the disk, got {error.strerror or error}. Free space "
                 f"or name another folder; nothing was left behind."
             ) from error
@@ -328,6 +329,7 @@ class Split:
         self._spec = spec
         self.columns = ColumnReader(folder / "data.arrow")
         self.num_rows = self.columns.num_rows
+        _check_types(self.columns, spec)
         truth = folder / "truth.arrow"
         self._truth = ColumnReader(truth) if truth.exists() else None
 
@@ -380,8 +382,19 @@ class ColumnReader:
                 reader = pa.ipc.open_file(whole)
                 self._types = {field.name: field.type for field in reader.schema}
                 batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"{path}: must be an Arrow IPC file, got {error}.") from error
+                for batch in batches:
+                    batch.validate()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise ArtifactError(
+                f"{path}: must be an Arrow IPC file, got {said}. {_ANEW}"
+            ) from error
+        for name, kind in self._types.items():
+            if _value_type(kind) not in _NUMPY_BY_ARROW:
+                raise ArtifactError(
+                    f"{path}: must hold numbers and lists of them, got {kind} in column {name!r}. "
+                    f"{_ANEW}"
+                )
         rows = [batch.num_rows for batch in batches]
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
         self.num_rows = int(self.starts[-1])
@@ -407,10 +420,13 @@ class ColumnReader:
         """Whether there is such a column."""
         return name in self._types
 
+    def is_jagged(self, name: str) -> bool:
+        """Whether a row of a column holds any number of values."""
+        return bool(pa.types.is_list(self._types[name]))
+
     def dtype(self, name: str) -> "np.dtype[Any]":
         """Type of a column's values; of its events where it is jagged."""
-        kind = self._types[name]
-        return _NUMPY_BY_ARROW[kind.value_type if pa.types.is_list(kind) else kind]
+        return _NUMPY_BY_ARROW[_value_type(self._types[name])]
 
     def read(self, name: str) -> NDArray[Any]:
         """A whole column (N,)."""
@@ -452,6 +468,28 @@ class ColumnReader:
 
     def _values(self, dtype: "np.dtype[Any]", position: int, count: int) -> NDArray[Any]:
         return self._bytes[position : position + count * dtype.itemsize].view(dtype)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_list(kind) else kind
+
+
+def _check_types(columns: ColumnReader, spec: InputSpec) -> None:
+    """Refuse a file whose columns are not those that the manifest promises."""
+    floats: tuple[tuple[str, ...], bool] = (("float32",), False)
+    ids = ("int32", "int64")
+    wanted = dict.fromkeys((*spec.numeric, *(f"label:{task.name}" for task in spec.tasks)), floats)
+    wanted |= {item.name: (ids, False) for item in spec.categorical}
+    wanted |= {name: (ids, True) for group in spec.sequences for name in group.fields}
+    wanted["row"] = (("int64",), False)
+    for name, (types, is_jagged) in wanted.items():
+        if not columns.has(name):
+            raise ArtifactError(f"{columns.path}: must hold column {name!r}, got none. {_ANEW}")
+        if columns.dtype(name).name not in types or columns.is_jagged(name) != is_jagged:
+            raise ArtifactError(
+                f"{columns.path}: column {name!r} must be of type {' or '.join(types)}, got "
+                f"{columns.dtype(name)}. {_ANEW}"
+            )
 
 
 def _buffer_offsets(column: pa.Array, base: int) -> tuple[int, ...]:

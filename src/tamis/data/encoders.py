@@ -5,7 +5,7 @@ training. Encoders are fitted on the training split only, saved beside the datas
 training, ``predict`` and the server.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 
 from tamis import artifacts
 from tamis.data.columns import (
-    as_categories,
+    Origin,
     as_codes,
     as_floats,
     as_labels,
-    as_microseconds,
-    combined,
+    as_weights,
+    decoded,
+    is_list,
+    plain,
+    source_column,
+    split_items,
 )
 from tamis.data.dataset import EncodedRows
-from tamis.data.hashing import hash_strings
-from tamis.data.lookup import StringLookup
 from tamis.data.numeric import NumericEncoder, NumericFit
 from tamis.data.schema import (
     CategoricalInput,
@@ -36,101 +38,17 @@ from tamis.data.schema import (
     SequenceInput,
     Table,
 )
+from tamis.data.times import as_microseconds
+from tamis.data.vocabulary import FieldCounts as FieldCounts
+from tamis.data.vocabulary import (
+    Vocabulary,
+    VocabularyFit,
+    read_vocabulary,
+    write_vocabulary,
+)
 from tamis.errors import ArtifactError, DataError
 
-
-@dataclass(kw_only=True, slots=True)
-class FieldCounts:
-    """What encoding met in one field."""
-
-    rows: int = 0
-    """Values or, in a sequence, events."""
-    missing: int = 0
-    """Null, empty or NaN; encoded as row 0 or as the neutral number."""
-    unknown: int = 0
-    """Categories outside the vocabulary; encoded as row 0."""
-    clipped: int = 0
-    """Infinities, replaced by the largest or smallest finite training value."""
-
-
-class VocabularyFit:
-    """Counts the categories of a training split, chunk by chunk."""
-
-    def __init__(self) -> None:
-        """Start with nothing seen."""
-        self._values: list[pa.Array] = []
-        self._counts: list[NDArray[np.int64]] = []
-        self._pending = 0
-        self._limit = 1 << 21
-
-    def add(self, column: pa.Array) -> None:
-        """Count the categories of a column."""
-        categories = as_categories(column)
-        known = categories.codes[categories.codes >= 0]
-        self._values.append(categories.values)
-        self._counts.append(np.bincount(known, minlength=len(categories.values)).astype(np.int64))
-        self._pending += len(categories.values)
-        if self._pending > self._limit:
-            self._compact()
-            self._limit = max(self._limit, 2 * self._pending)
-
-    def vocabulary(self, min_count: int) -> pa.Array:
-        """Categories seen at least ``min_count`` times, most frequent first, ties by text."""
-        self._compact()
-        if not self._values:
-            return pa.array([], pa.string())
-        table = pa.table({"value": self._values[0], "count": self._counts[0]})
-        table = table.filter(pc.greater_equal(table["count"], min_count))
-        order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("value", "ascending")])
-        return combined(table["value"].take(order)).cast(pa.string())
-
-    def _compact(self) -> None:
-        if len(self._values) < 2:
-            return
-        table = pa.table(
-            {
-                "value": pa.chunked_array(self._values),
-                "count": pa.chunked_array([pa.array(counts) for counts in self._counts]),
-            }
-        )
-        merged = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
-        self._values = [combined(merged["value"])]
-        self._counts = [combined(merged["count_sum"]).to_numpy().astype(np.int64)]
-        self._pending = len(self._values[0])
-
-
-class Vocabulary:
-    """Row of each category of one table; hashed tables hold no categories."""
-
-    def __init__(self, *, values: pa.Array | None, num_rows: int) -> None:
-        """Describe a table.
-
-        Args:
-            values: Category of row 1, 2, ...; None for a hashed table.
-            num_rows: Rows of the table, row 0 included.
-        """
-        self.values, self.num_rows = values, num_rows
-        # Made when it is first asked, so that a vocabulary that was only fitted costs nothing.
-        self._lookup: StringLookup | None = None
-
-    def encode(self, column: pa.Array, counts: FieldCounts) -> NDArray[Any]:
-        """Table rows (n,) of a column, int32 where they fit."""
-        categories = as_categories(column)
-        if self.values is None:
-            hashes = hash_strings(categories.values) % np.uint64(self.num_rows - 1)
-            rows = hashes.astype(np.int64) + 1
-        else:
-            if self._lookup is None:
-                self._lookup = StringLookup(self.values)
-            rows = self._lookup.positions(categories.values) + 1
-        dtype = np.int32 if self.num_rows <= 2**31 - 1 else np.int64
-        rows = np.append(rows, 0).astype(dtype)  # Code -1, a missing value, takes the last: row 0.
-        encoded: NDArray[Any] = rows[categories.codes]
-        missing = int((categories.codes < 0).sum())
-        counts.rows += len(encoded)
-        counts.missing += missing
-        counts.unknown += int((encoded == 0).sum()) - missing
-        return encoded
+_ANEW = "It was removed or altered after it was written; ingest the log anew."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,15 +101,16 @@ class Encoders:
         )
 
     def encode(
-        self, table: pa.Table, *, first_row: int, labels_required: bool, where: str
+        self, table: pa.Table, *, first_row: int, origin: Origin, inputs_only: bool = False
     ) -> EncodedRows:
         """Encode rows.
 
         Args:
             table: Raw columns under their source names.
             first_row: Number of the table's first row in its log.
-            labels_required: Whether label columns must be there; without them labels are NaN.
-            where: The log's name, for messages.
+            origin: Where the rows come from, for messages.
+            inputs_only: Read the columns of the fields alone, as prediction needs them: labels
+                are NaN, and there are no roles and no weights.
 
         Raises:
             DataError: A column is missing or a value has no meaning.
@@ -201,10 +120,10 @@ class Encoders:
         for item in self.schema.fields:
             if item.is_jagged:
                 continue
-            column = source_column(table, item.source, where=where)
+            column = source_column(table, item.source, origin=origin)
             counts = self._counts_of(item.name)
             if item.kind == "numeric":
-                values = as_floats(column, where=f"{where}, column {item.source!r}")
+                values = as_floats(column, origin=origin.of(item.source))
                 encoder = self.numeric[item.name]
                 if item.is_category:
                     ids[item.name] = encoder.bucket(values, counts)
@@ -213,20 +132,25 @@ class Encoders:
             else:
                 vocabulary = self.vocabularies[item.shares or item.name]
                 ids[item.name] = vocabulary.encode(column, counts)
-        roles, weights = self._roles(table, where=where)
+        sequences = {
+            name: self._encode_group(table, members, origin=origin)
+            for name, members in self.schema.sequence_groups.items()
+        }
+        row = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
+        if inputs_only:
+            unknown = np.full(table.num_rows, np.nan, np.float32)
+            labels = {task.name: unknown for task in self.schema.tasks}
+            return EncodedRows(
+                row=row, numeric=numeric, ids=ids, sequences=sequences, labels=labels
+            )
         return EncodedRows(
-            row=np.arange(first_row, first_row + table.num_rows, dtype=np.int64),
+            row=row,
             numeric=numeric,
             ids=ids,
-            sequences={
-                name: self._encode_group(table, members, where=where)
-                for name, members in self.schema.sequence_groups.items()
-            },
-            labels=read_labels(
-                table, self.schema, first_row=first_row, required=labels_required, where=where
-            ),
-            roles=roles,
-            weights=weights,
+            sequences=sequences,
+            labels=read_labels(table, self.schema, origin=origin),
+            roles=self._roles(table, origin=origin),
+            weights=self._weights(table, origin=origin),
         )
 
     def category_names(self, name: str) -> list[str] | None:
@@ -248,10 +172,7 @@ class Encoders:
             if vocabulary.values is None:
                 table["hashed"][name] = vocabulary.num_rows
                 continue
-            path = folder / f"vocabulary-{index:04d}.arrow"
-            contents = pa.table({"value": vocabulary.values}, metadata={"field": name})
-            with artifacts.atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-                _write_ipc(sink, contents)
+            write_vocabulary(folder / f"vocabulary-{index:04d}.arrow", name, vocabulary.values)
         table["numeric"] = {name: item.to_table() for name, item in self.numeric.items()}
         artifacts.write_json(folder / "encoders.json", table)
 
@@ -262,20 +183,29 @@ class Encoders:
         Raises:
             ArtifactError: A file is missing or damaged.
         """
-        table = artifacts.read_json(folder / "encoders.json")
-        vocabularies: dict[str, Vocabulary] = {
-            name: Vocabulary(values=None, num_rows=rows) for name, rows in table["hashed"].items()
-        }
-        for path in sorted(folder.glob("vocabulary-*.arrow")):
-            try:
-                with pa.memory_map(str(path)) as source:
-                    contents = pa.ipc.open_file(source).read_all()
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ArtifactError(f"{path}: must be a whole Arrow file, got {error}.") from error
-            values = combined(contents["value"])
-            name = contents.schema.metadata[b"field"].decode()
+        path = folder / "encoders.json"
+        table = artifacts.read_json(path)
+        try:
+            vocabularies: dict[str, Vocabulary] = {
+                name: Vocabulary(values=None, num_rows=rows)
+                for name, rows in table["hashed"].items()
+            }
+            numeric = {n: NumericEncoder.from_table(t) for n, t in table["numeric"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{path}: must hold the encoders of a dataset, got another JSON document. {_ANEW}"
+            ) from error
+        for file in sorted(folder.glob("vocabulary-*.arrow")):
+            name, values = read_vocabulary(file)
             vocabularies[name] = Vocabulary(values=values, num_rows=len(values) + 1)
-        numeric = {n: NumericEncoder.from_table(t) for n, t in table["numeric"].items()}
+        for item in schema.fields:
+            known = numeric if item.kind == "numeric" else vocabularies
+            if not item.shares and item.name not in known:
+                what = "transform" if item.kind == "numeric" else "vocabulary"
+                raise ArtifactError(
+                    f"{folder}: must hold the {what} of field {item.name!r}, got "
+                    f"{', '.join(known) or 'none at all'}. {_ANEW}"
+                )
         return Encoders(schema=schema, vocabularies=vocabularies, numeric=numeric, counts={})
 
     def _counts_of(self, name: str) -> FieldCounts:
@@ -284,43 +214,39 @@ class Encoders:
         return counts.setdefault(name, FieldCounts())  # type: ignore[no-any-return]
 
     def _encode_group(
-        self, table: pa.Table, members: tuple[Field, ...], *, where: str
+        self, table: pa.Table, members: tuple[Field, ...], *, origin: Origin
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         columns, lengths = [], None
         for item in members:
-            events, counts_per_row = split_events(table, item, where=where)
+            events, counts_per_row = split_events(table, item, origin=origin)
             vocabulary = self.vocabularies[item.shares or item.name]
             columns.append(vocabulary.encode(events, self._counts_of(item.name)))
             if lengths is not None and not np.array_equal(lengths, counts_per_row):
                 row = int(np.argmax(lengths != counts_per_row))
                 raise DataError(
-                    f"{where}, row {row + 1}: columns of one sequence group must have as many "
-                    f"events, got {int(lengths[row])} and {int(counts_per_row[row])} in "
-                    f"{item.source!r}."
+                    f"{origin.of(item.source).row(row)}: columns of one sequence group must have "
+                    f"as many events, got {int(counts_per_row[row])} beside {int(lengths[row])} in "
+                    f"{members[0].source!r}. Mend the row, or give the fields groups of their own."
                 )
             lengths = counts_per_row
         assert lengths is not None
         return np.stack(columns, axis=1), lengths
 
-    def _roles(
-        self, table: pa.Table, *, where: str
-    ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32] | None]:
+    def _roles(self, table: pa.Table, *, origin: Origin) -> dict[str, NDArray[np.int64]]:
         roles, result = self.schema.roles, {}
         for name in ("user", "item", "request"):
-            source = getattr(roles, name)
-            if source and source in table.column_names:
-                result[name] = as_codes(combined(table[source]))
-        if roles.time and roles.time in table.column_names:
-            place = f"{where}, column {roles.time!r}"
-            result["time"] = as_microseconds(combined(table[roles.time]), roles, where=place)
-        if not roles.weight or roles.weight not in table.column_names:
-            return result, None
-        place = f"{where}, column {roles.weight!r}"
-        weights = as_floats(combined(table[roles.weight]), where=place)
-        if not (np.isfinite(weights) & (weights >= 0)).all():
-            row = int(np.argmin(np.isfinite(weights) & (weights >= 0)))
-            raise DataError(f"{place}: weights must be at least 0, got {weights[row]}.")
-        return result, weights.astype(np.float32)
+            if source := getattr(roles, name):
+                result[name] = as_codes(source_column(table, source, origin=origin))
+        if roles.time:
+            column = source_column(table, roles.time, origin=origin)
+            result["time"] = as_microseconds(column, roles, origin=origin.of(roles.time))
+        return result
+
+    def _weights(self, table: pa.Table, *, origin: Origin) -> NDArray[np.float32] | None:
+        name = self.schema.roles.weight
+        if not name:
+            return None
+        return as_weights(source_column(table, name, origin=origin), origin=origin.of(name))
 
 
 class EncodersFit:
@@ -338,25 +264,35 @@ class EncodersFit:
             item.name: NumericFit(item) for item in schema.fields if item.kind == "numeric"
         }
 
-    def add(self, table: pa.Table, *, where: str) -> None:
+    def add(
+        self, table: pa.Table, *, origin: Origin, training: NDArray[np.bool_] | None = None
+    ) -> None:
         """Take in training rows.
+
+        Args:
+            table: Raw columns under their source names.
+            origin: Where the rows come from, for messages.
+            training: Which of the rows (n,) to take in; None for all.
 
         Raises:
             DataError: A column is missing or a value has no meaning.
         """
+        mask = None if training is None else pa.array(training)
         for item in self.schema.fields:
             if item.kind == "numeric":
-                column = source_column(table, item.source, where=where)
-                values = as_floats(column, where=f"{where}, column {item.source!r}")
-                self._numeric[item.name].add(values)
+                column = source_column(table, item.source, origin=origin)
+                values = as_floats(column, origin=origin.of(item.source))
+                self._numeric[item.name].add(values if training is None else values[training])
                 continue
             vocabulary = self._vocabularies.get(item.shares or item.name)
             if vocabulary is None:
                 continue
             if item.is_jagged:
-                vocabulary.add(split_events(table, item, where=where)[0])
+                rows = table if mask is None else table.select([item.source]).filter(mask)
+                vocabulary.add(split_events(rows, item, origin=origin)[0])
             else:
-                vocabulary.add(source_column(table, item.source, where=where))
+                column = source_column(table, item.source, origin=origin)
+                vocabulary.add(column if mask is None else column.filter(mask))
 
     def finish(self) -> Encoders:
         """The encoders of all rows taken in."""
@@ -375,38 +311,31 @@ class EncodersFit:
         )
 
 
-def source_column(table: pa.Table, name: str, *, where: str) -> pa.Array:
-    """A column of a table as one array.
-
-    Raises:
-        DataError: There is no such column.
-    """
-    if name not in table.column_names:
-        raise DataError(f"{where}: must hold column {name!r}, got {', '.join(table.column_names)}.")
-    return combined(table[name])
-
-
-def split_events(table: pa.Table, item: Field, *, where: str) -> tuple[pa.Array, NDArray[np.int64]]:
+def split_events(
+    table: pa.Table, item: Field, *, origin: Origin
+) -> tuple[pa.Array, NDArray[np.int64]]:
     """Events of a sequence or words of a text, oldest first, and their number in each row.
 
     Only the last ``max_length`` of a row are kept; null is an empty history.
+
+    Raises:
+        DataError: The column holds no lists, and no text with the field's separator.
     """
-    column = source_column(table, item.source, where=where)
-    if item.kind == "text":
+    column = decoded(source_column(table, item.source, origin=origin, may_be_list=True))
+    if item.kind == "text" and not is_list(column.type):
         words = pc.utf8_lower(pc.fill_null(column.cast(pa.string()), ""))
         column = pc.split_pattern_regex(words, r"[^\p{L}\p{N}]+")
-    elif item.separator:
-        text = column.cast(pa.string())
-        empty = pc.or_kleene(pc.is_null(text), pc.equal(text, ""))
-        parts = pc.split_pattern(pc.fill_null(text, ""), item.separator)
-        column = pc.if_else(empty, pa.scalar([], parts.type), parts)
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+    elif item.separator and not is_list(column.type):
+        column = split_items(column.cast(pa.string()), item.separator)
+    elif column.null_count == len(column):
+        column = pa.nulls(len(column), pa.list_(pa.string()))
+    if not is_list(column.type):
         raise DataError(
-            f"{where}, column {item.source!r}: a sequence must be a list or a separated string, "
-            f"got {column.type}. Set separator, or another kind."
+            f"{origin.of(item.source)}: a sequence must be a list or a separated text, got "
+            f"{column.type}. Set separator, or another kind."
         )
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    events = column.flatten()
+    events = plain(column.flatten())
     kept = np.minimum(lengths, item.max_length)
     if (kept < lengths).any():
         ends = np.cumsum(lengths)
@@ -414,11 +343,11 @@ def split_events(table: pa.Table, item: Field, *, where: str) -> tuple[pa.Array,
         first = np.cumsum(kept) - kept
         positions = np.arange(int(kept.sum())) + np.repeat(starts - first, kept)
         events = events.take(pa.array(positions))
-    return combined(events), kept
+    return events, kept
 
 
 def read_labels(
-    table: pa.Table, schema: Schema, *, first_row: int, required: bool, where: str
+    table: pa.Table, schema: Schema, *, origin: Origin
 ) -> dict[str, NDArray[np.float32]]:
     """Labels by task; NaN where a label is not observed.
 
@@ -427,38 +356,25 @@ def read_labels(
     """
     labels: dict[str, NDArray[np.float32]] = {}
     for task in schema.tasks:
-        if task.name not in table.column_names and not required:
-            labels[task.name] = np.full(table.num_rows, np.nan, np.float32)
-            continue
-        place = f"{where}, column {task.name!r}"
-        column = source_column(table, task.name, where=where)
-        values = as_labels(column, where=place, first_row=first_row, binary=task.kind == "binary")
+        place = origin.of(task.name)
+        column = source_column(table, task.name, origin=origin)
+        values = as_labels(column, origin=place, binary=task.kind == "binary")
         if task.observed_when:
             values[labels[task.observed_when] != 1] = np.nan
-        elif required and np.isnan(values).any():
-            row = first_row + int(np.argmax(np.isnan(values))) + 1
+        elif np.isnan(values).any():
             raise DataError(
-                f"{place}, row {row}: a label must not be missing, got none. Remove the row, or "
-                f"set observed_when if it exists only after another event."
+                f"{place.row(int(np.argmax(np.isnan(values))))}: a label must not be missing, got "
+                f"none. Remove the row, or set observed_when if it exists only after another event."
             )
         labels[task.name] = values
     return labels
 
 
-def required_columns(schema: Schema, *, labels: bool) -> list[str]:
-    """Source columns that encoding reads, each once."""
-    names: Iterable[str] = (
-        *(item.source for item in schema.fields),
-        *(task.name for task in schema.tasks if labels),
-        *(
-            getattr(schema.roles, role)
-            for role in ("time", "user", "item", "request", "weight")
-            if getattr(schema.roles, role)
-        ),
-    )
+def required_columns(schema: Schema, *, inputs_only: bool) -> list[str]:
+    """Source columns that encoding reads, each once; those of the fields alone for prediction."""
+    names = [item.source for item in schema.fields]
+    if not inputs_only:
+        names += [task.name for task in schema.tasks]
+        roles = (getattr(schema.roles, r) for r in ("time", "user", "item", "request", "weight"))
+        names += [name for name in roles if name]
     return list(dict.fromkeys(names))
-
-
-def _write_ipc(sink: Any, table: pa.Table) -> None:  # noqa: ANN401  (an Arrow stream)
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)

@@ -1,7 +1,7 @@
 """A schema from the data alone: what each column is, and why we think so."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,15 +10,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tamis.data.columns import as_categories, as_floats, combined, is_stringlike, time_unit_of
-from tamis.data.readers import discover, sample_table
+from tamis.data.columns import (
+    TRUTH_WORDS,
+    Origin,
+    as_categories,
+    as_floats,
+    decoded,
+    is_list,
+    is_stringlike,
+    plain,
+    split_items,
+    unusable,
+)
+from tamis.data.hashing import hash_integers
+from tamis.data.readers import discover
+from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task
+from tamis.data.times import share_of_times
 from tamis.errors import DataError
 from tamis.evaluation import auc
 
 _SAMPLE_ROWS = 50_000
 _LABEL_NAMES = ("click", "clicked", "is_click", "label", "y", "target")
 _TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|hour_ts|event_time)($|_)", re.I)
+# A date without a time of day is as often that of a birth or a release.
+_DAY_NAME = re.compile(
+    r"^((event|log|request|impression|view|click)_?)?(date|day|dt|ds|time)$", re.I
+)
 _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
@@ -27,6 +45,13 @@ _SEPARATORS = "|,;"
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
 _FEW_VALUES = 64
+# Nearly all: a few bad values do not change what a column is; ingest names them.
+_NEARLY_ALL = 0.95
+# A label of at most so many whole values, nearly all of them 0 or 1, is meant to be binary.
+_FEW_LABELS = 10
+_MOSTLY_BINARY = 0.9
+_DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
+_NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,114 +76,180 @@ def infer_schema(
     Raises:
         DataError: The log cannot be read, a label is not there, or no column is left as input.
     """
-    files = discover(source)
-    table = sample_table(files[0], rows=_SAMPLE_ROWS)
-    where = str(files[0].path)
-    chosen = list(labels) or _guess_label(table, where)
+    file = discover(source)[0]
+    origin = Origin(file=str(file.path))
+    table = _readable(sample_table(file, rows=_SAMPLE_ROWS))
+    chosen = list(labels) or _guess_label(table, origin)
     for label in chosen:
         if label not in table.column_names:
             raise DataError(
-                f"{where}: must hold the label column {label!r}, got "
+                f"{origin}: must hold the label column {label!r}, got "
                 f"{', '.join(table.column_names)}. Name the right one with --label."
             )
-    tasks = tuple(_task(name, table, where) for name in chosen)
-    target = _target(table, tasks[0], where)
-    roles, warnings, fields, ignored = Roles(), [], [], []
-    for name in table.column_names:
-        if name in chosen:
-            continue
-        column = combined(table[name])
-        roles, is_time = _assign_role(roles, name, column)
-        if is_time:
+    warnings: list[str] = []
+    tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
+    target = _target(table, tasks[0], origin.of(chosen[0]))
+    columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
+    time = _time_role(columns)
+    doubts = {} if time else _time_doubts(columns)
+    warnings += doubts.values()
+    roles, fields, ignored = Roles(time=time), [], []
+    for name, column in columns.items():
+        if name == time:
             ignored.append(Ignored(column=name, reason="the time of the impression; splits use it"))
-        elif reason := _reason_to_ignore(name, column, target):
+            continue
+        roles = _assign_role(roles, name)
+        if reason := _reason_to_ignore(name, column, target):
             warnings.append(f"{name}: left out, {reason}")
             ignored.append(Ignored(column=name, reason=reason))
+        elif name in doubts and _is_unread_date(column):
+            ignored.append(Ignored(column=name, reason="a date or time of no known form"))
         else:
-            fields.append(_infer_field(name, column))
+            fields.append(_infer_field(name, column, warnings))
     if not fields:
         raise DataError(
-            f"{where}: must hold a column that can be an input, got none beside the labels: "
-            f"{'; '.join(warnings) or 'there are no other columns'}."
+            f"{origin}: must hold a column that can be an input, got none beside the labels: "
+            f"{'; '.join(warnings) or 'there are no other columns'}. Add columns to the log."
         )
     schema = Schema(fields=tuple(fields), tasks=tasks, roles=roles, ignored=tuple(ignored))
     return InferredSchema(schema=schema, warnings=tuple(warnings))
 
 
-def _guess_label(table: pa.Table, where: str) -> list[str]:
+def _readable(table: pa.Table) -> pa.Table:
+    """The sample with every column in one chunk of a plain type."""
+    columns = {name: decoded(plain(table[name])) for name in table.column_names}
+    for name, column in columns.items():
+        if pa.types.is_null(table[name].type):
+            columns[name] = pa.nulls(len(column))
+        elif pa.types.is_decimal(column.type):
+            whole = column.type.scale == 0 and column.type.precision <= 18
+            columns[name] = column.cast(pa.int64() if whole else pa.float64())
+    return pa.table(columns)
+
+
+def _guess_label(table: pa.Table, origin: Origin) -> list[str]:
     by_lower = {name.lower(): name for name in table.column_names}
     for name in _LABEL_NAMES:
         if name in by_lower:
             return [by_lower[name]]
     raise DataError(
-        f"{where}: must hold a label column named {', '.join(_LABEL_NAMES)}, got "
+        f"{origin}: must hold a label column named {', '.join(_LABEL_NAMES)}, got "
         f"{', '.join(table.column_names)}. Name it with --label."
     )
 
 
-def _task(name: str, table: pa.Table, where: str) -> Task:
-    values = as_floats(combined(table[name]), where=f"{where}, column {name!r}")
-    known = values[~np.isnan(values)]
-    if not len(known):
-        raise DataError(f"{where}, column {name!r}: a label must have values, got none.")
-    distinct = np.unique(known)
-    if np.isin(distinct, (0.0, 1.0)).all():
+def _task(name: str, table: pa.Table, origin: Origin, warnings: list[str]) -> Task:
+    column = table[name].chunk(0)
+    if column.null_count == len(column):
+        raise DataError(f"{origin}: a label must have values, got none. Name another with --label.")
+    values = _label_values(column, origin)
+    distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
+    is_binary = np.isin(distinct, (0.0, 1.0))
+    whole = bool((distinct == np.round(distinct)).all())
+    few = len(distinct) <= _FEW_LABELS and whole
+    if few and counts[is_binary].sum() >= _MOSTLY_BINARY * counts.sum():
         return Task(name=name)
     if len(distinct) == 2:
         raise DataError(
-            f"{where}, column {name!r}: a binary label must be 0 or 1, got {distinct[0]:g} and "
+            f"{origin}: a binary label must be 0 or 1, got {distinct[0]:g} and "
             f"{distinct[1]:g}. Map them to 0 and 1."
         )
+    kind = "whole numbers" if whole else "numbers"
+    warnings.append(
+        f"{name}: taken as a regression label, since it holds {len(distinct)} different {kind} "
+        f"from {distinct[0]:g} to {distinct[-1]:g}; if it should be binary, map it to 0 and 1"
+    )
     return Task(name=name, kind="regression")
 
 
-def _target(table: pa.Table, task: Task, where: str) -> NDArray[np.float64] | None:
+def _label_values(column: pa.Array, origin: Origin) -> NDArray[np.float64]:
+    """Labels as numbers, whatever their size; what is no number is refused."""
+    must, advice = "a label must be a number", "Map the labels to 0 and 1, or to numbers."
+    return as_floats(column, origin=origin, must=must, advice=advice, words=TRUTH_WORDS)
+
+
+def _target(table: pa.Table, task: Task, origin: Origin) -> NDArray[np.float64] | None:
     """Labels (n,) for the leakage check, or None where it has no meaning."""
-    values = as_floats(combined(table[task.name]), where=where)
-    if task.kind != "binary" or np.isnan(values).any() or len(np.unique(values)) < 2:
+    values = _label_values(table[task.name].chunk(0), origin)
+    if task.kind != "binary" or not np.isin(values, (0.0, 1.0)).all() or len(np.unique(values)) < 2:
         return None
     return values
 
 
-def _assign_role(roles: Roles, name: str, column: pa.Array) -> tuple[Roles, bool]:
-    if not roles.time and _looks_like_time(name, column):
-        return replace(roles, time=name), True
+def _assign_role(roles: Roles, name: str) -> Roles:
     if not roles.user and _USER_NAME.search(name):
-        return replace(roles, user=name), False
+        return replace(roles, user=name)
     if not roles.item and _ITEM_NAME.search(name):
-        return replace(roles, item=name), False
+        return replace(roles, item=name)
     if not roles.request and _REQUEST_NAME.search(name):
-        return replace(roles, request=name), False
-    return roles, False
+        return replace(roles, request=name)
+    return roles
 
 
-def _looks_like_time(name: str, column: pa.Array) -> bool:
-    if column.null_count:
+def _time_role(columns: Mapping[str, pa.Array]) -> str:
+    """The column of times; empty where there is none.
+
+    A value that is no time does not make the column something else: ingest names its row.
+    """
+    shares = {}
+    for name, column in columns.items():
+        named, dated = bool(_TIME_NAME.search(name)), bool(_DAY_NAME.search(name))
+        share = share_of_times(column, numbers=named, dates=dated)
+        if share < (0.5 if named or dated else _NEARLY_ALL) or _num_distinct(column) < 2:
+            continue
+        if share >= _NEARLY_ALL:
+            return name
+        shares[name] = share
+    return max(shares, key=lambda name: shares[name], default="")
+
+
+def _time_doubts(columns: Mapping[str, pa.Array]) -> dict[str, str]:
+    """A warning for each column that is named like a time and was not taken for one."""
+    doubts = {}
+    for name, column in columns.items():
+        known = column.drop_null()
+        if not _TIME_NAME.search(name) or not len(known) or unusable(known.type):
+            continue
+        if is_list(known.type) or _num_distinct(column) < 2:
+            continue
+        share = share_of_times(column, numbers=True, dates=True)
+        doubts[name] = (
+            f"{name}: named like a time, but {share:.0%} of its values can be read as one (such as "
+            f"{known[0].as_py()!r}), so that roles.time is empty and rows are split at random; "
+            f"if rows should be split by it, write it as ISO 8601 or a number since 1970"
+            if share < 0.5
+            else f"{name}: may be the time of the row, or of something else; roles.time is empty "
+            f"and rows are split at random; set roles.time = {name!r} if rows should be split by it"
+        )
+    return doubts
+
+
+def _is_unread_date(column: pa.Array) -> bool:
+    """Whether a column holds dates or times of a form that cannot be read."""
+    if not is_stringlike(column.type) or share_of_times(column, numbers=True, dates=True) >= 0.5:
         return False
-    if pa.types.is_timestamp(column.type):
-        return True
-    if not _TIME_NAME.search(name) or pa.types.is_boolean(column.type):
-        return False
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        try:
-            time_unit_of(float(pc.min(column).as_py()), where=name)
-        except DataError:
-            return False
-        return True
-    if not is_stringlike(column.type):
-        return False
-    try:
-        column.slice(0, 1000).cast(pa.timestamp("us"))
-    except pa.ArrowInvalid:
-        return False
-    return True
+    return _share(pc.match_substring_regex(column.drop_null(), _DATE_LIKE)) >= 0.5
+
+
+def _num_distinct(column: pa.Array) -> int:
+    if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+        return 0
+    return int(pc.count_distinct(column).as_py())
+
+
+def _share(mask: pa.Array) -> float:
+    return float(pc.mean(mask.cast(pa.float64())).as_py() or 0.0)
 
 
 def _reason_to_ignore(
     name: str, column: pa.Array, target: NDArray[np.float64] | None
 ) -> str | None:
     """Why a column cannot be an input, or None."""
-    if pa.types.is_nested(column.type):
+    if pa.types.is_null(column.type):
+        return "it holds no value in any row"
+    if why := unusable(column.type):
+        return f"its type is {column.type}: {why}"
+    if is_list(column.type):
         return None
     distinct = int(pc.count_distinct(column, mode="all").as_py())
     if distinct <= 1:
@@ -186,10 +277,11 @@ def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
     """
     scores = []
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = as_floats(column, where="")
+        values = as_floats(column, origin=Origin(file=""))
         scores.append(np.where(np.isfinite(values), values, np.nanmin(values) - 1))
     codes = as_categories(column).codes + 1
-    half = np.arange(len(codes)) % 2 == 0
+    # Drawn, not every second row: labels may alternate.
+    half = hash_integers(np.arange(len(codes))) % np.uint64(2) == 0
     rates = np.full(len(codes), 0.5)
     for fit in (half, ~half):
         counts = np.bincount(codes[fit], minlength=codes.max() + 1)
@@ -201,13 +293,13 @@ def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
     return max(max(value, 1 - value) for value in reached)
 
 
-def _infer_field(name: str, column: pa.Array) -> Field:
+def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         return Field(name=name, kind="sequence", reason="a list column")
     distinct = int(pc.count_distinct(column).as_py())
     if is_stringlike(kind):
-        return _infer_text_field(name, column, distinct)
+        return _infer_text_field(name, column, distinct, warnings)
     if pa.types.is_boolean(kind):
         return Field(name=name, kind="categorical", reason="true or false")
     if pa.types.is_integer(kind):
@@ -217,7 +309,7 @@ def _infer_field(name: str, column: pa.Array) -> Field:
             return Field(name=name, kind="categorical", reason=f"integers, {distinct} values")
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Field(name=name, kind="categorical", reason="a date beside the time column")
-    values = as_floats(column, where=name)
+    values = as_floats(column, origin=Origin(file="", column=name))
     finite = values[np.isfinite(values)]
     # Counts and amounts: never negative, and a tail far above the middle.
     if len(finite) and finite.min() >= 0 and finite.max() > 20 * max(np.median(finite), 1e-12):
@@ -225,17 +317,25 @@ def _infer_field(name: str, column: pa.Array) -> Field:
     return Field(name=name, kind="numeric", reason=f"numbers, {distinct} values")
 
 
-def _infer_text_field(name: str, column: pa.Array, distinct: int) -> Field:
+def _infer_text_field(name: str, column: pa.Array, distinct: int, warnings: list[str]) -> Field:
     texts = column.drop_null()
+    bracketed = _share(pc.match_substring_regex(texts, r"^\s*\[.*\]\s*$")) >= _NEARLY_ALL
     for separator in _SEPARATORS:
-        share = pc.mean(pc.cast(pc.match_substring(texts, separator), pa.float64())).as_py() or 0.0
-        if share < 0.3:
+        share = _share(pc.match_substring(texts, separator))
+        if share < (0.05 if bracketed else 0.3):
             continue
-        parts = pc.split_pattern(texts, separator).flatten()
+        parts = split_items(texts, separator).flatten()
         words = int(pc.count_distinct(parts).as_py())
-        if words <= 2 * distinct and words < 0.5 * len(parts):
+        if bracketed or (words <= 2 * distinct and words < 0.5 * len(parts)):
             reason = f"strings of {words} different parts between {separator!r}"
             return Field(name=name, kind="sequence", separator=separator, reason=reason)
+    numbers = pc.match_substring_regex(texts, _NUMBER_LIKE)
+    if _NEARLY_ALL <= _share(numbers) < 1:
+        odd = texts[pc.index(numbers, pa.scalar(value=False)).as_py()].as_py()
+        warnings.append(
+            f"{name}: taken as a category, since {odd!r} is no number as nearly all other values "
+            f"are; mend it if the column is numeric"
+        )
     if _mean_words(column) >= 4 and distinct > _FEW_VALUES:
         return Field(
             name=name,

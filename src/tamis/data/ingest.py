@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from tamis import config
 from tamis.data import splits
-from tamis.data.columns import as_codes, as_microseconds, combined
+from tamis.data.columns import Origin, as_codes, combined, source_column
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.encoders import (
     Encoders,
     EncodersFit,
     read_labels,
     required_columns,
-    source_column,
 )
-from tamis.data.readers import LogFile, column_names, discover, read_chunks
+from tamis.data.readers import LogFile, column_names, column_types, discover, read_chunks
 from tamis.data.schema import Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
+from tamis.data.times import as_microseconds
 from tamis.errors import DataError, SchemaError
 
 Progress = Callable[[str, int], None]
@@ -60,8 +60,9 @@ def ingest(
         The dataset, whose manifest holds ``report``: counts of what was met in each field.
 
     Raises:
-        DataError: A log cannot be read, or a value has no meaning; file, row, column are named.
-        SchemaError: The schema names a column that is not there.
+        DataError: A log cannot be read, or a value has no meaning; file, column and row are named.
+            Rows are counted from 1 in each file; a header is none.
+        SchemaError: The schema names a column that is not there, or holds nothing in any file.
         ArtifactError: The disk is full.
     """
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
@@ -72,21 +73,15 @@ def ingest(
     for part in log.parts("fit"):
         table = part.table
         training = part.split_of_row == 0
-        labels = read_labels(
-            table, schema, first_row=part.first_row, required=True, where=part.where
-        )
-        label_counts.add(labels, training)
+        label_counts.add(read_labels(table, schema, origin=part.origin), training)
         if training.any():
-            chosen = table if training.all() else table.filter(pa.array(training))
-            fit.add(chosen, where=part.where)
+            fit.add(table, origin=part.origin, training=None if training.all() else training)
     label_counts.check(log.where)
     encoders = fit.finish()
     with DatasetWriter(out, schema, encoders.spec) as writer:
         encoders.save(writer.encoders_path)
         for part in log.parts("encode"):
-            rows = encoders.encode(
-                part.table, first_row=part.first_row, labels_required=True, where=part.where
-            )
+            rows = encoders.encode(part.table, first_row=part.first_row, origin=part.origin)
             _write(writer, rows, part)
         return writer.finish(
             {
@@ -104,22 +99,30 @@ def ingest(
 
 
 def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
-    """Encode new rows with fitted encoders, as ``predict`` needs them; labels may be absent.
+    """Encode new rows with fitted encoders, as ``predict`` needs them.
+
+    Only the columns of the schema's fields are read: labels, times, weights and the other roles
+    may be absent or hold anything. Labels of the result are NaN. What was missing, unknown or
+    clipped is counted by field in ``encoders.counts``, which is complete once the iterator is used
+    up; encoders that were just loaded start from nothing.
 
     Raises:
         DataError: A log cannot be read, or lacks a column of the schema.
     """
     first_row = 0
-    numeric = _numeric_columns(encoders.schema)
+    schema = encoders.schema
+    wanted = required_columns(schema, inputs_only=True)
     for file in discover(source):
-        names = column_names(file)
-        wanted = required_columns(encoders.schema, labels=False)
-        _require(wanted, names, file, error=DataError)
-        present = [task.name for task in encoders.schema.tasks if task.name in names]
-        for table in read_chunks(file, columns=[*wanted, *present], numeric=numeric):
-            yield encoders.encode(
-                table, first_row=first_row, labels_required=False, where=str(file.path)
-            )
+        _require(wanted, column_names(file), file, error=DataError)
+        first_of_file = first_row
+        for table in read_chunks(
+            file,
+            columns=wanted,
+            numeric=_numeric_columns(schema),
+            categories=_category_columns(schema),
+        ):
+            origin = Origin(file=str(file.path), first_row=first_row - first_of_file)
+            yield encoders.encode(table, first_row=first_row, origin=origin, inputs_only=True)
             first_row += table.num_rows
 
 
@@ -131,7 +134,7 @@ class _Part:
     first_row: int
     split_of_row: NDArray[np.int8]
     truth: Mapping[str, NDArray[np.float64]]
-    where: str
+    origin: Origin
 
 
 class _Log:
@@ -182,11 +185,21 @@ class _Log:
         self._truth += [None if truth is None else truth / file.path.name for file in found]
 
     def check_columns(self) -> None:
-        wanted = required_columns(self.schema, labels=True)
+        """Refuse a schema that names a column which is not there, or which is empty everywhere."""
+        wanted = required_columns(self.schema, inputs_only=False)
         if self.split.column:
             wanted.append(self.split.column)
+        holds_values = set()
         for file in self.files:
             _require(wanted, column_names(file), file, error=SchemaError)
+            types = column_types(file)
+            holds_values |= {n for n in wanted if n not in types or not pa.types.is_null(types[n])}
+        for name in wanted:
+            if name not in holds_values:
+                raise SchemaError(
+                    f"{Origin(file=self.where).of(name)}: must hold values, got type null: none "
+                    f"in any row. Take the column out of the schema."
+                )
 
     def prepare_split(self) -> None:
         """For a split by time, read the times alone and find its bounds."""
@@ -194,9 +207,11 @@ class _Log:
             return
         roles, parts, done = self.schema.roles, [], 0
         for file in self.files:
-            place = f"{file.path}, column {roles.time!r}"
+            origin = Origin(file=str(file.path))
             for table in read_chunks(file, columns=[roles.time], numeric=frozenset()):
-                parts.append(as_microseconds(combined(table[roles.time]), roles, where=place))
+                column = source_column(table, roles.time, origin=origin)
+                parts.append(as_microseconds(column, roles, origin=origin.of(roles.time)))
+                origin = dataclasses.replace(origin, first_row=origin.first_row + table.num_rows)
                 done += table.num_rows
                 self.progress("times", done)
         times = np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -207,7 +222,7 @@ class _Log:
 
     def parts(self, phase: str) -> Iterator[_Part]:
         """All rows in order, with their splits."""
-        columns = required_columns(self.schema, labels=True)
+        columns = required_columns(self.schema, inputs_only=False)
         if self.split.column and self.split.column not in columns:
             columns.append(self.split.column)
         first_row = 0
@@ -221,17 +236,17 @@ class _Log:
             )
             truths = _TruthReader(truth)
             for table in _read_ahead(chunks):
-                where = str(file.path)
+                origin = Origin(file=str(file.path), first_row=first_row - first_of_file)
                 yield _Part(
                     table=table,
                     first_row=first_row,
                     split_of_row=(
                         np.full(table.num_rows, split, np.int8)
                         if split is not None
-                        else self._assign(table, first_row, where)
+                        else self._assign(table, first_row, origin)
                     ),
                     truth=truths.take(first_row - first_of_file, table.num_rows),
-                    where=where,
+                    origin=origin,
                 )
                 first_row += table.num_rows
                 self.progress(phase, first_row)
@@ -239,18 +254,18 @@ class _Log:
             raise DataError(f"{self.where}: must hold rows, got a header only.")
         self.rows = first_row
 
-    def _assign(self, table: pa.Table, first_row: int, where: str) -> NDArray[np.int8]:
+    def _assign(self, table: pa.Table, first_row: int, origin: Origin) -> NDArray[np.int8]:
         roles = self.schema.roles
         if self.by == "time":
-            column = source_column(table, roles.time, where=where)
-            return splits.split_by_time(as_microseconds(column, roles, where=where), self._bounds)
+            column = source_column(table, roles.time, origin=origin)
+            times = as_microseconds(column, roles, origin=origin.of(roles.time))
+            return splits.split_by_time(times, self._bounds)
         if self.by == "user":
-            users = as_codes(source_column(table, roles.user, where=where))
+            users = as_codes(source_column(table, roles.user, origin=origin))
             return splits.split_by_share(users, self.split)
         if self.by == "column":
-            column = source_column(table, self.split.column, where=where)
-            place = f"{where}, column {self.split.column!r}"
-            return splits.split_by_column(column, where=place)
+            column = source_column(table, self.split.column, origin=origin)
+            return splits.split_by_column(column, origin=origin.of(self.split.column))
         rows = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
         return splits.split_by_share(rows, self.split)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tamis.data.batch import Batch, Jagged
 from tamis.data.dataset import EncodedRows, Split
 from tamis.data.schema import InputSpec
-from tamis.errors import DataError
+from tamis.errors import ArtifactError, DataError
 
 ROWS_PER_BLOCK = 4096
 BLOCKS_PER_POOL = 64
@@ -67,6 +67,7 @@ class Loader:
         self._split, self._spec = split, spec
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self._drop_last, self._prefetch = drop_last, prefetch
+        self._are_ids_checked = False
         # Small data still spreads over ranks: the block shrinks until every rank has some.
         rows_per_block = min(ROWS_PER_BLOCK, max(1, split.num_rows // world_size))
         starts = np.arange(0, split.num_rows, rows_per_block, dtype=np.int64)
@@ -90,6 +91,9 @@ class Loader:
 
         What comes is what an uninterrupted epoch would have given from there; the blocks before
         it are not read. Closing the iterator ends the background thread.
+
+        Raises:
+            ArtifactError: An id lies outside of its table; checked until an epoch was read whole.
         """
         batches = self._batches(epoch, start_batch)
         if self._prefetch == 0:
@@ -117,6 +121,8 @@ class Loader:
             if position <= start:
                 continue
             pool = _read_pool(self._split, self._spec, chosen)
+            if not self._are_ids_checked:
+                _check_ids(pool, self._split, self._spec)
             used = max(0, start - begin)
             while used < count:
                 missing = self.batch_size - (rest.num_rows if rest is not None else 0)
@@ -126,6 +132,7 @@ class Loader:
                 if rest.num_rows == self.batch_size:
                     yield rest.to_batch()
                     rest = None
+        self._are_ids_checked = self._are_ids_checked or start_batch == 0
         if rest is not None and not self._drop_last:
             yield rest.to_batch()
 
@@ -250,6 +257,28 @@ def _read_pool(split: Split, spec: InputSpec, blocks: NDArray[np.int64]) -> _Row
     )
     columns.release()
     return pool
+
+
+def _check_ids(pool: _Rows, split: Split, spec: InputSpec) -> None:
+    """Refuse ids outside of their tables: in merged tables they are rows of other fields."""
+    sizes = spec.num_rows_by_table
+    groups = [(pool.ids, [(item.name, item.table) for item in spec.categorical])]
+    groups += [
+        (pool.sequences[group.name].values, list(zip(group.fields, group.tables, strict=True)))
+        for group in spec.sequences
+    ]
+    for ids, columns in groups:
+        if not len(ids) or not columns:
+            continue
+        # Seen without a sign, negative ids are large ones.
+        largest = ids.view(np.uint32 if ids.dtype.itemsize == 4 else np.uint64).max(axis=0)
+        for (name, table), value in zip(columns, largest.tolist(), strict=True):
+            if value >= sizes[table]:
+                raise ArtifactError(
+                    f"{split.columns.path}, column {name!r}: ids must be below {sizes[table]}, the "
+                    f"rows of their table, got one that is not. The file was altered after it was "
+                    f"written; ingest the log anew."
+                )
 
 
 def _read_matrix(

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tamis.data.hashing import hash_strings
+from tamis.errors import ArtifactError
 
 
 class StringLookup:
@@ -23,6 +24,9 @@ class StringLookup:
 
         Args:
             values: (V,) distinct strings without nulls.
+
+        Raises:
+            ArtifactError: A string is there twice.
         """
         self._values = values
         # Two of a million strings collide once in 40 million lists; another seed parts them.
@@ -32,6 +36,12 @@ class StringLookup:
             ordered = hashes[order]
             if not (ordered[1:] == ordered[:-1]).any():
                 break
+            # Equal strings collide under every seed.
+            if (count := pc.count_distinct(values).as_py()) < len(values):
+                raise ArtifactError(
+                    f"vocabulary: must hold each category once, got {count} different ones among "
+                    f"{len(values)}. It was altered after it was written; ingest the log anew."
+                )
         self._seed, self._hashes, self._order = seed, ordered, order
 
     def positions(self, strings: pa.Array) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ _QUANTILE_KNOTS = 257
 
 
 class Counts(Protocol):
-    """What an encoder counts; ``encoders.FieldCounts`` is one."""
+    """What an encoder counts; ``vocabulary.FieldCounts`` is one."""
 
     rows: int
     missing: int

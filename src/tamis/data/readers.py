@@ -1,6 +1,7 @@
 """Raw logs as a stream of tables: CSV, TSV, Parquet and JSON lines, compressed or not."""
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,12 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from tamis.data.read_errors import (
+    explain_csv,
+    explain_json,
+    explain_other,
+    said,
+)
 from tamis.errors import DataError
 
 Format = Literal["csv", "parquet", "json"]
@@ -28,7 +35,8 @@ _FORMATS: dict[str, Format] = {
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 _DELIMITERS = ",\t;|"
 # What counts as missing in text files; "NA" does not: it is Namibia's code, among others.
-_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
+NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _SNIFFED_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 24
 
@@ -94,15 +102,27 @@ def column_names(file: LogFile) -> list[str]:
         DataError: The file cannot be read, or two columns have one name.
     """
     if file.format == "parquet":
-        names = list(_open_parquet(file.path).schema_arrow.names)
+        names = list(open_parquet(file.path).schema_arrow.names)
     elif file.format == "csv":
-        names = _read_header(file.path)[0]
+        names = read_header(file.path)[0]
     else:
-        names = next(read_chunks(file, columns=None, numeric=frozenset())).column_names
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{file.path}: column names must differ, got {name!r} twice.")
+        try:
+            names = list(_sniffed_json(file))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise DataError(explained(said(error), file)) from error
+    _check_names(names, file.path)
     return names
+
+
+def column_types(file: LogFile) -> dict[str, pa.DataType]:
+    """Types of a file's columns by name, where the file says them; none for text files.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if file.format != "parquet":
+        return {}
+    return {item.name: item.type for item in open_parquet(file.path).schema_arrow}
 
 
 def read_chunks(
@@ -143,31 +163,18 @@ def read_chunks(
                 yield _table(pending, file, columns)
                 pending, rows = [], 0
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        message = _with_row(str(error), file, columns, numeric)
-        raise DataError(f"{file.path}: {_explain(message)}") from error
+        message = _with_row(said(error), file, columns, numeric)
+        raise DataError(explained(message, file)) from error
     if rows:
         yield _table(pending, file, columns)
 
 
-def sample_table(file: LogFile, *, rows: int) -> pa.Table:
-    """The first rows of a file, with types inferred; for schema inference.
-
-    Raises:
-        DataError: The file is damaged or has no rows.
-    """
-    try:
-        if file.format == "parquet":
-            batch = next(_open_parquet(file.path).iter_batches(batch_size=rows), None)
-            table = None if batch is None else pa.Table.from_batches([batch])
-        elif file.format == "csv":
-            table = _sample_csv(file.path, rows)
-        else:
-            table = next(read_chunks(file, columns=None, numeric=frozenset()), None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.path}: {_explain(str(error))}") from error
-    if table is None or table.num_rows == 0:
-        raise DataError(f"{file.path}: must hold rows, got a header only.")
-    return table.slice(0, rows)
+def _check_names(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"{path}: column names must differ, got {name!r} twice. Rename one of the two."
+            )
 
 
 def _format_of(path: Path) -> Format | None:
@@ -177,21 +184,28 @@ def _format_of(path: Path) -> Format | None:
     return _FORMATS.get(Path(name).suffix)
 
 
-def _open_parquet(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+def open_parquet(path: Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file; columns of ``read_dictionary`` come as Arrow dictionaries.
+
+    Raises:
+        DataError: The file is no whole Parquet.
+    """
     try:
         return pq.ParquetFile(
             path, memory_map=False, pre_buffer=False, read_dictionary=list(read_dictionary)
         )
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: must be whole Parquet, got {error}.") from error
+        raise DataError(
+            f"{path}: must be whole Parquet, got {said(error)}. Write the file anew."
+        ) from error
 
 
 def _parquet_batches(
     file: LogFile, columns: Sequence[str] | None, categories: frozenset[str]
 ) -> Iterator[pa.RecordBatch]:
-    types = {item.name: item.type for item in _open_parquet(file.path).schema_arrow}
+    types = {item.name: item.type for item in open_parquet(file.path).schema_arrow}
     strings = [name for name in categories if name in types and pa.types.is_string(types[name])]
-    reader = _open_parquet(file.path, strings)
+    reader = open_parquet(file.path, strings)
     wanted = None if columns is None else list(columns)
     # Row group by row group: a batch across two of them has two dictionaries, and one of both
     # is dear to make.
@@ -209,7 +223,7 @@ def _csv_batches(
     *,
     use_threads: bool = True,
 ) -> Iterator[pa.RecordBatch]:
-    names, delimiter = _read_header(file.path)
+    names, delimiter = read_header(file.path)
     wanted = names if columns is None else list(columns)
     types = {name: pa.float64() if name in numeric else pa.string() for name in wanted}
     with pa.input_stream(str(file.path), compression="detect") as stream:
@@ -220,7 +234,7 @@ def _csv_batches(
             convert_options=pa.csv.ConvertOptions(
                 column_types=types,
                 include_columns=wanted,
-                null_values=_NULLS,
+                null_values=NULLS,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
             ),
@@ -228,35 +242,37 @@ def _csv_batches(
         yield from reader
 
 
-def _sample_csv(path: Path, rows: int) -> pa.Table:
-    delimiter = _read_header(path)[1]
-    with pa.input_stream(str(path), compression="detect") as stream:
-        reader = pa.csv.open_csv(
-            stream,
-            read_options=pa.csv.ReadOptions(block_size=1 << 22),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                null_values=_NULLS, strings_can_be_null=True, quoted_strings_can_be_null=True
-            ),
-        )
-        batches: list[pa.RecordBatch] = []
-        for batch in reader:
-            batches.append(batch)
-            if sum(item.num_rows for item in batches) >= rows:
-                break
-    return pa.Table.from_batches(batches, reader.schema)
-
-
 def _json_batches(
     file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
 ) -> Iterator[pa.RecordBatch]:
-    del numeric  # JSON has types of its own.
-    with pa.input_stream(str(file.path), compression="detect") as stream:
-        reader = pa.json.open_json(
-            stream, read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES)
+    # Types are sniffed in the first block. Later ones may hold further columns, numbers with a
+    # fraction where there were whole ones, and texts where there were only dates or nothing.
+    types = _sniffed_json(file)
+    for name, kind in types.items():
+        if name in numeric and pa.types.is_integer(kind):
+            types[name] = pa.float64()
+        elif columns is not None and (pa.types.is_timestamp(kind) or pa.types.is_null(kind)):
+            types[name] = pa.string()
+    wanted = [(name, types[name]) for name in columns or types if name in types]
+    parse = pa.json.ParseOptions(
+        explicit_schema=pa.schema(wanted), unexpected_field_behavior="ignore"
+    )
+    with _json_stream(file) as stream:
+        yield from pa.json.open_json(
+            stream,
+            read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=parse,
         )
-        for batch in reader:
-            yield batch if columns is None else batch.select(list(columns))
+
+
+def _sniffed_json(file: LogFile) -> dict[str, pa.DataType]:
+    read = pa.json.ReadOptions(block_size=_BLOCK_BYTES)
+    with _json_stream(file) as stream, pa.json.open_json(stream, read_options=read) as reader:
+        return {item.name: item.type for item in reader.schema}
+
+
+def _json_stream(file: LogFile) -> pa.NativeFile:
+    return pa.input_stream(str(file.path), compression="detect")
 
 
 _BATCHES = {"csv": _csv_batches, "json": _json_batches}
@@ -266,28 +282,35 @@ def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] 
     table = pa.Table.from_batches(batches)
     for name in columns or ():
         if name not in table.column_names:
-            raise DataError(f"{file.path}: must hold column {name!r}, got {table.column_names}.")
+            raise DataError(
+                f"{file.path}: must hold column {name!r}, got {', '.join(table.column_names)}. "
+                f"Mend the schema or the log."
+            )
     return table
 
 
-def _read_header(path: Path) -> tuple[list[str], str]:
-    """Names of the columns and the delimiter that cuts the header into most of them."""
+def read_header(path: Path) -> tuple[list[str], str]:
+    """Names of a text file's columns and the delimiter that cuts the header into most of them.
+
+    Raises:
+        DataError: The file cannot be read, or its first line names no columns.
+    """
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
             head = stream.read(_SNIFFED_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: must be readable, got {error}.") from error
+        raise DataError(explain_other(path, said(error))) from error
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:
-            line = head[: error.start].count(b"\n") + 1
+            line = len(_LINE_END.findall(head[: error.start].decode("latin-1"))) + 1
             raise DataError(
                 f"{path}: line {line} must be UTF-8, got byte {head[error.start]:#04x}. "
                 f"Save the file as UTF-8."
             ) from error
         text = head[: error.start].decode("utf-8-sig")
-    first = text.split("\n", 1)[0].rstrip("\r")
+    first = _LINE_END.split(text, maxsplit=1)[0]
     if not first.strip():
         raise DataError(f"{path}: the first line must name the columns, got an empty line.")
     counts = {mark: first.count(mark) for mark in _DELIMITERS}
@@ -324,16 +347,12 @@ def _with_row(
         for _ in _csv_batches(file, columns, numeric, use_threads=False):
             pass
     except pa.ArrowInvalid as error:
-        return str(error)
+        return said(error)
     return message
 
 
-def _explain(message: str) -> str:
-    """Arrow's message with what to do."""
-    if "Expected" in message and "columns" in message:
-        return f"every row must have as many values as the header, got {message}. Mend that row."
-    if "conversion error to string" in message:
-        return f"text must be UTF-8, got {message}. Save the file as UTF-8."
-    if "conversion error" in message:
-        return f"a numeric column must hold numbers, got {message}. Mend it or change its kind."
-    return f"must be readable, got {message}. The file may be cut short or damaged."
+def explained(message: str, file: LogFile) -> str:
+    """A whole message, with what to do, from Arrow's."""
+    if file.format == "csv":
+        return explain_csv(file.path, message, read_header(file.path)[0])
+    return (explain_json if file.format == "json" else explain_other)(file.path, message)

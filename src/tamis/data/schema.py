@@ -208,11 +208,18 @@ def load_schema(path: Path) -> Schema:
     Raises:
         SchemaError: The file is missing, not TOML, has unknown keys or contradicts itself.
     """
+    if path.is_dir():
+        raise SchemaError(
+            f"{path}: must be a schema file, got a folder. Name the file, such as "
+            f"{path / 'schema.toml'}."
+        )
     try:
-        return schema_from_table(config.read_toml(path))
+        table = config.read_toml(path)
     except ConfigError as error:
-        raise SchemaError(f"{path}: {error}") from error
-    except SchemaError as error:
+        raise SchemaError(str(error)) from error  # It names the file already.
+    try:
+        return schema_from_table(table)
+    except (ConfigError, SchemaError) as error:
         raise SchemaError(f"{path}: {error}") from error
 
 

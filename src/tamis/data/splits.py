@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tamis.data.columns import as_categories
+from tamis.data.columns import Origin, as_categories
 from tamis.data.hashing import hash_integers
 from tamis.errors import ConfigError, DataError
 
@@ -93,18 +93,22 @@ def split_by_time(times: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[
     return np.searchsorted(np.asarray(bounds), times, side="right").astype(np.int8)
 
 
-def split_by_column(column: pa.Array, *, where: str) -> NDArray[np.int8]:
+def split_by_column(column: pa.Array, *, origin: Origin) -> NDArray[np.int8]:
     """Split that a column names.
 
     Raises:
-        DataError: A value names no split.
+        DataError: A value names no split, or is missing; file, column and row are named.
     """
     categories = as_categories(column)
     names = [_ALIASES.get(value.lower(), value) for value in categories.values.to_pylist()]
-    for name in names:
-        if name not in SPLIT_NAMES:
-            raise DataError(f"{where}: must name a split (train, valid or test), got {name!r}.")
-    if (categories.codes < 0).any():
-        raise DataError(f"{where}: must name a split in every row, got none in some.")
-    codes = np.array([SPLIT_NAMES.index(name) for name in names], np.int8)
-    return codes[categories.codes]
+    codes = np.array([SPLIT_NAMES.index(n) if n in SPLIT_NAMES else -1 for n in [*names, ""]])
+    split_of_row = codes[categories.codes]  # Code -1, a missing value, takes the last.
+    if (split_of_row < 0).any():
+        position = int(np.argmax(split_of_row < 0))
+        code = int(categories.codes[position])
+        value = "none" if code < 0 else repr(names[code])
+        raise DataError(
+            f"{origin.row(position)}: must name a split (train, valid or test), got {value}. Mend "
+            f"it, or split in another way."
+        )
+    return split_of_row.astype(np.int8)

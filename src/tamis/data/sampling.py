@@ -1,0 +1,105 @@
+"""The first rows of a log with the types that their values suggest, for schema inference."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from tamis.data.read_errors import said, wrong_csv_value
+from tamis.data.readers import (
+    NULLS,
+    LogFile,
+    column_names,
+    explained,
+    open_parquet,
+    read_chunks,
+    read_header,
+)
+from tamis.errors import DataError
+
+_BLOCK_BYTES = 1 << 22
+
+
+def sample_table(file: LogFile, *, rows: int) -> pa.Table:
+    """The first rows of a file, with types inferred; for schema inference.
+
+    Raises:
+        DataError: The file is damaged or has no rows.
+    """
+    column_names(file)  # Refuses two columns of one name.
+    try:
+        if file.format == "parquet":
+            batch = next(open_parquet(file.path).iter_batches(batch_size=rows), None)
+            table = None if batch is None else pa.Table.from_batches([batch])
+        elif file.format == "csv":
+            table = _sample_csv(file.path, rows)
+        else:
+            table = next(read_chunks(file, columns=None, numeric=frozenset()), None)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(explained(said(error), file)) from error
+    if table is None or table.num_rows == 0:
+        raise DataError(f"{file.path}: must hold rows, got a header only.")
+    return table.slice(0, rows)
+
+
+def _sample_csv(path: Path, rows: int) -> pa.Table:
+    """First rows with sniffed types; a column is text where its values would be lost otherwise."""
+    names = read_header(path)[0]
+    texts: dict[str, pa.DataType] = {}
+    while True:
+        try:
+            table = _sniff_csv(path, rows, texts)
+            break
+        except pa.ArrowInvalid as error:
+            # Types are sniffed in the first block only; what does not fit later is text.
+            wrong = wrong_csv_value(str(error))
+            if wrong is None or names[wrong[0]] in texts:
+                raise
+            texts[names[wrong[0]]] = pa.string()
+    lost = [name for name in table.column_names if _may_lose_values(table[name])]
+    if not lost:
+        return table
+    exact = _sniff_csv(path, rows, texts | dict.fromkeys(lost, pa.string()))
+    for name in lost:
+        if pa.types.is_time(table[name].type) or _are_whole_numbers(exact[name]):
+            table = table.set_column(table.column_names.index(name), name, exact[name])
+    return table
+
+
+def _may_lose_values(column: pa.ChunkedArray) -> bool:
+    """Whether sniffing may have cut values: ids beyond 64 signed bits, or times of day."""
+    if not pa.types.is_floating(column.type):
+        return bool(pa.types.is_time(column.type))
+    wide = pc.greater_equal(pc.abs(column), 2.0**63)
+    return bool(pc.any(pc.and_(wide, pc.is_finite(column))).as_py())
+
+
+def _are_whole_numbers(texts: pa.ChunkedArray) -> bool:
+    """Whether texts say whole numbers, but for a few bad ones that ingest will name."""
+    known = texts.drop_null()
+    whole = pc.match_substring_regex(known, r"^\s*[+-]?\d+\s*$")
+    return bool(pc.mean(whole.cast(pa.int8())).as_py() >= 0.95)
+
+
+def _sniff_csv(path: Path, rows: int, types: Mapping[str, pa.DataType]) -> pa.Table:
+    delimiter = read_header(path)[1]
+    with pa.input_stream(str(path), compression="detect") as stream:
+        reader = pa.csv.open_csv(
+            stream,
+            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict(types),
+                null_values=NULLS,
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+        batches: list[pa.RecordBatch] = []
+        for batch in reader:
+            batches.append(batch)
+            if sum(item.num_rows for item in batches) >= rows:
+                break
+    return pa.Table.from_batches(batches, reader.schema)

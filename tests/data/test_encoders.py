@@ -1,0 +1,121 @@
+"""Encoders on disk: a file that is missing or altered is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.encoders import Encoders
+from tamis.data.ingest import encode_log, ingest
+from tamis.data.schema import Field, Schema, Task
+from tamis.data.splits import SplitConfig
+from tamis.errors import ArtifactError, DataError
+
+SCHEMA = Schema(
+    fields=(
+        Field(name="user", kind="categorical"),
+        Field(name="price", kind="numeric"),
+        Field(name="past", kind="sequence", group="events"),
+        Field(name="past_shop", kind="sequence", group="events"),
+    ),
+    tasks=(Task(name="click"),),
+)
+
+
+def _table(count: int = 60) -> pa.Table:
+    return pa.table(
+        {
+            "user": [f"user {k % 7}" for k in range(count)],
+            "price": [k / 3 for k in range(count)],
+            "past": [[k, k + 1][: k % 3] for k in range(count)],
+            "past_shop": [[k % 5] * (k % 3) for k in range(count)],
+            "click": [k // 2 % 2 for k in range(count)],
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pq.write_table(_table(), tmp_path / "log.parquet")
+    split = SplitConfig(by="ratio")
+    return ingest(
+        tmp_path / "log.parquet", tmp_path / "d", schema=SCHEMA, split=split
+    ).encoders_path
+
+
+def test_vocabulary_that_is_gone_is_named_by_its_field(folder: Path) -> None:
+    (folder / "vocabulary-0000.arrow").unlink()
+
+    with pytest.raises(ArtifactError, match=r"must hold the vocabulary of field 'user', got past"):
+        Encoders.load(folder, SCHEMA)
+
+
+def test_transform_that_is_gone_is_named_by_its_field(folder: Path) -> None:
+    table = json.loads((folder / "encoders.json").read_text())
+    del table["numeric"]["price"]
+    (folder / "encoders.json").write_text(json.dumps(table))
+
+    with pytest.raises(ArtifactError, match=r"must hold the transform of field 'price', got none"):
+        Encoders.load(folder, SCHEMA)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"hashed": {}, "numeric": {"price": {"x": 1}}}'])
+def test_encoders_of_another_form_are_refused(folder: Path, text: str) -> None:
+    (folder / "encoders.json").write_text(text)
+
+    with pytest.raises(ArtifactError, match=r"encoders.json: must hold the encoders of a dataset"):
+        Encoders.load(folder, SCHEMA)
+
+
+def _cut_short(data: bytes) -> bytes:
+    return data[:-40]
+
+
+def _offset_out_of_bounds(data: bytes) -> bytes:
+    # Offsets of 'user 0', 'user 1', ...: 0, 6, 12; the third becomes larger than the texts.
+    good = b"".join(k.to_bytes(4, "little") for k in (0, 6, 12))
+    assert data.count(good) == 1
+    return data.replace(good, good[:8] + (10**6).to_bytes(4, "little"))
+
+
+def _no_text(data: bytes) -> bytes:
+    return data.replace(b"user 3", b"\xff\xffer 3")
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _offset_out_of_bounds, _no_text])
+def test_damaged_vocabulary_is_named(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / "vocabulary-0000.arrow"
+    path.write_bytes(damage(path.read_bytes()))
+
+    with pytest.raises(ArtifactError, match=r"vocabulary-0000.arrow: must be a whole vocabulary"):
+        Encoders.load(folder, SCHEMA)
+
+
+def test_vocabulary_of_numbers_is_refused(folder: Path) -> None:
+    path = folder / "vocabulary-0000.arrow"
+    table = pa.table({"value": [1, 2]}, metadata={"field": "user"})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    with pytest.raises(
+        ArtifactError, match=r"must hold texts and no nulls, got 0 nulls of type in"
+    ):
+        Encoders.load(folder, SCHEMA)
+
+
+def test_sequences_of_one_group_with_other_lengths_are_named_with_their_row(
+    folder: Path, tmp_path: Path
+) -> None:
+    table = _table()
+    shops = table["past_shop"].to_pylist()
+    shops[40] = [1, 2, 3]
+    table = table.set_column(3, "past_shop", pa.array(shops))
+    pq.write_table(table, tmp_path / "new.parquet")
+
+    with pytest.raises(
+        DataError, match=r"new.parquet, column 'past_shop', row 41: .* got 3 beside"
+    ):
+        list(encode_log(tmp_path / "new.parquet", Encoders.load(folder, SCHEMA)))
