@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tamis import artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.inference import InferredSchema
 from tamis.data.inference import infer_schema as _infer_schema
-from tamis.data.ingest import MARKET_MANIFEST, Progress, Source, encode_log
+from tamis.data.ingest import MARKET_MANIFEST, Progress, Source
 from tamis.data.ingest import ingest as _ingest
 from tamis.data.market import MarketSummary, market_schema
 from tamis.data.market import simulate as _simulate
-from tamis.data.schema import Schema, load_schema
+from tamis.data.schema import InputSpec, Schema, load_schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
-from tamis.errors import DataError
+from tamis.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tamis.evaluation.significance import PairedDifference
+    from tamis.training.compare import Comparison
+    from tamis.training.config import RunConfig
     from tamis.training.loop import Observer
+    from tamis.training.predict_log import Prediction
 
 RUNS = Path("runs")
 DATASETS = Path("datasets")
@@ -63,25 +63,6 @@ class Run:
     def predict(self, source: Source) -> pa.Table:
         """Predict new rows; labels need not be there. See :func:`predict`."""
         return predict(self.path, source)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Two runs on the same rows, one task."""
-
-    task: str
-    """Task compared."""
-    split: str
-    """Split compared."""
-    metrics: tuple[Mapping[str, Any], Mapping[str, Any]]
-    """Metrics of the first and the second run."""
-    auc: "PairedDifference | None"
-    """Second less first; DeLong, clustered by user where users are known. Where rows have weights,
-    which DeLong's test knows nothing of, bootstrap by user."""
-    ne: "PairedDifference | None"
-    """Second less first; bootstrap by user."""
-    note: str = ""
-    """Why the two are None: the rows do not suffice for a test."""
 
 
 def prepare_process(threads: int = 0) -> int:
@@ -138,8 +119,10 @@ def simulate(
 
     Raises:
         DataError: ``out`` exists and is not empty.
+        StorageError: The disk is full or ``out`` cannot be written.
     """
-    return _simulate(rows, Path(out), seed=seed, progress=progress)
+    with artifacts.disk_errors(Path(out)):
+        return _simulate(rows, Path(out), seed=seed, progress=progress)
 
 
 def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Path:
@@ -147,18 +130,49 @@ def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Pa
 
     Returns:
         Where it was written: ``out``, or ``out/schema.toml`` for a folder.
+
+    Raises:
+        ConfigError: ``out`` is neither a TOML file nor a folder.
     """
-    path = out if out.suffix == ".toml" else out / "schema.toml"
-    artifacts.write_text(path, schema_of(source, labels).schema.to_toml())
+    return write_schema(schema_of(source, labels).schema, out)
+
+
+def write_schema(schema: Schema, out: Path) -> Path:
+    """Write a schema for editing; see :func:`infer_schema`.
+
+    Raises:
+        ConfigError: ``out`` is neither a TOML file nor a folder.
+    """
+    is_other_file = out.is_file() if out.exists() else out.suffix[1:].isalpha()
+    if out.suffix != ".toml" and is_other_file:
+        raise ConfigError(
+            f"{out}: must be a .toml file or a folder, got "
+            f"{f'the ending {out.suffix!r}' if out.suffix else 'another file'}. Name one "
+            f"such as {out.with_suffix('.toml')}."
+        )
+    path = out / "schema.toml" if out.suffix != ".toml" or out.is_dir() else out
+    artifacts.write_text(path, schema.to_toml())
     return path
 
 
 def schema_of(source: Source, labels: Sequence[str] = ()) -> InferredSchema:
-    """Schema of a log: the market's own for a simulated market, else inferred."""
+    """Schema of a log: the market's own for a simulated market, else inferred.
+
+    Raises:
+        DataError: The log cannot be read, or is a folder that tamis wrote for something else.
+    """
     given = [source] if isinstance(source, (str, Path)) else list(source)
+    _check_log(source)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
-    return _infer_schema(given, labels)
+    inferred = _infer_schema(given, labels)
+    if inferred.schema.roles.time:
+        return inferred
+    warning = (
+        "time: no column was recognised as one, so rows cannot be split by time; if there is one, "
+        "name it as roles.time of the schema"
+    )
+    return dataclasses.replace(inferred, warnings=(*inferred.warnings, warning))
 
 
 def ingest(
@@ -179,7 +193,18 @@ def ingest(
         schema: Schema, or its file; inferred when absent.
         split: How to split; by time where there is a time, else at random 8:1:1.
         progress: Told how far it is.
+
+    Raises:
+        ConfigError: There are ``labels`` beside a ``schema``, which names them itself.
+        DataError: A log cannot be read, or a value has no meaning.
+        StorageError: The disk is full or ``out`` cannot be written.
     """
+    if schema is not None and labels:
+        raise ConfigError(
+            f"labels: must not be given with a schema, whose tasks are the labels, got "
+            f"{', '.join(labels)}. Leave one of the two out."
+        )
+    _check_log(source)
     if schema is None:
         first = next(iter(source.values())) if isinstance(source, Mapping) else source
         schema = schema_of(first, labels).schema
@@ -188,7 +213,8 @@ def ingest(
     given: Any = source
     if not isinstance(source, (str, Path, Mapping)) and len(source) == 1:
         given = source[0]
-    return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
+    with artifacts.disk_errors(Path(out)):
+        return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
 
 
 def split_config(name: str, *, valid: float, test: float) -> SplitConfig:
@@ -200,8 +226,7 @@ def split_config(name: str, *, valid: float, test: float) -> SplitConfig:
 
 def is_dataset(path: Path | str) -> bool:
     """Whether a folder is a finished dataset."""
-    manifest = Path(path) / artifacts.MANIFEST
-    return manifest.exists() and artifacts.read_json(manifest).get("kind") == "dataset"
+    return artifacts.kind_of(Path(path)) == "dataset"
 
 
 def dataset_folder_for(log: Path) -> Path:
@@ -215,14 +240,18 @@ def dataset_folder_for(log: Path) -> Path:
 
 
 def open_dataset(path: Path | str, *, verify: bool = False) -> Dataset:
-    """Open a dataset that was ingested before."""
+    """Open a dataset that was ingested before; ``verify`` hashes every file of it.
+
+    Raises:
+        ArtifactError: The folder is no dataset, or one of its files is damaged.
+    """
     return Dataset.open(Path(path), verify=verify)
 
 
 def train(
     dataset: Dataset | Path | str,
     *,
-    model: str = "dhen",
+    model: str | None = None,
     recipe: Path | str | None = None,
     settings: Sequence[str] = (),
     run: Path | str | None = None,
@@ -232,8 +261,8 @@ def train(
     """Train a model on a dataset, or go on with a run that was stopped.
 
     Args:
-        dataset: A dataset or its folder.
-        model: Name in the catalog; unused with a recipe.
+        dataset: A dataset or its folder, whose files are then verified.
+        model: Name in the catalog; ``dhen`` when there is no recipe either.
         recipe: TOML file with a complete configuration.
         settings: Overrides of the form ``"training.max_epochs=3"``.
         run: Run folder; a new one below ``runs/`` when absent. Given again, it is resumed.
@@ -241,31 +270,58 @@ def train(
         report: Whether to compute diagnostics and write ``report.html``.
 
     Raises:
-        ConfigError: A setting is wrong, or the folder holds another run.
+        ConfigError: A setting is wrong, or the folder holds another run or something else.
+        ArtifactError: The dataset is damaged.
         DataError: The dataset lacks a split.
+        StorageError: The disk is full or the run's folder cannot be written.
     """
-    from tamis.training.config import run_config_from_table
     from tamis.training.loop import train as _train
 
-    data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    if run is not None:
+        check_run_folder(run)
+    chosen, is_sized = _settings_of(model, recipe, settings)
+    data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, verify=True)
     for name in SPLIT_NAMES[:2]:
         data.split(name)
-    table: Mapping[str, Any] = {"model": {"name": model}}
-    if recipe is not None:
-        table = config.read_toml(Path(recipe))
-    table = config.override(table, settings)
-    chosen = run_config_from_table(table)
-    if "batch_size" not in table.get("training", {}):
+    if not is_sized:
         size = default_batch_size(data.split("train").num_rows)
         chosen = dataclasses.replace(
             chosen, training=dataclasses.replace(chosen.training, batch_size=size)
         )
     folder = Path(run) if run is not None else _next_run(data.path.name, chosen.model_name)
-    result = _train(data, chosen, folder, observer=observer)
+    if observer is not None and run is None:
+        observer.on_message(f"run: {folder}")
+    with artifacts.disk_errors(folder):
+        result = _train(data, chosen, folder, observer=observer)
     finished = Run(folder)
     if result.status == "finished" and report and not (folder / "report.html").exists():
         write_report(finished, data)
     return finished
+
+
+def check_run_folder(run: Path | str) -> None:
+    """Check that a folder is a run, or free for one.
+
+    Raises:
+        ConfigError: A file stands there, or a folder with anything else in it.
+    """
+    from tamis.training.run_folder import check_place
+
+    check_place(Path(run))
+
+
+def check_settings(
+    *,
+    model: str | None = None,
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+) -> None:
+    """Check what :func:`train` would be given, before a log is read for it.
+
+    Raises:
+        ConfigError: A setting is wrong, or both a model and a recipe are given.
+    """
+    _settings_of(model, recipe, settings)
 
 
 def default_batch_size(rows: int) -> int:
@@ -283,25 +339,28 @@ def evaluate(run: Run | Path | str, data: Dataset | Path | str, *, split: str) -
         ``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task.
 
     Raises:
+        ArtifactError: The run is unfinished, or run or dataset are damaged.
         DataError: The dataset was encoded differently.
+        StorageError: The disk is full or the run's folder cannot be written.
     """
-    from tamis.training.evaluate import evaluate_dataset
+    from tamis.training.evaluate import evaluate_dataset, load_predictor
 
-    folder = _folder(run)
-    dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    predictor, spec = _predictor(folder)
-    if spec != dataset.spec:
-        raise DataError(
-            f"{dataset.path}: must be encoded as the run's dataset was, got other fields or "
-            f"tables. Evaluate on that dataset, or predict the raw log."
-        )
+    folder = _finished_run(run)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
+    predictor, spec = load_predictor(folder)
+    _check_encoders(folder, spec, dataset)
     out = folder / "evaluations" / dataset.fingerprint[:12]
-    return evaluate_dataset(predictor, dataset, splits=(split,), out=out)
+    with artifacts.disk_errors(out):
+        return evaluate_dataset(predictor, dataset, splits=(split,), out=out)
 
 
 def dataset_of(run: Run | Path | str) -> Path:
-    """Folder of the dataset that a run was trained on."""
-    return Path(artifacts.read_json(_folder(run) / "run.json")["dataset"]["path"])
+    """Folder of the dataset that a finished run was trained on.
+
+    Raises:
+        ArtifactError: The folder holds no finished run.
+    """
+    return Path(artifacts.read_json(_finished_run(run) / "run.json")["dataset"]["path"])
 
 
 def predict(run: Run | Path | str, source: Source, out: Path | str | None = None) -> pa.Table:
@@ -310,89 +369,44 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
     Args:
         run: A finished run.
         source: Log file, several, or a folder of them.
-        out: Parquet (or ``.csv``) file to write; None only returns the table.
+        out: File to write, which ends in ``.parquet``, ``.pq`` or ``.csv``; None only returns the
+            table.
 
     Returns:
         One row per row of the log: ``row``, and ``prediction_<task>`` for each task.
 
     Raises:
-        DataError: The log cannot be read or lacks a column.
+        ArtifactError: The run is unfinished or damaged.
+        ConfigError: ``out`` is one of the logs, or has another ending.
+        DataError: The log cannot be read, has no rows or lacks a column.
+        StorageError: The disk is full or ``out`` cannot be written.
     """
-    from tamis.data.encoders import Encoders
-    from tamis.data.loader import batches_of_rows
-    from tamis.training.predict import predict as _predict
+    return predict_counted(run, source, out).table
 
-    folder = _folder(run)
-    predictor, spec = _predictor(folder)
-    schema = load_schema(folder / "inputs" / "schema.toml")
-    encoders = Encoders.load(folder / "inputs" / "encoders", schema)
-    parts, rows_seen = [], []
-    for rows in encode_log(source, encoders):
-        parts.append(
-            _predict(
-                predictor.model,
-                batches_of_rows(rows, spec, batch_size=predictor.batch_size),
-                tasks=spec.tasks,
-                device=predictor.device,
-                precision=predictor.precision,
-            )
-        )
-        rows_seen.append(rows.row)
-    predictions = np.concatenate(parts)
-    columns: dict[str, Any] = {"row": np.concatenate(rows_seen)}
-    columns |= {f"prediction_{t.name}": predictions[:, i] for i, t in enumerate(spec.tasks)}
-    table = pa.table(columns)
-    if out is not None:
-        _write_table(table, Path(out))
-    return table
+
+def predict_counted(
+    run: Run | Path | str, source: Source, out: Path | str | None = None
+) -> "Prediction":
+    """Predict as :func:`predict` does, and say what was met in the fields of the log."""
+    from tamis.training.predict_log import predict_log
+
+    folder = _finished_run(run)
+    _check_log(source)
+    return predict_log(folder, source, None if out is None else Path(out))
 
 
 def compare(
     first: Run | Path | str, second: Run | Path | str, *, split: str = "test"
-) -> list[Comparison]:
+) -> "list[Comparison]":
     """Compare two runs on the rows that both predicted, task by task.
 
     Raises:
-        DataError: The runs predicted different rows.
+        ArtifactError: A run is unfinished, or its predictions are damaged.
+        DataError: The runs predicted different rows or labels, or tasks of another kind.
     """
-    from tamis.evaluation.bootstrap import paired_bootstrap
-    from tamis.evaluation.delong import delong_test
+    from tamis.training.compare import compare_runs
 
-    tables = [_read_predictions(_folder(run), split) for run in (first, second)]
-    if not tables[0]["row"].equals(tables[1]["row"]):
-        raise DataError(
-            f"compare: runs must have predicted the same rows of the split {split!r}, got "
-            f"{tables[0].num_rows:,} and {tables[1].num_rows:,} different ones. Train both on one "
-            f"dataset."
-        )
-    users, weights = (
-        tables[0][name].to_numpy() if name in tables[0].column_names else None
-        for name in ("user", "weight")
-    )
-    records = [Run(_folder(run)).metrics[split] for run in (first, second)]
-    comparisons = []
-    for task in records[0]:
-        if task not in records[1] or records[0][task].get("auc") is None:
-            continue
-        labels = tables[0][f"label:{task}"].to_numpy()
-        old, new = (table[f"prediction:{task}"].to_numpy() for table in tables)
-        metrics = (records[0][task], records[1][task])
-        try:
-            if weights is None:
-                auc = delong_test(labels, old, new, groups=users)
-                (ne,) = paired_bootstrap(labels, old, new, users, seed=0, metrics=("ne",))
-            else:
-                ne, auc = paired_bootstrap(
-                    labels, old, new, users, seed=0, metrics=("ne", "auc"), weights=weights
-                )
-        except DataError as error:
-            unknown = Comparison(
-                task=task, split=split, metrics=metrics, auc=None, ne=None, note=str(error)
-            )
-            comparisons.append(unknown)
-            continue
-        comparisons.append(Comparison(task=task, split=split, metrics=metrics, auc=auc, ne=ne))
-    return comparisons
+    return compare_runs(_folder(first), _folder(second), split=split)
 
 
 def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
@@ -403,10 +417,12 @@ def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
     """
     from tamis.reports.run_report import write_run_report
     from tamis.training.diagnostics import diagnose
+    from tamis.training.evaluate import load_predictor
 
     folder = _folder(run)
     if dataset is not None:
-        predictor, _ = _predictor(folder)
+        folder = _finished_run(run)
+        predictor, _ = load_predictor(folder)
         split = "test" if "test" in dataset.split_names else "valid"
         seed = int(artifacts.read_json(folder / "run.json")["seed"])
         found = diagnose(predictor, dataset, split=split, seed=seed)
@@ -418,25 +434,68 @@ def _folder(run: Run | Path | str) -> Path:
     return run.path if isinstance(run, Run) else Path(run)
 
 
-def _predictor(folder: Path) -> tuple[Any, Any]:
-    from tamis.training.evaluate import Predictor
-    from tamis.training.predict import (
-        choose_device,
-        choose_precision,
-        load_model,
-        load_run_config,
-    )
+def _finished_run(run: Run | Path | str) -> Path:
+    from tamis.training.run_folder import check_finished
 
-    training = load_run_config(folder).training
-    device = choose_device("auto" if training.device.startswith("cuda") else training.device)
-    model, spec = load_model(folder, device=device)
-    predictor = Predictor(
-        model=model,
-        device=device,
-        precision=choose_precision(training.precision, device),
-        batch_size=max(training.batch_size, 4096),
-    )
-    return predictor, spec
+    check_finished(_folder(run))
+    return _folder(run)
+
+
+def _settings_of(
+    model: str | None, recipe: Path | str | None, settings: Sequence[str]
+) -> "tuple[RunConfig, bool]":
+    """The config that a caller asks for, and whether it sets the batch size."""
+    from tamis.training.config import read_run_config, run_config_from_table
+
+    if recipe is None:
+        table: Mapping[str, Any] = {"model": {"name": model or "dhen"}}
+    elif model is not None:
+        raise ConfigError(
+            f"model: must not be given with a recipe, which names its own, got {model!r} and "
+            f"{recipe}. Leave one of the two out, or override model.name."
+        )
+    else:
+        table = config.read_toml(Path(recipe))
+    chosen = config.override(table, settings)
+    try:
+        return run_config_from_table(chosen), "batch_size" in chosen.get("training", {})
+    except ConfigError:
+        if recipe is not None:
+            read_run_config(Path(recipe))  # names the recipe where it is to blame
+        raise
+
+
+def _check_log(source: Source | Mapping[str, Source]) -> None:
+    """Refuse folders that tamis wrote for something else, whose JSON would pass for a log."""
+    if isinstance(source, Mapping):
+        for part in source.values():
+            _check_log(part)
+        return
+    for path in map(Path, [source] if isinstance(source, (str, Path)) else source):
+        what = artifacts.describe_folder(path)
+        if what:
+            raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")
+
+
+def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:
+    """Refuse a dataset whose ids and numbers mean something else than the run's."""
+    from tamis.training.run_folder import verified_inputs
+
+    advice = "Evaluate on the run's own dataset, or predict the raw log."
+    if spec != dataset.spec:
+        raise DataError(
+            f"{dataset.path}: must be encoded as the run's dataset was, got other fields or "
+            f"tables. {advice}"
+        )
+    ours = verified_inputs(run)
+    theirs = {name: entry["sha256"] for name, entry in dataset.manifest["files"].items()}
+    names = {name for name in ours.keys() | theirs.keys() if name.startswith("encoders/")}
+    other = sorted(name for name in names if ours.get(name) != theirs.get(name))
+    if other:
+        raise DataError(
+            f"{dataset.path}: must be encoded with the run's own encoders, got another {other[0]}: "
+            f"its ids stand for other categories or numbers. {advice}"
+        )
 
 
 def _next_run(dataset: str, model: str) -> Path:
@@ -445,21 +504,3 @@ def _next_run(dataset: str, model: str) -> Path:
         if not folder.exists():
             return folder
     raise AssertionError("a counter does not end")
-
-
-def _read_predictions(folder: Path, split: str) -> pa.Table:
-    path = folder / "predictions" / f"{split}.arrow"
-    if not path.exists():
-        raise DataError(f"{folder}: must hold predictions of the split {split!r}, got none.")
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    import pyarrow.csv
-
-    with artifacts.atomic_path(path) as temporary:
-        if path.suffix == ".csv":
-            pyarrow.csv.write_csv(table, temporary)
-        else:
-            pq.write_table(table, temporary)

@@ -17,10 +17,13 @@ from typing import Any
 
 import psutil
 
-from tamis.errors import ArtifactError, RunInUseError
+from tamis.errors import ArtifactError, RunInUseError, StorageError
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 @contextlib.contextmanager
@@ -31,7 +34,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whole. If the block raises, the temporary file is removed and ``path`` is as it was.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
+        ArtifactError: ``path`` is a folder, or runs through a file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -46,11 +50,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an error that names the place and says what to do.
+
+    Args:
+        path: What the block works on, for the message.
+
+    Raises:
+        StorageError: The disk is full or the place cannot be written.
+        ArtifactError: A file stands where a folder must be, or a folder where a file must be.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_READ_ONLY, *_WRONG_KIND):
+            raise
+        raise _as_artifact_error(path, error) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file atomically.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -60,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 file atomically.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     write_bytes(path, text.encode())
 
@@ -69,7 +92,7 @@ def write_json(path: Path, payload: Any) -> None:
     """Write indented JSON atomically; keys keep their order, NaN is refused.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
         ValueError: The payload holds NaN or an infinity, which JSON has no word for.
     """
     write_text(path, json.dumps(payload, indent=1, allow_nan=False) + "\n")
@@ -79,12 +102,18 @@ def read_json(path: Path) -> Any:
     """Read JSON that tamis wrote.
 
     Raises:
-        ArtifactError: The file is missing or is not JSON.
+        ArtifactError: The file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: must exist, got no such file.") from error
+        raise ArtifactError(
+            f"{path}: must exist, got no such file. Check the path, or make it anew."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: must be a readable file, got {error.strerror}. Check the path."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path}: must be JSON, got {error}. It was cut short or altered; make it anew."
@@ -154,23 +183,64 @@ def read_manifest(folder: Path, *, kind: str, version: int, verify: bool) -> dic
     """
     path = folder / MANIFEST
     if not path.exists():
+        article = "" if kind.endswith("s") else "a "  # weights, predictions and inputs are many
         raise ArtifactError(
-            f"{folder}: must be a finished {kind} with a {MANIFEST}, got none. "
+            f"{folder}: must be {article}finished {kind} with a {MANIFEST}, got none. "
             f"Give another folder or make it anew."
         )
     manifest = read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{path}: must be a manifest, got another JSON document.")
+        raise ArtifactError(
+            f"{path}: must be a manifest, got another JSON document. Give another folder."
+        )
     if manifest.get("kind") != kind or manifest.get("version") != version:
         raise ArtifactError(
-            f"{path}: must be a {kind} of version {version}, got {manifest.get('kind')!r} of "
-            f"version {manifest.get('version')!r}. Make it anew with this tamis."
+            f"{path}: must be of kind {kind!r} and version {version}, got "
+            f"{manifest.get('kind')!r} of version {manifest.get('version')!r}. Give another "
+            f"folder, or make it anew with this tamis."
         )
     for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise ArtifactError(
+                f"{path}: must give bytes and sha256 of {name!r}, got {entry!r}. Make it anew."
+            )
         check_file(
             folder / name, num_bytes=entry["bytes"], sha256=entry["sha256"] if verify else ""
         )
     return manifest
+
+
+def kind_of(folder: Path) -> str:
+    """Kind of the artifact in a folder; empty where there is none.
+
+    Raises:
+        ArtifactError: Its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.exists() else None
+    return str(manifest.get("kind", "")) if isinstance(manifest, dict) else ""
+
+
+def describe_folder(folder: Path) -> str:
+    """What tamis wrote into a folder and what to do with it; empty where it may hold logs."""
+    if not folder.is_dir():
+        return ""
+    kind = kind_of(folder)
+    if kind == "dataset":
+        return "a dataset. Train on it, or name the log that it was made from."
+    if kind:
+        return f"a folder of kind {kind!r}. Name the log itself."
+    if (folder / "schema.toml").exists() and (folder / "splits").is_dir():
+        return f"a dataset without its {MANIFEST}. Remove it and ingest the log anew."
+    if _is_run(folder):
+        return f"a run. To go on with it, give its dataset and --run {folder}."
+    for path in sorted(folder.rglob("*.json")):
+        inner = path.parent
+        if path.name == MANIFEST and (inner / "schema.toml").exists():
+            return f"a folder with the dataset {inner} in it. Name that, or the log itself."
+        if path.name == "run.json" and _is_run(inner):
+            return f"a folder with the run {inner} in it. Name a dataset or a log."
+    return ""
 
 
 def check_file(path: Path, *, num_bytes: int, sha256: str) -> None:
@@ -196,14 +266,21 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         RunInUseError: A living process holds the folder.
+        StorageError: The disk is full or the folder cannot be written.
+        ArtifactError: A file stands in its place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    _take_lock(path, folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _take_lock(path, folder)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() and (folder / "config.toml").exists()
 
 
 def _take_lock(path: Path, folder: Path) -> None:
@@ -250,9 +327,19 @@ def _sync(path: Path) -> None:
 
 
 def _as_artifact_error(path: Path, error: OSError) -> ArtifactError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError(
-            f"{path}: must fit on the disk, got {error.strerror}. Free space or give another "
+    # Not the error's own text, in which Arrow says what it was writing.
+    said = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _FULL:
+        return StorageError(
+            f"{path}: must fit on the disk, got {said}. Free space or give another "
             f"folder; what stood there before is unharmed."
         )
-    return ArtifactError(f"{path}: must be writable, got {error.strerror or error}.")
+    if error.errno == errno.EISDIR:
+        return ArtifactError(f"{path}: must be a file, got a folder. Name a file.")
+    if error.errno in _WRONG_KIND:
+        return ArtifactError(
+            f"{path}: must be a folder or lie in one, got a file in its place. Name another path."
+        )
+    return StorageError(
+        f"{path}: must be writable, got {said}. Mend its permissions or give another folder."
+    )

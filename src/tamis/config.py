@@ -27,12 +27,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file.
 
     Raises:
-        ConfigError: The file is missing or is not TOML; the message has line and column.
+        ConfigError: The file is missing, a folder, unreadable or not TOML; for the latter the
+            message has line and column.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: must exist, got no such file. Check the path.") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: must be a TOML file, got a folder. Name the file.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: must be a readable file, got {error.strerror}. Check the path."
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: must be UTF-8 text, got {error}. Save it as UTF-8.") from error
     try:
@@ -98,6 +105,8 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], *, where: str) ->
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}."
+            if not names:
+                hint = f"{where or 'This table'} takes no keys; remove it."
             raise ConfigError(f"{_join(where, key)}: must be a known key, got {key!r}. {hint}")
 
 

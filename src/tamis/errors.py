@@ -25,5 +25,9 @@ class ArtifactError(TamisError, ValueError):
     """A file that tamis wrote is missing, truncated, altered or of another version."""
 
 
+class StorageError(ArtifactError):
+    """A file cannot be written: the disk is full, or the place is read-only."""
+
+
 class RunInUseError(TamisError, RuntimeError):
     """A run folder belongs to a process that is still alive."""

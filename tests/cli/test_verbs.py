@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from tamis import artifacts
 from tamis.cli.main import app
 
 FAST = ("--set", "training.max_epochs=1", "--set", "model.head_units=[8]")
@@ -139,9 +140,9 @@ def test_quickstart_ends_with_the_gap_to_the_optimum(
         (("train", "nothing.csv", "--label", "y"), 2, "nothing.csv: must exist"),
         (("train", "that.csv", "--label", "z"), 2, "must hold the label column 'z'"),
         (("train", "that.csv", "--label", "y", "--model", "dehn"), 2, "Did you mean 'dhen'?"),
-        (("evaluate", "nowhere"), 2, "run.json: must exist"),
+        (("evaluate", "nowhere"), 2, "nowhere: must be a run folder with run.json"),
         (("predict", "nowhere", "that.csv", "--out", "p.csv"), 2, "must be a run folder"),
-        (("compare", "a", "b"), 2, "must hold predictions of the split 'test'"),
+        (("compare", "a", "b"), 2, "a: must be a run folder with run.json"),
         (("report", "nowhere"), 2, "must be a run folder with run.json"),
         (("simulate", "--rows", "10", "--out", "m"), 2, "rows: must be at least 1000"),
         (("reproduce", "tabel"), 2, "table: must be one of frappe"),
@@ -192,10 +193,13 @@ def test_compare_says_when_the_rows_do_not_suffice(clicks: Path) -> None:
     for name in ("a", "b"):
         _tamis("train", "d", "--model", "lr", "--run", name, "--set", "training.max_epochs=1")
     for name in ("a", "b"):
-        path = Path(name, "predictions", "test.arrow")
+        folder = Path(name, "predictions")
+        path = folder / "test.arrow"
         rows = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all().slice(0, 30)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
+        files = list(folder.glob("*.arrow"))
+        artifacts.write_manifest(folder, kind="predictions", version=1, files=files, payload={})
 
     result = _tamis("compare", "a", "b")
 

@@ -1,9 +1,14 @@
 """A run's configuration: complete, strict, and round as a trip."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from tamis.data.dataset import Dataset
 from tamis.errors import ConfigError
-from tamis.training.config import run_config_from_table
+from tamis.training.config import read_run_config, run_config_from_table
+from tamis.training.loop import train
 
 
 def test_config_survives_a_round_trip() -> None:
@@ -43,8 +48,38 @@ def test_config_survives_a_round_trip() -> None:
             {"model": {"name": "lr"}, "optimizer": {"dense_lr": 0.0}},
             r"dense_lr: must be positive, got 0.0",
         ),
+        ({"model": "lr"}, r"model: must be a table, got 'lr'. Write it as \[model\]"),
+        ({"model": {"name": 3}}, r"model.name: must be a model of the catalog, got 3. Use one of"),
+        (
+            {"model": {"name": "lr", "width": 3}},
+            r"model.width: must be a known key, got 'width'. model takes no keys; remove it",
+        ),
+        (
+            {"model": {"name": "lr"}, "training": {"seed": -1}},
+            r"training: seed: must be in \[0, 2\*\*63\), got -1",
+        ),
+        (
+            {"model": {"name": "lr"}, "training": {"seed": 2**63}},
+            r"training: seed: must be in \[0, 2\*\*63\), got 9223372036854775808",
+        ),
     ],
 )
 def test_wrong_setting_says_where_and_what(table: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_config_from_table(table)
+
+
+def test_wrong_setting_of_a_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('[model]\nname = "lr"\n[training]\npatiense = 1\n')
+
+    with pytest.raises(ConfigError, match=r"s.toml: training.patiense: must be a known key"):
+        read_run_config(path)
+
+
+def test_largest_seed_trains(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    training = {"seed": 2**63 - 1, "max_epochs": 1, "batch_size": 100}
+    settings = run_config_from_table({"model": {"name": "lr"}, "training": training})
+
+    assert train(make_dataset(train=200), settings, tmp_path / "run").status == "finished"
+    assert read_run_config(tmp_path / "run" / "config.toml") == settings

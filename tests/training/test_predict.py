@@ -103,7 +103,7 @@ def test_logits_become_probabilities_in_float64_but_for_regression() -> None:
 def test_unfinished_run_has_no_model(run: tuple[Dataset, Path]) -> None:
     (run[1] / "checkpoints" / "best" / "manifest.json").unlink()
 
-    with pytest.raises(ArtifactError, match="must be a finished weights"):
+    with pytest.raises(ArtifactError, match=r"must be finished weights with a manifest.json"):
         load_model(run[1], device=_CPU)
 
 
@@ -137,3 +137,26 @@ def test_precision_on_a_cpu_is_float32_without_fast_bfloat16() -> None:
     assert choose_precision("auto", _CPU) == (torch.bfloat16 if is_fast else torch.float32)
     assert choose_precision("bfloat16", _CPU) == torch.bfloat16
     assert choose_precision("float32", _CPU) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["schema.toml", "spec.json", "encoders/encoders.json"])
+def test_altered_inputs_are_refused(run: tuple[Dataset, Path], name: str) -> None:
+    path = run[1] / "inputs" / name
+    path.write_bytes(path.read_bytes() + b" ")
+
+    with pytest.raises(ArtifactError, match=rf"inputs/{name}: must hold \d+ bytes"):
+        load_model(run[1], device=_CPU)
+
+
+def test_inputs_that_are_not_sealed_are_refused(run: tuple[Dataset, Path]) -> None:
+    (run[1] / "inputs" / "manifest.json").unlink()
+
+    with pytest.raises(ArtifactError, match=r"inputs: must be sealed by .* Train anew, or give"):
+        load_model(run[1], device=_CPU)
+
+
+def test_damaged_config_of_a_run_is_named(run: tuple[Dataset, Path]) -> None:
+    (run[1] / "config.toml").write_text('[model]\nname = "deepfm"\ndroput = 0.5\n')
+
+    with pytest.raises(ConfigError, match=r"run/config.toml: model.droput: must be a known key"):
+        load_run_config(run[1])

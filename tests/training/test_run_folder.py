@@ -10,9 +10,17 @@ from tamis import artifacts
 from tamis.config import from_table, read_toml
 from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec, load_schema
-from tamis.errors import ConfigError
+from tamis.errors import ArtifactError, ConfigError
 from tamis.training.config import RunConfig, run_config_from_table
-from tamis.training.run_folder import begin_work, check_run, is_opened, open_run
+from tamis.training.run_folder import (
+    begin_work,
+    check_finished,
+    check_place,
+    check_run,
+    is_opened,
+    open_run,
+    verified_inputs,
+)
 
 
 def _settings(**training: object) -> RunConfig:
@@ -91,3 +99,90 @@ def test_what_a_killed_process_left_half_written_is_removed(opened: tuple[Datase
 
     assert list(run.rglob("*.tmp")) == []
     assert kept.exists()
+
+
+def test_inputs_are_sealed(opened: tuple[Dataset, Path]) -> None:
+    _, run = opened
+
+    assert set(verified_inputs(run)) == {"encoders/encoders.json", "schema.toml", "spec.json"}
+
+    (run / "inputs" / "spec.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"inputs/spec.json: must hold \d+ bytes, got 2"):
+        verified_inputs(run)
+
+
+def test_inputs_of_an_earlier_version_are_written_anew_when_the_run_goes_on(
+    opened: tuple[Dataset, Path],
+) -> None:
+    dataset, run = opened
+    before = verified_inputs(run)
+    (run / "inputs" / "manifest.json").unlink()
+    (run / "inputs" / "encoders" / "vocabulary-0007.arrow").write_bytes(b"of another dataset")
+    with pytest.raises(ArtifactError, match=r"must be sealed by a manifest.json, got none"):
+        verified_inputs(run)
+
+    check_run(dataset, _settings(), run)
+
+    assert verified_inputs(run) == before
+    assert not (run / "inputs" / "encoders" / "vocabulary-0007.arrow").exists()
+
+
+def test_other_model_is_named_before_its_settings(opened: tuple[Dataset, Path]) -> None:
+    dataset, run = opened
+    other = run_config_from_table({"model": {"name": "dcn_v2"}, "optimizer": {"dense_lr": 0.5}})
+
+    with pytest.raises(ConfigError, match=r"got model.name='dcn_v2' instead of 'fm'"):
+        check_run(dataset, other, run)
+
+
+def test_dataset_of_a_run_has_an_absolute_path(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset()
+    monkeypatch.chdir(tmp_path)
+
+    open_run(Dataset.open(Path("data")), _settings(), Path("run"))
+
+    recorded = artifacts.read_json(tmp_path / "run" / "run.json")["dataset"]["path"]
+    assert recorded == str((tmp_path / "data").resolve())
+
+
+def test_place_of_a_run_is_a_run_an_empty_folder_or_free(
+    opened: tuple[Dataset, Path], tmp_path: Path
+) -> None:
+    dataset, run = opened
+    check_place(run)
+    check_place(tmp_path / "free")
+    (tmp_path / "empty").mkdir()
+    check_place(tmp_path / "empty")
+    (run / "config.toml").unlink()
+    check_place(run)  # as a process leaves it that was killed while it opened the run
+
+    (run / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="or an empty one, got 'checkpoints' in it"):
+        check_place(run)
+    with pytest.raises(ConfigError, match="or an empty one, got 'encoders' in it"):
+        check_place(dataset.path)
+    with pytest.raises(ConfigError, match="or a free name for one, got a file"):
+        check_place(dataset.path / "manifest.json")
+
+
+def test_unfinished_run_says_its_status_and_step(opened: tuple[Dataset, Path]) -> None:
+    _, run = opened
+    (run / "checkpoints" / "step-0000001234").mkdir(parents=True)
+
+    with pytest.raises(
+        ArtifactError, match=r"got status 'running' at step 1,234. Give .* with --run"
+    ):
+        check_finished(run)
+
+    (run / "metrics.json").write_text("{}")
+    check_finished(run)
+
+
+def test_file_or_other_folder_is_no_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"must be a run folder with run.json, got none"):
+        check_finished(tmp_path)
+    (tmp_path / "that.csv").write_text("a,b\n")
+    with pytest.raises(ArtifactError, match=r"that.csv: must be a run folder, got a file"):
+        check_finished(tmp_path / "that.csv")

@@ -38,10 +38,16 @@ def compare(
         )
         for item in comparisons:
             verdict = item.note if item.ne is None else _verdict(item.ne)
-            current.console.print(f"{item.task}: {verdict}")
+            current.say(f"{item.task}: {verdict}")
         current.finish(
+            run=second,
             runs=[first, second],
             split=split,
+            metrics={split: {item.task: item.metrics[1] for item in comparisons}},
+            baseline={
+                "run": first,
+                "metrics": {split: {item.task: item.metrics[0] for item in comparisons}},
+            },
             comparisons={
                 item.task: {
                     "ne": item.ne.to_json() if item.ne else None,

@@ -17,6 +17,7 @@ from tamis.errors import (
     DataError,
     RunInUseError,
     SchemaError,
+    StorageError,
     TamisError,
 )
 
@@ -48,12 +49,20 @@ class Session:
         self.console: Console = Console(stderr=as_json)
         self.started = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """How long the command has worked."""
+        return round(time.perf_counter() - self.started, 3)
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Print a line as it is: no markup in it, and paths stay whole."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def finish(self, **result: object) -> None:
         """Print the result as JSON if that was asked for."""
         if not self.as_json:
             return
-        seconds = round(time.perf_counter() - self.started, 3)
-        print_json({"command": self.verb, "ok": True, **result, "seconds": seconds})
+        print_json({"command": self.verb, "ok": True, **result, "seconds": self.seconds})
 
     def progress(self) -> "Progress":
         """A progress display that leaves no trace when it ends."""
@@ -89,20 +98,31 @@ def session(verb: str, *, as_json: bool, debug: bool) -> Iterator[Session]:
     except TamisError as error:
         if debug:
             current.console.print_exception()
-        _fail(current, str(error), EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED)
+        # A full disk is no fault of the input, though its error is one of an artifact.
+        is_bad_input = isinstance(error, _BAD_INPUT) and not isinstance(error, StorageError)
+        _fail(current, str(error), EXIT_BAD_INPUT if is_bad_input else EXIT_FAILED)
     except KeyboardInterrupt:
         _fail(current, "interrupted", EXIT_FAILED)
     except OSError as error:
         if debug:
             current.console.print_exception()
-        _fail(current, f"{error.filename or verb}: {error.strerror or error}", EXIT_FAILED)
+        message = (
+            f"{error.filename or 'a file'}: must be readable and writable, got "
+            f"{error.strerror or error}. Check the path and the disk."
+        )
+        _fail(current, message, EXIT_FAILED)
 
 
 def _fail(current: Session, message: str, status: int) -> NoReturn:
     if current.as_json:
-        print_json({"command": current.verb, "ok": False, "error": message})
+        print_failure(current.verb, message, seconds=current.seconds)
     sys.stderr.write(f"tamis {current.verb}: {message}\n")
     raise typer.Exit(status)
+
+
+def print_failure(verb: str, message: str, *, seconds: float) -> None:
+    """Print the JSON object of a command that did not succeed."""
+    print_json({"command": verb, "ok": False, "error": message, "seconds": seconds})
 
 
 def print_json(payload: Mapping[str, Any]) -> None:
@@ -130,13 +150,16 @@ def print_table(
     """Print a table that fits a terminal; the first column is text, the others numbers."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    # Not the table's own title, which is broken in the middle of a path where the table is narrow.
+    current.say(title, style="italic")
     # One blank between columns, so that nine of them fit 80.
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     current.console.print(table)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tamis.cli.console import Session, number, print_table
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _PHASES = {"times": "reading times", "fit": "fitting encoders", "encode": "encoding"}
 _SECONDS_BETWEEN_DRAWINGS = 0.1
+_FIELDS_SHOWN = 20
 METRICS = ("ne", "log_loss", "auc", "gauc", "calibration", "ece")
 
 
@@ -55,10 +56,47 @@ def draw_ingest(current: Session, dataset: "Dataset") -> None:
     columns = ["field", "kind", "table rows", "missing", "unknown", "clipped"]
     print_table(current, title="Fields", columns=columns, rows=rows)
     if report["times_out_of_order"]:
-        current.console.print(
+        current.say(
             f"{report['times_out_of_order']:,} rows are earlier than the row before them; splits "
             f"by time are right all the same"
         )
+
+
+def draw_split(current: Session, dataset: "Dataset") -> None:
+    """How the rows were split."""
+    from tamis.reports.record import describe_split
+
+    current.say(f"split {describe_split(dataset.manifest['split'])}")
+
+
+def draw_warnings(current: Session, warnings: Sequence[str]) -> None:
+    """What a person should look at in an inferred schema."""
+    for warning in warnings:
+        current.say(f"warning: {warning}", style="yellow")
+
+
+def draw_repairs(current: Session, fields: Mapping[str, Mapping[str, int]]) -> None:
+    """What encoding met in the fields of new rows; fields as the training knew them are left out.
+
+    Args:
+        current: The command.
+        fields: By field: ``rows``, ``missing``, ``unknown`` and ``clipped``.
+    """
+    kinds = ("missing", "unknown", "clipped")
+    found = {name: n for name, n in fields.items() if any(n[kind] for kind in kinds)}
+    if not found:
+        current.say("no value was missing, unknown or out of range")
+        return
+    worst = sorted(found, key=lambda name: -sum(found[name][kind] for kind in kinds))
+    rows = []
+    for name in worst[:_FIELDS_SHOWN]:
+        total = max(1, found[name]["rows"])
+        cells = [f"{found[name][k]:,} ({found[name][k] / total:.1%})" for k in kinds]
+        rows.append([name, f"{total:,}", *cells])
+    title = "Values that training did not know, replaced as in training"
+    print_table(current, title=title, columns=["field", "values", *kinds], rows=rows)
+    if len(found) > _FIELDS_SHOWN:
+        current.say(f"and {len(found) - _FIELDS_SHOWN:,} more fields; --json has them all")
 
 
 class TrainingDisplay:
@@ -73,7 +111,7 @@ class TrainingDisplay:
 
     def on_message(self, text: str) -> None:
         """Print a message."""
-        self._current.console.print(text)
+        self._current.say(text)
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Move the bar, a few times a second at most."""
@@ -93,7 +131,7 @@ class TrainingDisplay:
             auc = f" auc {number(metrics.get('auc'))}" if "auc" in metrics else ""
             parts.append(f"{task}: {name} {number(metrics[name])}{auc}")
         mark = "  best so far" if record["is_best"] else ""
-        self._current.console.print("  ".join(parts) + mark, highlight=False)
+        self._current.say("  ".join(parts) + mark)
 
 
 def draw_metrics(current: Session, record: Mapping[str, Any], *, title: str) -> None:
@@ -114,6 +152,6 @@ def draw_metrics(current: Session, record: Mapping[str, Any], *, title: str) -> 
     for split, tasks in record["metrics"].items():
         for task, metrics in tasks.items():
             if "rmse" in metrics:
-                current.console.print(f"{split} {task}: RMSE {number(metrics['rmse'])}")
+                current.say(f"{split} {task}: RMSE {number(metrics['rmse'])}")
     if record.get("ne_gap"):
-        current.console.print("gap: NE above that of the true probabilities, the best reachable")
+        current.say("gap: NE above that of the true probabilities, the best reachable")

@@ -25,6 +25,7 @@ def evaluate(
         from tamis.cli.drawing import draw_metrics
 
         api.prepare_process(threads)
-        record = api.evaluate(run, data or api.dataset_of(run), split=split)
+        dataset = data or api.dataset_of(run)
+        record = api.evaluate(run, dataset, split=split)
         draw_metrics(current, record, title=f"{run} on {split}")
-        current.finish(run=run, **record)
+        current.finish(run=run, dataset=dataset, split=split, **record)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tamis.cli.console import Debug, Json, Threads, print_table, session
+from tamis.errors import ConfigError
 
 
 def ingest(
@@ -32,21 +33,29 @@ def ingest(
 ) -> None:
     """Turn CSV, TSV, Parquet or JSON-lines logs into a memory-mapped dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
+        if schema is not None and (label or schema_only):
+            other = f"--label {label[0]}" if label else "--schema-only"
+            raise ConfigError(
+                f"--schema: must not be given with {other.split()[0]}, got {schema} beside "
+                f"{other}: a schema names its labels. Leave one of the two out."
+            )
         from tamis import api
-        from tamis.cli.drawing import draw_ingest, ingest_progress
+        from tamis.cli.drawing import draw_ingest, draw_split, draw_warnings, ingest_progress
 
         api.prepare_process(threads)
-        if schema_only:
-            written = api.infer_schema(source, out, labels=label or ())
-            current.console.print(f"wrote {written}; edit it and pass it as --schema")
-            current.finish(out=written)
+        inferred = None if schema is not None else api.schema_of(source, label or ())
+        warnings = inferred.warnings if inferred is not None else ()
+        draw_warnings(current, warnings)
+        if inferred is not None and schema_only:
+            written = api.write_schema(inferred.schema, out)
+            current.say(f"wrote {written}; edit it and pass it as --schema")
+            current.finish(out=written, warnings=warnings)
             return
         with ingest_progress(current) as progress:
             dataset = api.ingest(
                 source,
                 out,
-                labels=label or (),
-                schema=schema,
+                schema=schema if inferred is None else inferred.schema,
                 split=api.split_config(split, valid=valid, test=test),
                 progress=progress,
             )
@@ -58,4 +67,14 @@ def ingest(
             columns=["split", "rows"],
             rows=[[name, f"{count:,}"] for name, count in rows.items()],
         )
-        current.finish(out=out, rows=rows, fingerprint=dataset.fingerprint)
+        draw_split(current, dataset)
+        report = dataset.manifest["report"]
+        current.finish(
+            out=out,
+            rows=rows,
+            fingerprint=dataset.fingerprint,
+            split=dataset.manifest["split"],
+            warnings=warnings,
+            fields=report["fields"],
+            times_out_of_order=report["times_out_of_order"],
+        )

@@ -1,8 +1,13 @@
 """The ``tamis`` command: its verbs and nothing else."""
 
+import time
+from typing import Any
+
 import typer
+import typer.core
 
 from tamis.cli.compare import compare
+from tamis.cli.console import print_failure
 from tamis.cli.evaluate import evaluate
 from tamis.cli.ingest import ingest
 from tamis.cli.predict import predict
@@ -12,8 +17,42 @@ from tamis.cli.reproduce import reproduce
 from tamis.cli.simulate import simulate
 from tamis.cli.train import train
 
+
+class _Verbs(typer.core.TyperGroup):
+    """The group of verbs; beside ``--json`` wrong usage is an object on standard output too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Take the group's own options, and remember all arguments."""
+        ctx.meta["tamis.started"] = time.perf_counter()
+        ctx.meta["tamis.arguments"] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            self._report(ctx, error)
+            raise
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            self._report(ctx, error)
+            raise
+
+    def _report(self, ctx: Any, error: Exception) -> None:  # noqa: ANN401
+        arguments = ctx.meta["tamis.arguments"]
+        # Newer typer has click's exceptions of its own; what they share is this method.
+        say = getattr(error, "format_message", None)
+        if say is None or "--json" not in arguments:
+            return
+        verb = next((word for word in arguments if word in self.commands), "")
+        seconds = round(time.perf_counter() - ctx.meta["tamis.started"], 3)
+        print_failure(verb, say(), seconds=seconds)
+
+
 app = typer.Typer(
     name="tamis",
+    cls=_Verbs,
     help="From raw interaction logs to a measured ads-ranking funnel.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,5 +1,6 @@
 """``tamis predict``: probabilities for the rows of a raw log."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,12 @@ def predict(
     """Predict every row of a log with the encoders that the run was trained with."""
     with session("predict", as_json=as_json, debug=debug) as current:
         from tamis import api
+        from tamis.cli.drawing import draw_repairs
 
         api.prepare_process(threads)
-        table = api.predict(run, source, out)
-        current.console.print(f"{table.num_rows:,} rows in {out}", soft_wrap=True)
-        current.finish(run=run, out=out, rows=table.num_rows)
+        prediction = api.predict_counted(run, source, out)
+        fields = {name: dataclasses.asdict(item) for name, item in prediction.fields.items()}
+        draw_repairs(current, fields)
+        rows = prediction.table.num_rows
+        current.say(f"{rows:,} rows in {out}")
+        current.finish(run=run, out=out, rows=rows, fields=fields)

@@ -18,7 +18,7 @@ def quickstart(
     ),
     rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 800_000,
     model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
-    seed: Annotated[int, typer.Option(help="Seed of the market and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: Threads = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -40,12 +40,14 @@ def quickstart(
                     rows, log, seed=seed, progress=lambda done: bars.update(bar, completed=done)
                 )
         folder = out / f"dataset-{rows}-{seed}"
-        if not api.is_dataset(folder):
+        if api.is_dataset(folder):
+            dataset = api.open_dataset(folder, verify=True)
+        else:
             with ingest_progress(current) as progress:
-                api.ingest(log, folder, progress=progress)
+                dataset = api.ingest(log, folder, progress=progress)
         with current.progress() as bars:
             finished = api.train(
-                folder,
+                dataset,
                 model=model,
                 settings=[f"training.seed={seed}", "training.max_epochs=1", _CURVE],
                 run=out / f"{model}-{rows}-{seed}",
@@ -55,5 +57,5 @@ def quickstart(
             raise TamisError(f"{out}: stopped with a checkpoint; give the command again to go on.")
         draw_metrics(current, finished.record, title=f"{model} on the simulated market")
         page = finished.path / "report.html"
-        current.console.print(f"report: {page}", soft_wrap=True)
+        current.say(f"report: {page}")
         current.finish(run=finished.path, **finished.record)

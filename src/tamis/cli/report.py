@@ -19,5 +19,5 @@ def report(
         from tamis import api
 
         page = api.write_report(run)
-        current.console.print(f"report: {page}", soft_wrap=True)
-        current.finish(run=run, out=page)
+        current.say(f"report: {page}")
+        current.finish(run=run, out=page, **api.Run(run).record)

@@ -45,8 +45,6 @@ def reproduce(
             current, title=f"Table {table}", columns=result.columns, rows=result.display_rows
         )
         for claim in result.claims:
-            current.console.print(
-                f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}"
-            )
-        current.console.print(f"written: {result.path}", soft_wrap=True)
+            current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
+        current.say(f"written: {result.path}")
         current.finish(out=result.path, claims=result.claims)

@@ -12,7 +12,7 @@ def simulate(
     *,
     rows: Annotated[int, typer.Option(min=1, help="Impressions to write.")],
     out: Annotated[Path, typer.Option(help="Folder that does not exist yet, or is empty.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

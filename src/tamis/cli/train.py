@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tamis.cli.console import Debug, Json, Threads, session
-from tamis.errors import TamisError
+from tamis.errors import ConfigError, TamisError
 
 
 def train(
@@ -15,7 +15,9 @@ def train(
     label: Annotated[
         list[str] | None, typer.Option(help="Label column of a raw log; repeat for more tasks.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model; dhen without a recipe.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="TOML file with a complete configuration.")
     ] = None,
@@ -35,21 +37,37 @@ def train(
     """Train a model; early stopping looks at the validation split only."""
     with session("train", as_json=as_json, debug=debug) as current:
         from tamis import api
-        from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
+        from tamis.cli.drawing import (
+            TrainingDisplay,
+            draw_metrics,
+            draw_split,
+            draw_warnings,
+            ingest_progress,
+        )
 
+        api.check_settings(model=model, recipe=recipe, settings=settings or ())
+        if run is not None:
+            api.check_run_folder(run)
         api.prepare_process(threads)
+        warnings: tuple[str, ...] = ()
         if api.is_dataset(data):
-            dataset = api.open_dataset(data)
+            if label:
+                raise ConfigError(
+                    f"--label: must not be given with a dataset, which has its labels, got "
+                    f"{label[0]!r}. Leave it out, or ingest the log anew with it."
+                )
+            dataset = api.open_dataset(data, verify=True)
         else:
             folder = api.dataset_folder_for(data)
             inferred = api.schema_of(data, label or ())
             for field in inferred.schema.fields:
-                current.console.print(f"{field.name}: {field.kind}, {field.reason}")
-            for warning in inferred.warnings:
-                current.console.print(f"warning: {warning}", style="yellow")
+                current.say(f"{field.name}: {field.kind}, {field.reason}")
+            warnings = inferred.warnings
+            draw_warnings(current, warnings)
             with ingest_progress(current) as progress:
                 dataset = api.ingest(data, folder, schema=inferred.schema, progress=progress)
-            current.console.print(f"dataset: {folder}")
+            draw_split(current, dataset)
+            current.say(f"dataset: {folder}")
         with current.progress() as bars:
             finished = api.train(
                 dataset,
@@ -68,5 +86,11 @@ def train(
         draw_metrics(current, finished.record, title=f"Run {finished.path}")
         page = finished.path / "report.html"
         if page.exists():
-            current.console.print(f"report: {page}", soft_wrap=True)
-        current.finish(run=finished.path, **finished.record)
+            current.say(f"report: {page}")
+        current.finish(
+            run=finished.path,
+            dataset=dataset.path,
+            split=dataset.manifest.get("split", {}),
+            warnings=warnings,
+            **finished.record,
+        )

@@ -6,7 +6,7 @@ from typing import Any
 
 from tamis import artifacts
 from tamis.reports import figures, page
-from tamis.reports.record import RunRecord, read_run
+from tamis.reports.record import RunRecord, describe_split, read_run
 
 _SHOWN_FIELDS = 20
 
@@ -180,6 +180,7 @@ def _environment(record: RunRecord) -> str:
     environment = run.get("environment", {})
     entries = {
         "dataset": run["dataset"]["fingerprint"][:16],
+        "split": describe_split(run["dataset"].get("split", {})) or "unknown",
         "seed": run.get("seed"),
         "parameters": f"{run['parameters']['total']:,} ({run['parameters']['tables']:,} in tables)",
         "steps": f"{run['steps']:,}, weights of step {run['best_step']:,} kept",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tamis import artifacts, config
-from tamis.errors import ArtifactError
+from tamis.errors import ArtifactError, StorageError
 from tamis.training.schedules import Progress
 
 CHECKPOINT_VERSION = 1
@@ -41,12 +41,13 @@ def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
     """Write ``folder/step-<n>`` and remove all but the two newest checkpoints.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     target = folder / f"step-{trainee.progress.step:010d}"
     draft = folder / f".{target.name}.tmp"
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    with artifacts.disk_errors(folder):
+        draft.mkdir(parents=True)
     try:
         save_weights(draft / "model.safetensors", trainee.model)
         tensors, scalars = _optimizer_state(trainee.optimizers)
@@ -100,11 +101,16 @@ def load_newest_checkpoint(folder: Path, trainee: Trainee) -> tuple[Path | None,
     return None, damaged
 
 
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint; 0 where there is none."""
+    return next((int(path.name.removeprefix("step-")) for path in _checkpoints(folder)), 0)
+
+
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write a model's parameters and buffers as safetensors, atomically.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     _save_tensors(path, {name: value.detach() for name, value in model.state_dict().items()})
 
@@ -128,7 +134,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         with artifacts.atomic_path(path) as temporary:
             safetensors.torch.save_file(plain, temporary)
     except SafetensorError as error:  # safetensors has its own word for a full disk
-        raise ArtifactError(
+        raise StorageError(
             f"{path}: must be writable, got {error}. Free space; earlier checkpoints are unharmed."
         ) from error
 

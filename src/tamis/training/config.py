@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tamis import config
@@ -67,7 +68,7 @@ class TrainingConfig:
     """The loop."""
 
     seed: int = 0
-    """Decides initial weights, dropout and the order of rows."""
+    """Decides initial weights, dropout and the order of rows, in [0, 2**63)."""
     batch_size: int = 4096
     """Rows per step. At least 2."""
     max_epochs: int = 10
@@ -94,6 +95,8 @@ class TrainingConfig:
     """Weight of each task's loss, in schema order. Empty: 1 each."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: must be in [0, 2**63), got {self.seed}. Give another seed.")
         floors = {
             "batch_size": 2,
             "max_epochs": 1,
@@ -144,10 +147,16 @@ def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
     """
     sections = {field.name for field in dataclasses.fields(RunConfig)} - {"model_name"}
     config.check_keys(table, sorted(sections), where="")
-    model = dict(table.get("model", {}))
+    section = table.get("model", {})
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"model: must be a table, got {section!r}. Write it as [model].")
+    model = dict(section)
     name = model.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"model.name: must be a model of the catalog, got {name!r}.")
+        raise ConfigError(
+            f"model.name: must be a model of the catalog, got {name!r}. Use one of "
+            f"{', '.join(catalog.CATALOG)}."
+        )
     return RunConfig(
         model_name=name,
         model=config.from_table(catalog.entry(name).config, model, where="model"),
@@ -155,3 +164,17 @@ def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
         schedule=config.from_table(ScheduleConfig, table.get("schedule", {}), where="schedule"),
         training=config.from_table(TrainingConfig, table.get("training", {}), where="training"),
     )
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read a run's config from a recipe or from the ``config.toml`` of a run.
+
+    Raises:
+        ConfigError: The file is no TOML, or a key is unknown, missing, mistyped or out of range;
+            the file is named.
+    """
+    table = config.read_toml(path)
+    try:
+        return run_config_from_table(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

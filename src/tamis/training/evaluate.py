@@ -14,11 +14,18 @@ from torch import nn
 from tamis import artifacts
 from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
-from tamis.data.schema import Task
+from tamis.data.schema import InputSpec, Task
 from tamis.evaluation import evaluate_task
-from tamis.training.predict import predict
+from tamis.training.predict import (
+    choose_device,
+    choose_precision,
+    load_model,
+    load_run_config,
+    predict,
+)
 
 Metrics = dict[str, float | int | None]
+PREDICTIONS_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +53,24 @@ class Predictor:
             device=self.device,
             precision=self.precision,
         )
+
+
+def load_predictor(run: Path) -> tuple[Predictor, InputSpec]:
+    """The model of a finished run, ready to predict on this machine, and its inputs.
+
+    Raises:
+        ArtifactError: The run is unfinished or damaged.
+    """
+    training = load_run_config(run).training
+    device = choose_device("auto" if training.device.startswith("cuda") else training.device)
+    model, spec = load_model(run, device=device)
+    predictor = Predictor(
+        model=model,
+        device=device,
+        precision=choose_precision(training.precision, device),
+        batch_size=max(training.batch_size, 4096),
+    )
+    return predictor, spec
 
 
 def task_metrics(
@@ -127,7 +152,11 @@ def evaluate_dataset(
             result["oracle"][name] = oracle
             result["ne_gap"][name] = ne_gaps(metrics, oracle)
     artifacts.write_manifest(
-        out, kind="predictions", version=1, files=out.glob("*.arrow"), payload={}
+        out,
+        kind="predictions",
+        version=PREDICTIONS_VERSION,
+        files=out.glob("*.arrow"),
+        payload={},
     )
     return result
 

@@ -15,7 +15,8 @@ from tamis.data.schema import InputSpec, Task
 from tamis.errors import ArtifactError, ConfigError
 from tamis.models import catalog
 from tamis.training.checkpoint import load_weights, save_weights
-from tamis.training.config import RunConfig, run_config_from_table
+from tamis.training.config import RunConfig, read_run_config
+from tamis.training.run_folder import verified_inputs
 
 BEST_WEIGHTS = "best"
 WEIGHTS_FILE = "model.safetensors"
@@ -98,14 +99,22 @@ def load_run_config(run: Path) -> RunConfig:
 
     Raises:
         ArtifactError: The folder is no run.
+        ConfigError: The config is damaged.
     """
     if not (run / "config.toml").exists():
-        raise ArtifactError(f"{run}: must be a run folder with config.toml, got none.")
-    return run_config_from_table(config.read_toml(run / "config.toml"))
+        raise ArtifactError(
+            f"{run}: must be a run folder with config.toml, got none. Name another folder."
+        )
+    return read_run_config(run / "config.toml")
 
 
 def load_run_spec(run: Path) -> InputSpec:
-    """The inputs that a run's model was built for."""
+    """The inputs that a run's model was built for.
+
+    Raises:
+        ArtifactError: The run's ``inputs/`` are not sealed, or damaged.
+    """
+    verified_inputs(run)
     return config.from_table(InputSpec, artifacts.read_json(run / "inputs" / "spec.json"))
 
 
@@ -113,7 +122,7 @@ def load_model(run: Path, *, device: torch.device) -> tuple[nn.Module, InputSpec
     """The model of a finished run with the weights that it chose.
 
     Raises:
-        ArtifactError: The run is unfinished or its weights are damaged.
+        ArtifactError: The run is unfinished, or its weights or inputs are damaged.
     """
     spec = load_run_spec(run)
     settings = load_run_config(run)
@@ -126,7 +135,7 @@ def save_best_weights(run: Path, model: nn.Module, *, step: int) -> None:
     """Keep the weights of a step as the ones that the run chooses.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
     best = run / "checkpoints" / BEST_WEIGHTS
     save_weights(best / WEIGHTS_FILE, model)

@@ -10,11 +10,14 @@ import torch
 
 from tamis import artifacts, config
 from tamis.data.dataset import Dataset
-from tamis.errors import ConfigError
+from tamis.errors import ArtifactError, ConfigError
 from tamis.training import runlog
-from tamis.training.config import RunConfig, run_config_from_table
+from tamis.training.checkpoint import newest_step
+from tamis.training.config import RunConfig, read_run_config
 
+INPUTS_VERSION = 1
 _CONFIG = "config.toml"
+_BEFORE_CONFIG = {"run.json", "inputs"}
 _DECIDES_LAST_BITS = ("tamis", "torch", "device_name", "threads")
 
 
@@ -23,14 +26,59 @@ def is_opened(run: Path) -> bool:
     return (run / _CONFIG).exists()
 
 
+def check_place(run: Path) -> None:
+    """Check that a folder is a run, or free for one.
+
+    Raises:
+        ConfigError: A file stands there, or a folder with anything else in it.
+    """
+    if run.exists() and not run.is_dir():
+        raise ConfigError(
+            f"{run}: must be a run folder or a free name for one, got a file. Name another folder."
+        )
+    found = {path.name for path in run.iterdir() if path.name[0] != "."} if run.exists() else set()
+    is_run = {"run.json", _CONFIG} <= found
+    # A run that was killed while it was opened has run.json, and perhaps a part of its inputs.
+    is_half_opened = "run.json" in found and found <= _BEFORE_CONFIG
+    if found and not is_run and not is_half_opened:
+        raise ConfigError(
+            f"{run}: must be a run folder or an empty one, got {min(found - {'run.json'})!r} in "
+            f"it. Name another folder."
+        )
+
+
+def check_finished(run: Path) -> None:
+    """Check that a folder holds a finished run.
+
+    Raises:
+        ArtifactError: It holds none, or an unfinished one; status and step are named.
+    """
+    if run.exists() and not run.is_dir():
+        raise ArtifactError(f"{run}: must be a run folder, got a file. Name the run's folder.")
+    if not (run / "run.json").exists():
+        raise ArtifactError(
+            f"{run}: must be a run folder with run.json, got none. Name another folder."
+        )
+    record = artifacts.read_json(run / "run.json")
+    if not (run / "metrics.json").exists():
+        raise ArtifactError(
+            f"{run}: must be a finished run, got status {record['status']!r} at step "
+            f"{newest_step(run / 'checkpoints'):,}. Give its training command again with "
+            f"--run {run} to finish it."
+        )
+
+
 def check_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
     """Check that the folder holds this run and no other.
+
+    Inputs that are damaged, or were not sealed by an earlier version, are written anew: the same
+    dataset has the same.
 
     Raises:
         ConfigError: It is a run of another config or another dataset.
     """
     # Parsed, so that a setting that a later version added has its default on both sides.
-    found = run_config_from_table(config.read_toml(run / _CONFIG)).to_table()
+    found = read_run_config(run / _CONFIG).to_table()
     _check_same(settings.to_table(), found, run)
     fingerprint = artifacts.read_json(run / "run.json")["dataset"]["fingerprint"]
     if fingerprint != dataset.fingerprint:
@@ -38,26 +86,50 @@ def check_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
             f"{run}: must be of the same dataset, got fingerprint {dataset.fingerprint[:12]} "
             f"instead of {fingerprint[:12]}. Give another run name."
         )
+    try:
+        verified_inputs(run)
+    except ArtifactError:
+        _write_inputs(dataset, run / "inputs")
+
+
+def verified_inputs(run: Path) -> dict[str, str]:
+    """SHA-256 of each file of a run's ``inputs/`` by name, all of them checked.
+
+    Raises:
+        ArtifactError: They are not sealed, or one is missing, truncated or altered.
+    """
+    folder = run / "inputs"
+    if not (folder / artifacts.MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder}: must be sealed by a {artifacts.MANIFEST}, got none; an earlier tamis made "
+            f"the run, or the file was removed. Train anew, or give the training command again "
+            f"with --run {run}."
+        )
+    manifest = artifacts.read_manifest(folder, kind="inputs", version=INPUTS_VERSION, verify=True)
+    return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
 
 def open_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
     """Write what identifies the run, ``config.toml`` last, and what its model needs to predict.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        StorageError: The disk is full or the folder cannot be written.
     """
-    inputs = run / "inputs"
-    shutil.copytree(dataset.encoders_path, inputs / "encoders", dirs_exist_ok=True)
-    artifacts.write_text(inputs / "schema.toml", dataset.schema.to_toml())
-    artifacts.write_json(inputs / "spec.json", config.to_table(dataset.spec))
     rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
     identity = {
-        "dataset": {"fingerprint": dataset.fingerprint, "rows": rows, "path": str(dataset.path)},
+        "dataset": {
+            "fingerprint": dataset.fingerprint,
+            "rows": rows,
+            # Absolute, so that the run can be evaluated from any folder.
+            "path": str(dataset.path.resolve()),
+            "split": dataset.manifest.get("split", {}),
+        },
         "commit": runlog.source_commit(),
         "seed": settings.training.seed,
         "status": "running",
     }
     artifacts.write_json(run / "run.json", identity)
+    _write_inputs(dataset, run / "inputs")
     artifacts.write_text(run / _CONFIG, config.write_toml(settings.to_table()))
 
 
@@ -102,9 +174,39 @@ def timestamp() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def _write_inputs(dataset: Dataset, inputs: Path) -> None:
+    (inputs / artifacts.MANIFEST).unlink(missing_ok=True)
+    # What was left of another dataset would be read as vocabularies of this one.
+    shutil.rmtree(inputs / "encoders", ignore_errors=True)
+    with artifacts.disk_errors(inputs):
+        _copy_files(dataset.encoders_path, inputs / "encoders")
+    artifacts.write_text(inputs / "schema.toml", dataset.schema.to_toml())
+    artifacts.write_json(inputs / "spec.json", config.to_table(dataset.spec))
+    artifacts.write_manifest(
+        inputs,
+        kind="inputs",
+        version=INPUTS_VERSION,
+        files=[
+            *(inputs / "encoders").iterdir(),
+            inputs / "schema.toml",
+            inputs / "spec.json",
+        ],
+        payload={},
+    )
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    # Not copytree: its error is a list of texts, from which a full disk cannot be told.
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, target / path.name)
+
+
 def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> None:
     flat_ours, flat_theirs = dict(_flat(ours)), dict(_flat(theirs))
-    for key in sorted(flat_ours.keys() | flat_theirs.keys()):
+    keys = flat_ours.keys() | flat_theirs.keys()
+    # The name first: where the models differ, so do most of their settings.
+    for key in sorted(keys, key=lambda key: (key != "model.name", key)):
         if flat_ours.get(key) != flat_theirs.get(key):
             raise ConfigError(
                 f"{run}: must be resumed with its own config, got {key}={flat_ours.get(key)!r} "

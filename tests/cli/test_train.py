@@ -1,0 +1,159 @@
+"""``tamis train``: what it refuses before it works, and what it says about a raw log."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+FAST = ("--model", "lr", "--set", "training.max_epochs=1", "--set", "training.batch_size=256")
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_flipped_bit_in_the_dataset_is_found_before_training(
+    world: Path, refused: Callable[..., str]
+) -> None:
+    _flip_a_bit(world / "d" / "splits" / "train" / "data.arrow")
+
+    message = refused("train", "d", "--run", "r", *FAST)
+
+    assert "splits/train/data.arrow: must have sha256" in message
+    assert not Path("r").exists()
+
+
+def test_folder_that_is_no_run_is_not_trained_into(
+    world: Path, refused: Callable[..., str]
+) -> None:
+    Path("thesis").mkdir()
+    Path("thesis", "chapter.tex").write_text("x")
+
+    message = refused("train", "d", "--run", "thesis", *FAST)
+
+    assert "thesis: must be a run folder or an empty one, got 'chapter.tex' in it" in message
+    assert os.listdir("thesis") == ["chapter.tex"]
+    assert "that.csv: must be a run folder or a free name for one, got a file" in refused(
+        "train", "d", "--run", "that.csv", *FAST
+    )
+
+
+def test_labels_of_a_dataset_are_not_given_again(world: Path, refused: Callable[..., str]) -> None:
+    message = refused("train", "d", "--label", "price", *FAST)
+
+    assert "--label: must not be given with a dataset, which has its labels, got 'price'" in message
+
+
+def test_model_beside_a_recipe_is_refused(world: Path, refused: Callable[..., str]) -> None:
+    Path("s.toml").write_text('[model]\nname = "fm"\n')
+
+    message = refused("train", "d", "--recipe", "s.toml", "--model", "lr")
+
+    assert "model: must not be given with a recipe, which names its own, got 'lr'" in message
+
+
+def test_wrong_settings_are_found_before_the_log_is_read(
+    world: Path, refused: Callable[..., str]
+) -> None:
+    assert "training: seed: must be in [0, 2**63), got -1" in refused(
+        "train", "that.csv", "--label", "y", "--set", "training.seed=-1"
+    )
+    assert not Path("datasets").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ('[model]\nname = "lr"\n[training]\npatiense = 1\n', (), "s.toml: training.patiense: must"),
+        ("model = 'lr'\n", (), "s.toml: model: must be a table, got 'lr'. Write it as [model]."),
+        ('[model]\nname = "lr"\n', ("--set", "training.x=1"), "train: training.x: must be a known"),
+        (
+            '[model]\nname = "lr"\nwidth = 1\n',
+            (),
+            "s.toml: model.width: must be a known key, got 'width'. model takes no keys; remove it",
+        ),
+    ],
+)
+def test_wrong_key_is_blamed_on_the_recipe_or_the_option(
+    world: Path, refused: Callable[..., str], recipe: str, settings: tuple[str, ...], message: str
+) -> None:
+    Path("s.toml").write_text(recipe)
+
+    assert message in refused("train", "d", "--recipe", "s.toml", *settings)
+
+
+def test_recipe_that_is_a_folder_is_refused(world: Path, refused: Callable[..., str]) -> None:
+    assert "d: must be a TOML file, got a folder" in refused("train", "d", "--recipe", "d")
+
+
+def test_other_model_is_named_before_its_settings(world: Path, refused: Callable[..., str]) -> None:
+    message = refused("train", "d", "--run", "a", "--model", "dcn_v2")
+
+    assert "a: must be resumed with its own config, got model.name='dcn_v2' instead of" in message
+
+
+def test_damaged_config_of_a_run_is_named(world: Path, refused: Callable[..., str]) -> None:
+    path = world / "a" / "config.toml"
+    path.write_text(path.read_text().replace("\npatience", "\npatiense", 1))
+
+    assert "a/config.toml: training.patiense: must be a known key" in refused("evaluate", "a")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ("d/manifest.json", "d: must be a log file or a folder of logs, got a dataset without its"),
+        ("", "a: must be a log file or a folder of logs, got a run. To go on with it"),
+    ],
+)
+def test_folder_that_is_no_log_is_called_what_it_is(
+    world: Path, refused: Callable[..., str], make: str, message: str
+) -> None:
+    if make:
+        Path(make).unlink()
+
+    assert message in refused("train", message.split(":")[0], "--label", "y", *FAST)
+
+
+def test_folder_of_datasets_names_one_of_them(world: Path, refused: Callable[..., str]) -> None:
+    Path("sets").mkdir()
+    Path("d").rename("sets/mine")
+
+    message = refused("train", "sets", "--label", "y", *FAST)
+
+    assert "sets: must be a log file or a folder of logs, got a folder with the dataset" in message
+    assert "sets/mine in it. Name that" in message
+
+
+def test_warnings_and_split_of_a_raw_log_are_in_json_and_report(
+    world: Path, tamis: Callable[..., Result]
+) -> None:
+    result = tamis("train", "that.csv", "--label", "y", "--run", "r", *FAST, "--json")
+
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert any(
+        warning.startswith("time: no column was recognised") for warning in found["warnings"]
+    )
+    assert found["split"]["by"] == "ratio"
+    assert found["dataset"] == "datasets/that"
+    assert "warning: time: no column was recognised" in result.stderr
+    assert "split at random by row: 10 % validation, 10 % test" in result.stderr
+    page = Path("r", "report.html").read_text()
+    assert "at random by row: 10 % validation, 10 % test" in page
+
+
+def test_run_can_be_evaluated_from_any_folder(
+    world: Path, tamis_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tamis_json("train", "d", "--run", "r", "--no-report", *FAST)
+    (world / "elsewhere").mkdir()
+    monkeypatch.chdir(world / "elsewhere")
+
+    assert tamis_json("evaluate", "../r")["metrics"]["test"]["y"]["rows"] > 0

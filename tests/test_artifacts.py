@@ -1,0 +1,137 @@
+"""Sealed folders, full disks, and folders that are called what they are."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tamis import artifacts
+from tamis.data.dataset import Dataset
+from tamis.errors import ArtifactError, StorageError
+
+
+def _seal(folder: Path, kind: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.bin").write_bytes(b"abc")
+    artifacts.write_manifest(
+        folder, kind=kind, version=1, files=[folder / "a.bin"], payload={"rows": 3}
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, StorageError, r"runs/a: must fit on the disk, got .* Free space or give"),
+        (errno.EDQUOT, StorageError, r"runs/a: must fit on the disk, got "),
+        (errno.EACCES, StorageError, r"runs/a: must be writable, got Permission denied. Mend"),
+        (errno.EROFS, StorageError, r"runs/a: must be writable, got Read-only file system"),
+        (errno.ENOTDIR, ArtifactError, r"runs/a: must be a folder or lie in one, got a file"),
+        (errno.EISDIR, ArtifactError, r"runs/a: must be a file, got a folder. Name a file"),
+    ],
+)
+def test_disk_errors_name_place_and_remedy(
+    number: int, kind: type[ArtifactError], message: str
+) -> None:
+    import os
+
+    with (
+        pytest.raises(ArtifactError, match=message) as caught,
+        artifacts.disk_errors(Path("runs/a")),
+    ):
+        raise OSError(number, os.strerror(number))
+
+    assert type(caught.value) is kind
+
+
+def test_error_of_another_kind_is_left_alone() -> None:
+    with pytest.raises(FileNotFoundError), artifacts.disk_errors(Path("runs/a")):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+
+def test_full_disk_leaves_the_file_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    artifacts.write_json(path, [1])
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+
+    with pytest.raises(StorageError, match=r"a.json: must fit on the disk, .* is unharmed"):
+        artifacts.write_json(path, [2])
+    assert artifacts.read_json(path) == [1]
+    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_file_in_place_of_a_locked_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "that.csv").write_text("a\n")
+
+    with (
+        pytest.raises(ArtifactError, match=r"that.csv: must be a folder or lie in one, got a file"),
+        artifacts.folder_lock(tmp_path / "that.csv"),
+    ):
+        pass
+
+
+def test_json_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "that.csv").write_text("a\n")
+
+    with pytest.raises(ArtifactError, match=r"run.json: must be a readable file, got Not a dir"):
+        artifacts.read_json(tmp_path / "that.csv" / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("weights", "must be finished weights with a manifest.json, got none"),
+        ("dataset", "must be a finished dataset with a manifest.json, got none"),
+    ],
+)
+def test_folder_without_a_manifest_was_never_finished(
+    tmp_path: Path, kind: str, message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        artifacts.read_manifest(tmp_path, kind=kind, version=1, verify=False)
+
+
+def test_manifest_of_another_kind_or_form_is_refused(tmp_path: Path) -> None:
+    _seal(tmp_path, "weights")
+    with pytest.raises(ArtifactError, match="must be of kind 'dataset' and version 1, got 'weigh"):
+        artifacts.read_manifest(tmp_path, kind="dataset", version=1, verify=False)
+
+    manifest = {"kind": "weights", "version": 1, "files": {"a.bin": 3}}
+    artifacts.write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(ArtifactError, match=r"must give bytes and sha256 of 'a.bin', got 3"):
+        artifacts.read_manifest(tmp_path, kind="weights", version=1, verify=False)
+
+
+def test_folders_are_called_what_they_are(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "part.json").write_text('{"a": 1}\n')
+    assert artifacts.describe_folder(logs) == ""
+    assert artifacts.describe_folder(logs / "part.json") == ""
+    assert artifacts.describe_folder(tmp_path / "nowhere") == ""
+
+    dataset = make_dataset(name="sets/mine").path
+    assert artifacts.describe_folder(dataset).startswith("a dataset. Train on it")
+    assert artifacts.describe_folder(tmp_path / "sets") == (
+        f"a folder with the dataset {dataset} in it. Name that, or the log itself."
+    )
+    (dataset / "manifest.json").unlink()
+    assert artifacts.describe_folder(dataset).startswith("a dataset without its manifest.json")
+
+    run = tmp_path / "runs" / "a"
+    _seal(run / "checkpoints" / "best", "weights")
+    for name in ("run.json", "config.toml"):
+        (run / name).write_text("{}")
+    assert artifacts.describe_folder(run).startswith("a run. To go on with it, give its dataset")
+    assert artifacts.describe_folder(run.parent).startswith(f"a folder with the run {run} in it")
+    assert artifacts.describe_folder(run / "checkpoints" / "best") == (
+        "a folder of kind 'weights'. Name the log itself."
+    )
