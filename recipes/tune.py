@@ -31,6 +31,7 @@ from sizing import scaled_to
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
+from tamis.data.schema import InputSpec
 from tamis.reproduce.make import table_dataset
 from tamis.reproduce.tables import TABLES
 
@@ -39,6 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
         "monitor": "auc",
         "embedding_dim": 10,
+        "tokens": [4, 8],
         "units": [400, 400, 400],
         "batch": [4096, 2048],
         "l2": [0.05, 0.02, 0.1, 0.005],
@@ -50,6 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "movielens1m": {
         "monitor": "auc",
         "embedding_dim": 10,
+        "tokens": [4, 8],
         "units": [400, 400, 400],
         "batch": [4096, 8192],
         "l2": [0.01, 0.003, 0.03],
@@ -61,6 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "criteo-attribution": {
         "monitor": "auc",
         "embedding_dim": 8,
+        "tokens": [4, 8],
         "units": [64, 64],
         "batch": [2048, 4096],
         "l2": [1e-4, 0.0, 1e-3, 0.01],
@@ -72,6 +76,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "market": {
         "monitor": "ne",
         "embedding_dim": 16,
+        "tokens": [8, 16],
         "units": [256, 128],
         "batch": [4096],
         "l2": [0.0, 1e-5, 1e-4],
@@ -159,8 +164,8 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
         settings |= {
             "head_units": sizes["units"],
             "num_layers": pick([1, 2, 3], first=2),
-            "fm_tokens": pick([4, 8], first=8),
-            "linear_tokens": pick([4, 8], first=8),
+            "fm_tokens": pick(sizes["tokens"], first=8),
+            "linear_tokens": pick(sizes["tokens"], first=8),
             "dropout": dropout,
             "head_norm": norm,
         }
@@ -174,13 +179,27 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
         settings |= {
             "head_units": sizes["units"],
             "num_layers": pick([1, 2, 3], first=2),
-            "module_tokens": pick([4, 8], first=8),
+            "module_tokens": pick(sizes["tokens"], first=8),
             "modules": pick(choices, first=choices[0]),
             "dropout": dropout,
             "head_norm": norm,
         }
+        if table == "market":
+            settings["norm"] = pick([True, False], first=True)
     recipe["model"] |= settings
     return recipe
+
+
+def fitted(recipe: dict[str, Any], spec: InputSpec, size: int) -> dict[str, Any]:
+    """The recipe at a given number of dense parameters; DHEN emits fewer tokens if it must."""
+    try:
+        return scaled_to(recipe, spec, size)
+    except ValueError:
+        tokens = recipe["model"].get("module_tokens", 1)
+        if tokens == 1:
+            raise
+        model = {**recipe["model"], "module_tokens": tokens // 2}
+        return fitted({**recipe, "model": model}, spec, size)
 
 
 def run_trial(dataset: Path, recipe: dict[str, Any], folder: Path, task: str) -> dict[str, Any]:
@@ -257,7 +276,7 @@ def main() -> None:
         trial, model = cell
         recipe = draw(model, table.name, trial)
         if size is not None:
-            recipe = scaled_to(recipe, spec, size)
+            recipe = fitted(recipe, spec, size)
         if ledger.lacks(model, recipe):
             name = f"{model}-{config.fingerprint(recipe)[:12]}"
             folder = arguments.work / "tuning" / table.name / name
