@@ -27,7 +27,7 @@ import synthetic
 
 MODELS = ("deepfm", "dcn_v2")
 SIZES = {"1e5": 10**5, "1e6": 10**6, "1e7": 10**7}
-FULL = {"1e5": (1_000_000, 3), "1e6": (1_000_000, 3), "1e7": (200_000, 2)}
+FULL = {"1e5": (400_000, 3), "1e6": (400_000, 3), "1e7": (100_000, 2)}
 """Rows of an epoch and counted epochs, by table rows."""
 QUICK = {"1e5": (200_000, 1), "1e6": (200_000, 1), "1e7": (60_000, 1)}
 TEST_ROWS = {False: 100_000, True: 30_000}
