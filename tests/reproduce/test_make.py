@@ -99,6 +99,7 @@ def test_keeps_each_row_with_what_it_came_from(make_tiny: Callable[[], MadeTable
     assert payload["commit"] == "c0ffee"
     row = payload["rows"][1]
     assert (row["model"], row["seed"], row["split"]) == ("dhen", 0, "test")
+    assert row["dataset"] == "market:10"
     assert row["metrics"]["auc"] == 0.6994
     assert row["curve"] == [[7, 0.9]]
     assert len(row["recipe"]) == 64

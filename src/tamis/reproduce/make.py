@@ -125,7 +125,7 @@ class _Ledger:
             "commit": ", ".join(sorted({row["commit"] for row in rows if row["commit"]})) or None,
             "complete": claims is not None,
             "data": self._data,
-            "rows": rows,
+            "rows": [{"dataset": self._table.dataset, **row} for row in rows],
             "published": [
                 {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
                 for p in self._table.published
