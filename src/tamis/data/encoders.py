@@ -39,8 +39,8 @@ from tamis.data.schema import (
     Table,
 )
 from tamis.data.times import as_microseconds
-from tamis.data.vocabulary import FieldCounts as FieldCounts
 from tamis.data.vocabulary import (
+    FieldCounts,
     Vocabulary,
     VocabularyFit,
     read_vocabulary,

@@ -120,14 +120,14 @@ def _says_numbers(column: pa.Array) -> bool:
 
 
 def _parse_times(column: pa.Array, origin: Origin) -> pa.Array:
-    longest, failed = 0, column
+    longest = 0
     for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
         for texts in (column, pc.utf8_trim_whitespace(column)):
             try:
                 return texts.cast(kind)
             except pa.ArrowInvalid:
                 longest = max(longest, _num_read(texts, kind))
-    value = failed[longest].as_py()
+    value = column[longest].as_py()
     raise DataError(
         f"{origin.row(longest)}: a time must be ISO 8601, such as 2024-01-31 10:00:00, or a number "
         f"since 1970, got {value!r}. {_ADVICE}"

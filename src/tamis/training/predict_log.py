@@ -11,11 +11,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.encoders import Encoders, FieldCounts
+from tamis.data.encoders import Encoders
 from tamis.data.ingest import Source, encode_log
 from tamis.data.loader import batches_of_rows
 from tamis.data.readers import LogFile, discover
 from tamis.data.schema import load_schema
+from tamis.data.vocabulary import FieldCounts
 from tamis.errors import ConfigError, DataError
 from tamis.training.evaluate import load_predictor
 from tamis.training.predict import predict
