@@ -55,9 +55,10 @@ began = time.monotonic()
 assert os.waitpid(start(folder / "reference"), 0)[1] == 0
 duration = time.monotonic() - began
 runs, resumed, killed = 0, 0, 0
-while killed < kills:
+while killed < kills or not resumed:
     run, before = folder / f"killed-{runs}", checkpoints(folder / f"killed-{runs}")
     child, ended = start(run), False
+    resumed += bool(before)
     # Every other kill comes anywhere, the opening of the run included; the rest come after a
     # checkpoint, so that the run gets on.
     deadline = time.monotonic() + generator.uniform(0, duration / 2)
@@ -68,7 +69,7 @@ while killed < kills:
         if not ended and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            killed, resumed, ended = killed + 1, resumed + bool(before), True
+            killed, ended = killed + 1, True
         time.sleep(0.001)
     if (run / "metrics.json").exists():
         runs += 1
@@ -147,7 +148,7 @@ def _kill_and_resume(data: Path, folder: Path, *, kills: int, threads: int) -> N
 
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    assert counts["killed"] == kills
+    assert counts["killed"] >= kills
     assert counts["resumed"] > 0
     expected = _result(folder / "reference")
     for number in range(counts["runs"]):
