@@ -128,6 +128,22 @@ def test_two_runs_of_one_seed_write_the_same_metrics(
     assert _lines(tmp_path / "a") != _lines(tmp_path / "c")
 
 
+def test_averaged_weights_are_evaluated_and_kept(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset()
+
+    train(dataset, _settings(), tmp_path / "plain")
+    train(dataset, _settings(ema_decay=0.9), tmp_path / "averaged")
+
+    # The average follows training without taking part in it.
+    plain, averaged = _lines(tmp_path / "plain"), _lines(tmp_path / "averaged")
+    assert averaged[0]["train_loss"] == plain[0]["train_loss"]
+    assert averaged[0]["valid"] != plain[0]["valid"]
+    best = tmp_path / "averaged" / "checkpoints" / "best" / "model.safetensors"
+    assert best.read_bytes() != _weights(tmp_path / "averaged")
+
+
 def test_training_leaves_the_callers_generator_alone(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
@@ -139,7 +155,9 @@ def test_training_leaves_the_callers_generator_alone(
 
 
 def _kill_and_resume(data: Path, folder: Path, *, kills: int, threads: int) -> None:
-    table = _settings(max_epochs=4, evaluations_per_epoch=2, checkpoint_seconds=0.03).to_table()
+    table = _settings(
+        max_epochs=4, evaluations_per_epoch=2, checkpoint_seconds=0.03, ema_decay=0.9
+    ).to_table()
     (folder / "config.toml").write_text(write_toml(table))
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", _WORKER, *map(str, (folder, data, kills, threads))]
@@ -207,7 +225,7 @@ def test_interrupted_run_keeps_a_checkpoint_and_goes_on(
     make_dataset: Callable[..., Dataset], tmp_path: Path, embedding: str
 ) -> None:
     dataset, run = make_dataset(train=900), tmp_path / "run"
-    table = _settings(max_epochs=2).to_table()
+    table = _settings(max_epochs=2, ema_decay=0.9).to_table()
     table["optimizer"]["embedding"] = embedding
     settings = run_config_from_table(table)
     listener = _Listener(interrupts=1)

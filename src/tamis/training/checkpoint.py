@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tamis import artifacts, config
 from tamis.errors import ArtifactError, StorageError
+from tamis.training.averaging import WeightAverage
 from tamis.training.schedules import Progress
 
 CHECKPOINT_VERSION = 1
@@ -35,6 +36,8 @@ class Trainee:
     """Optimizers by name."""
     progress: Progress
     """Where the run stands."""
+    average: WeightAverage | None = None
+    """Moving average of the weights, where the run keeps one."""
 
 
 def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
@@ -52,6 +55,8 @@ def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
         save_weights(draft / "model.safetensors", trainee.model)
         tensors, scalars = _optimizer_state(trainee.optimizers)
         tensors |= _generator_state()
+        if trainee.average is not None:
+            tensors |= {f"ema.{name}": value for name, value in trainee.average.state().items()}
         _save_tensors(draft / "state.safetensors", tensors)
         state = {"progress": config.to_table(trainee.progress), "optimizers": scalars}
         artifacts.write_json(draft / "state.json", state)
@@ -198,6 +203,10 @@ def _restore(checkpoint: Path, trainee: Trainee) -> None:
                 if isinstance(value, Tensor) and not value.is_floating_point():
                     kept = optimizer.state[parameters[index]]
                     kept[entry] = value.to(kept[entry].device)
+    if trainee.average is not None:
+        trainee.average.load_state(
+            {k.removeprefix("ema."): value for k, value in tensors.items() if k.startswith("ema.")}
+        )
     torch.set_rng_state(tensors["generator.cpu"])
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"generator.cuda.{index}" in tensors:

@@ -83,6 +83,9 @@ class TrainingConfig:
     """Evaluations without improvement after which the run stops. At least 1."""
     min_improvement: float = 0.0
     """Change of the monitored metric that counts as improvement. At least 0."""
+    ema_decay: float = 0.0
+    """Evaluate and keep a moving average of the weights that decays by this factor a step, in
+    [0, 1); 0 keeps the weights themselves. It takes as much memory again as the weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products; ``auto`` takes bfloat16 where the device has fast hardware for it."""
     compile: bool = False
@@ -97,6 +100,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: must be in [0, 2**63), got {self.seed}. Give another seed.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}.")
         floors = {
             "batch_size": 2,
             "max_epochs": 1,

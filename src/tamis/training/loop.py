@@ -22,6 +22,7 @@ from tamis.data.loader import Loader
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
 from tamis.training import runlog
+from tamis.training.averaging import WeightAverage
 from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_checkpoint
 from tamis.training.config import RunConfig
 from tamis.training.cost import count_forward_flops, count_parameters
@@ -154,7 +155,17 @@ class _Training:
             for name, optimizer in self.optimizers.items()
         }
         self.progress = Progress()
-        self.trainee = Trainee(model=self.model, optimizers=self.optimizers, progress=self.progress)
+        self.average: WeightAverage | None = None
+        if training.ema_decay > 0:
+            self.average = WeightAverage(
+                self.model, decay=training.ema_decay, total_steps=self.total_steps
+            )
+        self.trainee = Trainee(
+            model=self.model,
+            optimizers=self.optimizers,
+            progress=self.progress,
+            average=self.average,
+        )
         weights = training.task_weights or (1.0,) * len(dataset.spec.tasks)
         if len(weights) != len(dataset.spec.tasks):
             raise ConfigError(
@@ -235,6 +246,8 @@ class _Training:
         loss.backward()
         if self.settings.optimizer.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.dense, self.settings.optimizer.clip_norm)
+        if self.average is not None:
+            self.average.before_update(self.progress.step)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.progress.step += 1
@@ -274,8 +287,15 @@ class _Training:
         self.unread.clear()
 
     def _evaluate(self) -> int:
-        training, progress = self.settings.training, self.progress
+        """Evaluations since the best one, this one included."""
         self._read_losses()
+        if self.average is None:
+            return self._evaluate_weights()
+        with self.average.swapped_in(self.progress.step):
+            return self._evaluate_weights()
+
+    def _evaluate_weights(self) -> int:
+        training, progress = self.settings.training, self.progress
         started = time.perf_counter()
         predictions = self.predictor.predict(self.dataset, "valid")
         if not np.isfinite(predictions).all():
