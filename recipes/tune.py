@@ -80,8 +80,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "units": [256, 128],
         "batch": [4096],
         "l2": [0.0, 1e-5, 1e-4],
-        "dropout": [0.0, 0.1],
-        "norm": ["none", "batch"],
+        "dropout": [0.1, 0.0],
+        "norm": ["batch", "none"],
         "kinds": ["rowwise_adagrad", "adam"],
         "sides": True,
         # Searched on a smaller market, and with widths that give every model the same size.
@@ -179,13 +179,14 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
         settings |= {
             "head_units": sizes["units"],
             "num_layers": pick([1, 2, 3], first=2),
-            "module_tokens": pick(sizes["tokens"], first=8),
+            "module_tokens": pick(sizes["tokens"], first=sizes["tokens"][-1]),
             "modules": pick(choices, first=choices[0]),
             "dropout": dropout,
             "head_norm": norm,
         }
         if table == "market":
-            settings["norm"] = pick([True, False], first=True)
+            settings["norm"] = pick([True, False], first=False)
+            settings["num_dense_tokens"] = pick([1, 4], first=1)
     recipe["model"] |= settings
     return recipe
 
