@@ -7,10 +7,12 @@ The first trial of a model is the field's common setting for such data: on the p
 market tamis' own default optimizer. Each further trial draws the settings that all models share
 (optimizer, step sizes, regularisation, batch size), once for all of them, and the model's own. On
 the market all models have the same number of dense parameters, and trials run on a fifth of the
-rows. A trial trains on the training split with seed 0 and is judged by the validation split (AUC on
-the public sets, NE on the market); the test split is never read. The best trial becomes
-``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial; it is
-written after each one, and a trial that stands in it is not done again.
+rows. After the random trials come refinements, the same for every model of a table: each changes
+one setting of the model's best recipe so far. A trial trains on the training split with seed 0 and
+is judged by the validation split (AUC on the public sets, NE on the market); the test split is
+never read. The best trial becomes ``recipes/<table>/<model>.toml``, and
+``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
+stands in it is not done again.
 """
 
 import argparse
@@ -35,6 +37,25 @@ from tamis.data.schema import InputSpec
 from tamis.reproduce.make import table_dataset
 from tamis.reproduce.tables import TABLES
 
+Recipe = dict[str, Any]
+
+
+def averaged(recipe: Recipe) -> Recipe:
+    """Evaluate and keep a moving average of the weights, over about 100 steps."""
+    return {**recipe, "training": {**recipe["training"], "ema_decay": 0.99}}
+
+
+def averaged_longer(recipe: Recipe) -> Recipe:
+    """The same over about 333 steps."""
+    return {**recipe, "training": {**recipe["training"], "ema_decay": 0.997}}
+
+
+def more_l2(recipe: Recipe) -> Recipe:
+    """Twice the L2 on embeddings."""
+    l2 = 2 * recipe["optimizer"]["embedding_l2"]
+    return {**recipe, "optimizer": {**recipe["optimizer"], "embedding_l2": l2}}
+
+
 # What a table's data ask for; the same for all of its models. The first L2 is the first trial's.
 SIZES: dict[str, dict[str, Any]] = {
     "frappe": {
@@ -48,6 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "norm": ["batch"],
         "kinds": ["adam"],
         "sides": True,
+        "refine": [averaged, averaged_longer, more_l2],
     },
     "movielens1m": {
         "monitor": "auc",
@@ -91,7 +113,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(model: str, table: str, trial: int) -> dict[str, Any]:
+def draw(model: str, table: str, trial: int) -> Recipe:
     """Settings of one trial, as a recipe; they depend on the three arguments only.
 
     What all models share is the same for all of them in the same trial.
@@ -191,7 +213,7 @@ def draw(model: str, table: str, trial: int) -> dict[str, Any]:
     return recipe
 
 
-def fitted(recipe: dict[str, Any], spec: InputSpec, size: int) -> dict[str, Any]:
+def fitted(recipe: Recipe, spec: InputSpec, size: int) -> Recipe:
     """The recipe at a given number of dense parameters; DHEN emits fewer tokens if it must."""
     try:
         return scaled_to(recipe, spec, size)
@@ -203,7 +225,7 @@ def fitted(recipe: dict[str, Any], spec: InputSpec, size: int) -> dict[str, Any]
         return fitted({**recipe, "model": model}, spec, size)
 
 
-def run_trial(dataset: Path, recipe: dict[str, Any], folder: Path, task: str) -> dict[str, Any]:
+def run_trial(dataset: Path, recipe: Recipe, folder: Path, task: str) -> dict[str, Any]:
     """Train a trial in a process of one thread and read the best validation metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(folder / "recipe.toml", config.write_toml(recipe))
@@ -231,9 +253,13 @@ class Ledger:
             artifacts.read_json(path)["trials"] if path.exists() else {}
         )
 
-    def lacks(self, model: str, recipe: dict[str, Any]) -> bool:
+    def lacks(self, model: str, recipe: Recipe) -> bool:
         """Whether this very recipe has not been tried."""
         return all(trial["recipe"] != recipe for trial in self._trials.get(model, []))
+
+    def refined(self, model: str, refinement: str) -> bool:
+        """Whether the refinement has been tried, on whatever recipe was the best then."""
+        return any(trial.get("refinement") == refinement for trial in self._trials[model])
 
     def add(self, model: str, trial: dict[str, Any]) -> None:
         """Keep a trial."""
@@ -267,26 +293,36 @@ def main() -> None:
     out = Path(__file__).parent / table.name
     spec = Dataset.open(dataset).spec
     task = spec.tasks[0].name
-    size = SIZES[table.name].get("dense_parameters")
+    size, monitor = SIZES[table.name].get("dense_parameters"), SIZES[table.name]["monitor"]
     assert task == table.task, "the first task is the one that early stopping looks at"
     api.prepare_process(1)
     models = arguments.models or list(table.models)
     ledger = Ledger(out / "tuning.json", command=f"python recipes/tune.py {table.name}")
+
+    def try_out(model: str, recipe: Recipe, **about: str) -> None:
+        if ledger.lacks(model, recipe):
+            name = f"{model}-{config.fingerprint(recipe)[:12]}"
+            folder = arguments.work / "tuning" / table.name / name
+            ledger.add(model, run_trial(dataset, recipe, folder, task) | about)
 
     def work(cell: tuple[int, str]) -> None:
         trial, model = cell
         recipe = draw(model, table.name, trial)
         if size is not None:
             recipe = fitted(recipe, spec, size)
-        if ledger.lacks(model, recipe):
-            name = f"{model}-{config.fingerprint(recipe)[:12]}"
-            folder = arguments.work / "tuning" / table.name / name
-            ledger.add(model, run_trial(dataset, recipe, folder, task))
+        try_out(model, recipe)
+
+    def refine(model: str) -> None:
+        for change in SIZES[table.name].get("refine", []):
+            if not ledger.refined(model, change.__name__):
+                best = ledger.best(model, monitor)["recipe"]
+                try_out(model, change(best), refinement=change.__name__)
 
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(work, itertools.product(range(arguments.trials), models)))
+        list(pool.map(refine, models))
     for model in models:
-        best = ledger.best(model, SIZES[table.name]["monitor"])
+        best = ledger.best(model, monitor)
         artifacts.write_text(out / f"{model}.toml", config.write_toml(best["recipe"]))
         sys.stdout.write(
             f"{model}: validation AUC {best['auc']:.5f}, log loss {best['log_loss']:.5f}\n"
