@@ -59,6 +59,43 @@ def test_cross_layer_is_x0_times_linear_plus_x() -> None:
     assert net(torch.tensor([[1.0, 2.0]])).tolist() == [[14.0, 16.0]]
 
 
+@pytest.mark.parametrize("shape", [{}, {"rank": 2}, {"rank": 2, "num_experts": 2}])
+def test_gradients_of_cross_layers_equal_finite_differences(shape: dict[str, int]) -> None:
+    net = _randomise(CrossNet(3, 2, **shape)).double()
+    names = [name for name, _ in net.named_parameters()]
+    weights = [weight.detach().requires_grad_() for weight in net.parameters()]
+    generator = torch.Generator().manual_seed(1)
+    x0 = torch.randn(4, 3, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def output(x0: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(net, dict(zip(names, weights, strict=True)), (x0,))
+
+    assert torch.autograd.gradcheck(output, (x0, *weights))
+
+
+@pytest.mark.parametrize("shape", [{}, {"rank": 4}, {"rank": 4, "num_experts": 2}])
+def test_cross_layers_under_autocast_are_near_float32(shape: dict[str, int]) -> None:
+    net = _randomise(CrossNet(8, 3, **shape))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.3)
+    generator = torch.Generator().manual_seed(1)
+    x0 = torch.randn(64, 8, generator=generator)
+
+    def run(*, autocast: bool) -> list[torch.Tensor]:
+        leaf = x0.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, autocast):
+            output = net(leaf)
+        output.float().square().mean().backward()
+        gradients = [leaf.grad, *(parameter.grad for parameter in net.parameters())]
+        net.zero_grad()
+        return [output, *gradients]
+
+    for half, full in zip(run(autocast=True), run(autocast=False), strict=True):
+        # bfloat16 has eight bits of mantissa: a relative error of 2**-9 for each rounding.
+        assert (half.float() - full).norm() < 0.02 * full.norm()
+
+
 def test_low_rank_cross_layers_equal_equation_2() -> None:
     net = _randomise(CrossNet(5, 2, rank=2))
     x0 = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Output
 from tamis.models.ranges import check_ranges
+from tamis.nn.autocast import in_autocast_type
 from tamis.nn.embedding import FlatInputs
 from tamis.nn.interaction import CrossNet
 from tamis.nn.mlp import MLP, Activation, ExactLinear, Norm
@@ -91,7 +92,7 @@ class DCNv2(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
-        x0 = self.inputs(batch)
+        x0 = in_autocast_type(self.inputs(batch))  # once for both parts
         crossed = self.cross(x0)
         if self.cross_head is not None:
             return Output(logits=self.head(self.deep(x0)) + self.cross_head(crossed))

@@ -1,11 +1,14 @@
 """Feature interactions that several models share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tamis.nn.autocast import in_autocast_type
 
 
 def pairwise_products(tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B D"]:
@@ -76,14 +79,25 @@ class CrossNet(nn.Module):
 
     def forward(self, x0: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """The last cross layer's output."""
-        x, factor = x0, x0
+        x0 = in_autocast_type(x0)
+        x = x0
         for layer in self.layers:
-            mapped = layer(x)
-            # Under autocast the product is bfloat16, as ``mapped`` is; the sum stays float32. Not
-            # addcmul: its backward pass multiplies both gradients by its scalar once more.
-            factor = factor.to(mapped.dtype)
-            x = factor * mapped + x
+            x = _AddProduct.apply(x, x0, layer(x))  # type: ignore[no-untyped-call]
         return x
+
+
+class _AddProduct(torch.autograd.Function):
+    """``x + factor * mapped`` in one pass; addcmul's own backward multiplies by its scalar too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, mapped: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(factor, mapped)
+        return torch.addcmul(x, factor, mapped)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+        factor, mapped = ctx.saved_tensors
+        return gradient, gradient * mapped, gradient * factor
 
 
 class _CrossExperts(nn.Module):
