@@ -10,7 +10,7 @@ from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.testing import models as conformance
 
-_NOT_MODELS = {"__init__", "catalog", "output", "ranges"}
+_NOT_MODELS = {"__init__", "catalog", "multi_task", "output", "ranges"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -25,9 +25,16 @@ _SMALL_DHEN: dict = {"module_tokens": 4, "dot_units": 8, "head_units": (8,)}
 _SMALL_WUKONG: dict = {"fm_units": (8,), "head_units": (8,)}
 _ALL_MODULES = ("attention", "conv", "linear", "dcn_paper", "dcn_v2", "dot")
 
+_SMALL_EXPERTS: dict = {"expert_units": ((12, 10), (8,)), "tower_units": (6,)}
+
 _VARIANTS: tuple[tuple[str, dict], ...] = (
+    ("adatt", _SMALL_EXPERTS | {"task_experts": (3,), "shared_experts": 2, "native": "official"}),
+    ("adatt", _SMALL_EXPERTS | {"gate": "raw", "gate_bias": False, "native": "softmax"}),
+    ("adatt", _SMALL_EXPERTS | {"gate": "constant", "native": "gated", "inputs": "one_hot"}),
+    ("adatt", {"gate": "none", "native": "unit"}),
     ("autoint", _SMALL_MLP | {"layer_norm": True, "scale": False, "activation": "silu"}),
     ("autoint", {"hidden_units": (), "num_layers": 1, "num_heads": 4}),
+    ("cross_stitch", _SMALL_EXPERTS | {"inputs": "one_hot"}),
     ("dcn_v2", _SMALL_MLP | {"structure": "stacked", "norm": "layer"}),
     ("dcn_v2", _SMALL_MLP | {"rank": 4, "activation": "tanh"}),
     ("dcn_v2", _SMALL_MLP | {"rank": 4, "num_experts": 3, "structure": "stacked"}),
@@ -65,6 +72,9 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("fm", {"embedding_dim": 3, "init_std": 0.1}),
+    ("mmoe", _SMALL_EXPERTS | {"num_experts": 3, "inputs": "one_hot"}),
+    ("ple", _SMALL_EXPERTS | {"task_experts": 2, "shared_experts": 3, "inputs": "one_hot"}),
+    ("shared_bottom", {"bottom_units": (8,), "tower_units": (), "inputs": "one_hot"}),
     ("tower_ensemble", {"gate": "softmax", "module_tokens": 4, "head_units": (8,)}),
     (
         "tower_ensemble",

@@ -5,7 +5,14 @@ import torch
 
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
-from tamis.nn.embedding import DenseSideTokens, EmbeddingTables, FieldTokens, FirstOrder, FlatInputs
+from tamis.nn.embedding import (
+    DenseSideTokens,
+    EmbeddingTables,
+    FieldTokens,
+    FirstOrder,
+    FlatInputs,
+    OneHotInputs,
+)
 
 
 @pytest.fixture
@@ -111,6 +118,20 @@ def test_flat_inputs_end_in_raw_numbers(two_fields: InputSpec, batch: Batch) -> 
 
     assert module(batch)[0].tolist() == [2.0, 3.0, 0.0, 2.0]
     assert module.out_dim == 4
+
+
+def test_one_hot_inputs_have_a_column_for_every_table_row(
+    two_fields: InputSpec, batch: Batch
+) -> None:
+    module = OneHotInputs(two_fields)
+    first, second = module(batch).tolist()
+
+    # Three users, four items, four items of the history, the price.
+    assert first == [0, 0, 1, *(1, 0, 0, 0), *(0, 0, 0, 0), 2]
+    # The second history is item 1 once and item 3 twice.
+    assert second == pytest.approx([0, 1, 0, *(0, 0, 0, 1), *(0, 1 / 3, 0, 2 / 3), -1])
+    assert module.out_dim == 12
+    assert not list(module.parameters())
 
 
 def test_dense_side_becomes_the_last_tokens(two_fields: InputSpec, batch: Batch) -> None:

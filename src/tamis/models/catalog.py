@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tamis.errors import ConfigError
+from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.autoint import AutoInt, AutoIntConfig
+from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
 from tamis.models.dcn_v2 import DCNv2, DCNv2Config
 from tamis.models.deepfm import DeepFM, DeepFMConfig
 from tamis.models.dhen import DHEN, DHENConfig
@@ -13,6 +15,9 @@ from tamis.models.dlrm import DLRM, DLRMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
 from tamis.models.lr import LR, LRConfig
+from tamis.models.mmoe import MMoE, MMoEConfig
+from tamis.models.ple import PLE, PLEConfig
+from tamis.models.shared_bottom import SharedBottom, SharedBottomConfig
 from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
 from tamis.models.wukong import Wukong, WukongConfig
 from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
@@ -29,7 +34,9 @@ class Entry:
 
 
 CATALOG: dict[str, Entry] = {
+    "adatt": Entry(config=AdaTTConfig, model=AdaTT),
     "autoint": Entry(config=AutoIntConfig, model=AutoInt),
+    "cross_stitch": Entry(config=CrossStitchConfig, model=CrossStitch),
     "dcn_v2": Entry(config=DCNv2Config, model=DCNv2),
     "deepfm": Entry(config=DeepFMConfig, model=DeepFM),
     "dhen": Entry(config=DHENConfig, model=DHEN),
@@ -37,6 +44,9 @@ CATALOG: dict[str, Entry] = {
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
     "lr": Entry(config=LRConfig, model=LR),
+    "mmoe": Entry(config=MMoEConfig, model=MMoE),
+    "ple": Entry(config=PLEConfig, model=PLE),
+    "shared_bottom": Entry(config=SharedBottomConfig, model=SharedBottom),
     "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),
     "wukong": Entry(config=WukongConfig, model=Wukong),
     "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),

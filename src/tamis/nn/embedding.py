@@ -146,6 +146,44 @@ class FlatInputs(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+class OneHotInputs(nn.Module):
+    """Every input of a batch in one vector without a parameter: a column for every table row.
+
+    A category is 1 in the column of its row; a column of a sequence gives each event of a history
+    of n events 1/n; numeric features come last. For small tables: the vector is dense.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        """Count the columns of every input of ``spec``."""
+        super().__init__()
+        rows = {table.name: table.num_rows for table in spec.tables}
+        widths = [rows[item.table] for item in spec.categorical]
+        widths += [rows[name] for group in spec.sequences for name in group.tables]
+        starts = torch.tensor([0, *widths]).cumsum(0)
+        self.register_buffer("offsets", starts[:-1], persistent=False)
+        self.sequence_names = tuple(group.name for group in spec.sequences)
+        self.num_columns = int(starts[-1])
+        self.out_dim = self.num_columns + len(spec.numeric)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
+        """Columns of categories, of sequences, then numeric features."""
+        num_rows, first = batch.ids.shape
+        x = batch.numeric.new_zeros(num_rows, self.num_columns)
+        x.scatter_(1, batch.ids.to(torch.int64) + self.offsets[:first], 1.0)
+        for name in self.sequence_names:
+            values, offsets = batch.sequences[name].values, batch.sequences[name].offsets
+            lengths = offsets.diff()
+            row = torch.repeat_interleave(torch.arange(num_rows, device=x.device), lengths)
+            last = first + values.shape[1]
+            columns = values.to(torch.int64) + self.offsets[first:last]
+            shares = lengths[row].reciprocal().unsqueeze(1).expand_as(columns).to(x.dtype)
+            x.index_put_((row.unsqueeze(1).expand_as(columns), columns), shares, accumulate=True)
+            first = last
+        return torch.cat([x, batch.numeric], dim=1)
+
+
 class DenseSideTokens(nn.Module):
     """Tokens where the numeric features, all together, become a few vectors through an MLP.
 

@@ -1,0 +1,114 @@
+"""AdaTT: every task owns experts, borrows those of the others, and keeps its own beside."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
+from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
+from tamis.nn.experts import Experts, Fusion, FusionStack, Gates, NativePaths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaTTConfig(MultiTaskConfig):
+    """AdaTT-sp and, with shared experts, the general AdaTT."""
+
+    expert_units: tuple[tuple[int, ...], ...] = ((256,), (128,))
+    """Widths of an expert's layers, for each level of fusion."""
+    task_experts: tuple[int, ...] = (2,)
+    """Experts that each task owns in every level: one number for all tasks, or one for each."""
+    shared_experts: int = 0
+    """Experts of the shared unit in every level; 0 is AdaTT-sp, which has no shared unit."""
+    gate: Literal["own", "raw", "constant", "none"] = "own"
+    """What gates read: their unit's own vector, the model's input, or nothing (weights that are the
+    same for all rows); ``none`` leaves them out, so that tasks share nothing but the input."""
+    gate_bias: bool = True
+    """Whether gates have biases."""
+    native: Literal["paper", "official", "unit", "softmax", "gated", "none"] = "paper"
+    """Weights of a unit's own experts beside the gate: 1 for a unit of one expert and else learned;
+    learned in all units as soon as one has several (the authors' code); always 1; learned with sum
+    1; a linear map of the unit's vector; or no such path."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, may_be_zero=("shared_experts",))
+        check_levels(self.expert_units)
+        if not self.task_experts:
+            raise ConfigError("model.task_experts: must hold a number, got none.")
+        if self.gate == "none" and self.native == "none":
+            raise ConfigError(
+                "model.native: must not be 'none' together with model.gate, got 'none' for both: "
+                "no expert would reach a task."
+            )
+
+    def counts(self, num_tasks: int) -> tuple[int, ...]:
+        """Experts of each task.
+
+        Raises:
+            ConfigError: ``task_experts`` holds neither one number nor one for each task.
+        """
+        if len(self.task_experts) not in (1, num_tasks):
+            raise ConfigError(
+                f"model.task_experts: must hold one number or one for each of {num_tasks} tasks, "
+                f"got {list(self.task_experts)}."
+            )
+        return self.task_experts * (num_tasks if len(self.task_experts) == 1 else 1)
+
+
+class AdaTT(nn.Module):
+    """Levels of fusion units ``f_t = (G_t + pad(v_t))' E`` over the experts E of all units.
+
+    Task t's gate G_t and its own experts read f_t of the level below; the first level sees the
+    input in every unit. v_t weighs the task's own experts and does not depend on the row. With
+    shared experts there is one more unit, which fuses in all levels but the last.
+
+    Source:
+        Li et al., AdaTT, KDD 2023, arXiv:2304.04959, equations (1) to (11); the general form is
+        section 3.2.
+
+    Differs from the source:
+        Gates have biases by default, as in the authors' code and not in equation (10). Weights
+        start from Xavier's uniform distribution and biases from 0, as in every tamis model.
+    """
+
+    def __init__(self, config: AdaTTConfig, spec: InputSpec) -> None:
+        """Build the levels and towers for the tasks of ``spec``."""
+        super().__init__()
+        num_tasks = len(spec.tasks)
+        counts = config.counts(num_tasks)
+        if config.shared_experts:
+            counts = (*counts, config.shared_experts)
+        self.inputs = multi_task_inputs(config, spec)
+        raw_dim = width = self.inputs.out_dim
+        levels = []
+        for place, units in enumerate(config.expert_units):
+            is_last = place == len(config.expert_units) - 1
+            fusing = num_tasks if is_last else len(counts)
+            gates = native = None
+            if config.gate != "none":
+                gates = Gates(
+                    raw_dim if config.gate == "raw" else width,
+                    [range(sum(counts))] * fusing,
+                    num_experts=sum(counts),
+                    reads=config.gate,
+                    bias=config.gate_bias,
+                )
+            if config.native != "none":
+                native = NativePaths(width, counts, num_fusing=fusing, kind=config.native)
+            levels.append(Fusion(Experts(width, units, counts), gates, native))
+            width = units[-1]
+        self.stack = FusionStack(levels, num_units=len(counts))
+        self.towers = TaskTowers(width, config.tower_units, num_tasks)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, T)."""
+        return Output(logits=self.towers(self.stack(self.inputs(batch))))
+
+    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
+        """G + v of every level: what each unit weighs each expert by, row by row."""
+        return self.stack.weights(self.inputs(batch))

@@ -1,0 +1,73 @@
+"""MMoE, and its form of several levels."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec
+from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
+from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
+from tamis.nn.experts import Experts, Fusion, FusionStack, Gates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MMoEConfig(MultiTaskConfig):
+    """MMoE with one level; with more levels ML-MMoE."""
+
+    expert_units: tuple[tuple[int, ...], ...] = ((256, 128),)
+    """Widths of an expert's layers, for each level."""
+    num_experts: int = 6
+    """Experts E in every level."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_levels(self.expert_units)
+
+
+class MMoE(nn.Module):
+    """Experts that all tasks share, mixed by one softmax gate for each task.
+
+    With several levels every expert of a level reads a mixture of its own of the level below. All
+    gates of all levels read the input itself.
+
+    Source:
+        Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate
+        Mixture-of-Experts, KDD 2018, equations (6) and (7); several levels as in the baseline of
+        AdaTT, arXiv:2304.04959, section 4.
+
+    Differs from the source:
+        Gates have biases, as in AdaTT's code.
+    """
+
+    def __init__(self, config: MMoEConfig, spec: InputSpec) -> None:
+        """Build the levels and towers for the tasks of ``spec``."""
+        super().__init__()
+        num_tasks = len(spec.tasks)
+        self.inputs = multi_task_inputs(config, spec)
+        raw_dim = width = self.inputs.out_dim
+        everyone = range(config.num_experts)
+        levels = []
+        for place, units in enumerate(config.expert_units):
+            is_last = place == len(config.expert_units) - 1
+            gates = Gates(
+                raw_dim,
+                [everyone] * (num_tasks if is_last else config.num_experts),
+                num_experts=config.num_experts,
+                reads="raw",
+            )
+            experts = Experts(width, units, [1] * config.num_experts)
+            levels.append(Fusion(experts, gates, native=None))
+            width = units[-1]
+        self.stack = FusionStack(levels, num_units=config.num_experts)
+        self.towers = TaskTowers(width, config.tower_units, num_tasks)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, T)."""
+        return Output(logits=self.towers(self.stack(self.inputs(batch))))
+
+    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
+        """Gate weights of every level, row by row."""
+        return self.stack.weights(self.inputs(batch))

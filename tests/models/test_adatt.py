@@ -1,0 +1,395 @@
+"""AdaTT against equations (1) to (11) of its paper, and the checks that expose a simpler model."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec, Task
+from tamis.errors import ConfigError
+from tamis.models.adatt import AdaTT, AdaTTConfig
+from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
+from tamis.models.mmoe import MMoE, MMoEConfig
+from tamis.models.ple import PLE, PLEConfig
+
+_SMALL: dict = {"embedding_dim": 3, "expert_units": ((6, 5), (7,)), "tower_units": (12, 10)}
+
+
+def numbers_only(width: int, num_tasks: int) -> InputSpec:
+    return InputSpec(
+        numeric=tuple(f"x{place}" for place in range(width)),
+        categorical=(),
+        sequences=(),
+        tables=(),
+        tasks=tuple(Task(name=f"task{place}") for place in range(num_tasks)),
+    )
+
+
+def batch_of(numeric: torch.Tensor, num_tasks: int) -> Batch:
+    rows = len(numeric)
+    return Batch(
+        numeric=numeric,
+        ids=torch.zeros((rows, 0), dtype=torch.int32),
+        labels=torch.zeros(rows, num_tasks),
+        weights=torch.ones(rows),
+    )
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(x - x.max())
+    return exponentials / exponentials.sum()
+
+
+def expert_output(reference, experts: torch.nn.Module, expert: int, x: np.ndarray) -> np.ndarray:
+    for weight, bias in zip(experts.weights, experts.biases, strict=True):
+        x = relu(reference.array(weight[expert]) @ x + reference.array(bias[expert]))
+    return x
+
+
+def flat(reference, model: torch.nn.Module, row: int) -> np.ndarray:
+    return np.concatenate([*reference.embeddings(model.inputs.tables, row), reference.numbers(row)])
+
+
+def towers(reference, model: torch.nn.Module, vectors: list[np.ndarray]) -> np.ndarray:
+    parts = zip(model.towers.towers, vectors, strict=True)
+    return np.concatenate([reference.mlp(tower, x, num_hidden=2) for tower, x in parts])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task_experts": (1,)},
+        {"task_experts": (2,)},
+        {"task_experts": (3, 1)},
+        {"task_experts": (2, 1), "shared_experts": 2},
+        {"task_experts": (1,), "shared_experts": 1},
+        {"task_experts": (1,), "shared_experts": 2, "native": "official"},
+        {"task_experts": (2,), "native": "softmax"},
+        {"task_experts": (2,), "native": "gated", "shared_experts": 1},
+        {"task_experts": (2,), "native": "unit", "gate": "raw"},
+        {"task_experts": (2,), "native": "none", "gate": "constant"},
+        {"task_experts": (2,), "gate": "none"},
+    ],
+)
+def test_logits_equal_the_equations_in_two_terms(reference, options: dict) -> None:
+    settings = AdaTTConfig(**(_SMALL | options))
+    model = reference.build(AdaTT, settings)
+    counts = [*settings.counts(2), *([settings.shared_experts] if settings.shared_experts else [])]
+    owner = [unit for unit, count in enumerate(counts) for _ in range(count)]
+
+    def logits(row: int) -> np.ndarray:
+        x = flat(reference, model, row)
+        f = [x] * len(counts)  # equation (2)
+        for place, level in enumerate(model.stack.levels):
+            outputs = [
+                expert_output(reference, level.experts, expert, f[unit])
+                for expert, unit in enumerate(owner)
+            ]
+            fusing = 2 if place == 1 else len(counts)
+            fused = []
+            for unit in range(fusing):
+                total = np.zeros_like(outputs[0])
+                if level.gates is not None:
+                    if settings.gate == "constant":
+                        gate = softmax(reference.array(level.gates.constants[unit]))
+                    else:
+                        read = x if settings.gate == "raw" else f[unit]
+                        gate = softmax(reference.linear(level.gates.maps[unit], read))
+                    for weight, output in zip(gate, outputs, strict=True):  # AllExpertGF
+                        total = total + weight * output
+                native = [output for output, of in zip(outputs, owner, strict=True) if of == unit]
+                if settings.native != "none":  # NativeExpertLF
+                    v = np.ones(len(native))
+                    if settings.native == "gated":
+                        v = reference.linear(level.native.maps[unit], f[unit])
+                    elif str(unit) in level.native.values:
+                        v = reference.array(level.native.values[str(unit)])
+                        v = softmax(v) if settings.native == "softmax" else v
+                    for weight, output in zip(v, native, strict=True):
+                        total = total + weight * output
+                fused.append(total)
+            f = fused
+        return towers(reference, model, f)
+
+    reference.check(model, logits)
+
+
+def test_weights_of_native_experts_follow_the_rule() -> None:
+    def learned(**options) -> list[list[str]]:
+        model = AdaTT(AdaTTConfig(**(_SMALL | options)), numbers_only(4, 2))
+        return [sorted(level.native.values) for level in model.stack.levels]
+
+    # The paper: unit weights where that unit has one expert. Unit 2 is the shared one, which does
+    # not fuse in the last level.
+    assert learned(task_experts=(1,)) == [[], []]
+    assert learned(task_experts=(2, 1)) == [["0"], ["0"]]
+    assert learned(task_experts=(1,), shared_experts=2) == [["2"], []]
+    # The authors' code: for every unit as soon as any unit has another number of experts than 1.
+    official = {"native": "official"}
+    assert learned(task_experts=(1,), **official) == [[], []]
+    assert learned(task_experts=(1,), shared_experts=1, **official) == [[], []]
+    assert learned(task_experts=(1,), shared_experts=2, **official) == [["0", "1", "2"], ["0", "1"]]
+
+
+def _known_answer_model(**options) -> AdaTT:
+    """Two tasks of one expert: the identity, and a swap of the two numbers; gates start from 0."""
+    settings = AdaTTConfig(expert_units=((2,),), task_experts=(1,), tower_units=(), **options)
+    model = AdaTT(settings, numbers_only(2, 2))
+    level = model.stack.levels[0]
+    with torch.no_grad():
+        level.experts.weights[0].copy_(torch.tensor([[[1.0, 0], [0, 1]], [[0, 1.0], [1, 0]]]))
+        if level.gates is not None:
+            for gate in level.gates.maps:
+                gate.weight.zero_()
+    return model
+
+
+def test_known_answer_of_two_tasks_of_one_expert() -> None:
+    x = torch.tensor([[1.0, 2.0]])
+    model = _known_answer_model()
+
+    assert [f.tolist() for f in model.stack(x)] == [[[2.5, 3.5]], [[3.5, 2.5]]]
+    with torch.no_grad():
+        model.stack.levels[0].gates.maps[0].bias.copy_(torch.tensor([1.0, 3.0]).log())
+    # Gate (1/4, 3/4): 0.25 (1, 2) + 0.75 (2, 1) + (1, 2) = (2.75, 3.25).
+    assert torch.allclose(model.stack(x)[0], torch.tensor([[2.75, 3.25]]))
+
+
+def test_without_native_experts_two_tasks_are_one() -> None:
+    model = _known_answer_model(native="none")
+
+    assert [f.tolist() for f in model.stack(torch.tensor([[1.0, 2.0]]))] == [[[1.5, 1.5]]] * 2
+
+
+def test_known_answer_of_two_experts_per_task() -> None:
+    settings = AdaTTConfig(expert_units=((1,),), task_experts=(2,), tower_units=())
+    model = AdaTT(settings, numbers_only(1, 2))
+    level = model.stack.levels[0]
+    with torch.no_grad():
+        level.experts.weights[0].copy_(torch.tensor([1.0, 2, 3, 4]).reshape(4, 1, 1))
+        level.native.values["0"].copy_(torch.tensor([0.5, -0.5]))
+        for gate in level.gates.maps:
+            gate.weight.zero_()
+
+    # The mean of 1, 2, 3, 4 and 0.5 * 1 - 0.5 * 2.
+    assert model.stack(torch.ones(1, 1))[0].item() == pytest.approx(2.0)
+
+
+@pytest.fixture
+def trained_like() -> AdaTT:
+    """Three tasks of two experts, all weights away from their start."""
+    torch.manual_seed(0)
+    settings = AdaTTConfig(expert_units=((8,), (6,)), task_experts=(2,), tower_units=(5,))
+    model = AdaTT(settings, numbers_only(4, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+def _expert_gradients(model: AdaTT, batch: Batch, task: int) -> list[list[float]]:
+    """Norm of the gradient of one task's logit by the experts of each task, level by level."""
+    model.zero_grad()
+    model(batch).logits[:, task].sum().backward()
+    norms = []
+    for level in model.stack.levels:
+        gradient = level.experts.weights[0].grad
+        gradient = torch.zeros(6, 1) if gradient is None else gradient
+        norms.append([part.norm().item() for part in gradient.split(2)])
+    return norms
+
+
+def test_a_task_teaches_the_experts_of_others(trained_like: AdaTT) -> None:
+    batch = batch_of(torch.randn(50, 4), 3)
+
+    assert min(itertools.chain(*_expert_gradients(trained_like, batch, task=1))) > 0
+
+
+def _point_gates_away(model: AdaTT) -> None:
+    """Task 0's gates weigh nothing but the experts of task 2."""
+    with torch.no_grad():
+        for level in model.stack.levels:
+            level.gates.maps[0].bias.copy_(torch.tensor([-200.0] * 4 + [0.0] * 2))
+
+
+def test_a_task_teaches_its_own_experts_whatever_its_gate_says(trained_like: AdaTT) -> None:
+    batch = batch_of(torch.randn(50, 4), 3)
+    _point_gates_away(trained_like)
+
+    gradients = _expert_gradients(trained_like, batch, task=0)
+
+    assert gradients[1][0] > 0
+    assert gradients[1][1] == 0
+    trained_like.stack.levels[1].native = None
+    assert _expert_gradients(trained_like, batch, task=0)[1][0] == 0
+
+
+def test_without_gates_tasks_share_no_expert() -> None:
+    settings = AdaTTConfig(expert_units=((8,), (6,)), task_experts=(2,), gate="none")
+    model = AdaTT(settings, numbers_only(4, 3))
+    with torch.no_grad():
+        for level in model.stack.levels:
+            for value in level.native.values.values():
+                value.fill_(1.0)
+    gradients = _expert_gradients(model, batch_of(torch.randn(50, 4), 3), task=0)
+
+    assert all(level[0] > 0 and level[1:] == [0, 0] for level in gradients)
+
+
+def test_inputs_of_the_second_level_differ_between_tasks(trained_like: AdaTT) -> None:
+    x = torch.randn(5, 4)
+    first = trained_like.stack.levels[0]([x] * 3, x)
+
+    assert not torch.allclose(first[0], first[1])
+    assert not torch.allclose(first[1], first[2])
+
+
+def test_permuting_tasks_permutes_logits(trained_like: AdaTT) -> None:
+    order, batch = [2, 0, 1], batch_of(torch.randn(5, 4), 3)
+    experts = [expert for task in order for expert in (2 * task, 2 * task + 1)]
+    expected = trained_like(batch).logits[:, order]
+    with torch.no_grad():
+        for level in trained_like.stack.levels:
+            for parameter in [*level.experts.weights, *level.experts.biases]:
+                parameter.copy_(parameter[experts].clone())
+            for gate in level.gates.maps:
+                gate.weight.copy_(gate.weight[experts].clone())
+                gate.bias.copy_(gate.bias[experts].clone())
+            level.gates.maps = torch.nn.ModuleList(level.gates.maps[task] for task in order)
+            values = [level.native.values[str(task)] for task in order]
+            for place, value in enumerate(values):
+                level.native.values[str(place)] = value
+        towers = trained_like.towers.towers
+        trained_like.towers.towers = torch.nn.ModuleList(towers[task] for task in order)
+
+    assert torch.allclose(trained_like(batch).logits, expected, atol=1e-6)
+
+
+def test_gates_sum_to_one_and_all_weights_to_more(trained_like: AdaTT) -> None:
+    x = torch.randn(7, 4)
+    units = [x] * 3
+    level = trained_like.stack.levels[0]
+    gates = level.gates(units, x).sum(2)
+    sums = torch.stack([level.native.values[str(task)].sum() for task in range(3)])
+
+    assert torch.allclose(gates, torch.ones(7, 3))
+    weights = trained_like.fusion_weights(batch_of(x, 3))[0]
+    assert torch.allclose(weights.sum(2), 1 + sums.expand(7, 3), atol=1e-6)
+
+
+def test_shared_only_experts_of_one_level_are_mmoe() -> None:
+    torch.manual_seed(0)
+    spec = numbers_only(5, 2)
+    # PLE whose tasks weigh their own experts by nothing is MMoE over the shared ones.
+    ple = PLE(PLEConfig(expert_units=((6,),), shared_experts=3, tower_units=(4,)), spec)
+    mmoe = MMoE(MMoEConfig(expert_units=((6,),), num_experts=3, tower_units=(4,)), spec)
+    with torch.no_grad():
+        mmoe.stack.levels[0].experts.weights[0].copy_(ple.stack.levels[0].experts.weights[0][2:])
+        for ours, theirs in zip(
+            mmoe.stack.levels[0].gates.maps, ple.stack.levels[0].gates.maps, strict=True
+        ):
+            theirs.bias[0] = -200.0
+            ours.weight.copy_(theirs.weight[1:])
+    mmoe.towers.load_state_dict(ple.towers.state_dict())
+    batch = batch_of(torch.randn(9, 5), 2)
+
+    assert torch.allclose(mmoe(batch).logits, ple(batch).logits, atol=1e-6)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameters_on_census_are_those_of_the_paper() -> None:
+    # 482 columns, three tasks, towers of 32; the specification's counts.
+    spec = numbers_only(482, 3)
+
+    def count(model: type, config: type, widths: tuple[int, int], **options) -> int:
+        levels = tuple((width,) for width in widths)
+        return _parameters(model(config(expert_units=levels, tower_units=(32,), **options), spec))
+
+    assert count(AdaTT, AdaTTConfig, (128, 64), task_experts=(2,)) == 437_847
+    assert count(AdaTT, AdaTTConfig, (96, 48), task_experts=(3,)) == 479_697
+    assert count(AdaTT, AdaTTConfig, (128, 64), task_experts=(1,)) == 222_087
+    assert count(MMoE, MMoEConfig, (128, 64), num_experts=6) == 452_901
+    assert count(MMoE, MMoEConfig, (96, 48), num_experts=9) == 516_183
+    assert count(PLE, PLEConfig, (128, 64), task_experts=1, shared_experts=3) == 437_061
+
+
+def test_cross_stitch_mixes_tasks_by_a_matrix(reference) -> None:
+    settings = CrossStitchConfig(**_SMALL)
+    model = reference.build(CrossStitch, settings)
+
+    def logits(row: int) -> np.ndarray:
+        f = [flat(reference, model, row)] * 2
+        for level in model.stack.levels:
+            outputs = [expert_output(reference, level.experts, task, f[task]) for task in range(2)]
+            mix = reference.array(level.mix)
+            f = [sum(mix[t, j] * outputs[j] for j in range(2)) for t in range(2)]
+        return towers(reference, model, f)
+
+    reference.check(model, logits)
+
+
+@pytest.mark.parametrize("levels", [((6, 5),), ((6,), (5, 4), (7,))])
+def test_mmoe_gates_read_the_input_in_every_level(reference, levels: tuple) -> None:
+    settings = MMoEConfig(**(_SMALL | {"expert_units": levels, "num_experts": 3}))
+    model = reference.build(MMoE, settings)
+
+    def logits(row: int) -> np.ndarray:
+        x = flat(reference, model, row)
+        f = [x] * 3
+        for level in model.stack.levels:
+            outputs = [expert_output(reference, level.experts, j, f[j]) for j in range(3)]
+            gates = [softmax(reference.linear(gate, x)) for gate in level.gates.maps]
+            f = [sum(g * e for g, e in zip(gate, outputs, strict=True)) for gate in gates]
+        return towers(reference, model, f)
+
+    reference.check(model, logits)
+
+
+def test_ple_gates_see_own_and_shared_experts(reference) -> None:
+    settings = PLEConfig(**(_SMALL | {"task_experts": 2, "shared_experts": 3}))
+    model = reference.build(PLE, settings)
+    seen = [[0, 1, 4, 5, 6], [2, 3, 4, 5, 6], list(range(7))]
+    owner = [0, 0, 1, 1, 2, 2, 2]
+
+    def logits(row: int) -> np.ndarray:
+        f = [flat(reference, model, row)] * 3
+        for level in model.stack.levels:
+            outputs = [
+                expert_output(reference, level.experts, expert, f[unit])
+                for expert, unit in enumerate(owner)
+            ]
+            fused = []
+            for unit, gate in enumerate(level.gates.maps):
+                weights = softmax(reference.linear(gate, f[unit]))
+                mixed = zip(weights, seen[unit], strict=True)
+                fused.append(sum(weight * outputs[expert] for weight, expert in mixed))
+            f = fused
+        assert len(f) == 2
+        return towers(reference, model, f)
+
+    reference.check(model, logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task_experts": (1, 2, 3)}, r"task_experts: must hold one number or one for each of 2"),
+        ({"task_experts": ()}, r"task_experts: must hold a number, got none"),
+        ({"gate": "none", "native": "none"}, r"model.native: must not be 'none' together"),
+        ({"expert_units": ()}, r"model.expert_units: must hold a list of widths for each level"),
+        ({"expert_units": ((8,), ())}, r"model.expert_units: .* got \(\(8,\), \(\)\)"),
+        ({"shared_experts": -1}, r"model.shared_experts: must be at least 0, got -1"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AdaTT(AdaTTConfig(**options), numbers_only(4, 2))
