@@ -25,6 +25,7 @@ _SMALL_DHEN: dict = {"module_tokens": 4, "dot_units": 8, "head_units": (8,)}
 _SMALL_WUKONG: dict = {"fm_units": (8,), "head_units": (8,)}
 _ALL_MODULES = ("attention", "conv", "linear", "dcn_paper", "dcn_v2", "dot")
 
+_SMALL_INTERFORMER: dict = {"head_units": (16,), "dot_units": 8, "module_tokens": 4}
 _SMALL_EXPERTS: dict = {"expert_units": ((12, 10), (8,)), "tower_units": (6,)}
 
 _VARIANTS: tuple[tuple[str, dict], ...] = (
@@ -72,6 +73,46 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("fm", {"embedding_dim": 3, "init_std": 0.1}),
+    ("interformer", _SMALL_INTERFORMER | {"flow": "to_fields", "gate": "mask", "backbone": "dot"}),
+    (
+        "interformer",
+        _SMALL_INTERFORMER
+        | {
+            "flow": "to_events",
+            "class_tokens": False,
+            "personal": "mlp_low_rank",
+            "personal_rank": 2,
+            "backbone": "dcn_v2",
+            "backbone_layers": 2,
+            "cross_rank": 4,
+            "cross_units": (8,),
+            "merge_mask": "sigmoid",
+        },
+    ),
+    (
+        "interformer",
+        _SMALL_INTERFORMER
+        | {"flow": "none", "pooled_tokens": 0, "gate": "sigmoid", "restore_units": (16,)},
+    ),
+    (
+        "interformer",
+        _SMALL_INTERFORMER
+        | {
+            "style": "literal",
+            "personal": "full",
+            "gate": "tanh",
+            "num_heads": 4,
+            "recent_tokens": 0,
+            "summary_tokens": 3,
+            "rotary": False,
+            "backbone_modules": ("dot", "linear", "attention"),
+        },
+    ),
+    (
+        "interformer",
+        _SMALL_INTERFORMER
+        | {"personal": "none", "attention": False, "gate": "none", "merge_single": False},
+    ),
     ("mmoe", _SMALL_EXPERTS | {"num_experts": 3, "inputs": "one_hot"}),
     ("ple", _SMALL_EXPERTS | {"task_experts": 2, "shared_experts": 3, "inputs": "one_hot"}),
     ("shared_bottom", {"bottom_units": (8,), "tower_units": (), "inputs": "one_hot"}),
@@ -134,6 +175,7 @@ _DROPOUTS = (
     ("dlrm", {"dropout": 0.5}),
     ("final_mlp", {"first_dropout": 0.5}),
     ("final_mlp", {"second_dropout": 0.5}),
+    ("interformer", {"dropout": 0.5}),
     ("tower_ensemble", {"dropout": 0.5}),
     ("wukong", {"dropout": 0.5}),
     ("xdeepfm", {"dropout": 0.5}),

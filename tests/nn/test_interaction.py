@@ -10,7 +10,6 @@ from tamis.nn.interaction import (
     CrossNet,
     DotInteraction,
     FieldAttention,
-    attend,
     pairwise_products,
 )
 
@@ -161,9 +160,3 @@ def test_field_attention_equals_a_loop_over_heads(
         deviation = (expected.var(2, unbiased=False, keepdim=True) + layer.norm.eps).sqrt()
         expected = (expected - mean) / deviation * layer.norm.weight + layer.norm.bias
     assert torch.allclose(layer(tokens), torch.relu(expected), atol=1e-5)
-
-
-def test_attention_in_bfloat16_is_computed_in_float32_on_a_cpu() -> None:
-    query = torch.randn(2, 1, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-
-    assert attend(query, query, query).dtype == torch.float32

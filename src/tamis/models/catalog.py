@@ -14,6 +14,7 @@ from tamis.models.dhen import DHEN, DHENConfig
 from tamis.models.dlrm import DLRM, DLRMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
+from tamis.models.interformer import InterFormer, InterFormerConfig
 from tamis.models.lr import LR, LRConfig
 from tamis.models.mmoe import MMoE, MMoEConfig
 from tamis.models.ple import PLE, PLEConfig
@@ -43,6 +44,7 @@ CATALOG: dict[str, Entry] = {
     "dlrm": Entry(config=DLRMConfig, model=DLRM),
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
+    "interformer": Entry(config=InterFormerConfig, model=InterFormer),
     "lr": Entry(config=LRConfig, model=LR),
     "mmoe": Entry(config=MMoEConfig, model=MMoE),
     "ple": Entry(config=PLEConfig, model=PLE),

@@ -197,6 +197,7 @@ class DenseSideTokens(nn.Module):
         *,
         hidden_units: Sequence[int],
         num_dense_tokens: int,
+        pool_sequences: bool = True,
         init_std: float = 0.01,
     ) -> None:
         """Build tables and the dense side's MLP.
@@ -206,13 +207,16 @@ class DenseSideTokens(nn.Module):
             width: Embedding width D.
             hidden_units: Hidden widths of the MLP.
             num_dense_tokens: D-vectors that the numeric features become; none without features.
+            pool_sequences: Whether columns of sequences are tokens; a model that reads events
+                itself leaves them out.
             init_std: Standard deviation that embeddings start from.
         """
         super().__init__()
         self.tables = EmbeddingTables(spec, width, init_std=init_std)
-        self.sequence_names = tuple(group.name for group in spec.sequences)
+        pooled = spec.sequences if pool_sequences else ()
+        self.sequence_names = tuple(group.name for group in pooled)
         self.width = width
-        self.num_tokens = num_tokens(spec) - len(spec.numeric)
+        self.num_tokens = len(spec.categorical) + sum(len(group.fields) for group in pooled)
         self.dense: MLP | None = None
         if spec.numeric:
             out_dim = num_dense_tokens * width

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.nn.attention import attend
 from tamis.nn.autocast import in_autocast_type
 
 
@@ -210,29 +211,6 @@ class FieldAttention(nn.Module):
         ]
         mixed = attend(*heads, scale=None if self.scale else 1.0)
         return F.relu(self.norm(mixed.transpose(1, 2).flatten(2) + residual))
-
-
-def attend(
-    query: Float[Tensor, "B H F K"],
-    key: Float[Tensor, "B H F K"],
-    value: Float[Tensor, "B H F K"],
-    *,
-    scale: float | None = None,
-) -> Float[Tensor, "B H F K"]:
-    """Softmax attention; on a CPU in float32, as its backward pass is slower in bfloat16.
-
-    Args:
-        query: Queries.
-        key: Keys.
-        value: Values.
-        scale: Multiplies the scores; None divides by the root of K.
-    """
-    if query.device.type != "cpu" or query.dtype == torch.float32:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), scale=scale
-        )
 
 
 def _cross_map(width: int, rank: int, num_experts: int) -> nn.Module:

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.nn.attention import attend
 from tamis.nn.dropout import Dropout
-from tamis.nn.interaction import DotInteraction, attend
+from tamis.nn.interaction import DotInteraction
 from tamis.nn.mlp import MLP
 
 MixerName = Literal["dot", "attention", "conv", "linear", "dcn_paper", "dcn_v2"]
@@ -113,7 +114,8 @@ class DotMixer(nn.Module):
         self.pairs: DotInteraction | None = None
         num_pairs = sizes.in_tokens**2
         if sizes.dot_pairs != "full":
-            with_diagonal = sizes.dot_pairs == "diagonal"
+            # A single token has no pair but itself.
+            with_diagonal = sizes.dot_pairs == "diagonal" or sizes.in_tokens == 1
             self.pairs = DotInteraction(sizes.in_tokens, with_diagonal=with_diagonal)
             num_pairs = self.pairs.out_dim
         out_dim = sizes.out_tokens * sizes.width

@@ -1,0 +1,416 @@
+"""InterFormer: fields and histories interact layer by layer, each at full size, by summaries."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.models.dhen import DHENConfig, dhen_layers
+from tamis.models.output import Output
+from tamis.models.ranges import check_ranges
+from tamis.nn.attention import PoolingAttention, SequenceAttention
+from tamis.nn.dropout import Dropout
+from tamis.nn.embedding import DenseSideTokens
+from tamis.nn.interaction import CrossNet, DotInteraction
+from tamis.nn.mlp import MLP
+from tamis.nn.sequence import EventVectors, last_events
+from tamis.nn.token_mixers import MixerName, TokenMap
+
+Gate = Literal["identity", "tanh", "sigmoid", "mask", "none"]
+Personal = Literal["low_rank", "full", "mlp_low_rank", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InterFormerConfig:
+    """InterFormer; sizes of summaries and head are the published ones, widths fit a CPU."""
+
+    embedding_dim: int = 16
+    """Width d of a token. At least 1."""
+    num_layers: int = 2
+    """Layers L. At least 1."""
+    flow: Literal["both", "to_fields", "to_events", "none"] = "both"
+    """Which mode learns of the other before the head: both, the fields of the events (s2n), the
+    events of the fields (n2s), or neither (sep)."""
+    summary_tokens: int = 4
+    """Tokens that summarise the fields; they are the CLS tokens C of the sequence too."""
+    class_tokens: bool = True
+    """Whether the fields' first summary is put before the events; needs a flow to the events."""
+    pooled_tokens: int = 2
+    """Learned queries P that read the sequence; 0 leaves pooling out."""
+    recent_tokens: int = 2
+    """Most recent events K of the summary; 0 leaves them out."""
+    gate: Gate = "identity"
+    """Gate of summaries Z: ``act(Z * MLP(Z))`` with the named activation, ``Z * sigmoid(MLP(Z))``
+    for ``mask``, or none."""
+    personal: Personal = "low_rank"
+    """Matrix that each row's fields make for its events: of rank C as published, a full one from an
+    MLP, a product of two thin ones from an MLP, or none. Without a flow to the events it is a plain
+    linear map."""
+    personal_rank: int = 4
+    """Rank of ``mlp_low_rank``."""
+    attention: bool = True
+    """Whether events attend to each other."""
+    num_heads: int = 2
+    """Attention heads; divide ``embedding_dim`` into even parts."""
+    rotary: bool = True
+    """Whether attention between events knows their positions."""
+    backbone: Literal["dot", "dcn_v2", "dhen"] = "dhen"
+    """How fields and summary interact within a layer."""
+    backbone_layers: int = 1
+    """Cross layers of ``dcn_v2``, layers of ``dhen``; 1 to 3 as published."""
+    backbone_modules: tuple[MixerName, ...] = ("dot", "dcn_v2")
+    """Modules of ``dhen``."""
+    module_tokens: int = 8
+    """Tokens that each module of ``dhen`` emits."""
+    dot_units: int = 256
+    """Hidden width of the dot module of ``dhen``."""
+    cross_rank: int = 32
+    """Rank of the cross layers of ``dcn_v2``."""
+    cross_units: tuple[int, ...] = (512,)
+    """Hidden widths of the MLP beside the cross layers of ``dcn_v2``."""
+    restore_units: tuple[int, ...] = ()
+    """Hidden widths of the MLP that turns a backbone's output into the fields' tokens."""
+    style: Literal["residual", "literal"] = "residual"
+    """Layers as pre-norm residual blocks, or as the equations are written."""
+    merge_single: bool = True
+    """Whether a history of one column passes the merge of columns too."""
+    merge_mask: Literal["none", "sigmoid"] = "none"
+    """Activation of that merge's mask."""
+    head_units: tuple[int, ...] = (1024, 512, 256, 128)
+    """Hidden widths of the head."""
+    dropout: float = 0.0
+    """Probability of zeroing a unit of head or layer update while training, in [0, 1)."""
+    init_std: float = 0.01
+    """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, may_be_zero=("pooled_tokens", "recent_tokens"))
+        if self.embedding_dim % self.num_heads:
+            raise ConfigError(
+                f"model.num_heads: must divide embedding_dim={self.embedding_dim}, got "
+                f"{self.num_heads}."
+            )
+        if self.rotary and (self.embedding_dim // self.num_heads) % 2:
+            raise ConfigError(
+                f"model.num_heads: must divide embedding_dim={self.embedding_dim} into even parts, "
+                f"got {self.num_heads}. Rotary positions turn pairs; rotary = false needs none."
+            )
+        if not (self.pooled_tokens or self.recent_tokens or self.has_class_tokens):
+            raise ConfigError(
+                "model.pooled_tokens: must be at least 1 without class and recent tokens, got 0: "
+                "nothing would summarise the events."
+            )
+
+    @property
+    def has_class_tokens(self) -> bool:
+        """Whether class tokens stand before the events."""
+        return self.class_tokens and self.events_see_fields
+
+    @property
+    def fields_see_events(self) -> bool:
+        """Whether layers hand summaries of the events to the fields."""
+        return self.flow in ("both", "to_fields")
+
+    @property
+    def events_see_fields(self) -> bool:
+        """Whether layers hand summaries of the fields to the events."""
+        return self.flow in ("both", "to_events")
+
+
+class InterFormer(nn.Module):
+    """Tokens of fields X (B, n, d) and of events S (B, C + T, d), side by side through L layers.
+
+    A layer first summarises both: X by a map over its tokens, S by its class tokens, P learned
+    queries and its K last events, all gated. Then, in parallel, fields interact with the summary of
+    the events, and the events pass a d x d matrix that the summary of the fields makes for each row
+    and attend to each other. The head reads the summaries of the last layer's output.
+
+    Source:
+        Zeng et al., InterFormer, arXiv:2411.09852, equations (4) to (9), algorithm 1, appendix A.2.
+
+    Differs from the source:
+        Layers are pre-norm residual blocks by default: ``X + Interaction(LN(X), .)`` and
+        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual. The last
+        summaries are made after the last update; by the formula as written the last layer would
+        get no gradient. Not published: the depth of f (linear here), the gate's activation, the
+        width of the map that restores the fields' tokens, and how histories of different events are
+        aligned (see ``EventVectors``).
+    """
+
+    def __init__(self, config: InterFormerConfig, spec: InputSpec) -> None:
+        """Build the network for the inputs of ``spec``.
+
+        Raises:
+            ConfigError: ``spec`` has nothing but sequences.
+        """
+        super().__init__()
+        width = config.embedding_dim
+        self.config = config
+        self.tokens = DenseSideTokens(
+            spec,
+            width,
+            hidden_units=(),
+            num_dense_tokens=1,
+            pool_sequences=False,
+            init_std=config.init_std,
+        )
+        if not self.tokens.num_tokens:
+            raise ConfigError(
+                "model.name: 'interformer' needs a field beside the sequences, got none. Declare "
+                "the candidate item as a categorical field."
+            )
+        self.events: EventVectors | None = None
+        if spec.sequences:
+            self.events = EventVectors(
+                spec, width, merge_single=config.merge_single, mask_activation=config.merge_mask
+            )
+        count = self.tokens.num_tokens
+        self.layers = nn.ModuleList(
+            _Layer(config, count, is_first=place == 0) for place in range(config.num_layers)
+        )
+        self.field_summary = _FieldSummary(config, count)
+        self.event_summary = _EventSummary(config)
+        summaries = config.summary_tokens + self.event_summary.num_tokens
+        self.head = MLP(
+            summaries * width,
+            config.head_units,
+            out_dim=len(spec.tasks),
+            makes_logits=True,
+            activation="silu",
+            dropout=config.dropout,
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, T)."""
+        x = self.tokens(batch)
+        s, valid = self._events(batch, like=x)
+        for place, layer in enumerate(self.layers):
+            assert isinstance(layer, _Layer)
+            of_fields = None
+            if layer.field_summary is not None:
+                of_fields = layer.field_summary(x)
+                if place == 0 and self.config.has_class_tokens:
+                    s = torch.cat([of_fields, s], dim=1)
+                    valid = F.pad(valid, (of_fields.shape[1], 0), value=True)
+            of_events = None
+            if layer.event_summary is not None:
+                of_events = layer.event_summary(s, valid)
+            # Both from the same layer's inputs, so that they may run at the same time.
+            x, s = layer.interact(x, of_events), layer.attend(s, of_fields, valid)
+        summaries = [self.field_summary(x), self.event_summary(s, valid)]
+        return Output(logits=self.head(torch.cat(summaries, dim=1).flatten(1)))
+
+    def _events(
+        self, batch: Batch, *, like: Tensor
+    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
+        """Padded events and their mask; one place that is not valid without any sequence."""
+        if self.events is None:
+            valid = torch.zeros((len(like), 1), dtype=torch.bool, device=like.device)
+            return like.new_zeros((len(like), 1, like.shape[2])), valid
+        return self.events(batch, self.tokens.tables).padded()
+
+
+class _Layer(nn.Module):
+    """Summaries where the flow needs them, and the two archs."""
+
+    def __init__(self, config: InterFormerConfig, num_fields: int, *, is_first: bool) -> None:
+        super().__init__()
+        self.field_summary: _FieldSummary | None = None
+        self.event_summary: _EventSummary | None = None
+        makes_class_tokens = is_first and config.has_class_tokens
+        if makes_class_tokens or (config.events_see_fields and config.personal != "none"):
+            self.field_summary = _FieldSummary(config, num_fields)
+        if config.fields_see_events:
+            self.event_summary = _EventSummary(config)
+        summary = self.event_summary.num_tokens if self.event_summary is not None else 0
+        self.interaction = _Interaction(config, num_fields, num_fields + summary)
+        self.personal = _Personal(config)
+        width = config.embedding_dim
+        self.attention = (
+            SequenceAttention(width, config.num_heads, rotary=config.rotary)
+            if config.attention
+            else nn.Identity()
+        )
+        self.has_attention = config.attention
+        self.is_residual = config.style == "residual"
+        self.norm_fields = nn.LayerNorm(width) if self.is_residual else nn.Identity()
+        self.norm_events = nn.LayerNorm(width) if self.is_residual else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def interact(
+        self, x: Float[Tensor, "B N D"], of_events: Float[Tensor, "B M D"] | None
+    ) -> Float[Tensor, "B N D"]:
+        """Equation (7)."""
+        tokens = self.norm_fields(x)
+        if of_events is not None:
+            tokens = torch.cat([tokens, of_events], dim=1)
+        update = self.dropout(self.interaction(tokens))
+        return x + update if self.is_residual else update
+
+    def attend(
+        self,
+        s: Float[Tensor, "B L D"],
+        of_fields: Float[Tensor, "B C D"] | None,
+        valid: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, "B L D"]:
+        """Equations (8) and (9)."""
+        update = self.norm_events(self.personal(s, of_fields))
+        if self.has_attention:
+            update = self.attention(update, valid)
+        update = self.dropout(update)
+        return s + update if self.is_residual else update
+
+
+class _Gate(nn.Module):
+    """``act(Z * MLP(Z))`` per token, or ``Z * sigmoid(MLP(Z))``."""
+
+    def __init__(self, kind: Gate, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.map = MLP(width, (), out_dim=width) if kind != "none" else None
+        if self.map is not None and kind != "mask":
+            # The product starts as Z itself: two factors of its size would vanish together.
+            last = self.map.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.ones_(last.bias)
+
+    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        if self.map is None:
+            return z
+        if self.kind == "mask":
+            return z * self.map(z).sigmoid()
+        gated = z * self.map(z)
+        return {"identity": lambda v: v, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[self.kind](
+            gated
+        )
+
+
+class _FieldSummary(nn.Module):
+    """C gated mixtures of the fields' tokens."""
+
+    def __init__(self, config: InterFormerConfig, num_fields: int) -> None:
+        super().__init__()
+        self.map = TokenMap(num_fields, config.summary_tokens)
+        self.gate = _Gate(config.gate, config.embedding_dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B C D"]:
+        return self.gate(self.map(x))
+
+
+class _EventSummary(nn.Module):
+    """Gated class tokens, pooled tokens and recent events."""
+
+    def __init__(self, config: InterFormerConfig) -> None:
+        super().__init__()
+        self.num_class = config.summary_tokens if config.has_class_tokens else 0
+        self.num_recent = config.recent_tokens
+        self.pool: PoolingAttention | None = None
+        if config.pooled_tokens:
+            self.pool = PoolingAttention(
+                config.embedding_dim, config.pooled_tokens, config.num_heads
+            )
+        self.gate = _Gate(config.gate, config.embedding_dim)
+        self.num_tokens = self.num_class + config.pooled_tokens + config.recent_tokens
+
+    def forward(
+        self, s: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B M D"]:
+        parts = [s[:, : self.num_class]]
+        if self.pool is not None:
+            parts.append(self.pool(s, valid).to(s.dtype))
+        if self.num_recent:
+            lengths = valid.sum(1) - self.num_class
+            parts.append(last_events(s, lengths, self.num_recent, first=self.num_class))
+        return self.gate(torch.cat(parts, dim=1))
+
+
+class _Interaction(nn.Module):
+    """A backbone over all tokens, and an MLP that restores the fields' tokens."""
+
+    def __init__(self, config: InterFormerConfig, num_fields: int, num_tokens: int) -> None:
+        super().__init__()
+        width = config.embedding_dim
+        flat = num_tokens * width
+        self.num_fields, self.kind = num_fields, config.backbone
+        self.dot = self.cross = self.deep = self.dhen = None
+        if config.backbone == "dot":
+            self.dot = DotInteraction(num_tokens, with_diagonal=num_tokens == 1)
+            out_dim = self.dot.out_dim
+        elif config.backbone == "dcn_v2":
+            self.cross = CrossNet(flat, config.backbone_layers, rank=config.cross_rank)
+            self.deep = MLP(flat, config.cross_units, activation="silu")
+            out_dim = flat + self.deep.out_dim
+        else:
+            layers = DHENConfig(
+                embedding_dim=width,
+                num_layers=config.backbone_layers,
+                modules=config.backbone_modules,
+                module_tokens=config.module_tokens,
+                dot_units=config.dot_units,
+            )
+            self.dhen, tokens = dhen_layers(layers, num_tokens)
+            out_dim = tokens * width
+        self.restore = MLP(
+            out_dim, config.restore_units, out_dim=num_fields * width, activation="silu"
+        )
+
+    def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
+        flat = tokens.flatten(1)
+        if self.dot is not None:
+            mixed = self.dot(tokens)
+        elif self.cross is not None and self.deep is not None:
+            crossed, deep = self.cross(flat), self.deep(flat)
+            mixed = torch.cat([crossed, deep.to(crossed.dtype)], dim=1)
+        else:
+            assert self.dhen is not None
+            mixed = self.dhen(tokens).flatten(1)
+        return self.restore(mixed).unflatten(1, (self.num_fields, -1))
+
+
+class _Personal(nn.Module):
+    """The personalised feed-forward network: a d x d matrix per row, for all of its events.
+
+    ``low_rank`` is appendix A.2.2: the matrix is ``X_sum W`` of rank C, so an event s becomes
+    ``X_sum (W s)`` and the matrix itself is never made.
+    """
+
+    def __init__(self, config: InterFormerConfig) -> None:
+        super().__init__()
+        width, count = config.embedding_dim, config.summary_tokens
+        self.kind = config.personal if config.events_see_fields else "plain"
+        flat = width * count
+        if config.personal == "none":
+            self.kind = "none"
+        elif self.kind == "plain":
+            self.map = MLP(width, (), out_dim=width)
+        elif self.kind == "low_rank":
+            self.weight = nn.Parameter(torch.empty(count, width))
+            nn.init.xavier_uniform_(self.weight)
+        elif self.kind == "full":
+            self.map = MLP(flat, (), out_dim=width * width)
+        else:
+            self.map = MLP(flat, (flat,), out_dim=2 * width * config.personal_rank)
+        self.rank = config.personal_rank
+
+    def forward(
+        self, s: Float[Tensor, "B L D"], of_fields: Float[Tensor, "B C D"] | None
+    ) -> Float[Tensor, "B L D"]:
+        if self.kind == "none":
+            return s
+        if self.kind == "plain":
+            return self.map(s)
+        assert of_fields is not None
+        if self.kind == "low_rank":
+            return torch.bmm(F.linear(s, self.weight), of_fields)
+        made = self.map(of_fields.flatten(1))
+        if self.kind == "full":
+            matrix = made.unflatten(1, (s.shape[2], s.shape[2]))
+            return torch.bmm(s, matrix.transpose(1, 2).to(s.dtype))
+        down, up = made.unflatten(1, (2, s.shape[2], self.rank)).unbind(1)
+        return torch.bmm(torch.bmm(s, down.to(s.dtype)), up.transpose(1, 2).to(s.dtype))

@@ -1,0 +1,132 @@
+"""Softmax attention: over fields without positions, over events with them, and by learned queries.
+
+Masks are true where a token may be attended to. A row without any such token gets zeros.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def attend(
+    query: Float[Tensor, "B H Q K"],
+    key: Float[Tensor, "B H L K"],
+    value: Float[Tensor, "B H L K"],
+    *,
+    scale: float | None = None,
+    valid: Bool[Tensor, "B L"] | None = None,
+) -> Float[Tensor, "B H Q K"]:
+    """Softmax attention; on a CPU in float32, as its backward pass is slower in bfloat16.
+
+    Args:
+        query: Queries.
+        key: Keys.
+        value: Values.
+        scale: Multiplies the scores; None divides by the root of K.
+        valid: Keys that may be attended to; None allows all.
+    """
+    mask = None if valid is None else _mask_of(valid)
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            mixed = F.scaled_dot_product_attention(
+                query.float(), key.float(), value.float(), attn_mask=mask, scale=scale
+            )
+    if valid is None:
+        return mixed
+    return mixed * valid.any(1).view(-1, 1, 1, 1)
+
+
+def _mask_of(valid: Tensor) -> Tensor:
+    """The mask that the kernel takes; a row without a valid key would be NaN, so it gets them all.
+
+    What such a row attends to is set to 0 afterwards.
+    """
+    return (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
+
+
+def rotate(x: Float[Tensor, "B H L K"]) -> Float[Tensor, "B H L K"]:
+    """Rotary positions 0 to L-1: pair i of a head turns by ``position * 10000 ** (-2i / K)``.
+
+    The product of a rotated query and a rotated key depends on the distance of their positions.
+
+    Source:
+        Su et al., RoFormer, arXiv:2104.09864, equation (34).
+
+    Differs from the source:
+        Pairs are the dimensions i and i + K/2, as in most later code, not 2i and 2i + 1.
+    """
+    length, half = x.shape[2], x.shape[3] // 2
+    rates = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    angles = torch.arange(length, device=x.device).unsqueeze(1) * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=3)
+
+
+class SequenceAttention(nn.Module):
+    """Multi-head self-attention between the tokens of a sequence, with rotary positions.
+
+    Queries and keys are rotated, values are not. No causal mask: the whole history is known when
+    an item is ranked.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, rotary: bool = True) -> None:
+        """Build the projections; ``num_heads`` must divide ``width``, into even parts to rotate."""
+        super().__init__()
+        self.num_heads, self.rotary = num_heads, rotary
+        self.project = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        for part in [*self.project.weight.chunk(3), self.output.weight]:
+            nn.init.xavier_uniform_(part)
+        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L D"]:
+        """Tokens after attention; those that are not valid hold no information."""
+        query, key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.project(tokens).chunk(3, dim=2)
+        )
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))
+
+
+class PoolingAttention(nn.Module):
+    """Multi-head attention of a few learned queries to a sequence: P tokens, whatever its length.
+
+    Source:
+        Lee et al., Set Transformer, ICML 2019, equation (11), pooling by multihead attention.
+
+    Differs from the source:
+        Attention only: no feed-forward layer, no residual and no norm around it.
+    """
+
+    def __init__(self, width: int, num_queries: int, num_heads: int) -> None:
+        """Build the queries, which start from a normal distribution, and the projections."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+        self.project = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        for part in [*self.project.weight.chunk(2), self.output.weight]:
+            nn.init.xavier_uniform_(part)
+        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B P D"]:
+        """What each query reads."""
+        key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.project(tokens).chunk(2, dim=2)
+        )
+        query = self.queries.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        query = query.to(key.dtype).expand(len(tokens), -1, -1, -1)
+        return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))

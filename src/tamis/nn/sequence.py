@@ -1,0 +1,135 @@
+"""Histories between the disk and attention: jagged events, one vector each, then padded rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec
+from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.mlp import MLP
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Events:
+    """One vector for each event of each row, oldest first."""
+
+    values: Tensor
+    """(nnz, D) float."""
+    offsets: Tensor
+    """(B+1,) int64; row b holds ``values[offsets[b]:offsets[b + 1]]``."""
+
+    def padded(self) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
+        """Rows of the longest history's length, events from the left, then zeros; and a mask.
+
+        T is at least 1, so that attention always has a token to leave out.
+        """
+        lengths = self.offsets.diff()
+        longest = max(1, int(lengths.max())) if len(lengths) else 1
+        valid = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+        places = valid.flatten().nonzero().squeeze(1)
+        empty = self.values.new_zeros((valid.numel(), self.values.shape[1]))
+        # Its backward pass gathers; that of a gather would add row by row.
+        padded = empty.index_copy(0, places, self.values)
+        return padded.unflatten(0, valid.shape), valid
+
+
+class EventVectors(nn.Module):
+    """Embeds the columns of all sequence groups and merges them into one vector per event.
+
+    A group's columns describe the same events. Groups are aligned at their recent ends: the last
+    events of all groups are one event of the merged history, and where a group's history is the
+    shorter one its columns are zeros. Columns are merged as in InterFormer's equation (6):
+    ``merge(s * mask(s))`` on the concatenated embeddings s, where ``mask`` and ``merge`` are MLPs.
+    Nothing is padded here.
+
+    Source:
+        InterFormer, arXiv:2411.09852, section 4.1; MaskNet is Wang et al., DLP-KDD 2021.
+
+    Differs from the source:
+        The depth of both MLPs and the mask's activation were not published.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        width: int,
+        *,
+        merge_single: bool = True,
+        mask_activation: Literal["none", "sigmoid"] = "none",
+    ) -> None:
+        """Build the merge.
+
+        Args:
+            spec: Sequence groups of the model; at least one.
+            width: Embedding width D, and that of a merged event.
+            merge_single: Whether a single column is merged too; else it stays as it is embedded.
+            mask_activation: After the mask's MLP.
+        """
+        super().__init__()
+        self.names = tuple(group.name for group in spec.sequences)
+        total = width * sum(len(group.fields) for group in spec.sequences)
+        self.mask: MLP | None = None
+        self.merge: MLP | None = None
+        if merge_single or total > width:
+            self.mask = MLP(total, (), out_dim=total)
+            self.merge = MLP(total, (width,), out_dim=width, activation="silu")
+        self.mask_activation = mask_activation
+
+    def forward(self, batch: Batch, tables: EmbeddingTables) -> Events:
+        """Merged vectors of all events of a batch; tables are shared with the fields."""
+        groups = [
+            Events(
+                values=tables.lookup_events(name, batch.sequences[name]).flatten(1),
+                offsets=batch.sequences[name].offsets,
+            )
+            for name in self.names
+        ]
+        events = _aligned(groups)
+        if self.mask is None or self.merge is None:
+            return events
+        mask = self.mask(events.values)
+        if self.mask_activation == "sigmoid":
+            mask = mask.sigmoid()
+        merged = self.merge(events.values * mask)
+        return Events(values=merged.float(), offsets=events.offsets)
+
+
+def _aligned(groups: Sequence[Events]) -> Events:
+    """Histories side by side, the last event of each in the last place of the longest."""
+    if len(groups) == 1:
+        return groups[0]
+    lengths = torch.stack([group.offsets.diff() for group in groups])
+    longest = lengths.max(0).values
+    offsets = torch.cat([longest.new_zeros(1), longest.cumsum(0)])
+    columns = []
+    for group, length in zip(groups, lengths, strict=True):
+        row = torch.repeat_interleave(torch.arange(len(length), device=length.device), length)
+        # From the end of the row's own history to the end of the merged one.
+        places = torch.arange(len(row), device=row.device) - group.offsets[1:][row]
+        places = places + offsets[1:][row]
+        empty = group.values.new_zeros((int(offsets[-1]), group.values.shape[1]))
+        columns.append(empty.index_copy(0, places, group.values))
+    return Events(values=torch.cat(columns, dim=1), offsets=offsets)
+
+
+def last_events(
+    tokens: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], count: int, *, first: int = 0
+) -> Float[Tensor, "B N D"]:
+    """The last ``count`` events of each row, the most recent first; zeros where there are fewer.
+
+    Args:
+        tokens: Tokens with the events from place ``first`` on, the oldest first.
+        lengths: Events of each row.
+        count: Events N to take.
+        first: Tokens before the first event.
+    """
+    back = torch.arange(1, count + 1, device=tokens.device)
+    places = lengths.unsqueeze(1) - back
+    is_there = places >= 0
+    places = (places.clamp_min(0) + first).unsqueeze(2).expand(-1, -1, tokens.shape[2])
+    return tokens.gather(1, places) * is_there.unsqueeze(2)

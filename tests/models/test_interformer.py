@@ -1,0 +1,443 @@
+"""InterFormer against its equations, one row at a time and without padding, and what exposes a toy.
+
+The reference works in float64 on the events that a row really has.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.batch import Batch, Jagged
+from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
+from tamis.errors import ConfigError
+from tamis.models import interformer
+from tamis.models.interformer import InterFormer, InterFormerConfig
+from tamis.testing.models import example_batch, example_spec, take_rows
+
+_SMALL: dict = {
+    "embedding_dim": 4,
+    "head_units": (12, 10),
+    "dot_units": 6,
+    "module_tokens": 3,
+    "summary_tokens": 3,
+}
+
+
+class Rows:
+    """The model's equations for one row; tokens are rows of a matrix."""
+
+    def __init__(self, reference, model: InterFormer) -> None:
+        self.reference, self.model, self.config = reference, model, model.config
+
+    def array(self, parameter: torch.Tensor) -> np.ndarray:
+        return self.reference.array(parameter)
+
+    def each(self, module: torch.nn.Module, tokens: np.ndarray, **options) -> np.ndarray:
+        mapped = [self.reference.mlp(module, token, **options) for token in tokens]
+        return np.array(mapped) if mapped else tokens
+
+    def norm(self, module: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
+        if isinstance(module, torch.nn.Identity) or not len(tokens):
+            return tokens
+        return np.array([self.reference.layer_norm(module, token) for token in tokens])
+
+    def events(self, row: int) -> np.ndarray:
+        weight = self.array(self.model.tokens.tables.weight)
+        first = self.model.tokens.tables.first_row["item"]
+        history = self.reference.batch.sequences["past"]
+        rows = history.values[history.offsets[row] : history.offsets[row + 1], 0].tolist()
+        merged = []
+        for event in rows:
+            s = weight[first + event]
+            if self.model.events.mask is not None:
+                mask = self.reference.mlp(self.model.events.mask, s, num_hidden=0)
+                s = self.reference.mlp(
+                    self.model.events.merge, s * mask, num_hidden=1, activation="silu"
+                )
+            merged.append(s)
+        return np.array(merged).reshape(-1, self.config.embedding_dim)
+
+    def fields(self, row: int) -> np.ndarray:
+        tables = self.model.tokens.tables
+        weight = self.array(tables.weight)
+        ids = self.reference.batch.ids[row].tolist()
+        tokens = [
+            weight[tables.first_row[name] + index]
+            for name, index in zip(("user", "item"), ids, strict=True)
+        ]
+        dense = self.reference.mlp(
+            self.model.tokens.dense, self.reference.numbers(row), num_hidden=0
+        )
+        return np.array([*tokens, dense])
+
+    def gate(self, gate: torch.nn.Module, z: np.ndarray) -> np.ndarray:
+        if self.config.gate == "none":
+            return z
+        mapped = self.each(gate.map, z, num_hidden=0)
+        if self.config.gate == "mask":
+            return z / (1 + np.exp(-mapped))
+        activations = {
+            "identity": lambda v: v,
+            "tanh": np.tanh,
+            "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+        }
+        return activations[self.config.gate](z * mapped)
+
+    def of_fields(self, part: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+        return self.gate(part.gate, self.array(part.map.weight) @ x)
+
+    def heads(self, tokens: np.ndarray) -> list[np.ndarray]:
+        return np.split(tokens, self.config.num_heads, axis=1)
+
+    def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+        if not len(key):
+            return np.zeros_like(query)
+        parts = zip(self.heads(query), self.heads(key), self.heads(value), strict=True)
+        mixed = []
+        for q, k, v in parts:
+            scores = np.exp(q @ k.T / np.sqrt(q.shape[1]))
+            mixed.append(scores / scores.sum(1, keepdims=True) @ v)
+        return np.concatenate(mixed, axis=1)
+
+    def of_events(self, part: torch.nn.Module, s: np.ndarray, num_class: int) -> np.ndarray:
+        tokens = [*s[:num_class]]
+        if part.pool is not None:
+            key = value = s
+            if len(s):
+                key, value = np.split(self.each(part.pool.project, s, num_hidden=0), 2, axis=1)
+            read = self.attend(self.array(part.pool.queries), key, value)
+            tokens += [*self.each(part.pool.output, read, num_hidden=0)]
+        events = s[num_class:]
+        for back in range(1, self.config.recent_tokens + 1):
+            there = back <= len(events)
+            tokens.append(events[-back] if there else np.zeros(self.config.embedding_dim))
+        return self.gate(part.gate, np.array(tokens))
+
+    def rotated(self, tokens: np.ndarray) -> np.ndarray:
+        turned = []
+        for head in self.heads(tokens):
+            half = head.shape[1] // 2
+            rates = 10000.0 ** (-np.arange(half) / half)
+            pairs = head[:, :half] + 1j * head[:, half:]
+            pairs = pairs * np.exp(1j * np.arange(len(head))[:, None] * rates)
+            turned.append(np.concatenate([pairs.real, pairs.imag], axis=1))
+        return np.concatenate(turned, axis=1)
+
+    def personal(self, part: torch.nn.Module, s: np.ndarray, summary: np.ndarray) -> np.ndarray:
+        width = self.config.embedding_dim
+        if part.kind == "none":
+            return s
+        if part.kind == "plain":
+            return self.each(part.map, s, num_hidden=0)
+        if part.kind == "low_rank":  # appendix A.2.2: X_sum (d x n) times W (n x d)
+            matrix = summary.T @ self.array(part.weight)
+        elif part.kind == "full":
+            matrix = self.reference.mlp(part.map, summary.ravel(), num_hidden=0)
+            matrix = matrix.reshape(width, width)
+        else:
+            made = self.reference.mlp(part.map, summary.ravel(), num_hidden=1)
+            down, up = made.reshape(2, width, part.rank)
+            matrix = up @ down.T
+        return np.array([matrix @ event for event in s]).reshape(-1, width)
+
+    def interaction(self, part: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
+        if self.config.backbone == "dot":
+            pairs = [tokens[i] @ tokens[j] for i in range(len(tokens)) for j in range(i)]
+            mixed = np.array(pairs)
+        elif self.config.backbone == "dcn_v2":
+            flat = x = tokens.ravel()
+            for down, up in part.cross.layers:
+                mapped = self.array(up.weight) @ (self.array(down.weight) @ x)
+                x = flat * (mapped + self.array(up.bias)) + x
+            deep = self.reference.mlp(part.deep, flat, num_hidden=1, activation="silu")
+            mixed = np.concatenate([x, deep])
+        else:  # DHEN has a file of its own; here it is taken as it is
+            with torch.inference_mode():
+                mixed = part.dhen(torch.tensor(tokens[None], dtype=torch.float32))
+            mixed = mixed.double().numpy().ravel()
+        return self.reference.mlp(part.restore, mixed, num_hidden=0).reshape(-1, tokens.shape[1])
+
+    def logits(self, row: int) -> np.ndarray:
+        config = self.config
+        x, s, num_class = self.fields(row), self.events(row), 0
+        for place, layer in enumerate(self.model.layers):
+            of_fields = of_events = None
+            if layer.field_summary is not None:
+                of_fields = self.of_fields(layer.field_summary, x)
+                if place == 0 and config.has_class_tokens:
+                    s, num_class = np.concatenate([of_fields, s]), len(of_fields)
+            tokens = self.norm(layer.norm_fields, x)
+            if layer.event_summary is not None:
+                of_events = self.of_events(layer.event_summary, s, num_class)
+                tokens = np.concatenate([tokens, of_events])
+            fields = self.interaction(layer.interaction, tokens)
+            events = self.norm(layer.norm_events, self.personal(layer.personal, s, of_fields))
+            if config.attention and len(events):
+                projected = self.each(layer.attention.project, events, num_hidden=0)
+                query, key, value = np.split(projected, 3, axis=1)
+                if config.rotary:
+                    query, key = self.rotated(query), self.rotated(key)
+                mixed = self.attend(query, key, value)
+                events = self.each(layer.attention.output, mixed, num_hidden=0)
+            residual = config.style == "residual"
+            x, s = (x + fields, s + events) if residual else (fields, events)
+        summaries = [
+            self.of_fields(self.model.field_summary, x),
+            self.of_events(self.model.event_summary, s, num_class),
+        ]
+        flat = np.concatenate(summaries).ravel()
+        return self.reference.mlp(self.model.head, flat, num_hidden=2, activation="silu")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"style": "literal"},
+        {"backbone": "dot", "flow": "to_fields"},
+        {"backbone": "dcn_v2", "backbone_layers": 2, "cross_rank": 3, "flow": "to_events"},
+        {"flow": "none", "merge_single": False},
+        {"gate": "mask", "personal": "full"},
+        {"gate": "tanh", "personal": "mlp_low_rank", "personal_rank": 2},
+        {"gate": "sigmoid", "personal": "none", "class_tokens": False},
+        {"gate": "none", "attention": False},
+        {"rotary": False, "recent_tokens": 3, "pooled_tokens": 0},
+    ],
+)
+def test_logits_equal_the_equations(reference, options: dict) -> None:
+    settings = InterFormerConfig(**(_SMALL | options))
+    model = reference.build(InterFormer, settings)
+    with torch.no_grad():
+        # Far from their start the fourth powers of gates and products would leave float32's range.
+        for name, parameter in model.named_parameters():
+            parameter.mul_(0.4 if parameter.ndim > 1 and "tables" not in name else 1.0)
+
+    reference.check(model, Rows(reference, model).logits)
+
+
+def _layer(flow: str) -> tuple[InterFormer, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    spec = example_spec()
+    model = InterFormer(InterFormerConfig(**(_SMALL | {"num_layers": 1, "flow": flow})), spec)
+    batch = example_batch(spec)
+    with torch.no_grad():
+        model.tokens.tables.weight.normal_()
+    x = model.tokens(batch).detach().requires_grad_()
+    s, valid = model.events(batch, model.tokens.tables).padded()
+    return model, x, s.detach().requires_grad_(), valid
+
+
+def _updated(model: InterFormer, x, s, valid) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = model.layers[0]
+    of_fields = layer.field_summary(x) if layer.field_summary is not None else None
+    if of_fields is not None and model.config.has_class_tokens:
+        s = torch.cat([of_fields, s], dim=1)
+        valid = torch.nn.functional.pad(valid, (of_fields.shape[1], 0), value=True)
+    of_events = layer.event_summary(s, valid) if layer.event_summary is not None else None
+    return layer.interact(x, of_events), layer.attend(s, of_fields, valid)
+
+
+@pytest.mark.parametrize(
+    ("flow", "fields_learn", "events_learn"),
+    [
+        ("both", True, True),
+        ("to_fields", True, False),
+        ("to_events", False, True),
+        ("none", False, False),
+    ],
+)
+def test_information_flows_the_way_it_is_told(
+    flow: str, fields_learn: bool, events_learn: bool
+) -> None:
+    model, x, s, valid = _layer(flow)
+    fields, events = _updated(model, x, s, valid)
+
+    by_events = torch.autograd.grad(fields.square().sum(), s, retain_graph=True, allow_unused=True)
+    events = events[:, -s.shape[1] :]
+    by_fields = torch.autograd.grad(events.square().sum(), x, allow_unused=True)
+    assert (by_events[0] is not None and bool(by_events[0].ne(0).any())) is fields_learn
+    assert (by_fields[0] is not None and bool(by_fields[0].ne(0).any())) is events_learn
+
+
+def test_the_archs_of_a_layer_may_run_in_either_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    spec = example_spec()
+    model = InterFormer(InterFormerConfig(**_SMALL), spec).eval()
+    batch = example_batch(spec)
+    expected = model(batch).logits
+    interact, attend = interformer._Layer.interact, interformer._Layer.attend
+    waiting: list[tuple[torch.Tensor, tuple]] = []
+
+    def interact_later(layer, x, of_events) -> torch.Tensor:
+        # Hands out memory that is filled when the events have been updated.
+        promised = torch.full_like(x, torch.nan)
+        waiting.append((promised, (layer, x, of_events)))
+        return promised
+
+    def attend_first(layer, s, of_fields, valid) -> torch.Tensor:
+        events = attend(layer, s, of_fields, valid)
+        promised, arguments = waiting.pop()
+        promised.copy_(interact(*arguments))
+        return events
+
+    monkeypatch.setattr(interformer._Layer, "interact", interact_later)
+    monkeypatch.setattr(interformer._Layer, "attend", attend_first)
+    with torch.inference_mode():
+        assert torch.equal(model(batch).logits, expected)
+
+
+def test_every_event_keeps_its_place_to_the_last_layer() -> None:
+    model, x, s, valid = _layer("both")
+    fields, events = _updated(model, x, s, valid)
+
+    assert fields.shape == x.shape
+    assert events.shape[1] == model.config.summary_tokens + s.shape[1]
+    defaults = interformer._EventSummary(InterFormerConfig())
+    assert defaults.num_tokens == 8  # C + P + K as published
+
+
+def test_known_answer_of_the_personal_matrix() -> None:
+    settings = InterFormerConfig(embedding_dim=2, summary_tokens=1, num_heads=1)
+    personal = interformer._Personal(settings)
+    with torch.no_grad():
+        personal.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    of_fields = torch.tensor([[[1.0, 2.0]]])
+
+    # W_PFFN = (1, 2)' (3, 4) = [[3, 4], [6, 8]]; times (1, 1).
+    assert personal(torch.ones(1, 1, 2), of_fields).tolist() == [[[7.0, 14.0]]]
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "full", "mlp_low_rank"])
+def test_the_personal_matrix_is_linear_and_mixes_dimensions(kind: str) -> None:
+    torch.manual_seed(0)
+    settings = InterFormerConfig(embedding_dim=6, personal=kind, num_heads=1)
+    personal = interformer._Personal(settings)
+    of_fields = torch.randn(2, 4, 6)
+    basis = torch.eye(6).expand(2, 6, 6)
+    matrix = personal(basis, of_fields)  # row i is the image of basis vector i
+
+    s = torch.randn(2, 3, 6)
+    assert torch.allclose(personal(s, of_fields), s @ matrix, atol=1e-5)
+    off_diagonal = matrix - torch.diag_embed(matrix.diagonal(dim1=1, dim2=2))
+    assert off_diagonal.norm() > matrix.norm() / 2
+    assert not torch.allclose(matrix[0], matrix[1], atol=1e-2)
+    assert torch.linalg.matrix_rank(matrix[0]) == (6 if kind == "full" else 4)
+
+
+def test_known_answers_of_the_gates() -> None:
+    def gated(kind: str, weight: float) -> list[float]:
+        gate = interformer._Gate(kind, 2)
+        with torch.no_grad():
+            gate.map.layers[0].weight.copy_(weight * torch.eye(2))
+            gate.map.layers[0].bias.zero_()
+        return gate(torch.tensor([[[2.0, -3.0]]])).flatten().tolist()
+
+    assert gated("identity", 1.0) == [4.0, 9.0]
+    assert gated("mask", 0.0) == [1.0, -1.5]
+    assert gated("sigmoid", 0.0) == [0.5, 0.5]
+
+
+def _reordered(batch: Batch, generator: torch.Generator) -> Batch:
+    """The same events of each row in another order."""
+    history = batch.sequences["history"]
+    order = []
+    for start, stop in itertools.pairwise(history.offsets.tolist()):
+        order += (start + torch.randperm(stop - start, generator=generator)).tolist()
+    moved = Jagged(values=history.values[order], offsets=history.offsets)
+    return dataclasses.replace(batch, sequences={"history": moved})
+
+
+@pytest.mark.parametrize(
+    ("options", "sees_order"), [({}, True), ({"rotary": False, "recent_tokens": 0}, False)]
+)
+def test_the_order_of_a_history_matters_by_positions_and_recent_events_only(
+    options: dict, sees_order: bool
+) -> None:
+    torch.manual_seed(0)
+    spec = example_spec()
+    model = InterFormer(InterFormerConfig(init_std=1.0, **(_SMALL | options)), spec).eval()
+    batch = example_batch(spec)
+    other = _reordered(batch, torch.Generator().manual_seed(1))
+
+    assert torch.allclose(model(batch).logits, model(other).logits, atol=1e-4) is not sees_order
+
+
+def test_longer_histories_beside_a_row_change_nothing() -> None:
+    torch.manual_seed(0)
+    spec = example_spec()
+    model = InterFormer(InterFormerConfig(init_std=1.0, **_SMALL), spec).eval()
+    short = example_batch(spec, longest=3)
+    long = example_batch(spec, longest=40, seed=1)
+    history, far = short.sequences["history"], long.sequences["history"]
+    joint = Batch(
+        numeric=torch.cat([short.numeric, long.numeric]),
+        ids=torch.cat([short.ids, long.ids]),
+        labels=torch.cat([short.labels, long.labels]),
+        weights=torch.cat([short.weights, long.weights]),
+        sequences={
+            "history": Jagged(
+                values=torch.cat([history.values, far.values]),
+                offsets=torch.cat([history.offsets, history.offsets[-1] + far.offsets[1:]]),
+            )
+        },
+    )
+
+    assert torch.allclose(model(joint).logits[:40], model(short).logits, atol=1e-5)
+    empty = take_rows(short, [int((history.offsets.diff() == 0).nonzero()[0])])
+    assert model(empty).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "numbers", "width", "layers", "published"),
+    [(2, 2, 0, 64, 2, 3.10e6), (16, 3, 1, 32, 2, 3.29e6), (3, 4, 0, 64, 1, 2.50e6)],
+    ids=["amazon", "taobao", "kuaivideo"],
+)
+def test_dense_parameters_are_near_the_published_budget(
+    fields: int, columns: int, numbers: int, width: int, layers: int, published: float
+) -> None:
+    names = [f"field{place}" for place in range(fields)]
+    history = SequenceInput(
+        name="history",
+        fields=tuple(f"past{place}" for place in range(columns)),
+        tables=tuple(names[place % fields] for place in range(columns)),
+        max_length=100,
+    )
+    spec = InputSpec(
+        numeric=tuple(f"number{place}" for place in range(numbers)),
+        categorical=tuple(CategoricalInput(name=name, table=name) for name in names),
+        sequences=(history,),
+        tables=tuple(Table(name=name, num_rows=2) for name in names),
+        tasks=(Task(name="click"),),
+    )
+    settings = InterFormerConfig(embedding_dim=width, num_layers=layers, num_heads=4)
+    model = InterFormer(settings, spec)
+    dense = sum(p.numel() for p in model.parameters()) - model.tokens.tables.weight.numel()
+
+    # C = 4, P = 2, K = 2, head 1024-512-256-128 as published; depth and backbone were not.
+    assert dense == pytest.approx(published, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, r"num_heads: must divide embedding_dim=16, got 3"),
+        ({"embedding_dim": 6, "num_heads": 2}, r"num_heads: must divide .* into even parts, got 2"),
+        (
+            {"pooled_tokens": 0, "recent_tokens": 0, "class_tokens": False},
+            r"pooled_tokens: must be at least 1 without class and recent tokens",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InterFormerConfig(**options)
+
+
+def test_a_log_of_nothing_but_histories_is_refused() -> None:
+    spec = dataclasses.replace(example_spec(num_numeric=0), categorical=())
+
+    with pytest.raises(ConfigError, match="'interformer' needs a field beside the sequences"):
+        InterFormer(InterFormerConfig(), spec)

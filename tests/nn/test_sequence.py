@@ -1,0 +1,122 @@
+"""Jagged events: padding, alignment of groups, the merge of columns, recent events."""
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.batch import Batch, Jagged
+from tamis.data.schema import InputSpec, SequenceInput, Table, Task
+from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.sequence import Events, EventVectors, last_events
+
+
+def test_padding_keeps_events_from_the_left_and_has_a_mask() -> None:
+    events = Events(values=torch.tensor([[1.0], [2], [3]]), offsets=torch.tensor([0, 2, 2, 3]))
+    padded, valid = events.padded()
+
+    assert padded.squeeze(2).tolist() == [[1, 2], [0, 0], [3, 0]]
+    assert valid.tolist() == [[True, True], [False, False], [True, False]]
+
+
+def test_padding_of_nothing_has_one_place_that_is_not_valid() -> None:
+    padded, valid = Events(values=torch.zeros(0, 3), offsets=torch.zeros(3).long()).padded()
+
+    assert padded.shape == (2, 1, 3)
+    assert not valid.any()
+
+
+def test_padding_hands_gradients_back_to_every_event() -> None:
+    values = torch.randn(4, 2, requires_grad=True)
+    padded, _ = Events(values=values, offsets=torch.tensor([0, 1, 4])).padded()
+    (padded * torch.arange(12.0).view(2, 3, 2)).sum().backward()
+
+    assert values.grad.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
+
+
+def test_recent_events_come_newest_first_after_the_first_tokens() -> None:
+    tokens = torch.arange(10.0).view(2, 5, 1)
+    recent = last_events(tokens, torch.tensor([3, 1]), 2, first=2)
+
+    # Row 0 has its events in places 2 to 4; row 1 has one, in place 2 (value 7).
+    assert recent.squeeze(2).tolist() == [[4, 3], [7, 0]]
+
+
+@pytest.fixture
+def spec() -> InputSpec:
+    """One group of two columns and one of a single column."""
+    return InputSpec(
+        numeric=(),
+        categorical=(),
+        sequences=(
+            SequenceInput(
+                name="views", fields=("item", "shop"), tables=("item", "shop"), max_length=9
+            ),
+            SequenceInput(name="buys", fields=("bought",), tables=("item",), max_length=9),
+        ),
+        tables=(Table(name="item", num_rows=6), Table(name="shop", num_rows=4)),
+        tasks=(Task(name="click"),),
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Views of two, three and no events; buys of one, three and two."""
+    views = torch.tensor([[1, 1], [2, 3], [3, 0], [4, 2], [5, 1]], dtype=torch.int32)
+    buys = torch.tensor([[2], [5], [4], [3], [1], [2]], dtype=torch.int32)
+    return Batch(
+        numeric=torch.zeros(3, 0),
+        ids=torch.zeros((3, 0), dtype=torch.int32),
+        labels=torch.zeros(3, 1),
+        weights=torch.ones(3),
+        sequences={
+            "views": Jagged(values=views, offsets=torch.tensor([0, 2, 5, 5])),
+            "buys": Jagged(values=buys, offsets=torch.tensor([0, 1, 4, 6])),
+        },
+    )
+
+
+@pytest.mark.parametrize("activation", ["none", "sigmoid"])
+def test_groups_are_aligned_at_their_recent_ends_and_merged(
+    spec: InputSpec, batch: Batch, activation: str
+) -> None:
+    torch.manual_seed(0)
+    tables = EmbeddingTables(spec, 2, init_std=1.0)
+    module = EventVectors(spec, 2, mask_activation=activation)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    events = module(batch, tables)
+    weight = tables.weight.detach().double().numpy()
+    shop = 6  # first row of the shops
+
+    def merged(view: tuple[int, int] | None, buy: int | None) -> np.ndarray:
+        parts = np.zeros(4) if view is None else np.r_[weight[view[0]], weight[shop + view[1]]]
+        s = np.r_[parts, np.zeros(2) if buy is None else weight[buy]]
+
+        def linear(layer: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+            return layer.weight.detach().double().numpy() @ x + layer.bias.detach().numpy()
+
+        mask = linear(module.mask.layers[0], s)
+        mask = 1 / (1 + np.exp(-mask)) if activation == "sigmoid" else mask
+        hidden = linear(module.merge.layers[0], s * mask)
+        return linear(module.merge.layers[2], hidden / (1 + np.exp(-hidden)))
+
+    # Row 0: the one buy happened with the second view; row 2 has no views.
+    expected = [
+        *(merged((1, 1), None), merged((2, 3), 2)),
+        *(merged((3, 0), 5), merged((4, 2), 4), merged((5, 1), 3)),
+        *(merged(None, 1), merged(None, 2)),
+    ]
+    assert events.offsets.tolist() == [0, 2, 5, 7]
+    np.testing.assert_allclose(events.values.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_column_may_stay_as_it_is_embedded(spec: InputSpec, batch: Batch) -> None:
+    single = InputSpec(
+        numeric=(), categorical=(), sequences=spec.sequences[1:], tables=spec.tables, tasks=()
+    )
+    tables = EmbeddingTables(single, 2, init_std=1.0)
+    events = EventVectors(single, 2, merge_single=False)(batch, tables)
+
+    rows = batch.sequences["buys"].values.squeeze(1).long()
+    assert torch.equal(events.values, tables.weight[rows])
