@@ -6,17 +6,16 @@ The first trial of a model is the field's common setting for such data: on the p
 1e-3, batch norm, dropout and strong L2 on embeddings, FinalMLP as published for Frappe; on the
 market tamis' own default optimizer. Each further trial draws the settings that all models share
 (optimizer, step sizes, regularisation, batch size), once for all of them, and the model's own. On
-the market all models have the same number of dense parameters, and trials run on a fifth of the
-rows. After the random trials come refinements, the same for every model of a table: each changes
-one setting of the model's best recipe so far. A trial trains on the training split with seed 0 and
-is judged by the validation split (AUC on the public sets, NE on the market); the test split is
-never read. The best trial becomes ``recipes/<table>/<model>.toml``, and
-``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
-stands in it is not done again.
+the market all models have the same number of dense parameters, and step sizes fall along a cosine:
+in one or two passes over the rows a plateau cannot be told from noise. After the random trials come
+refinements, the same for every model of a table: each changes one setting of the model's best
+recipe so far. A trial trains on the training split with seed 0 and is judged by the validation
+split (AUC on the public sets, NE on the market); the test split is never read. The best trial
+becomes ``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial; it
+is written after each one, and a trial that stands in it is not done again.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -54,6 +53,11 @@ def more_l2(recipe: Recipe) -> Recipe:
     """Twice the L2 on embeddings."""
     l2 = 2 * recipe["optimizer"]["embedding_l2"]
     return {**recipe, "optimizer": {**recipe["optimizer"], "embedding_l2": l2}}
+
+
+def two_epochs(recipe: Recipe) -> Recipe:
+    """Pass over the rows twice, the step sizes falling half as fast."""
+    return {**recipe, "training": {**recipe["training"], "max_epochs": 2}}
 
 
 def more_patient(recipe: Recipe) -> Recipe:
@@ -114,8 +118,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "norm": ["batch", "none"],
         "kinds": ["rowwise_adagrad", "adam"],
         "sides": True,
-        # Searched on a smaller market, and with widths that give every model the same size.
-        "dataset": "market:1000000",
+        "refine": [two_epochs, averaged_longer],
+        # Widths that give every model the same size.
         "dense_parameters": 800_000,
     },
 }
@@ -149,13 +153,15 @@ def draw(model: str, table: str, trial: int) -> Recipe:
             "embedding_l2": pick(decays, first=decays[0]),
             "dense_lr": pick([5e-4, 1e-3, 2e-3], first=1e-3),
         },
-        "schedule": {"plateau_factor": pick([0.1, 0.3], first=0.1)},
+        "schedule": (
+            {"plateau_factor": pick([0.1, 0.3], first=0.1)} if many_epochs else {"kind": "cosine"}
+        ),
         "training": {
             "batch_size": pick(sizes["batch"], first=sizes["batch"][0]),
             "max_epochs": 100 if many_epochs else 1,
-            "evaluations_per_epoch": 1 if many_epochs else 4,
+            "evaluations_per_epoch": 1 if many_epochs else 2,
             "monitor": sizes["monitor"],
-            "patience": 2,
+            "patience": 2 if many_epochs else 4,
             "precision": "bfloat16",
         },
     }
@@ -299,8 +305,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    searched = dataclasses.replace(table, dataset=SIZES[table.name].get("dataset", table.dataset))
-    dataset = table_dataset(searched, arguments.data, arguments.work)
+    dataset = table_dataset(table, arguments.data, arguments.work)
     out = Path(__file__).parent / table.name
     spec = Dataset.open(dataset).spec
     task = spec.tasks[0].name
