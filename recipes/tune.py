@@ -11,8 +11,10 @@ in one or two passes over the rows a plateau cannot be told from noise. After th
 refinements, the same for every model of a table: each changes one setting of the model's best
 recipe so far. A trial trains on the training split with seed 0 and is judged by the validation
 split (AUC on the public sets, NE on the market); the test split is never read. The best trial
-becomes ``recipes/<table>/<model>.toml``, and ``recipes/<table>/tuning.json`` keeps every trial; it
-is written after each one, and a trial that stands in it is not done again.
+becomes ``recipes/<table>/<model>.toml``, on Frappe with twice the patience: a run passes through
+all weights of a less patient one, so its best can only be better on the validation split.
+``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
+stands in it is not done again.
 """
 
 import argparse
@@ -60,12 +62,9 @@ def two_epochs(recipe: Recipe) -> Recipe:
     return {**recipe, "training": {**recipe["training"], "max_epochs": 2}}
 
 
-def more_patient(recipe: Recipe) -> Recipe:
-    """Stop after four evaluations without improvement.
-
-    A run that stops after two ends right after its first step-size reduction if the average lags.
-    """
-    return {**recipe, "training": {**recipe["training"], "patience": 4}}
+def with_patience(recipe: Recipe, patience: int) -> Recipe:
+    """Stop after this many evaluations without improvement."""
+    return {**recipe, "training": {**recipe["training"], "patience": patience}}
 
 
 # What a table's data ask for; the same for all of its models. The first L2 is the first trial's.
@@ -81,7 +80,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "norm": ["batch"],
         "kinds": ["adam"],
         "sides": True,
-        "refine": [averaged, averaged_longer, more_l2, more_patient],
+        "refine": [averaged, averaged_longer, more_l2],
+        "final_patience": 4,
     },
     "movielens1m": {
         "monitor": "auc",
@@ -282,11 +282,8 @@ class Ledger:
             artifacts.write_json(self._path, {"command": self._command, "trials": self._trials})
 
     def best(self, model: str, monitor: str) -> dict[str, Any]:
-        """The trial with the best monitored validation metric; NE goes by the log loss.
-
-        The last of equals: patience that seed 0 did not need can serve another seed.
-        """
-        finished = [trial for trial in reversed(self._trials[model]) if "auc" in trial]
+        """The trial with the best monitored validation metric; NE goes by the log loss."""
+        finished = [trial for trial in self._trials[model] if "auc" in trial]
         if monitor == "auc":
             return max(finished, key=lambda trial: trial["auc"])
         return min(finished, key=lambda trial: trial["log_loss"])
@@ -339,7 +336,9 @@ def main() -> None:
         list(pool.map(refine, models))
     for model in models:
         best = ledger.best(model, monitor)
-        artifacts.write_text(out / f"{model}.toml", config.write_toml(best["recipe"]))
+        patience = SIZES[table.name].get("final_patience", best["recipe"]["training"]["patience"])
+        recipe = with_patience(best["recipe"], patience)
+        artifacts.write_text(out / f"{model}.toml", config.write_toml(recipe))
         sys.stdout.write(
             f"{model}: validation AUC {best['auc']:.5f}, log loss {best['log_loss']:.5f}\n"
         )
