@@ -47,6 +47,7 @@ class _Trainer:
 
     def __init__(self) -> None:
         self.trained: list[tuple[str, int]] = []
+        self.runs: list[Path] = []
         self.fails_after = 99
 
     def __call__(
@@ -57,6 +58,7 @@ class _Trainer:
                 raise TamisError("no power")
             _pretend_training(cell)
             self.trained.append((cell.model, cell.seed))
+            self.runs.append(cell.run)
             on_done(cell)
 
 
@@ -136,6 +138,8 @@ def test_another_recipe_is_trained_again_and_alone(
     recipe.write_text(recipe.read_text() + "num_layers = 1\n")
     make_tiny()
     assert trainer.trained == [("dhen", 0), ("dhen", 1)]
+    # In folders of its own: a finished run of the old recipe must not stand for the new one.
+    assert len(set(trainer.runs)) == 6
 
 
 def test_an_interrupted_table_keeps_its_rows_and_says_that_it_is_not_complete(

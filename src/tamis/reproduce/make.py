@@ -61,7 +61,7 @@ def make_table(
             raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
     dataset = table_dataset(table, data, work)
     ledger = _Ledger(table, recipes, out, api.open_dataset(dataset).fingerprint)
-    cells = cells_of(table, work / name)
+    cells = cells_of(table, work / name, ledger.stamps)
     missing = [cell for cell in cells if not ledger.has(cell)]
     progress(len(cells) - len(missing), len(cells))
 
@@ -93,6 +93,14 @@ class _Ledger:
             (row["model"], row["seed"]): row
             for row in found
             if self._recipes.get(row["model"]) == row["recipe"]
+        }
+
+    @property
+    def stamps(self) -> dict[str, str]:
+        """For each model 12 digits that its recipe and the data decide."""
+        return {
+            model: config.fingerprint([recipe, self._data])[:12]
+            for model, recipe in self._recipes.items()
         }
 
     @property

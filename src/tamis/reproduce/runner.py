@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,16 @@ class Cell:
         return (self.run / "metrics.json").exists()
 
 
-def cells_of(table: ResultTable, folder: Path) -> list[Cell]:
-    """All cells of a table, seed by seed, so that an unfinished table covers every model."""
+def cells_of(table: ResultTable, folder: Path, stamps: Mapping[str, str]) -> list[Cell]:
+    """All cells of a table, seed by seed, so that an unfinished table covers every model.
+
+    Args:
+        table: What to train.
+        folder: For the runs; those of one recipe and dataset never stand for those of another.
+        stamps: What tells the recipe and the dataset of each model from any other.
+    """
     return [
-        Cell(model=model, seed=seed, run=folder / model / f"seed{seed}")
+        Cell(model=model, seed=seed, run=folder / model / f"{stamps[model]}-seed{seed}")
         for seed in range(table.seeds)
         for model in table.models
     ]
