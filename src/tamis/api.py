@@ -253,6 +253,7 @@ def train(
     *,
     model: str | None = None,
     recipe: Path | str | None = None,
+    member: int | None = None,
     settings: Sequence[str] = (),
     run: Path | str | None = None,
     observer: "Observer | None" = None,
@@ -264,6 +265,7 @@ def train(
         dataset: A dataset or its folder, whose files are then verified.
         model: Name in the catalog; ``dhen`` when there is no recipe either.
         recipe: TOML file with a complete configuration.
+        member: Train only this member, counted from 0, of the recipe's ensemble.
         settings: Overrides of the form ``"training.max_epochs=3"``.
         run: Run folder; a new one below ``runs/`` when absent. Given again, it is resumed.
         observer: Draws progress.
@@ -279,7 +281,7 @@ def train(
 
     if run is not None:
         check_run_folder(run)
-    chosen, is_sized = _settings_of(model, recipe, settings)
+    chosen, is_sized = _settings_of(model, recipe, member, settings)
     data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, verify=True)
     for name in SPLIT_NAMES[:2]:
         data.split(name)
@@ -314,6 +316,7 @@ def check_settings(
     *,
     model: str | None = None,
     recipe: Path | str | None = None,
+    member: int | None = None,
     settings: Sequence[str] = (),
 ) -> None:
     """Check what :func:`train` would be given, before a log is read for it.
@@ -321,7 +324,7 @@ def check_settings(
     Raises:
         ConfigError: A setting is wrong, or both a model and a recipe are given.
     """
-    _settings_of(model, recipe, settings)
+    _settings_of(model, recipe, member, settings)
 
 
 def default_batch_size(rows: int) -> int:
@@ -442,7 +445,7 @@ def _finished_run(run: Run | Path | str) -> Path:
 
 
 def _settings_of(
-    model: str | None, recipe: Path | str | None, settings: Sequence[str]
+    model: str | None, recipe: Path | str | None, member: int | None, settings: Sequence[str]
 ) -> "tuple[RunConfig, bool]":
     """The config that a caller asks for, and whether it sets the batch size."""
     from tamis.training.config import read_run_config, run_config_from_table
@@ -457,12 +460,30 @@ def _settings_of(
     else:
         table = config.read_toml(Path(recipe))
     chosen = config.override(table, settings)
+    if member is not None:
+        chosen = {**chosen, "model": _member_of(chosen, member)}
     try:
         return run_config_from_table(chosen), "batch_size" in chosen.get("training", {})
     except ConfigError:
         if recipe is not None:
             read_run_config(Path(recipe))  # names the recipe where it is to blame
         raise
+
+
+def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:
+    """The ``[model]`` table of one member of an ensemble's config."""
+    model = table.get("model")
+    members = model.get("members") if isinstance(model, Mapping) else None
+    if not isinstance(members, list):
+        raise ConfigError(
+            f"member: needs a recipe with [[model.members]], got one without, and member {member}."
+        )
+    if not 0 <= member < len(members):
+        raise ConfigError(
+            f"member: must be in [0, {len(members)}), one of the recipe's members, got {member}."
+        )
+    found: Mapping[str, Any] = members[member]
+    return found
 
 
 def _check_log(source: Source | Mapping[str, Source]) -> None:

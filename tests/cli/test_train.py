@@ -157,3 +157,51 @@ def test_run_can_be_evaluated_from_any_folder(
     monkeypatch.chdir(world / "elsewhere")
 
     assert tamis_json("evaluate", "../r")["metrics"]["test"]["y"]["rows"] > 0
+
+
+_ENSEMBLE = """
+[model]
+name = "cetnet"
+embeddings = "shared"
+
+[[model.members]]
+name = "dcn_v2"
+hidden_units = [8]
+
+[[model.members]]
+name = "deepfm"
+hidden_units = [8]
+
+[training]
+max_epochs = 1
+batch_size = 256
+ema_decay = 0.9
+"""
+
+
+def test_ensemble_and_one_of_its_members_are_trained_from_one_recipe(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    Path("s.toml").write_text(_ENSEMBLE)
+
+    together = tamis_json("train", "d", "--recipe", "s.toml", "--run", "together", "--no-report")
+    tamis_json("train", "d", "--recipe", "s.toml", "--member", "1", "--run", "alone")
+
+    assert tamis_json("evaluate", "together")["metrics"]["test"] == together["metrics"]["test"]
+    assert 'name = "deepfm"' in Path("alone", "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "member", "message"),
+    [
+        (_ENSEMBLE, "2", "member: must be in [0, 2), one of the recipe's members, got 2"),
+        ('[model]\nname = "lr"\n', "0", "member: needs a recipe with [[model.members]], got one"),
+        ("model = 3\n", "0", "member: needs a recipe with [[model.members]], got one"),
+    ],
+)
+def test_member_that_is_not_there_is_refused(
+    world: Path, refused: Callable[..., str], recipe: str, member: str, message: str
+) -> None:
+    Path("s.toml").write_text(recipe)
+
+    assert message in refused("train", "d", "--recipe", "s.toml", "--member", member)

@@ -10,7 +10,7 @@ from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.testing import models as conformance
 
-_NOT_MODELS = {"__init__", "catalog", "multi_task", "output", "ranges"}
+_NOT_MODELS = {"__init__", "catalog", "multi_task", "output", "ranges", "standalone"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -28,11 +28,41 @@ _ALL_MODULES = ("attention", "conv", "linear", "dcn_paper", "dcn_v2", "dot")
 _SMALL_INTERFORMER: dict = {"head_units": (16,), "dot_units": 8, "module_tokens": 4}
 _SMALL_EXPERTS: dict = {"expert_units": ((12, 10), (8,)), "tower_units": (6,)}
 
+_PAIR = (
+    {"name": "dcn_v2", "hidden_units": [8]},
+    {"name": "deepfm", "hidden_units": [8]},
+)
+
 _VARIANTS: tuple[tuple[str, dict], ...] = (
     ("adatt", _SMALL_EXPERTS | {"task_experts": (3,), "shared_experts": 2, "native": "official"}),
     ("adatt", _SMALL_EXPERTS | {"gate": "raw", "gate_bias": False, "native": "softmax"}),
     ("adatt", _SMALL_EXPERTS | {"gate": "constant", "native": "gated", "inputs": "one_hot"}),
     ("adatt", {"gate": "none", "native": "unit"}),
+    ("cetnet", {"members": _PAIR, "confidence": "inverse_entropy", "collaboration": "kl_1to2"}),
+    ("cetnet", {"members": _PAIR, "confidence": "margin", "collaboration": "kl_2to1"}),
+    ("cetnet", {"members": _PAIR, "fuse": "logit", "collaboration": "mse", "tau": 0.3}),
+    ("cetnet", {"members": _PAIR, "confidence": "weights", "detach_peer": True}),
+    ("cetnet", {"members": _PAIR, "confidence": "gate", "embeddings": "shared"}),
+    (
+        "cetnet",
+        {
+            "members": (*_PAIR, *_PAIR),
+            "learn_tau": True,
+            "collaboration_weight": 1.0,
+            "collaboration_temperature": 2.0,
+            "member_weight": 1.0,
+            "fused_weight": 0.5,
+        },
+    ),
+    (
+        "cetnet",
+        {
+            "members": _PAIR,
+            "confidence": "none",
+            "collaboration": "none",
+        },
+    ),
+    ("cetnet", {"members": _PAIR, "detach_weights": True}),
     ("autoint", _SMALL_MLP | {"layer_norm": True, "scale": False, "activation": "silu"}),
     ("autoint", {"hidden_units": (), "num_layers": 1, "num_heads": 4}),
     ("cross_stitch", _SMALL_EXPERTS | {"inputs": "one_hot"}),
@@ -199,7 +229,7 @@ def test_dropout_acts_while_training_only(name: str, options: dict) -> None:
     assert torch.equal(dropping.eval()(batch).logits, plain.eval()(batch).logits)
 
 
-@pytest.mark.parametrize("name", [name for name in catalog.CATALOG if name != "lr"])
+@pytest.mark.parametrize("name", [name for name in catalog.CATALOG if name not in ("lr", "cetnet")])
 def test_embeddings_start_from_the_given_deviation(name: str) -> None:
     entry = catalog.entry(name)
     with torch.random.fork_rng():

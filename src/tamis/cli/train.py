@@ -21,6 +21,9 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="TOML file with a complete configuration.")
     ] = None,
+    member: Annotated[
+        int | None, typer.Option(help="Train this member of the recipe's ensemble alone; from 0.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override such as training.max_epochs=3.")
     ] = None,
@@ -45,7 +48,7 @@ def train(
             ingest_progress,
         )
 
-        api.check_settings(model=model, recipe=recipe, settings=settings or ())
+        api.check_settings(model=model, recipe=recipe, member=member, settings=settings or ())
         if run is not None:
             api.check_run_folder(run)
         api.prepare_process(threads)
@@ -73,6 +76,7 @@ def train(
                 dataset,
                 model=model,
                 recipe=recipe,
+                member=member,
                 settings=settings or (),
                 run=run,
                 observer=TrainingDisplay(current, bars),

@@ -1,71 +1,18 @@
 """The one table of model names."""
 
-import difflib
-from dataclasses import dataclass
-from typing import Any
+from tamis.models.cetnet import CETNet, CETNetConfig
+from tamis.models.standalone import STANDALONE, Entry, find
 
-from tamis.errors import ConfigError
-from tamis.models.adatt import AdaTT, AdaTTConfig
-from tamis.models.autoint import AutoInt, AutoIntConfig
-from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
-from tamis.models.dcn_v2 import DCNv2, DCNv2Config
-from tamis.models.deepfm import DeepFM, DeepFMConfig
-from tamis.models.dhen import DHEN, DHENConfig
-from tamis.models.dlrm import DLRM, DLRMConfig
-from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
-from tamis.models.fm import FM, FMConfig
-from tamis.models.interformer import InterFormer, InterFormerConfig
-from tamis.models.lr import LR, LRConfig
-from tamis.models.mmoe import MMoE, MMoEConfig
-from tamis.models.ple import PLE, PLEConfig
-from tamis.models.shared_bottom import SharedBottom, SharedBottomConfig
-from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
-from tamis.models.wukong import Wukong, WukongConfig
-from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """A model and the config class that describes it; ``model(config, spec)`` builds it."""
-
-    config: Any
-    """Frozen dataclass."""
-    model: Any
-    """Module whose ``forward(batch)`` gives an ``Output``."""
-
-
-CATALOG: dict[str, Entry] = {
-    "adatt": Entry(config=AdaTTConfig, model=AdaTT),
-    "autoint": Entry(config=AutoIntConfig, model=AutoInt),
-    "cross_stitch": Entry(config=CrossStitchConfig, model=CrossStitch),
-    "dcn_v2": Entry(config=DCNv2Config, model=DCNv2),
-    "deepfm": Entry(config=DeepFMConfig, model=DeepFM),
-    "dhen": Entry(config=DHENConfig, model=DHEN),
-    "dlrm": Entry(config=DLRMConfig, model=DLRM),
-    "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
-    "fm": Entry(config=FMConfig, model=FM),
-    "interformer": Entry(config=InterFormerConfig, model=InterFormer),
-    "lr": Entry(config=LRConfig, model=LR),
-    "mmoe": Entry(config=MMoEConfig, model=MMoE),
-    "ple": Entry(config=PLEConfig, model=PLE),
-    "shared_bottom": Entry(config=SharedBottomConfig, model=SharedBottom),
-    "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),
-    "wukong": Entry(config=WukongConfig, model=Wukong),
-    "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),
-}
+CATALOG: dict[str, Entry] = dict(
+    sorted({**STANDALONE, "cetnet": Entry(config=CETNetConfig, model=CETNet)}.items())
+)
 """Every model by name."""
 
 
-def entry(name: str) -> Entry:
+def entry(name: object) -> Entry:
     """Look a model up.
 
     Raises:
         ConfigError: There is no model of that name; the message has the nearest one.
     """
-    if name not in CATALOG:
-        near = difflib.get_close_matches(name, CATALOG, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"model.name: must be one of {', '.join(CATALOG)}, got {name!r}. {hint}".rstrip()
-        )
-    return CATALOG[name]
+    return find(CATALOG, name, where="model.name")

@@ -10,15 +10,31 @@ from tamis.data.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Supervised:
+    """Logits (B, T) that the training loss compares with labels."""
+
+    logits: Tensor
+    weight: float = 1.0
+    """Factor on their loss. At least 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """Result of a forward pass.
 
     Shapes: ``logits`` (B, T) float; each auxiliary loss is a scalar in nats per row, already
-    weighted, to be added to the training loss.
+    weighted, to be added to the training loss. ``supervised`` is what that loss compares with the
+    labels; None means the logits alone, as they are.
     """
 
     logits: Tensor
     auxiliary_losses: Mapping[str, Tensor] = field(default_factory=dict)
+    supervised: tuple[Supervised, ...] | None = None
+
+    @property
+    def compared(self) -> tuple[Supervised, ...]:
+        """What the training loss compares with the labels."""
+        return (Supervised(logits=self.logits),) if self.supervised is None else self.supervised
 
 
 class Ranker(Protocol):

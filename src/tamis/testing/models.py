@@ -14,6 +14,7 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables
+from tamis.training.objective import training_loss
 
 _ROWS = 40
 _VALUES = 50
@@ -145,7 +146,7 @@ def check_shape(build: Build, spec: InputSpec) -> None:
     assert output.logits.shape == expected, f"logits must be {expected}, got {output.logits.shape}"
     assert output.logits.isfinite().all(), "logits must be finite"
     assert output.logits.requires_grad, "logits must carry gradients"
-    _loss(output, batch.labels).backward()
+    _loss(output, batch, spec).backward()
     _check_gradients_are_finite(model, "at the start")
 
 
@@ -191,7 +192,7 @@ def check_gradients(build: Build, spec: InputSpec) -> None:
     batch = example_batch(spec, rows=200)
     output = model(batch)
     assert output.logits.isfinite().all(), "logits must be finite"
-    _loss(output, batch.labels).backward()
+    _loss(output, batch, spec).backward()
     _check_gradients_are_finite(model, "away from the start")
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
@@ -205,7 +206,7 @@ def check_sparse_gradients(build: Build, spec: InputSpec) -> None:
     """Gradients of merged tables are sparse and hold the rows of the batch and no others."""
     model = build(spec)
     batch = example_batch(spec, rows=4)
-    _loss(model(batch), batch.labels).backward()
+    _loss(model(batch), batch, spec).backward()
     for name, module in model.named_modules():
         if not isinstance(module, EmbeddingTables):
             continue
@@ -226,7 +227,7 @@ def check_empty_histories(build: Build, spec: InputSpec) -> None:
         batch = example_batch(spec, longest=longest)
         output = model(batch)
         assert output.logits.isfinite().all(), "empty histories must give finite logits"
-        _loss(output, batch.labels).backward()
+        _loss(output, batch, spec).backward()
         _check_gradients_are_finite(model, f"with at most {longest} events per history")
 
 
@@ -248,7 +249,7 @@ def check_bfloat16(build: Build, spec: InputSpec) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = model(batch)
     assert output.logits.isfinite().all(), "bfloat16 logits must be finite"
-    _loss(output, batch.labels).backward()
+    _loss(output, batch, spec).backward()
     _check_gradients_are_finite(model, "in bfloat16")
 
 
@@ -275,8 +276,6 @@ def _check_gradients_are_finite(model: nn.Module, when: str) -> None:
             assert values.isfinite().all(), f"{name}: gradient must be finite {when}"
 
 
-def _loss(output: Output, labels: Tensor) -> Tensor:
-    total = nn.functional.binary_cross_entropy_with_logits(output.logits.float(), labels)
-    for auxiliary in output.auxiliary_losses.values():
-        total = total + auxiliary
-    return total
+def _loss(output: Output, batch: Batch, spec: InputSpec) -> Tensor:
+    weights = torch.ones(len(spec.tasks))
+    return training_loss(output, batch.labels, batch.weights, spec.tasks, weights)

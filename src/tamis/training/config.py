@@ -157,14 +157,10 @@ def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"model: must be a table, got {section!r}. Write it as [model].")
     model = dict(section)
     name = model.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(
-            f"model.name: must be a model of the catalog, got {name!r}. Use one of "
-            f"{', '.join(catalog.CATALOG)}."
-        )
+    entry = catalog.entry(name)
     return RunConfig(
-        model_name=name,
-        model=config.from_table(catalog.entry(name).config, model, where="model"),
+        model_name=str(name),
+        model=config.from_table(entry.config, model, where="model"),
         optimizer=config.from_table(OptimizerConfig, table.get("optimizer", {}), where="optimizer"),
         schedule=config.from_table(ScheduleConfig, table.get("schedule", {}), where="schedule"),
         training=config.from_table(TrainingConfig, table.get("training", {}), where="training"),

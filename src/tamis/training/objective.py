@@ -14,10 +14,11 @@ def training_loss(
     """Weighted mean loss over the observed labels of each task, summed over tasks.
 
     Binary tasks: cross entropy of the logit, in nats. Regression tasks: squared error. Auxiliary
-    losses are added as they are. A task without an observed label in the batch adds 0.
+    losses are added as they are. A task without an observed label in the batch adds 0. Where the
+    output names several logits to supervise, their losses are summed with their factors.
 
     Args:
-        output: Logits (B, T) and auxiliary losses.
+        output: What to compare with the labels, and auxiliary losses.
         labels: (B, T), NaN where a label was not observed.
         weights: (B,) sample weights, at least 0.
         tasks: Kinds of the T tasks.
@@ -26,21 +27,29 @@ def training_loss(
     Returns:
         A scalar.
     """
-    logits = output.logits.float()
     observed = ~labels.isnan()
     known = torch.where(observed, labels, torch.zeros_like(labels))
     row_weights = weights.unsqueeze(1) * observed
-    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
-    if any(task.kind == "regression" for task in tasks):
-        columns = [
-            (logits[:, index] - known[:, index]).square()
-            if task.kind == "regression"
-            else losses[:, index]
-            for index, task in enumerate(tasks)
-        ]
-        losses = torch.stack(columns, dim=1)
-    per_task = (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
-    total = (per_task * task_weights).sum()
+    shares = row_weights * (task_weights / row_weights.sum(0).clamp_min(1e-12))
+    total = shares.new_zeros(())
+    for item in output.compared:
+        if item.weight:
+            losses = _losses(item.logits.float(), known, tasks)
+            total = total + item.weight * (losses * shares).sum()
     for auxiliary in output.auxiliary_losses.values():
         total = total + auxiliary
     return total
+
+
+def _losses(logits: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """Loss (B, T) of every row and task."""
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    if all(task.kind == "binary" for task in tasks):
+        return losses
+    columns = [
+        (logits[:, index] - labels[:, index]).square()
+        if task.kind == "regression"
+        else losses[:, index]
+        for index, task in enumerate(tasks)
+    ]
+    return torch.stack(columns, dim=1)

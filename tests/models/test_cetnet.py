@@ -1,0 +1,336 @@
+"""CETNet against known answers and against its members alone (specification, section 8)."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec, Task
+from tamis.errors import ConfigError
+from tamis.models import catalog
+from tamis.models.cetnet import (
+    CETNet,
+    CETNetConfig,
+    collaborative_loss,
+    confidence,
+    entropy,
+    fused_logits,
+)
+from tamis.testing.models import example_batch, example_spec
+from tamis.training.config import OptimizerConfig
+from tamis.training.objective import training_loss
+from tamis.training.optimizers import build_optimizers, table_parameters
+
+_DCN = {"name": "dcn_v2", "hidden_units": [8], "embedding_dim": 4}
+_FM = {"name": "deepfm", "hidden_units": [8], "embedding_dim": 4}
+
+
+def _logits(*probabilities: float) -> Tensor:
+    return torch.logit(torch.tensor(probabilities, dtype=torch.float64)).reshape(1, -1, 1)
+
+
+def _weights(logits: Tensor, kind: str = "neg_entropy", tau: float = 1.0) -> Tensor:
+    return torch.softmax(confidence(logits, kind) / tau, dim=1)
+
+
+def _fused(logits: Tensor, weights: Tensor) -> float:
+    return torch.sigmoid(fused_logits(logits, weights, "prob")).item()
+
+
+def _build(config: CETNetConfig, spec: InputSpec, seed: int = 0) -> CETNet:
+    torch.manual_seed(seed)
+    return CETNet(config, spec)
+
+
+def _loss_of(model: torch.nn.Module, batch: Batch, spec: InputSpec) -> Tensor:
+    weights = torch.ones(len(spec.tasks))
+    return training_loss(model(batch), batch.labels, batch.weights, spec.tasks, weights)
+
+
+def _moves(parameter: Tensor) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.to_dense().ne(0).any())
+
+
+@pytest.mark.parametrize(
+    ("tau", "first", "fused"),
+    [(1.0, 0.586115, 0.775835), (0.5, 0.667269, 0.800181), (0.1, 0.970093, 0.891028)],
+)
+def test_weights_and_fusion_give_the_known_answer(tau: float, first: float, fused: float) -> None:
+    logits = _logits(0.9, 0.6)
+    weights = _weights(logits, tau=tau)
+
+    assert entropy(logits).flatten().tolist() == pytest.approx([0.325083, 0.673012], abs=1e-6)
+    assert weights.flatten().tolist() == pytest.approx([first, 1 - first], abs=1e-6)
+    assert _fused(logits, weights) == pytest.approx(fused, abs=1e-6)
+
+
+def test_inverse_entropy_gives_the_known_weights() -> None:
+    weights = _weights(_logits(0.9, 0.6), "inverse_entropy")
+
+    assert weights.flatten().tolist() == pytest.approx([0.830655, 0.169345], abs=1e-6)
+
+
+def test_margin_is_the_distance_from_one_half() -> None:
+    assert confidence(_logits(0.9, 0.4), "margin").flatten().tolist() == pytest.approx([0.8, 0.2])
+
+
+def test_divergences_give_the_known_answer() -> None:
+    logits = _logits(0.9, 0.6)
+    losses = {
+        kind: collaborative_loss(logits, kind, detach_peer=False).item()
+        for kind in ("kl_1to2", "kl_2to1", "sym_kl", "mse", "none")
+    }
+
+    assert losses["kl_1to2"] == pytest.approx(0.226289, abs=1e-6)
+    assert losses["kl_2to1"] == pytest.approx(0.311239, abs=1e-6)
+    assert losses["sym_kl"] == pytest.approx(0.268764, abs=1e-6)
+    assert losses["sym_kl"] == pytest.approx(0.5 * 0.3 * (math.log(9) - math.log(1.5)))
+    assert losses["mse"] == pytest.approx(0.09)
+
+
+def test_loss_of_three_members_is_the_mean_over_pairs() -> None:
+    pairs = [(0.9, 0.6), (0.9, 0.2), (0.6, 0.2)]
+    expected = sum(
+        collaborative_loss(_logits(*pair), "sym_kl", detach_peer=False).item() for pair in pairs
+    )
+    found = collaborative_loss(_logits(0.9, 0.6, 0.2), "sym_kl", detach_peer=False).item()
+
+    assert found == pytest.approx(expected / 3)
+
+
+@pytest.mark.parametrize("kind", ["sym_kl", "kl_1to2", "kl_2to1", "mse"])
+@pytest.mark.parametrize("detach_peer", [True, False])
+def test_members_that_agree_have_nothing_to_learn(kind: str, detach_peer: bool) -> None:
+    logits = _logits(0.3, 0.3).requires_grad_()
+    loss = collaborative_loss(logits, kind, detach_peer=detach_peer)
+    loss.sum().backward()
+
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() == pytest.approx(0.0, abs=1e-12)
+    assert _weights(logits).flatten().tolist() == [0.5, 0.5]
+    assert _fused(logits, _weights(logits)) == pytest.approx(0.3)
+
+
+def test_detached_peer_is_not_moved() -> None:
+    for kind, moved in (("kl_1to2", [False, True]), ("kl_2to1", [True, False])):
+        logits = _logits(0.9, 0.6).requires_grad_()
+        collaborative_loss(logits, kind, detach_peer=True).sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.flatten().ne(0).tolist() == moved
+    # Deep mutual learning: the gradient of KL(p1 || p2) by the logit of p2 is p2 - p1.
+    logits = _logits(0.9, 0.6).requires_grad_()
+    collaborative_loss(logits, "sym_kl", detach_peer=True).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.flatten().tolist() == pytest.approx([0.15, -0.15])
+
+
+def test_weights_know_neither_the_order_of_members_nor_the_side_of_one_half() -> None:
+    weights = _weights(_logits(0.9, 0.6, 0.2)).flatten()
+
+    assert torch.equal(_weights(_logits(0.2, 0.6, 0.9)).flatten(), weights.flip(0))
+    torch.testing.assert_close(_weights(_logits(0.1, 0.6, 0.2)).flatten(), weights)
+
+
+def test_temperature_runs_from_the_surest_member_to_the_mean() -> None:
+    logits = _logits(0.7, 0.05, 0.4)
+
+    assert _fused(logits, _weights(logits, tau=1e6)) == pytest.approx(1.15 / 3, abs=1e-6)
+    assert _fused(logits, _weights(logits, tau=1e-4)) == pytest.approx(0.05, abs=1e-9)
+
+
+def test_fused_prediction_lies_between_the_members() -> None:
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(500, 3, 2)
+    weights = _weights(logits, tau=0.3)
+    fused = torch.sigmoid(fused_logits(logits, weights, "prob"))
+    members = torch.sigmoid(logits)
+
+    assert bool((fused >= members.amin(1) - 1e-6).all())
+    assert bool((fused <= members.amax(1) + 1e-6).all())
+    torch.testing.assert_close(fused, (weights * members).sum(1), atol=1e-6, rtol=1e-5)
+
+
+def test_two_members_at_temperature_one_never_count_less_than_a_third() -> None:
+    torch.manual_seed(0)
+    weights = _weights(20 * torch.randn(2000, 2, 1))
+
+    assert 1 / 3 - 1e-6 <= weights.min().item() <= weights.max().item() <= 2 / 3 + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["neg_entropy", "inverse_entropy", "margin"])
+@pytest.mark.parametrize("fuse", ["prob", "logit"])
+@pytest.mark.parametrize("tau", [1.0, 0.01])
+def test_extreme_logits_have_finite_losses_and_gradients(kind: str, fuse: str, tau: float) -> None:
+    extremes = torch.tensor([[-60.0, 60.0], [60.0, 60.0], [-60.0, -60.0], [0.0, -60.0]])
+    logits = extremes.unsqueeze(2).requires_grad_()
+    fused = fused_logits(logits, _weights(logits, kind, tau), fuse)
+    labels = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(fused, labels)
+    loss = loss + collaborative_loss(logits, "sym_kl", detach_peer=False).mean()
+    loss.backward()
+
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_members_own_loss_moves_that_member_alone() -> None:
+    spec, batch = example_spec(), example_batch(example_spec())
+    model = _build(CETNetConfig(members=(_DCN, _FM)), spec)
+    with torch.no_grad():  # away from the start, where all members say one half
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+    model.inspect(batch).logits[:, 0].sum().backward()
+    assert not any(_moves(parameter) for parameter in model.members[1].parameters())
+    assert any(_moves(parameter) for parameter in model.members[0].parameters())
+
+    model.zero_grad(set_to_none=True)
+    loss = collaborative_loss(model.inspect(batch).logits, "sym_kl", detach_peer=False)
+    loss.sum().backward()
+    assert all(_moves(parameter) for parameter in model.members[1].parameters())
+
+
+def test_loss_is_that_of_the_fusion_of_the_members_and_of_their_distance() -> None:
+    spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
+    batch.labels[3, 1] = float("nan")
+    config = CETNetConfig(members=(_DCN, _FM, _DCN), member_weight=0.7, collaboration_weight=0.4)
+    model = _build(config, spec)
+    with torch.no_grad():  # away from the start, where all members say one half
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    members = model.inspect(batch)
+
+    def cross_entropy(p: Tensor) -> Tensor:
+        terms = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
+        return terms.nanmean(0).sum()
+
+    p = torch.sigmoid(members.logits)
+    expected = cross_entropy((members.weights * p).sum(1))
+    expected = expected + 0.7 * sum(cross_entropy(p[:, index]) for index in range(3))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        apart = (p[:, i] - p[:, j]) * (members.logits[:, i] - members.logits[:, j]) / 2
+        expected = expected + 0.4 * apart.sum(1).mean() / 3
+
+    torch.testing.assert_close(_loss_of(model, batch, spec), expected)
+
+
+def test_without_common_losses_members_train_as_they_do_alone() -> None:
+    spec = example_spec(num_tasks=2)
+    config = CETNetConfig(
+        members=(_DCN, _FM), member_weight=1.0, collaboration_weight=0.0, fused_weight=0.0
+    )
+    together = _build(config, spec, seed=5)
+    alone = []
+    for index, table in enumerate(config.members):
+        settings = {key: value for key, value in table.items() if key != "name"}
+        entry = catalog.entry(table["name"])
+        torch.manual_seed(5 + index)  # as training does with seed 5 + index
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        alone.append(entry.model(entry.config(**values), spec))
+    for model in (together, *alone):
+        optimizers = build_optimizers(model, OptimizerConfig(embedding_l2=0.01))
+        for step in range(5):
+            batch = example_batch(spec, seed=step)
+            model.zero_grad(set_to_none=True)
+            _loss_of(model, batch, spec).backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+
+    for member, single in zip(together.members, alone, strict=True):
+        weights = single.state_dict()
+        for name, value in member.state_dict().items():
+            assert torch.equal(value, weights[name]), name
+
+
+def test_members_of_one_kind_start_apart() -> None:
+    model = _build(CETNetConfig(members=(_DCN, _DCN)), example_spec())
+    first, second = (member.inputs.tables.weight for member in model.members)
+
+    assert not torch.equal(first, second)
+    # The first starts as the model alone does.
+    torch.manual_seed(0)
+    entry = catalog.entry("dcn_v2")
+    single = entry.model(entry.config(hidden_units=(8,), embedding_dim=4), example_spec())
+    assert torch.equal(first, single.inputs.tables.weight)
+
+
+def test_tables_are_each_members_own_or_one_for_all() -> None:
+    spec, batch = example_spec(), example_batch(example_spec())
+    separate = _build(CETNetConfig(members=(_DCN, _FM)), spec)
+    shared = _build(CETNetConfig(members=(_DCN, _FM), embeddings="shared"), spec)
+
+    # Each has tables of width 4; DeepFM has first-order weights in tables of its own too.
+    assert len(table_parameters(separate)) == 3
+    assert len(table_parameters(shared)) == 2
+    restored = copy.deepcopy(shared)
+    with torch.no_grad():
+        for parameter in shared.parameters():
+            parameter.add_(0.1)
+    restored.load_state_dict(shared.state_dict())
+    assert torch.equal(restored(batch).logits, shared(batch).logits)
+
+
+def test_learned_temperature_starts_where_it_is_told() -> None:
+    spec, batch = example_spec(), example_batch(example_spec())
+    fixed = _build(CETNetConfig(members=(_DCN, _FM), tau=0.2), spec)
+    learned = _build(CETNetConfig(members=(_DCN, _FM), tau=0.2, learn_tau=True), spec)
+
+    torch.testing.assert_close(fixed(batch).logits, learned(batch).logits)
+    assert dict(learned.named_parameters()).keys() - dict(fixed.named_parameters()).keys() == {
+        "log_tau"
+    }
+
+
+def test_controls_of_the_fusion_start_as_the_mean() -> None:
+    spec, batch = example_spec(), example_batch(example_spec())
+    for kind in ("weights", "none"):
+        model = _build(CETNetConfig(members=(_DCN, _FM, _DCN), confidence=kind), spec)
+        members = model.inspect(batch)
+        assert members.weights.flatten().tolist() == pytest.approx([1 / 3] * 120)
+
+
+def test_detached_weights_leave_the_fused_loss_to_the_predictions() -> None:
+    logits = _logits(0.9, 0.2).requires_grad_()
+    weights = _weights(logits).detach()
+    (gradient,) = torch.autograd.grad(torch.sigmoid(fused_logits(logits, weights, "prob")), logits)
+
+    p = torch.tensor([0.9, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(gradient.flatten(), weights.flatten() * p * (1 - p))
+    spec, batch = example_spec(), example_batch(example_spec())
+    model = _build(CETNetConfig(members=(_DCN, _FM), detach_weights=True), spec)
+    assert not model.inspect(batch).weights.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"members": ({"name": "dhen"},)}, "members: must be at least two models, got 1"),
+        ({"members": (_DCN, {"name": "dhne"})}, r"members\[1\].name: .* Did you mean 'dhen'"),
+        ({"members": (_DCN, {"hidden": 3})}, r"members\[1\].name: must be a model"),
+        (
+            {"members": (_DCN, {"name": "deepfm", "hiden_units": [8]})},
+            r"members\[1\].hiden_units: .* Did you mean 'hidden_units'",
+        ),
+        ({"members": (_DCN, {"name": "cetnet"})}, r"members\[1\].name: must be one of"),
+        ({"tau": 0.0}, "tau: must be above 0, got 0.0"),
+        (
+            {"members": (_DCN, {"name": "dhen"}), "embeddings": "shared"},
+            "must have one embedding_dim, got 4, 16",
+        ),
+    ],
+)
+def test_config_refuses_what_makes_no_ensemble(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CETNetConfig(**settings)
+
+
+def test_regression_task_is_refused() -> None:
+    spec = replace(example_spec(), tasks=(Task(name="spend", kind="regression"),))
+    with pytest.raises(ConfigError, match="task 'spend' must be binary"):
+        CETNet(CETNetConfig(members=(_DCN, _FM)), spec)
