@@ -90,6 +90,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
     ),
     ("dhen", _SMALL_DHEN | {"norm": False, "num_dense_tokens": 2, "head_norm": "layer"}),
     ("dlrm", {"top_units": (8,), "bottom_units": (), "with_diagonal": True, "norm": "layer"}),
+    ("esmm", {"tower_units": (8, 6), "inputs": "one_hot"}),
     ("final_mlp", {"gating": False, "first_units": (8,), "second_units": (8,), "num_heads": 1}),
     (
         "final_mlp",

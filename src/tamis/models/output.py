@@ -16,6 +16,8 @@ class Supervised:
     logits: Tensor
     weight: float = 1.0
     """Factor on their loss. At least 0."""
+    labels: Tensor | None = None
+    """(B, T), NaN where there is none; None takes the labels of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from tamis.models.dcn_v2 import DCNv2, DCNv2Config
 from tamis.models.deepfm import DeepFM, DeepFMConfig
 from tamis.models.dhen import DHEN, DHENConfig
 from tamis.models.dlrm import DLRM, DLRMConfig
+from tamis.models.esmm import ESMM, ESMMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
 from tamis.models.interformer import InterFormer, InterFormerConfig
@@ -43,6 +44,7 @@ STANDALONE: dict[str, Entry] = {
     "deepfm": Entry(config=DeepFMConfig, model=DeepFM),
     "dhen": Entry(config=DHENConfig, model=DHEN),
     "dlrm": Entry(config=DLRMConfig, model=DLRM),
+    "esmm": Entry(config=ESMMConfig, model=ESMM),
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
     "interformer": Entry(config=InterFormerConfig, model=InterFormer),

@@ -27,29 +27,31 @@ def training_loss(
     Returns:
         A scalar.
     """
-    observed = ~labels.isnan()
-    known = torch.where(observed, labels, torch.zeros_like(labels))
-    row_weights = weights.unsqueeze(1) * observed
-    shares = row_weights * (task_weights / row_weights.sum(0).clamp_min(1e-12))
-    total = shares.new_zeros(())
+    total = weights.new_zeros(())
     for item in output.compared:
         if item.weight:
-            losses = _losses(item.logits.float(), known, tasks)
-            total = total + item.weight * (losses * shares).sum()
+            truth = labels if item.labels is None else item.labels
+            per_task = _mean_losses(item.logits.float(), truth, weights, tasks)
+            total = total + item.weight * (per_task * task_weights).sum()
     for auxiliary in output.auxiliary_losses.values():
         total = total + auxiliary
     return total
 
 
-def _losses(logits: Tensor, labels: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Loss (B, T) of every row and task."""
-    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    if all(task.kind == "binary" for task in tasks):
-        return losses
-    columns = [
-        (logits[:, index] - labels[:, index]).square()
-        if task.kind == "regression"
-        else losses[:, index]
-        for index, task in enumerate(tasks)
-    ]
-    return torch.stack(columns, dim=1)
+def _mean_losses(
+    logits: Tensor, labels: Tensor, weights: Tensor, tasks: tuple[Task, ...]
+) -> Tensor:
+    """Weighted mean (T,) over the observed labels of each task."""
+    observed = ~labels.isnan()
+    known = torch.where(observed, labels, torch.zeros_like(labels))
+    row_weights = weights.unsqueeze(1) * observed
+    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
+    if any(task.kind == "regression" for task in tasks):
+        columns = [
+            (logits[:, index] - known[:, index]).square()
+            if task.kind == "regression"
+            else losses[:, index]
+            for index, task in enumerate(tasks)
+        ]
+        losses = torch.stack(columns, dim=1)
+    return (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
