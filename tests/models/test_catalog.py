@@ -10,7 +10,7 @@ from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.testing import models as conformance
 
-_NOT_MODELS = {"__init__", "catalog", "multi_task", "output", "ranges", "standalone"}
+_NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -38,6 +38,8 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
     ("adatt", _SMALL_EXPERTS | {"gate": "raw", "gate_bias": False, "native": "softmax"}),
     ("adatt", _SMALL_EXPERTS | {"gate": "constant", "native": "gated", "inputs": "one_hot"}),
     ("adatt", {"gate": "none", "native": "unit"}),
+    ("bst", _SMALL_MLP | {"num_heads": 2, "num_layers": 2, "pooling": "mean"}),
+    ("bst", _SMALL_MLP | {"num_heads": 1, "pooling": "target"}),
     ("cetnet", {"members": _PAIR, "confidence": "inverse_entropy", "collaboration": "kl_1to2"}),
     ("cetnet", {"members": _PAIR, "confidence": "margin", "collaboration": "kl_2to1"}),
     ("cetnet", {"members": _PAIR, "fuse": "logit", "collaboration": "mse", "tau": 0.3}),
@@ -89,6 +91,13 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("dhen", _SMALL_DHEN | {"norm": False, "num_dense_tokens": 2, "head_norm": "layer"}),
+    ("dien", _SMALL_MLP | {"auxiliary_weight": 0.0}),
+    ("din", _SMALL_MLP | {"softmax": True, "attention_units": (8,)}),
+    ("din", {"attention_activation": "relu", "hidden_units": ()}),
+    ("dmin", _SMALL_MLP | {"num_heads": 2, "attention_units": (8,), "position_dim": 3}),
+    ("dmin", _SMALL_MLP | {"auxiliary_weight": 0.0, "attention_activation": "silu"}),
+    ("dmr", _SMALL_MLP | {"auxiliary_weight": 0.5, "num_negatives": 2}),
+    ("dmr", _SMALL_MLP | {"auxiliary_weight": 0.0}),
     ("dlrm", {"top_units": (8,), "bottom_units": (), "with_diagonal": True, "norm": "layer"}),
     ("esmm", {"tower_units": (8, 6), "inputs": "one_hot"}),
     ("final_mlp", {"gating": False, "first_units": (8,), "second_units": (8,), "num_heads": 1}),
@@ -157,6 +166,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
             "head_units": (8,),
         },
     ),
+    ("transact", _SMALL_MLP | {"num_heads": 4, "feed_forward": 8, "recent_tokens": 2}),
     ("wukong", _SMALL_WUKONG | {"rank": 2, "num_dense_tokens": 2, "head_norm": "layer"}),
     # Six tokens enter with numeric features (three fields, two columns), so the residual is bare.
     ("wukong", _SMALL_WUKONG | {"fm_tokens": 2, "linear_tokens": 4, "activation": "gelu"}),

@@ -8,11 +8,16 @@ from typing import Any
 from tamis.errors import ConfigError
 from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.autoint import AutoInt, AutoIntConfig
+from tamis.models.bst import BST, BSTConfig
 from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
 from tamis.models.dcn_v2 import DCNv2, DCNv2Config
 from tamis.models.deepfm import DeepFM, DeepFMConfig
 from tamis.models.dhen import DHEN, DHENConfig
+from tamis.models.dien import DIEN, DIENConfig
+from tamis.models.din import DIN, DINConfig
 from tamis.models.dlrm import DLRM, DLRMConfig
+from tamis.models.dmin import DMIN, DMINConfig
+from tamis.models.dmr import DMR, DMRConfig
 from tamis.models.esmm import ESMM, ESMMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
@@ -22,6 +27,7 @@ from tamis.models.mmoe import MMoE, MMoEConfig
 from tamis.models.ple import PLE, PLEConfig
 from tamis.models.shared_bottom import SharedBottom, SharedBottomConfig
 from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
+from tamis.models.transact import TransAct, TransActConfig
 from tamis.models.wukong import Wukong, WukongConfig
 from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
 
@@ -39,11 +45,16 @@ class Entry:
 STANDALONE: dict[str, Entry] = {
     "adatt": Entry(config=AdaTTConfig, model=AdaTT),
     "autoint": Entry(config=AutoIntConfig, model=AutoInt),
+    "bst": Entry(config=BSTConfig, model=BST),
     "cross_stitch": Entry(config=CrossStitchConfig, model=CrossStitch),
     "dcn_v2": Entry(config=DCNv2Config, model=DCNv2),
     "deepfm": Entry(config=DeepFMConfig, model=DeepFM),
     "dhen": Entry(config=DHENConfig, model=DHEN),
+    "dien": Entry(config=DIENConfig, model=DIEN),
+    "din": Entry(config=DINConfig, model=DIN),
     "dlrm": Entry(config=DLRMConfig, model=DLRM),
+    "dmin": Entry(config=DMINConfig, model=DMIN),
+    "dmr": Entry(config=DMRConfig, model=DMR),
     "esmm": Entry(config=ESMMConfig, model=ESMM),
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
@@ -53,6 +64,7 @@ STANDALONE: dict[str, Entry] = {
     "ple": Entry(config=PLEConfig, model=PLE),
     "shared_bottom": Entry(config=SharedBottomConfig, model=SharedBottom),
     "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),
+    "transact": Entry(config=TransActConfig, model=TransAct),
     "wukong": Entry(config=WukongConfig, model=Wukong),
     "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),
 }

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tamis.nn.dropout import Dropout
+from tamis.nn.mlp import MLP, Activation
+
 
 def attend(
     query: Float[Tensor, "B H Q K"],
@@ -130,3 +133,87 @@ class PoolingAttention(nn.Module):
         query = self.queries.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
         query = query.to(key.dtype).expand(len(tokens), -1, -1, -1)
         return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then a feed-forward layer on each token; after each a residual and layer norm."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        feed_forward: int,
+        *,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the layer; ``num_heads`` must divide ``width``.
+
+        Args:
+            width: Width of a token.
+            num_heads: Attention heads.
+            feed_forward: Hidden width of the feed-forward layer.
+            activation: In the feed-forward layer.
+            dropout: Probability of zeroing a unit of either branch while training.
+        """
+        super().__init__()
+        self.attention = SequenceAttention(width, num_heads, rotary=False)
+        self.feed_forward = MLP(width, (feed_forward,), out_dim=width, activation=activation)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.dropout: nn.Module = Dropout(dropout) if dropout > 0 else nn.Identity()
+
+    def forward(
+        self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L D"]:
+        """Tokens after the layer; those that are not valid hold no information."""
+        attention, feed_forward = self.norms
+        tokens = attention(tokens + self.dropout(self.attention(tokens, valid)))
+        return feed_forward(tokens + self.dropout(self.feed_forward(tokens)))
+
+
+class ActivationUnit(nn.Module):
+    """How much an event has to do with a candidate: an MLP on both, their difference and product.
+
+    Source:
+        Zhou et al., Deep Interest Network, KDD 2018, figure 2, the local activation unit.
+
+    Differs from the source:
+        Difference and product stand for the outer product, as in the paper's public code.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden_units: tuple[int, ...],
+        activation: Activation,
+        *,
+        softmax: bool,
+        extra_dim: int = 0,
+    ) -> None:
+        """Build the MLP.
+
+        Args:
+            width: Width of an event and of a candidate.
+            hidden_units: Hidden widths.
+            activation: After each hidden layer.
+            softmax: Whether scores go through a softmax, which needs no bias.
+            extra_dim: Width of whatever else is known of an event.
+        """
+        super().__init__()
+        self.score = MLP(
+            4 * width + extra_dim,
+            hidden_units,
+            out_dim=1,
+            activation=activation,
+            out_bias=not softmax,
+        )
+
+    def forward(
+        self,
+        target: Float[Tensor, "N W"],
+        events: Float[Tensor, "N W"],
+        *extra: Float[Tensor, "N P"],
+    ) -> Float[Tensor, "N 1"]:
+        """One score for each pair, in float32."""
+        pairs = torch.cat([target, events, target - events, target * events, *extra], dim=1)
+        return self.score(pairs).float()

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tamis.nn.dropout import Dropout
 
-Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "dice", "none"]
 Norm = Literal["none", "batch", "layer"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
@@ -38,6 +39,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         norm: Norm = "none",
         bias: bool = True,
+        out_bias: bool = True,
         makes_logits: bool = False,
     ) -> None:
         """Build the layers.
@@ -50,6 +52,7 @@ class MLP(nn.Module):
             dropout: Probability of zeroing a hidden unit while training.
             norm: Between the linear map and the activation of each hidden layer.
             bias: Whether linear maps have biases; those before batch norm never have.
+            out_bias: Whether the output layer has one; scores of a softmax need none.
             makes_logits: Whether the output layer computes in float32 also under autocast:
                 bfloat16 has 256 values between 1 and 2, which ties most rows of a data set.
         """
@@ -63,13 +66,13 @@ class MLP(nn.Module):
             if norm == "layer":
                 layers.append(nn.LayerNorm(units))
             if activation != "none":
-                layers.append(_ACTIVATIONS[activation]())
+                layers.append(make_activation(activation, units))
             if dropout > 0:
                 layers.append(Dropout(dropout))
             width = units
         if out_dim is not None:
             kind = ExactLinear if makes_logits else nn.Linear
-            layers.append(kind(width, out_dim, bias=bias))
+            layers.append(kind(width, out_dim, bias=bias and out_bias))
             width = out_dim
         self.layers = nn.Sequential(*layers)
         self.out_dim = width
@@ -82,6 +85,39 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*B W"]) -> Float[Tensor, "*B O"]:
         """Output of the last layer."""
         return self.layers(x)
+
+
+def make_activation(activation: Activation, units: int) -> nn.Module:
+    """The module of an activation, which for ``dice`` has parameters for each of the units."""
+    return Dice(units) if activation == "dice" else _ACTIVATIONS[activation]()
+
+
+class Dice(nn.Module):
+    """``p x + (1 - p) a x`` with ``p = sigmoid(x normalised over the batch)`` and a learned ``a``.
+
+    Source:
+        Zhou et al., Deep Interest Network, KDD 2018, equation (3).
+
+    Differs from the source:
+        A batch of fewer than two rows, as one without any event, is normalised by the running
+        statistics.
+    """
+
+    def __init__(self, units: int) -> None:
+        """Build the norm; ``a`` starts from 0."""
+        super().__init__()
+        self.norm = nn.BatchNorm1d(units, eps=1e-8, affine=False)
+        self.alpha = nn.Parameter(torch.zeros(units))
+
+    def forward(self, x: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
+        """Activations, in float32 under autocast too: they follow from differences to a mean."""
+        x = x.float()
+        if len(x) < 2 and self.training:
+            normed = F.batch_norm(x, self.norm.running_mean, self.norm.running_var, eps=1e-8)
+        else:
+            normed = self.norm(x)
+        p = torch.sigmoid(normed)
+        return x * (p + (1 - p) * self.alpha)
 
 
 class ExactLinear(nn.Module):

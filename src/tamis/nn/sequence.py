@@ -23,6 +23,37 @@ class Events:
     offsets: Tensor
     """(B+1,) int64; row b holds ``values[offsets[b]:offsets[b + 1]]``."""
 
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> Int[Tensor, " nnz"]:
+        """The row of each event."""
+        index = torch.arange(self.num_rows, device=self.offsets.device)
+        return torch.repeat_interleave(index, self.offsets.diff())
+
+    @property
+    def ages(self) -> Int[Tensor, " nnz"]:
+        """How many later events the row of each event has: 0 for the most recent one."""
+        places = torch.arange(len(self.values), device=self.offsets.device)
+        return self.offsets[1:].index_select(0, self.rows) - 1 - places
+
+    def sum(self) -> Float[Tensor, "B D"]:
+        """Sum of each row's events; zeros for an empty history."""
+        total = self.values.new_zeros(self.num_rows, self.values.shape[1])
+        return total.index_add(0, self.rows, self.values)
+
+    def softmax(self) -> Float[Tensor, "nnz D"]:
+        """Softmax over the events of each row, for each column by itself."""
+        rows = self.rows.unsqueeze(1).expand_as(self.values)
+        largest = self.values.new_full((self.num_rows, self.values.shape[1]), -torch.inf)
+        largest = largest.scatter_reduce(0, rows, self.values.detach(), "amax")
+        exponentials = (self.values - largest.gather(0, rows)).exp()
+        total = Events(values=exponentials, offsets=self.offsets).sum()
+        return exponentials / total.index_select(0, self.rows)
+
     def padded(self) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
         """Rows of the longest history's length, events from the left, then zeros; and a mask.
 
@@ -97,6 +128,71 @@ class EventVectors(nn.Module):
             mask = mask.sigmoid()
         merged = self.merge(events.values * mask)
         return Events(values=merged.float(), offsets=events.offsets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """One sequence group, and what the candidate has in the place of its events."""
+
+    events: Events
+    """Embedded columns side by side, W = E * D."""
+    target: Tensor
+    """(B, W) the candidate's own embeddings, from the same tables."""
+
+    @property
+    def target_of_events(self) -> Float[Tensor, "nnz W"]:
+        """The candidate beside each event."""
+        return self.target.index_select(0, self.events.rows)
+
+
+class CandidateInputs(nn.Module):
+    """Fields in one vector, and every sequence group beside what the candidate has in its place.
+
+    The candidate's counterpart of a sequence column is the first field with the column's table. A
+    column without such a field has a learned vector in its place.
+    """
+
+    def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
+        """Build tables for every input of ``spec``.
+
+        Args:
+            spec: Inputs of the model.
+            width: Embedding width D.
+            init_std: Standard deviation that embeddings start from.
+        """
+        super().__init__()
+        self.tables = EmbeddingTables(spec, width, init_std=init_std)
+        self.names = tuple(group.name for group in spec.sequences)
+        self.widths = tuple(width * len(group.fields) for group in spec.sequences)
+        self.fields_dim = len(spec.categorical) * width + len(spec.numeric)
+        owners = [item.table for item in spec.categorical]
+        self.counterparts = tuple(
+            tuple(owners.index(table) if table in owners else None for table in group.tables)
+            for group in spec.sequences
+        )
+        missing = sum(place is None for group in self.counterparts for place in group)
+        self.missing = nn.Parameter(torch.empty(missing, width))
+        nn.init.normal_(self.missing, std=max(init_std, 1e-12))
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "B W"], tuple[History, ...]]:
+        """The fields, then numeric features; and a history for each group."""
+        fields = self.tables.lookup(batch.ids)
+        missing = iter(self.missing)
+        histories = []
+        for name, places in zip(self.names, self.counterparts, strict=True):
+            jagged = batch.sequences[name]
+            target = [
+                next(missing).expand(batch.num_rows, -1) if place is None else fields[:, place]
+                for place in places
+            ]
+            vectors = self.tables.lookup_events(name, jagged).flatten(1)
+            histories.append(
+                History(
+                    events=Events(values=vectors, offsets=jagged.offsets),
+                    target=torch.cat(target, dim=1),
+                )
+            )
+        return torch.cat([fields.flatten(1), batch.numeric], dim=1), tuple(histories)
 
 
 def _aligned(groups: Sequence[Events]) -> Events:

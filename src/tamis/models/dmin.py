@@ -1,0 +1,119 @@
+"""DMIN: several interests of one history, each weighed against the candidate."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from tamis.data.schema import InputSpec
+from tamis.models.dien import next_event_loss
+from tamis.models.interest import (
+    Interest,
+    InterestConfig,
+    InterestRanker,
+    InterestUnit,
+    check_heads,
+)
+from tamis.nn.attention import ActivationUnit, SequenceAttention, attend
+from tamis.nn.mlp import MLP, Activation
+from tamis.nn.sequence import History
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DMINConfig(InterestConfig):
+    """Deep Multi-Interest Network."""
+
+    activation: Activation = "dice"
+    """After each hidden layer of the MLP on top."""
+    num_heads: int = 4
+    """Attention heads of the first layer, and interests; they divide the width of an event."""
+    attention_units: tuple[int, ...] = (80, 40)
+    """Hidden widths of the activation unit of each interest."""
+    attention_activation: Activation = "dice"
+    """After each of its hidden layers."""
+    position_dim: int = 2
+    """Width of the positions that the activation units read."""
+    auxiliary_weight: float = 1.0
+    """Factor on the loss that asks each refined event to know the next one. At least 0."""
+
+
+class DMIN(InterestRanker):
+    """Self-attention refines events; then every head of a second one is an interest of its own.
+
+    Each interest is a history again, and is pooled by an activation unit, which also reads how
+    recent an event is, with weights that sum to 1.
+
+    Source:
+        Xiao et al., Deep Multi-Interest Network for Click-through Rate Prediction, CIKM 2020,
+        sections 3.2 to 3.4.
+
+    Differs from the source:
+        The auxiliary loss compares by inner products, with events drawn from the batch, as this
+        library's DIEN does. T tasks share everything but the output layer.
+    """
+
+    def __init__(self, config: DMINConfig, spec: InputSpec) -> None:
+        """Build the network for the inputs of ``spec``.
+
+        Raises:
+            ConfigError: The heads do not divide the width of an event.
+        """
+        super().__init__(config, spec, lambda width, longest: _Unit(config, width, longest))
+
+
+class _Unit(InterestUnit):
+    def __init__(self, config: DMINConfig, width: int, longest: int) -> None:
+        super().__init__()
+        check_heads(config.num_heads, width)
+        self.num_heads = config.num_heads
+        self.out_dim = config.num_heads * width
+        self.auxiliary_weight = config.auxiliary_weight
+        self.refine = SequenceAttention(width, config.num_heads, rotary=False)
+        self.refine_norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, 3 * width)
+        for part in self.project.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
+        nn.init.zeros_(self.project.bias)
+        heads = range(config.num_heads)
+        self.widen = nn.ModuleList(MLP(width // len(heads), (), out_dim=width) for _ in heads)
+        self.feed_forward = nn.ModuleList(MLP(width, (4 * width,), out_dim=width) for _ in heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in heads)
+        self.positions = nn.Parameter(torch.empty(longest, config.position_dim))
+        nn.init.normal_(self.positions, std=max(config.init_std, 1e-12))
+        self.pool = nn.ModuleList(
+            ActivationUnit(
+                width,
+                config.attention_units,
+                config.attention_activation,
+                softmax=True,
+                extra_dim=config.position_dim,
+            )
+            for _ in heads
+        )
+
+    def forward(self, history: History) -> Interest:
+        events = history.events
+        padded, valid = events.padded()
+        places = valid.flatten().nonzero().squeeze(1)
+        refined = self.refine_norm(padded + self.refine(padded, valid))
+        loss = None
+        if self.training and self.auxiliary_weight > 0:
+            known = refined.flatten(0, 1).index_select(0, places)
+            loss = self.auxiliary_weight * next_event_loss(known, events)
+        query, key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.project(refined).chunk(3, dim=2)
+        )
+        heads = attend(query, key, value, valid=valid).unbind(1)
+        target = history.target_of_events
+        positions = self.positions.index_select(0, events.ages)
+        vectors = []
+        for head, widen, feed_forward, norm, pool in zip(
+            heads, self.widen, self.feed_forward, self.norms, self.pool, strict=True
+        ):
+            # Back to events without padding: what follows looks at one at a time.
+            interest = norm(refined + widen(head)).flatten(0, 1).index_select(0, places)
+            interest = interest + feed_forward(interest)
+            weights = replace(events, values=pool(target, interest, positions)).softmax()
+            vectors.append(replace(events, values=interest * weights).sum())
+        return Interest(vector=torch.cat(vectors, dim=1), loss=loss)
