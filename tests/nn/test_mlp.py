@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tamis.nn.mlp import MLP
+from tamis.nn.mlp import MLP, Dice
 
 
 def _names(mlp: MLP) -> list[str]:
@@ -45,3 +45,22 @@ def test_logits_are_float32_under_autocast(hidden_units: tuple[int, ...]) -> Non
     expected = hidden.float() @ last.weight.T + last.bias
     # Only rounding of float32: bfloat16 would be off by 1 in 256.
     assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dice_gates_by_the_place_in_the_batch() -> None:
+    torch.manual_seed(0)
+    dice = Dice(3)
+    with torch.no_grad():
+        dice.alpha.copy_(torch.tensor([0.0, 0.25, -1.0]))
+    x = 3 * torch.randn(50, 3) + 2
+    p = torch.sigmoid((x - x.mean(0)) / x.std(0, correction=0))
+
+    torch.testing.assert_close(dice(x), p * x + (1 - p) * dice.alpha * x)
+
+
+def test_dice_of_fewer_than_two_rows_keeps_the_running_statistics() -> None:
+    dice = Dice(3)
+    for rows in (0, 1):
+        x = torch.full((rows, 3), 2.0)
+        torch.testing.assert_close(dice(x), x * torch.sigmoid(x))
+    assert dice.norm.running_mean.tolist() == [0.0] * 3

@@ -120,3 +120,22 @@ def test_a_single_column_may_stay_as_it_is_embedded(spec: InputSpec, batch: Batc
 
     rows = batch.sequences["buys"].values.squeeze(1).long()
     assert torch.equal(events.values, tables.weight[rows])
+
+
+def test_events_are_counted_back_and_summed_by_row() -> None:
+    values = torch.tensor([[1.0, 0.0], [2.0, 5.0], [4.0, -3.0]])
+    events = Events(values=values, offsets=torch.tensor([0, 0, 2, 2, 3]))
+
+    assert events.rows.tolist() == [1, 1, 3]
+    assert events.ages.tolist() == [1, 0, 0]
+    assert events.sum().tolist() == [[0, 0], [3, 5], [0, 0], [4, -3]]
+    expected = torch.cat([values[:2].softmax(0), torch.ones(1, 2)])
+    torch.testing.assert_close(events.softmax(), expected)
+
+
+def test_softmax_of_large_scores_and_of_no_events_is_finite() -> None:
+    events = Events(values=torch.tensor([[1e4], [-1e4]]), offsets=torch.tensor([0, 2, 2]))
+
+    assert events.softmax().flatten().tolist() == [1.0, 0.0]
+    empty = Events(values=torch.zeros(0, 1), offsets=torch.tensor([0, 0, 0]))
+    assert empty.softmax().shape == (0, 1)
