@@ -1,8 +1,8 @@
 """FuxiCTR's DCNv2 and FinalMLP on public data: the accuracy that tamis' tables stand beside.
 
 Both are put together from FuxiCTR's own layers and trained by its own trainer, on the very files
-that tamis ingests (``tamis.data.public``). The settings are the published ones for Frappe (BARS,
-``frappe_x1``: DCNv2 007, FinalMLP 004). Other sets have none, so there each model keeps the Frappe
+that tamis ingests (``tamis.data.public_sets``). The settings are the published ones for Frappe
+(BARS, ``frappe_x1``: DCNv2 007, FinalMLP 004). Other sets have none, so there each model keeps these
 settings and its L2 coefficient is picked on the validation split; the test split chooses nothing.
 """
 
@@ -20,7 +20,7 @@ import peers
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from tamis.data import public
+from tamis.data.public_sets.prepare import PublicSet, prepare
 
 MAX_EPOCHS = 100
 PUBLISHED_L2 = 0.05
@@ -59,7 +59,7 @@ def measure(
 
     Args:
         model: ``dcn_v2`` or ``final_mlp``.
-        dataset: One of ``tamis.data.public.PUBLIC_SETS``.
+        dataset: One of ``tamis.data.public_sets.prepare.PUBLIC_SETS``.
         seed: Seed of weights, dropout and order.
         embedding_l2: FuxiCTR's ``embedding_regularizer``.
         threads: Compute threads.
@@ -74,7 +74,7 @@ def measure(
     """
     name = f"{dataset}-{model}-{seed}-{embedding_l2:g}"
     with tempfile.TemporaryDirectory(prefix="tamis-peer-") as scratch:
-        prepared = public.prepare(dataset, root, Path(scratch) / "files")
+        prepared = prepare(dataset, root, Path(scratch) / "files")
         first, second = GATE_CONTEXTS[dataset]
         config = {
             **COMMON,
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _columns(prepared: public.PublicSet) -> list[dict[str, str]]:
+def _columns(prepared: PublicSet) -> list[dict[str, str]]:
     """Inputs with the type that FuxiCTR reads them as; sequences with their separator."""
     types = pq.read_schema(prepared.files["train"])
     columns = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tamis import api, artifacts, config
-from tamis.data.public import prepare
+from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of
 from tamis.reproduce.runner import Cell, cells_of, run_cells
