@@ -307,7 +307,7 @@ def main() -> None:
     spec = Dataset.open(dataset).spec
     task = spec.tasks[0].name
     size, monitor = SIZES[table.name].get("dense_parameters"), SIZES[table.name]["monitor"]
-    assert task == table.task, "the first task is the one that early stopping looks at"
+    assert task == table.tasks[0], "the first task is the one that early stopping looks at"
     api.prepare_process(1)
     models = arguments.models or list(table.models)
     ledger = Ledger(out / "tuning.json", command=f"python recipes/tune.py {table.name}")

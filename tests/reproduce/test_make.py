@@ -11,13 +11,14 @@ from tamis.errors import TamisError
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable, make_table
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import Published, ResultTable
+from tamis.reproduce.tables import Comparison, Published, ResultTable
 
 TABLE = ResultTable(
     name="tiny",
     dataset="market:10",
     models=("lr", "dhen"),
-    task="click",
+    tasks=("click",),
+    comparisons=(Comparison(better="dhen", worse="lr"),),
     seeds=2,
     published=(Published(model="dhen", auc=0.7, log_loss=0.1, protocol="elsewhere"),),
 )

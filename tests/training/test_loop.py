@@ -385,11 +385,14 @@ def test_unknown_monitor_task_is_found_before_training(
 ) -> None:
     dataset, run = make_dataset(), tmp_path / "run"
 
-    with pytest.raises(ConfigError, match="monitor_task: must be one of click, buy, got 'clik'"):
-        train(dataset, _settings(monitor_task="clik"), run)
+    with pytest.raises(ConfigError, match="monitor_tasks: must be of click, buy, got 'clik'"):
+        train(dataset, _settings(monitor_tasks=["clik"]), run)
 
     # The folder is free for the mended config.
-    assert train(dataset, _settings(max_epochs=1, monitor_task="buy"), run).status == "finished"
+    assert (
+        train(dataset, _settings(max_epochs=1, monitor_tasks=["click", "buy"]), run).status
+        == "finished"
+    )
 
 
 def _write(folder: Path, task: Task, labels: dict[str, list[float]]) -> Dataset:

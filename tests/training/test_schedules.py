@@ -79,7 +79,7 @@ def test_monitor_reads_the_first_task_unless_another_is_named() -> None:
     metrics = {"click": {"ne": 0.9, "auc": 0.7}, "spend": {"rmse": 2.0}}
 
     first = choose_monitor(TrainingConfig(monitor="auc"), _TASKS)
-    other = choose_monitor(TrainingConfig(monitor="auc", monitor_task="spend"), _TASKS)
+    other = choose_monitor(TrainingConfig(monitor="auc", monitor_tasks=("spend",)), _TASKS)
 
     assert first.value(metrics) == 0.7
     assert first.larger_is_better
@@ -95,5 +95,18 @@ def test_monitor_of_an_undefined_metric_is_nan() -> None:
 
 
 def test_monitor_refuses_an_unknown_task() -> None:
-    with pytest.raises(ConfigError, match=r"monitor_task: must be one of click, spend, got 'clik'"):
-        choose_monitor(TrainingConfig(monitor_task="clik"), _TASKS)
+    with pytest.raises(ConfigError, match=r"monitor_tasks: must be of click, spend, got 'clik'"):
+        choose_monitor(TrainingConfig(monitor_tasks=("clik",)), _TASKS)
+
+
+def test_monitor_of_several_tasks_is_their_mean() -> None:
+    tasks = (Task(name="click"), Task(name="buy"))
+    monitor = choose_monitor(TrainingConfig(monitor="auc", monitor_tasks=("click", "buy")), tasks)
+
+    assert monitor.value({"click": {"auc": 0.6}, "buy": {"auc": 0.9}}) == pytest.approx(0.75)
+    assert math.isnan(monitor.value({"click": {"auc": 0.6}, "buy": {"auc": None}}))
+
+
+def test_tasks_of_two_kinds_have_no_mean() -> None:
+    with pytest.raises(ConfigError, match="must all be binary or all be regression tasks"):
+        choose_monitor(TrainingConfig(monitor_tasks=("click", "spend")), _TASKS)

@@ -111,7 +111,7 @@ class _Ledger:
         return (cell.model, cell.seed) in self._rows
 
     def add(self, cell: Cell) -> None:
-        row = row_of(cell, task=self._table.task)
+        row = row_of(cell, tasks=self._table.tasks)
         self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
         self._write(list(self._rows.values()), claims=None)
 
@@ -136,6 +136,7 @@ class _Ledger:
             "rows": [{"dataset": self._table.dataset, **row} for row in rows],
             "published": [
                 {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
+                | ({"task": p.task} if p.task else {})
                 for p in self._table.published
             ],
             "claims": claims or [],

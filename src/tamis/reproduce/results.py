@@ -15,26 +15,31 @@ from tamis.reproduce.tables import ResultTable
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
 
 
-def row_of(cell: Cell, *, task: str) -> dict[str, Any]:
-    """What the table keeps of a finished training; ``task`` is the one that it compares."""
+def row_of(cell: Cell, *, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """What the table keeps of a finished training: metrics of the first task, then the others."""
     record = artifacts.read_json(cell.run / "metrics.json")
     run = artifacts.read_json(cell.run / "run.json")
     split = "test" if "test" in record["metrics"] else "valid"
+    first, *others = (
+        {name: record["metrics"][split][task].get(name) for name in _METRICS} for task in tasks
+    )
     row = {
         "model": cell.model,
         "seed": cell.seed,
         "split": split,
-        "metrics": {name: record["metrics"][split][task].get(name) for name in _METRICS},
+        "metrics": first,
         "parameters": run["parameters"]["total"],
         "dense_parameters": run["parameters"]["dense"],
         "forward_flops_per_row": run["forward_flops_per_row"],
-        "curve": _curve(cell.run / "metrics.jsonl", task),
+        "curve": _curve(cell.run / "metrics.jsonl", tasks[0]),
         "samples_per_second": round(run["samples_per_second"]),
         "commit": run["commit"],
         "device": run["environment"]["device_name"],
         "precision": run["precision"],
     }
-    gap = record.get("ne_gap", {}).get(split, {}).get(task)
+    if others:
+        row["other_tasks"] = dict(zip(tasks[1:], others, strict=True))
+    gap = record.get("ne_gap", {}).get(split, {}).get(tasks[0])
     return row if gap is None else {**row, "ne_gap": gap}
 
 
@@ -44,53 +49,73 @@ def _curve(path: Path, task: str) -> list[list[float]]:
     return [[line["step"], line["valid"][task]["ne"]] for line in lines]
 
 
-def _values(rows: Sequence[Mapping[str, Any]], model: str, metric: str) -> list[float]:
-    return [row["metrics"][metric] for row in rows if row["model"] == model]
+def _values(
+    rows: Sequence[Mapping[str, Any]], model: str, metric: str, task: str = ""
+) -> list[float]:
+    """A metric of a model over seeds, of the first task or another one."""
+    return [
+        row["other_tasks"][task][metric]
+        if task in row.get("other_tasks", {})
+        else row["metrics"][metric]
+        for row in rows
+        if row["model"] == model
+    ]
 
 
 def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ours against published figures on the same rows, and DHEN against every other model."""
+    """Ours against published figures on the same rows, and the table's comparisons."""
     claims = []
     for figure in table.published:
-        values = _values(rows, figure.model, "auc")
-        mean = float(np.mean(values))
+        values = _values(rows, figure.model, "auc", figure.task)
+        away = float(np.mean(values)) - figure.auc
+        above = "" if figure.both_ways else " or above"
         claims.append(
             {
-                "claim": f"{figure.model}: mean test AUC within 0.0005 of {figure.auc} or above "
-                f"({figure.protocol})",
-                "estimate": mean - figure.auc,
+                "claim": f"{figure.model}: mean test AUC{_on(figure.task)} within "
+                f"{figure.tolerance:g} of {figure.auc}{above} ({figure.protocol})",
+                "estimate": away,
                 "interval": None,
-                "holds": mean - figure.auc >= -0.0005,
+                "holds": away >= -figure.tolerance
+                and (not figure.both_ways or away <= figure.tolerance),
                 "how": f"mean of {len(values)} seeds",
             }
         )
-    for model in table.models:
-        if model == "dhen" or "dhen" not in table.models:
-            continue
-        pair = [_values(rows, name, "ne") for name in (model, "dhen")]
-        test = paired_t_test("ne", pair[0], pair[1])
+    for claim in table.comparisons:
+        pair = [
+            _values(rows, name, claim.metric, claim.task) for name in (claim.worse, claim.better)
+        ]
+        test = paired_t_test(claim.metric, pair[0], pair[1])
+        is_less = claim.metric == "ne"
         claims.append(
             {
-                "claim": f"dhen has a lower NE than {model}",
+                "claim": f"{claim.better} has a {'lower' if is_less else 'higher'} "
+                f"{claim.metric.upper()}{_on(claim.task)} than {claim.worse}",
                 "estimate": test.difference,
                 "interval": [test.lower, test.upper],
-                "holds": test.upper < 0,
+                "holds": test.upper < 0 if is_less else test.lower > 0,
                 "how": f"paired t test over {test.units} seeds",
             }
         )
     return claims
 
 
+def _on(task: str) -> str:
+    return f" on {task}" if task else ""
+
+
 def display_of(
     table: ResultTable, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table, one line per model."""
-    columns = ["model", "AUC", "log loss", "NE", "dense", "MFLOP/row", "rows/s"]
+    shown = [("auc", "AUC", ""), ("log_loss", "log loss", ""), ("ne", "NE", "")]
+    if len(table.tasks) > 1:
+        shown = [("auc", f"AUC {task}", task) for task in table.tasks]
+    columns = ["model", *(head for _, head, _ in shown), "dense", "MFLOP/row", "rows/s"]
     display = []
     for model in table.models:
         cells = [model]
-        for metric in ("auc", "log_loss", "ne"):
-            values = _values(rows, model, metric)
+        for metric, _, task in shown:
+            values = _values(rows, model, metric, task)
             cells.append(f"{np.mean(values):.5f} ± {np.std(values, ddof=1):.5f}")
         chosen = [row for row in rows if row["model"] == model]
         cells.append(f"{chosen[0]['dense_parameters']:,}")
@@ -119,7 +144,8 @@ def markdown_of(
     if payload["published"]:
         lines += ["| published | AUC | log loss | protocol |", "|---|---|---|---|"]
         lines += [
-            f"| {p['model']} | {p['auc']} | {p['log_loss']} | {p['protocol']} |"
+            f"| {p['model']}{_on(p.get('task', ''))} | {p['auc']} | "
+            f"{'' if p['log_loss'] is None else p['log_loss']} | {p['protocol']} |"
             for p in payload["published"]
         ]
         lines.append("")

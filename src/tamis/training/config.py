@@ -77,8 +77,8 @@ class TrainingConfig:
     """Evaluations on the validation split in each pass. At least 1."""
     monitor: Literal["ne", "log_loss", "auc"] = "ne"
     """Validation metric that picks the weights and stops the run."""
-    monitor_task: str = ""
-    """Task whose metric is monitored. Empty: the first."""
+    monitor_tasks: tuple[str, ...] = ()
+    """Tasks whose metric is monitored; of several, the mean. Empty: the first task."""
     patience: int = 2
     """Evaluations without improvement after which the run stops. At least 1."""
     min_improvement: float = 0.0

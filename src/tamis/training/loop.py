@@ -381,20 +381,21 @@ class _Training:
 
 def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
     """Find out before training, not after it, that the monitored metric is undefined."""
-    names = [task.name for task in dataset.spec.tasks]
-    labels = dataset.split("valid").labels()[:, names.index(monitor.task)]
-    values = np.unique(labels[~np.isnan(labels)])
-    if values.size == 0:
-        raise DataError(
-            f"split 'valid': must hold labels of {monitor.task!r}, got none in {len(labels):,} "
-            f"rows. Split otherwise, or set training.monitor_task."
-        )
-    if values.size == 1 and monitor.needs_both_classes:
-        raise DataError(
-            f"split 'valid': must hold both classes of {monitor.task!r} for "
-            f"training.monitor={monitor.metric!r}, got only {values[0]:g}. Split otherwise, or "
-            f"set training.monitor='log_loss'."
-        )
+    places = {task.name: place for place, task in enumerate(dataset.spec.tasks)}
+    for task in monitor.tasks:
+        labels = dataset.split("valid").labels()[:, places[task]]
+        values = np.unique(labels[~np.isnan(labels)])
+        if values.size == 0:
+            raise DataError(
+                f"split 'valid': must hold labels of {task!r}, got none in {len(labels):,} rows. "
+                f"Split otherwise, or set training.monitor_tasks."
+            )
+        if values.size == 1 and monitor.needs_both_classes:
+            raise DataError(
+                f"split 'valid': must hold both classes of {task!r} for "
+                f"training.monitor={monitor.metric!r}, got only {values[0]:g}. Split otherwise, "
+                f"or set training.monitor='log_loss'."
+            )
 
 
 def _check_last_batch(model: nn.Module, loader: Loader) -> None:

@@ -34,8 +34,8 @@ def step_size_fraction(config: ScheduleConfig, *, step: int, total_steps: int) -
 class Monitor:
     """The validation metric that picks the weights and stops the run."""
 
-    task: str
-    """Task that is looked at."""
+    tasks: tuple[str, ...]
+    """Tasks that are looked at."""
     metric: str
     """``ne``, ``log_loss``, ``auc``, or ``rmse`` for a regression task."""
 
@@ -50,24 +50,31 @@ class Monitor:
         return self.metric in ("ne", "auc")
 
     def value(self, metrics: Mapping[str, Mapping[str, Any]]) -> float:
-        """Its value among metrics by task; NaN where it is undefined."""
-        value = metrics[self.task][self.metric]
-        return math.nan if value is None else float(value)
+        """Its mean over the tasks; NaN where it is undefined for one of them."""
+        values = [metrics[task][self.metric] for task in self.tasks]
+        return math.nan if None in values else sum(map(float, values)) / len(values)
 
 
 def choose_monitor(config: TrainingConfig, tasks: tuple[Task, ...]) -> Monitor:
     """The metric that a config asks for; a regression task is monitored by its RMSE.
 
     Raises:
-        ConfigError: There is no such task.
+        ConfigError: There is no such task, or tasks of both kinds would be averaged.
     """
     kinds = {task.name: task.kind for task in tasks}
-    name = config.monitor_task or tasks[0].name
-    if name not in kinds:
+    names = config.monitor_tasks or (tasks[0].name,)
+    for name in names:
+        if name not in kinds:
+            raise ConfigError(
+                f"training.monitor_tasks: must be of {', '.join(kinds)}, got {name!r}."
+            )
+    if len({kinds[name] for name in names}) > 1:
         raise ConfigError(
-            f"training.monitor_task: must be one of {', '.join(kinds)}, got {name!r}."
+            f"training.monitor_tasks: must all be binary or all be regression tasks to have a "
+            f"mean, got {', '.join(names)}."
         )
-    return Monitor(task=name, metric=config.monitor if kinds[name] == "binary" else "rmse")
+    is_binary = kinds[names[0]] == "binary"
+    return Monitor(tasks=tuple(names), metric=config.monitor if is_binary else "rmse")
 
 
 @dataclass(kw_only=True, slots=True)
