@@ -231,8 +231,8 @@ def _draw_census(model: str, table: str, trial: int) -> Recipe:
     generator = random.Random(f"census/{model}/{trial}")
     levels, shared = [[128], [64]], pick([3, 0], first=0)
     settings: dict[str, dict[str, Any]] = {
-        "shared_bottom": {"bottom_units": [352, 64]},
-        "cross_stitch": {"expert_units": [[224], [64]]},
+        "shared_bottom": {"bottom_units": [784, 64]},
+        "cross_stitch": {"expert_units": [[264], [64]]},
         "mmoe": {"expert_units": [[128, 64]], "num_experts": 6},
         "ml_mmoe": {"name": "mmoe", "expert_units": levels, "num_experts": 6},
         "ple": {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,9 +187,14 @@ def test_ensemble_and_one_of_its_members_are_trained_from_one_recipe(
 
     together = tamis_json("train", "d", "--recipe", "s.toml", "--run", "together", "--no-report")
     tamis_json("train", "d", "--recipe", "s.toml", "--member", "1", "--run", "alone")
+    tamis_json("report", "together")
 
     assert tamis_json("evaluate", "together")["metrics"]["test"] == together["metrics"]["test"]
     assert 'name = "deepfm"' in Path("alone", "config.toml").read_text()
+    page = Path("together", "report.html").read_text()
+    assert "Inside the model" in page
+    assert "deepfm 1" in page
+    assert "Inside the model" not in Path("alone", "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,3 +211,15 @@ def test_member_that_is_not_there_is_refused(
     Path("s.toml").write_text(recipe)
 
     assert message in refused("train", "d", "--recipe", "s.toml", "--member", member)
+
+
+def test_report_without_the_dataset_says_what_it_lacks(
+    world: Path, tamis: Callable[..., Result]
+) -> None:
+    assert tamis("train", "d", "--run", "r", "--no-report", *FAST).exit_code == 0
+    shutil.rmtree("d")
+    result = tamis("report", "r")
+
+    assert result.exit_code == 0
+    assert "no dataset any more; the report is without diagnostics" in result.output
+    assert Path("r", "report.html").exists()

@@ -9,10 +9,12 @@ import torch
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
 from tamis.errors import ConfigError
+from tamis.models import catalog
 from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
 from tamis.models.mmoe import MMoE, MMoEConfig
 from tamis.models.ple import PLE, PLEConfig
+from tamis.testing.models import example_batch, example_spec
 
 _SMALL: dict = {"embedding_dim": 3, "expert_units": ((6, 5), (7,)), "tower_units": (12, 10)}
 
@@ -393,3 +395,60 @@ def test_ple_gates_see_own_and_shared_experts(reference) -> None:
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AdaTT(AdaTTConfig(**options), numbers_only(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "units", "experts"),
+    [
+        (
+            "adatt",
+            {"task_experts": (2, 1), "shared_experts": 1},
+            ("task0", "task1", "shared"),
+            ("task0 1", "task0 2", "task1 1", "shared 1"),
+        ),
+        ("ple", {}, ("task0", "task1", "shared"), ("task0 1", "task1 1", "shared 1")),
+        (
+            "mmoe",
+            {"num_experts": 5},
+            tuple(f"into expert {n}" for n in range(1, 6)),
+            tuple(f"expert {n}" for n in range(1, 6)),
+        ),
+        ("cross_stitch", {}, ("task0", "task1"), ("task0 1", "task1 1")),
+    ],
+)
+def test_inspections_are_means_over_the_batch_and_say_whose_they_are(
+    name: str, settings: dict, units: tuple[str, ...], experts: tuple[str, ...]
+) -> None:
+    spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
+    entry = catalog.entry(name)
+    torch.manual_seed(0)
+    levels = {"expert_units": ((8,), (6,))}
+    model = entry.model(entry.config(**levels, **settings, init_std=1.0), spec).eval()
+    found = model.inspections(batch)
+
+    assert [item.title for item in found] == [
+        "Level 1: mean weight of each expert",
+        "Level 1: share of rows in which an expert is all zero",
+        "Level 2: mean weight of each expert",
+        "Level 2: share of rows in which an expert is all zero",
+    ]
+    assert found[0].rows == units
+    assert found[0].columns == found[1].columns == experts
+    assert found[2].rows == ("task0", "task1")
+    weights = model.fusion_weights(batch)
+    torch.testing.assert_close(found[0].values, weights[0].mean(0))
+    torch.testing.assert_close(found[2].values, weights[1].mean(0))
+    assert found[1].values.shape == (1, len(experts))
+
+
+def test_an_expert_that_says_nothing_is_found_out() -> None:
+    spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
+    torch.manual_seed(0)
+    model = AdaTT(AdaTTConfig(expert_units=((8,), (6,)), init_std=1.0), spec).eval()
+    with torch.no_grad():
+        model.stack.levels[0].experts.biases[0][2] = -1e6
+    silent = model.inspections(batch)[1].values.squeeze(0).tolist()
+
+    assert silent[2] == 1.0
+    # Eight units of random sign are all zero in one row of 256.
+    assert max(silent[:2] + silent[3:]) < 0.1

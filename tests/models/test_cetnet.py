@@ -186,12 +186,12 @@ def test_members_own_loss_moves_that_member_alone() -> None:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
 
-    model.inspect(batch).logits[:, 0].sum().backward()
+    model.members_of(batch).logits[:, 0].sum().backward()
     assert not any(_moves(parameter) for parameter in model.members[1].parameters())
     assert any(_moves(parameter) for parameter in model.members[0].parameters())
 
     model.zero_grad(set_to_none=True)
-    loss = collaborative_loss(model.inspect(batch).logits, "sym_kl", detach_peer=False)
+    loss = collaborative_loss(model.members_of(batch).logits, "sym_kl", detach_peer=False)
     loss.sum().backward()
     assert all(_moves(parameter) for parameter in model.members[1].parameters())
 
@@ -204,7 +204,7 @@ def test_loss_is_that_of_the_fusion_of_the_members_and_of_their_distance() -> No
     with torch.no_grad():  # away from the start, where all members say one half
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    members = model.inspect(batch)
+    members = model.members_of(batch)
 
     def cross_entropy(p: Tensor) -> Tensor:
         terms = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
@@ -291,7 +291,7 @@ def test_controls_of_the_fusion_start_as_the_mean() -> None:
     spec, batch = example_spec(), example_batch(example_spec())
     for kind in ("weights", "none"):
         model = _build(CETNetConfig(members=(_DCN, _FM, _DCN), confidence=kind), spec)
-        members = model.inspect(batch)
+        members = model.members_of(batch)
         assert members.weights.flatten().tolist() == pytest.approx([1 / 3] * 120)
 
 
@@ -304,7 +304,7 @@ def test_detached_weights_leave_the_fused_loss_to_the_predictions() -> None:
     torch.testing.assert_close(gradient.flatten(), weights.flatten() * p * (1 - p))
     spec, batch = example_spec(), example_batch(example_spec())
     model = _build(CETNetConfig(members=(_DCN, _FM), detach_weights=True), spec)
-    assert not model.inspect(batch).weights.requires_grad
+    assert not model.members_of(batch).weights.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -334,3 +334,21 @@ def test_regression_task_is_refused() -> None:
     spec = replace(example_spec(), tasks=(Task(name="spend", kind="regression"),))
     with pytest.raises(ConfigError, match="task 'spend' must be binary"):
         CETNet(CETNetConfig(members=(_DCN, _FM)), spec)
+
+
+def test_inspections_show_weights_predictions_and_distances() -> None:
+    spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
+    model = _build(CETNetConfig(members=(_DCN, _FM, _DCN)), spec)
+    with torch.no_grad():  # away from the start, where all members say one half
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        weight, prediction, apart, _ = model.inspections(batch)
+        members = model.members_of(batch)
+    p = torch.sigmoid(members.logits)
+
+    assert weight.columns == ("dcn_v2 0", "deepfm 1", "dcn_v2 2")
+    assert weight.rows == ("task0", "task1")
+    torch.testing.assert_close(weight.values.sum(1), torch.ones(2))
+    torch.testing.assert_close(prediction.values[1, 0], p[:, 0, 1].mean())
+    assert apart.title.endswith("task0")
+    torch.testing.assert_close(apart.values[0, 2], (p[:, 0, 0] - p[:, 2, 0]).abs().mean())

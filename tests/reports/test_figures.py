@@ -58,3 +58,16 @@ def test_a_title_may_hold_any_character() -> None:
 
     root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"] == 'NE, <"$&$">'
+
+
+def test_matrix_names_rows_and_columns_and_writes_each_value() -> None:
+    svg = figures.matrix(["click", "buy"], ["a", "b", "c"], [[1, 0.25, 0], [0, -2, 3]], title="W")
+
+    words = [node.text for node in ElementTree.fromstring(svg).iter() if node.text]
+    for word in ("click", "buy", "a", "b", "c", "0.25", "-2", "3"):
+        assert word in words
+    assert not re.search(r"#0[1-7]0[1-7]0[1-7]", svg)
+
+
+def test_matrix_of_zeros_is_drawn() -> None:
+    assert "<svg" in figures.matrix(["click"], ["a"], [[0.0]], title="W")

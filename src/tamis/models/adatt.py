@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
-from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
-from tamis.models.output import Output
+from tamis.models.multi_task import (
+    FusionRanker,
+    MultiTaskConfig,
+    TaskTowers,
+    check_levels,
+    multi_task_inputs,
+)
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, Fusion, FusionStack, Gates, NativePaths
 
@@ -60,7 +61,7 @@ class AdaTTConfig(MultiTaskConfig):
         return self.task_experts * (num_tasks if len(self.task_experts) == 1 else 1)
 
 
-class AdaTT(nn.Module):
+class AdaTT(FusionRanker):
     """Levels of fusion units ``f_t = (G_t + pad(v_t))' E`` over the experts E of all units.
 
     Task t's gate G_t and its own experts read f_t of the level below; the first level sees the
@@ -78,13 +79,12 @@ class AdaTT(nn.Module):
 
     def __init__(self, config: AdaTTConfig, spec: InputSpec) -> None:
         """Build the levels and towers for the tasks of ``spec``."""
-        super().__init__()
         num_tasks = len(spec.tasks)
         counts = config.counts(num_tasks)
         if config.shared_experts:
             counts = (*counts, config.shared_experts)
-        self.inputs = multi_task_inputs(config, spec)
-        raw_dim = width = self.inputs.out_dim
+        inputs = multi_task_inputs(config, spec)
+        raw_dim = width = inputs.out_dim
         levels = []
         for place, units in enumerate(config.expert_units):
             is_last = place == len(config.expert_units) - 1
@@ -102,13 +102,5 @@ class AdaTT(nn.Module):
                 native = NativePaths(width, counts, num_fusing=fusing, kind=config.native)
             levels.append(Fusion(Experts(width, units, counts), gates, native))
             width = units[-1]
-        self.stack = FusionStack(levels, num_units=len(counts))
-        self.towers = TaskTowers(width, config.tower_units, num_tasks)
-
-    def forward(self, batch: Batch) -> Output:
-        """Logits (B, T)."""
-        return Output(logits=self.towers(self.stack(self.inputs(batch))))
-
-    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
-        """G + v of every level: what each unit weighs each expert by, row by row."""
-        return self.stack.weights(self.inputs(batch))
+        stack = FusionStack(levels, num_units=len(counts))
+        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)

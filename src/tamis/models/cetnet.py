@@ -17,7 +17,7 @@ from tamis import config as configs
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
-from tamis.models.output import Output, Supervised
+from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_ranges
 from tamis.models.standalone import STANDALONE, find
 from tamis.nn.embedding import EmbeddingTables
@@ -154,6 +154,7 @@ class CETNet(nn.Module):
                     f"is an entropy; train a single model."
                 )
         self.config = config
+        self.task_names = tuple(task.name for task in spec.tasks)
         self.members = nn.ModuleList()
         seed = torch.initial_seed()
         for index, table in enumerate(config.members):
@@ -198,9 +199,41 @@ class CETNet(nn.Module):
             losses["collaboration"] = self.config.collaboration_weight * (loss * row_weights).sum()
         return Output(logits=fused, auxiliary_losses=losses, supervised=tuple(supervised))
 
-    def inspect(self, batch: Batch) -> Members:
+    def members_of(self, batch: Batch) -> Members:
         """What the members say of a batch, and how much each counts."""
         return self._weighted([member(batch) for member in self.members])
+
+    def inspections(self, batch: Batch) -> list[Inspection]:
+        """Mean weights of the members, their mean predictions, and how far they are apart."""
+        members = self.members_of(batch)
+        p = torch.sigmoid(members.logits)
+        names = tuple(
+            f"{table['name']} {number}" for number, table in enumerate(self.config.members)
+        )
+        apart = (p.unsqueeze(1) - p.unsqueeze(2)).abs().mean(0)
+        return [
+            Inspection(
+                title="Mean weight of each member",
+                rows=self.task_names,
+                columns=names,
+                values=members.weights.mean(0).T,
+            ),
+            Inspection(
+                title="Mean prediction of each member",
+                rows=self.task_names,
+                columns=names,
+                values=p.mean(0).T,
+            ),
+            *(
+                Inspection(
+                    title=f"Mean distance of the members' predictions, {task}",
+                    rows=names,
+                    columns=names,
+                    values=apart[:, :, index],
+                )
+                for index, task in enumerate(self.task_names)
+            ),
+        ]
 
     def _weighted(self, outputs: Sequence[Output]) -> Members:
         # In float32 under autocast too: differences of nearly equal entropies decide.

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
-from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
-from tamis.models.output import Output
+from tamis.models.multi_task import (
+    FusionRanker,
+    MultiTaskConfig,
+    TaskTowers,
+    check_levels,
+    multi_task_inputs,
+)
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, FusionStack, Stitch
 
@@ -25,7 +26,7 @@ class CrossStitchConfig(MultiTaskConfig):
         check_levels(self.expert_units)
 
 
-class CrossStitch(nn.Module):
+class CrossStitch(FusionRanker):
     """One network per task; after each level task t goes on with ``sum_j S[t, j] E_j``.
 
     Source:
@@ -38,21 +39,12 @@ class CrossStitch(nn.Module):
 
     def __init__(self, config: CrossStitchConfig, spec: InputSpec) -> None:
         """Build a network and a tower for each task of ``spec``."""
-        super().__init__()
         num_tasks = len(spec.tasks)
-        self.inputs = multi_task_inputs(config, spec)
-        width = self.inputs.out_dim
+        inputs = multi_task_inputs(config, spec)
+        width = inputs.out_dim
         levels = []
         for units in config.expert_units:
             levels.append(Stitch(Experts(width, units, [1] * num_tasks), num_tasks))
             width = units[-1]
-        self.stack = FusionStack(levels, num_units=num_tasks)
-        self.towers = TaskTowers(width, config.tower_units, num_tasks)
-
-    def forward(self, batch: Batch) -> Output:
-        """Logits (B, T)."""
-        return Output(logits=self.towers(self.stack(self.inputs(batch))))
-
-    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
-        """S of every level, the same for all rows."""
-        return self.stack.weights(self.inputs(batch))
+        stack = FusionStack(levels, num_units=num_tasks)
+        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
-from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
-from tamis.models.output import Output
+from tamis.models.multi_task import (
+    FusionRanker,
+    MultiTaskConfig,
+    TaskTowers,
+    check_levels,
+    multi_task_inputs,
+)
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, Fusion, FusionStack, Gates
 
@@ -27,7 +28,7 @@ class MMoEConfig(MultiTaskConfig):
         check_levels(self.expert_units)
 
 
-class MMoE(nn.Module):
+class MMoE(FusionRanker):
     """Experts that all tasks share, mixed by one softmax gate for each task.
 
     With several levels every expert of a level reads a mixture of its own of the level below. All
@@ -44,10 +45,9 @@ class MMoE(nn.Module):
 
     def __init__(self, config: MMoEConfig, spec: InputSpec) -> None:
         """Build the levels and towers for the tasks of ``spec``."""
-        super().__init__()
         num_tasks = len(spec.tasks)
-        self.inputs = multi_task_inputs(config, spec)
-        raw_dim = width = self.inputs.out_dim
+        inputs = multi_task_inputs(config, spec)
+        raw_dim = width = inputs.out_dim
         everyone = range(config.num_experts)
         levels = []
         for place, units in enumerate(config.expert_units):
@@ -61,13 +61,5 @@ class MMoE(nn.Module):
             experts = Experts(width, units, [1] * config.num_experts)
             levels.append(Fusion(experts, gates, native=None))
             width = units[-1]
-        self.stack = FusionStack(levels, num_units=config.num_experts)
-        self.towers = TaskTowers(width, config.tower_units, num_tasks)
-
-    def forward(self, batch: Batch) -> Output:
-        """Logits (B, T)."""
-        return Output(logits=self.towers(self.stack(self.inputs(batch))))
-
-    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
-        """Gate weights of every level, row by row."""
-        return self.stack.weights(self.inputs(batch))
+        stack = FusionStack(levels, num_units=config.num_experts)
+        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)

@@ -1,4 +1,4 @@
-"""What multi-task rankers have in common: inputs in one vector, and a tower for each task."""
+"""What multi-task rankers have in common: inputs, levels of experts, a tower for each task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+from tamis.models.output import Inspection, Output
 from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import FlatInputs, OneHotInputs
+from tamis.nn.experts import FusionStack
 from tamis.nn.mlp import MLP
 
 
@@ -66,3 +69,74 @@ class TaskTowers(nn.Module):
         """Logits of all tasks, one vector each."""
         logits = [tower(x) for tower, x in zip(self.towers, vectors, strict=True)]
         return torch.cat(logits, dim=1)
+
+
+class FusionRanker(nn.Module):
+    """``logit_t = tower_t(fusion_t(x))``: what rankers with levels of experts share."""
+
+    def __init__(
+        self,
+        inputs: FlatInputs | OneHotInputs,
+        stack: FusionStack,
+        towers: TaskTowers,
+        spec: InputSpec,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            inputs: The vector x.
+            stack: Levels of experts; the last one fuses a vector for each task.
+            towers: A tower for each task.
+            spec: Names of the tasks.
+        """
+        super().__init__()
+        self.inputs, self.stack, self.towers = inputs, stack, towers
+        self.task_names = tuple(task.name for task in spec.tasks)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, T)."""
+        return Output(logits=self.towers(self.stack(self.inputs(batch))))
+
+    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
+        """What each fused vector weighs each expert by, level by level and row by row.
+
+        Gates and native paths together; 0 for experts that a unit does not see.
+        """
+        return [weights for weights, _ in self.stack.trace(self.inputs(batch))]
+
+    def inspections(self, batch: Batch) -> list[Inspection]:
+        """Mean weights of every level, and how often an expert says nothing at all."""
+        found = []
+        for place, (weights, outputs) in enumerate(self.stack.trace(self.inputs(batch)), start=1):
+            experts = self._names_of_experts(self.stack.counts)
+            found.append(
+                Inspection(
+                    title=f"Level {place}: mean weight of each expert",
+                    rows=self._names_of_units(weights.shape[1], experts),
+                    columns=experts,
+                    values=weights.float().mean(0),
+                )
+            )
+            silent = (outputs == 0).all(2).float().mean(0, keepdim=True)
+            found.append(
+                Inspection(
+                    title=f"Level {place}: share of rows in which an expert is all zero",
+                    rows=("all rows",),
+                    columns=experts,
+                    values=silent,
+                )
+            )
+        return found
+
+    def _names_of_experts(self, counts: Sequence[int]) -> tuple[str, ...]:
+        if len(counts) - len(self.task_names) not in (0, 1):
+            return tuple(f"expert {number + 1}" for number in range(sum(counts)))
+        owners = zip((*self.task_names, "shared"), counts, strict=False)
+        return tuple(f"{owner} {number + 1}" for owner, count in owners for number in range(count))
+
+    def _names_of_units(self, count: int, experts: Sequence[str]) -> tuple[str, ...]:
+        if count == len(self.task_names):
+            return self.task_names
+        if count == len(self.task_names) + 1:
+            return (*self.task_names, "shared")
+        return tuple(f"into {name}" for name in experts)

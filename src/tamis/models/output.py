@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -44,4 +44,27 @@ class Ranker(Protocol):
 
     def __call__(self, batch: Batch) -> Output:
         """Logits of all tasks for every row of the batch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """A matrix that shows how a model works, for a report; the mean over the rows of a batch."""
+
+    title: str
+    """What the numbers are."""
+    rows: tuple[str, ...]
+    """Names of its R rows."""
+    columns: tuple[str, ...]
+    """Names of its C columns."""
+    values: Tensor
+    """(R, C)."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A model that can show how it works."""
+
+    def inspections(self, batch: Batch) -> list[Inspection]:
+        """The same matrices for every batch, in evaluation mode."""
         ...

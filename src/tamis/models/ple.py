@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
-from tamis.models.multi_task import MultiTaskConfig, TaskTowers, check_levels, multi_task_inputs
-from tamis.models.output import Output
+from tamis.models.multi_task import (
+    FusionRanker,
+    MultiTaskConfig,
+    TaskTowers,
+    check_levels,
+    multi_task_inputs,
+)
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, Fusion, FusionStack, Gates
 
@@ -29,7 +30,7 @@ class PLEConfig(MultiTaskConfig):
         check_levels(self.expert_units)
 
 
-class PLE(nn.Module):
+class PLE(FusionRanker):
     """A task's gate mixes the task's own experts and the shared ones, never other tasks'.
 
     The shared unit's gate mixes all experts; it fuses in all levels but the last. From the second
@@ -44,13 +45,12 @@ class PLE(nn.Module):
 
     def __init__(self, config: PLEConfig, spec: InputSpec) -> None:
         """Build the levels and towers for the tasks of ``spec``."""
-        super().__init__()
         num_tasks, own = len(spec.tasks), config.task_experts
         counts = [own] * num_tasks + [config.shared_experts]
         shared = range(own * num_tasks, sum(counts))
         visible = [[*range(own * task, own * (task + 1)), *shared] for task in range(num_tasks)]
-        self.inputs = multi_task_inputs(config, spec)
-        width = self.inputs.out_dim
+        inputs = multi_task_inputs(config, spec)
+        width = inputs.out_dim
         levels = []
         for place, units in enumerate(config.expert_units):
             is_last = place == len(config.expert_units) - 1
@@ -61,13 +61,5 @@ class PLE(nn.Module):
             )
             levels.append(Fusion(Experts(width, units, counts), gates, native=None))
             width = units[-1]
-        self.stack = FusionStack(levels, num_units=len(counts))
-        self.towers = TaskTowers(width, config.tower_units, num_tasks)
-
-    def forward(self, batch: Batch) -> Output:
-        """Logits (B, T)."""
-        return Output(logits=self.towers(self.stack(self.inputs(batch))))
-
-    def fusion_weights(self, batch: Batch) -> list[Float[Tensor, "B A E"]]:
-        """Gate weights of every level, row by row; 0 for experts that a unit does not see."""
-        return self.stack.weights(self.inputs(batch))
+        stack = FusionStack(levels, num_units=len(counts))
+        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)

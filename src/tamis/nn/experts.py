@@ -230,6 +230,7 @@ class FusionStack(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(levels)
         self.num_units = num_units
+        self.counts = levels[0].experts.counts
 
     def forward(self, x: Float[Tensor, "B W"]) -> list[Float[Tensor, "B O"]]:
         """The vectors that the last level fuses."""
@@ -238,11 +239,13 @@ class FusionStack(nn.Module):
             units = level(units, x)
         return units
 
-    def weights(self, x: Float[Tensor, "B W"]) -> list[Float[Tensor, "B A E"]]:
-        """Weight of every expert in every fused vector, level by level."""
-        units, weights = [x] * self.num_units, []
+    def trace(
+        self, x: Float[Tensor, "B W"]
+    ) -> list[tuple[Float[Tensor, "B A E"], Float[Tensor, "B E O"]]]:
+        """Level by level, the weight of every expert in every fused vector, and its output."""
+        units, found = [x] * self.num_units, []
         for level in self.levels:
             assert isinstance(level, FusionLevel)
-            weights.append(level.weights(units, x))
+            found.append((level.weights(units, x), level.experts(units)))
             units = level(units, x)
-        return weights
+        return found

@@ -140,6 +140,37 @@ def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: s
         return _svg(figure, title)
 
 
+def matrix(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], *, title: str
+) -> str:
+    """A matrix as squares, the larger in magnitude the darker, each with its value."""
+    size = max((abs(value) for row in values for value in row), default=0.0) or 1.0
+    width = max(3.2, 1.6 + 0.72 * len(columns))
+    with _axes(width=width, height=0.9 + 0.42 * len(rows)) as (figure, axes):
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                # The series colour, let through by the magnitude; readable in light and dark.
+                axes.add_patch(_square(x, y, alpha=0.55 * abs(value) / size))
+                axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8.5, color=_INK)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), columns, fontsize=8.5)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
+        if len(columns) > 4:
+            axes.tick_params(axis="x", rotation=30)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.set_title(title)
+        return _svg(figure, title)
+
+
+def _square(x: float, y: float, *, alpha: float) -> Any:  # noqa: ANN401  (matplotlib is untyped)
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_SERIES[0], alpha=alpha, lw=0)
+
+
 @contextmanager
 def _axes(*, width: float, height: float) -> Iterator[tuple[Any, Any]]:
     import matplotlib as mpl

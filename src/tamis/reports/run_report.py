@@ -46,6 +46,7 @@ def render(record: RunRecord) -> str:
                 page.figures(_importance(record)),
                 lead="Rise of NE when one field is shuffled between rows; 0 means not used.",
             ),
+            *_inspections(record),
             page.section("Slices", *_slices(record), lead=f"Metrics by value, {split} split."),
             page.section("Run", _environment(record)),
             page.section("Configuration", page.code(record.config)),
@@ -156,6 +157,19 @@ def _importance(record: RunRecord) -> list[str]:
             xlabel="rise of NE",
         )
     ]
+
+
+def _inspections(record: RunRecord) -> list[str]:
+    """A section on the inside of the model, for models that show one."""
+    found = record.diagnostics.get("inspections", [])
+    if not found:
+        return []
+    drawn = [
+        figures.matrix(item["rows"], item["columns"], item["values"], title=item["title"])
+        for item in found
+    ]
+    lead = "Means over a sample of the rows that chose nothing."
+    return [page.section("Inside the model", page.figures(drawn), lead=lead)]
 
 
 def _slices(record: RunRecord) -> list[str]:

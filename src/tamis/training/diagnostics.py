@@ -1,6 +1,7 @@
 """What a finished run's report shows beyond its metrics: reliability, slices, importance."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
 from tamis.data.schema import Task
 from tamis.evaluation import evaluate_task, reliability_curve
+from tamis.models.output import Inspectable, Inspection
 from tamis.training.evaluate import Predictor
 from tamis.training.importance import permutation_importance
 from tamis.training.predict import predict
@@ -21,8 +23,8 @@ from tamis.training.predict import predict
 _SLICED_FIELDS = 8
 _MAX_VALUES = 40
 _VALUES_SHOWN = 12
-_IMPORTANCE_BATCH = 8192
-_IMPORTANCE_BATCHES = 4
+_SAMPLE_BATCH = 8192
+_SAMPLE_BATCHES = 4
 
 
 def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -> dict[str, Any]:
@@ -35,8 +37,8 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
         seed: Decides the sample and the shuffles of the importance.
 
     Returns:
-        ``reliability`` and ``slices`` by task, and ``importance`` by field on a sample of at most
-        32,768 rows.
+        ``reliability`` and ``slices`` by task; on a sample of at most 32,768 rows ``importance`` by
+        field, and the ``inspections`` of a model that has any.
     """
     rows = dataset.split(split)
     predictions = predictor.predict(dataset, split)
@@ -57,6 +59,7 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
         "reliability": reliability,
         "slices": slices,
         "importance": _importance(predictor, dataset, split, seed),
+        "inspections": _inspections(predictor, dataset, split, seed),
     }
 
 
@@ -88,13 +91,44 @@ def _slices(
     return result
 
 
+def _sample(dataset: Dataset, split: str, seed: int) -> Iterator[Batch]:
+    loader = Loader(
+        dataset.split(split), dataset.spec, batch_size=_SAMPLE_BATCH, seed=seed, prefetch=0
+    )
+    return itertools.islice(loader.epoch(0), _SAMPLE_BATCHES)
+
+
+def _inspections(
+    predictor: Predictor, dataset: Dataset, split: str, seed: int
+) -> list[dict[str, Any]]:
+    """Each matrix of the model, averaged over the rows of the sample."""
+    model = predictor.model
+    if not isinstance(model, Inspectable):
+        return []
+    totals: list[torch.Tensor] = []
+    shown: list[Inspection] = []
+    rows = 0
+    with torch.inference_mode():
+        for batch in _sample(dataset, split, seed):
+            shown = model.inspections(batch.to(predictor.device))
+            values = [batch.num_rows * item.values.double().cpu() for item in shown]
+            totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
+            rows += batch.num_rows
+    return [
+        {
+            "title": item.title,
+            "rows": list(item.rows),
+            "columns": list(item.columns),
+            "values": (total / rows).tolist(),
+        }
+        for item, total in zip(shown, totals, strict=True)
+    ]
+
+
 def _importance(
     predictor: Predictor, dataset: Dataset, split: str, seed: int
 ) -> list[dict[str, Any]]:
-    loader = Loader(
-        dataset.split(split), dataset.spec, batch_size=_IMPORTANCE_BATCH, seed=seed, prefetch=0
-    )
-    sample = itertools.islice(loader.epoch(0), _IMPORTANCE_BATCHES)
+    sample = _sample(dataset, split, seed)
     tasks: tuple[Task, ...] = dataset.spec.tasks
 
     def probabilities(batch: Batch) -> NDArray[np.float64]:
