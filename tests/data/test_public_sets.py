@@ -148,3 +148,137 @@ def test_census_has_the_published_rows_and_labels(
     degrees = 19_865 + 6_541 + 1_263 + (1_793 if name == "census" else 0)
     assert pc.sum(tables["train"]["education"]).as_py() == degrees
     assert len(prepared.schema.fields) == (39 if name == "census" else 482)
+
+
+def _small_amazon(folder: Path) -> None:
+    """Two users of three and four steps among nine items, whose category is the id modulo 3."""
+    folder.mkdir()
+    items = pa.array([[1, 2, 3], [4, 2, 5, 6]], pa.list_(pa.int32()))
+    pq.write_table(pa.table({"user_id": [1, 2], "items": items}), folder / "sequences.parquet")
+    ids = [3, 1, 2, 9, 8, 7, 6, 5, 4]
+    attributes = pa.array([[77, number % 3] for number in ids], pa.list_(pa.int32()))
+    pq.write_table(
+        pa.table({"item_id": pa.array(ids, pa.int32()), "attributes": attributes}),
+        folder / "item_attributes.parquet",
+    )
+
+
+def test_steps_are_positives_with_all_before_them_as_history(tmp_path: Path) -> None:
+    _small_amazon(tmp_path / "seq_amazon_beauty")
+    prepared = prepare("amazon_beauty", tmp_path, tmp_path / "out")
+    rows = {split: pq.read_table(file).to_pylist() for split, file in prepared.files.items()}
+
+    positives = {
+        split: [(row["item"], row["history_item"]) for row in found if row["click"] == 1]
+        for split, found in rows.items()
+    }
+    assert positives == {
+        "train": [(2, [4])],
+        "valid": [(2, [1]), (5, [4, 2])],
+        "test": [(3, [1, 2]), (6, [4, 2, 5])],
+    }
+    touched = {0: {1, 2, 3}, 1: {4, 2, 5, 6}}
+    for found in rows.values():
+        for positive, drawn in zip(found[::2], found[1::2], strict=True):
+            assert (positive["click"], drawn["click"]) == (1, 0)
+            assert drawn["item"] not in touched[drawn["user"]]
+            assert drawn["history_item"] == positive["history_item"]
+            assert drawn["category"] == drawn["item"] % 3
+            assert drawn["history_category"] == [item % 3 for item in drawn["history_item"]]
+    assert {field.name for field in prepared.schema.fields} == {
+        *("item", "category", "history_item", "history_category"),
+    }
+
+
+def test_histories_keep_the_most_recent_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "seq_amazon_beauty"
+    folder.mkdir()
+    items = pa.array([list(range(1, 61))], pa.list_(pa.int32()))
+    pq.write_table(pa.table({"user_id": [1], "items": items}), folder / "sequences.parquet")
+    attributes = pa.array([[1]] * 70, pa.list_(pa.int32()))
+    table = pa.table({"item_id": pa.array(range(1, 71), pa.int32()), "attributes": attributes})
+    pq.write_table(table, folder / "item_attributes.parquet")
+    prepared = prepare("amazon_beauty", tmp_path, tmp_path / "out")
+
+    history = pq.read_table(prepared.files["test"])["history_item"].to_pylist()
+    assert history == [list(range(10, 60))] * 2
+
+
+def test_grocery_is_ordered_by_day_and_then_as_published(tmp_path: Path) -> None:
+    folder = tmp_path / "seq_amazon_grocery"
+    folder.mkdir()
+    log = {"user_id": [2, 1, 2, 2, 1], "item_id": [5, 1, 6, 7, 2], "time": [30, 9, 10, 10, 8]}
+    pq.write_table(pa.table(log), folder / "interactions.parquet")
+    items = {"item_id": list(range(1, 9)), "i_category": [number % 2 for number in range(1, 9)]}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    prepared = prepare("amazon_grocery", tmp_path, tmp_path / "out")
+
+    test = pq.read_table(prepared.files["test"]).to_pylist()
+    assert [(row["item"], row["history_item"]) for row in test if row["click"]] == [
+        (1, [2]),
+        (5, [6, 7]),
+    ]
+
+
+def test_sessions_follow_on_earlier_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "ecom_sessions_rees46"
+    folder.mkdir()
+    sessions = {
+        "valid": ([[], [1]] * 20, [[1, 2], [3, 4]] * 20),
+        "test": ([[2]], [[5, 6]]),
+    }
+    for name, lists in sessions.items():
+        columns = {}
+        for prefix, products in zip(("bef_sess", "sess"), lists, strict=True):
+            for column, shift in (("pid", 0), ("csid", 10), ("bid", 20)):
+                values = [[product + shift for product in row] for row in products]
+                columns[f"{prefix}_{column}_seq"] = pa.array(values, pa.list_(pa.int32()))
+        pq.write_table(pa.table(columns), folder / f"day1_{name}.parquet")
+    prepared = prepare("rees46", tmp_path, tmp_path / "out")
+    rows = {split: pq.read_table(file).to_pylist() for split, file in prepared.files.items()}
+
+    test = [
+        (row["item"], row["history_item"], row["brand"]) for row in rows["test"] if row["click"]
+    ]
+    assert test == [(5, [2], 25), (6, [2, 5], 26)]
+    # A session without earlier ones starts at its second event: 1 and 2 positives of 20 sessions.
+    assert len(rows["train"]) + len(rows["valid"]) == 2 * 20 * 3
+    assert rows["valid"]
+    positives = {(row["item"], *row["history_item"]) for row in rows["train"] if row["click"]}
+    assert positives == {(2, 1), (3, 1), (4, 1, 3)}
+
+
+def test_collm_histories_lose_their_leading_zero(tmp_path: Path) -> None:
+    folder = tmp_path / "collm_ml1m"
+    folder.mkdir()
+    columns = {
+        "user_id": [1, 2, 3],
+        "item_id": [7, 8, 9],
+        "label": [0, 1, 1],
+        "history": pa.array([[0], [0, 4, 5], [6]], pa.list_(pa.int32())),
+    }
+    for split in SPLITS:
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    prepared = prepare("collm_ml1m", tmp_path, tmp_path / "out")
+
+    table = pq.read_table(prepared.files["test"])
+    assert table["history_item"].to_pylist() == [[], [4, 5], [6]]
+    assert table["click"].to_pylist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        # Twice the actions of all users but their first one, 198,502 - 22,363 of them and so on.
+        ("amazon_beauty", 2 * (198_502 - 22_363)),
+        ("amazon_sports", 2 * (296_337 - 35_598)),
+        ("amazon_grocery", 2 * (121_892 - 14_681)),
+        ("collm_ml1m", 33_891 + 10_401 + 7_331),
+    ],
+)
+def test_sequence_sets_have_all_published_actions(
+    data_root: Path, tmp_path: Path, name: str, rows: int
+) -> None:
+    prepared = prepare(name, data_root, tmp_path)
+
+    assert sum(pq.read_metadata(file).num_rows for file in prepared.files.values()) == rows

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.public_sets import census, tabular
+from tamis.data.public_sets import census, sequences, tabular
 from tamis.data.public_sets.files import SPLITS
 from tamis.data.schema import Schema
 from tamis.errors import DataError
@@ -37,13 +37,18 @@ class Reader:
 
 
 PUBLIC_SETS: dict[str, Reader] = {
+    "amazon_beauty": Reader(folder="seq_amazon_beauty", read=sequences.amazon),
+    "amazon_grocery": Reader(folder="seq_amazon_grocery", read=sequences.grocery),
+    "amazon_sports": Reader(folder="seq_amazon_sports_and_outdoors", read=sequences.amazon),
     "census": Reader(folder="census_income_kdd", read=census.census),
     "census_harness": Reader(folder="census_income_kdd", read=census.census_harness),
+    "collm_ml1m": Reader(folder="collm_ml1m", read=sequences.collm_ml1m),
     "criteo_attribution_5cat": Reader(
         folder="criteo_attribution_5cat", read=tabular.criteo_attribution_5cat
     ),
     "frappe": Reader(folder="frappe", read=tabular.frappe),
     "movielens_1m": Reader(folder="movielens_1m", read=tabular.movielens_1m),
+    "rees46": Reader(folder="ecom_sessions_rees46", read=sequences.rees46),
 }
 """Reader of each public set by name."""
 

@@ -1,0 +1,257 @@
+"""Item sequences as click prediction in the manner of DIN: did this item come next?
+
+Each step of a user's sequence, from the second on, is a positive row whose history is all that
+came before, and beside it stands a row with an item that the user never touched, drawn uniformly
+with a fixed seed. A user's last step is tested, the one before it validates, the others train. The
+user is no input: it only groups rows for GAUC.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tamis.data.public_sets.files import read_parquet
+from tamis.data.schema import Field, Roles, Schema, Task
+
+_LONGEST = 50
+_SEED = 2024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sequences:
+    """What users did, one after the other; user u's steps are ``steps[offsets[u]:offsets[u + 1]]``.
+
+    Shapes: ``steps`` (N,) and ``offsets`` (U + 1,); the item of a step is an index into
+    ``columns``.
+    """
+
+    steps: NDArray[np.int64]
+    """Index of the item of each step."""
+    offsets: NDArray[np.int64]
+    """Where each user's steps begin, and the end."""
+    columns: dict[str, NDArray[np.int64]]
+    """Categories of each item, its id among them, by name of the field."""
+
+
+def amazon(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
+    """Amazon reviews of one department, as prepared for S3-Rec; every user has five steps or more.
+
+    Fields are the item and the last of its attributes, which is its finest category.
+
+    Source:
+        Zhou et al., S3-Rec, CIKM 2020; DIN's protocol of one drawn item per positive.
+    """
+    sequences = read_parquet(folder / "sequences.parquet")["items"].combine_chunks()
+    items = read_parquet(folder / "item_attributes.parquet").sort_by("item_id")
+    ids = items["item_id"].to_numpy()
+    attributes = items["attributes"].combine_chunks()
+    ends = attributes.offsets.to_numpy()
+    finest = attributes.values.to_numpy()[ends[1:] - 1]
+    return _tables(
+        Sequences(
+            steps=np.searchsorted(ids, sequences.values.to_numpy()),
+            offsets=sequences.offsets.to_numpy().astype(np.int64),
+            columns={"item": ids.astype(np.int64), "category": finest.astype(np.int64)},
+        )
+    )
+
+
+def grocery(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
+    """Amazon grocery reviews with the category of each item, in the order of their days.
+
+    Of each user's steps the published files hold all but the last two.
+
+    Source:
+        Li et al., ReChorus, RecSys 2024.
+    """
+    log = read_parquet(folder / "interactions.parquet")
+    items = read_parquet(folder / "items.parquet").sort_by("item_id")
+    ids = items["item_id"].to_numpy()
+    user, time = log["user_id"].to_numpy(), log["time"].to_numpy()
+    order = np.lexsort((np.arange(len(user)), time, user))
+    _, counts = np.unique(user, return_counts=True)
+    return _tables(
+        Sequences(
+            steps=np.searchsorted(ids, log["item_id"].to_numpy()[order]),
+            offsets=np.concatenate([[0], counts.cumsum()]),
+            columns={"item": ids.astype(np.int64), "category": items["i_category"].to_numpy()},
+        )
+    )
+
+
+def collm_ml1m(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
+    """The last twenty months of MovieLens-1M in the published split by time: rating above 3.
+
+    The history holds the films that the user liked before; a leading 0 in it means nothing.
+
+    Source:
+        Zhang et al., CoLLM, arXiv:2310.19488.
+    """
+    tables = {}
+    for split in ("train", "valid", "test"):
+        table = read_parquet(folder / f"{split}.parquet")
+        history = table["history"].combine_chunks()
+        values, offsets = history.values.to_numpy(), history.offsets.to_numpy()
+        kept = np.concatenate([[0], (values != 0).cumsum()])
+        liked = pa.ListArray.from_arrays(
+            pa.array(kept[offsets].astype(np.int32)), pa.array(values[values != 0])
+        )
+        tables[split] = pa.table(
+            {
+                "click": table["label"],
+                "user": table["user_id"],
+                "item": table["item_id"],
+                "history_item": liked,
+            }
+        )
+    fields = (
+        Field(name="user", kind="categorical", side="user"),
+        Field(name="item", kind="categorical", side="item"),
+        _history("item"),
+    )
+    return tables, _schema(fields)
+
+
+def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
+    """Sessions of one day in an electronics shop; a history also has the user's earlier sessions.
+
+    The part named valid trains, but for a tenth of its sessions, which validate; the part named
+    test is tested. Each event of a session but its very first without earlier ones is a positive.
+
+    Source:
+        REES46 eCommerce events, as prepared by NVIDIA Transformers4Rec.
+    """
+    parts = {name: read_parquet(folder / f"day1_{name}.parquet") for name in ("valid", "test")}
+    names = {"item": "pid", "category": "csid", "brand": "bid"}
+    columns = _products(list(parts.values()), names)
+    tables = {}
+    for name, part in parts.items():
+        before, session = (_lists(part, f"{prefix}_pid_seq") for prefix in ("bef_sess", "sess"))
+        steps, offsets, firsts = _joined(before, session)
+        sequences = Sequences(
+            steps=np.searchsorted(columns["item"], steps), offsets=offsets, columns=columns
+        )
+        table, row_of_user = _rows(sequences, firsts)
+        if name == "test":
+            tables["test"] = table
+            continue
+        validates = np.random.default_rng(_SEED).random(len(offsets) - 1) < 0.1
+        tables["train"] = table.filter(pa.array(~validates[row_of_user]))
+        tables["valid"] = table.filter(pa.array(validates[row_of_user]))
+    return tables, _schema(_fields(columns))
+
+
+def _tables(sequences: Sequences) -> tuple[dict[str, pa.Table], Schema]:
+    """Rows of every step but the first; a user's last two steps are those of test and valid."""
+    table, user = _rows(sequences, sequences.offsets[:-1] + 1)
+    length = np.diff(sequences.offsets)[user]
+    to_the_end = length - 1 - table["step"].to_numpy()
+    masks = {"train": to_the_end > 1, "valid": to_the_end == 1, "test": to_the_end == 0}
+    tables = {split: table.filter(pa.array(mask)) for split, mask in masks.items()}
+    return tables, _schema(_fields(sequences.columns))
+
+
+def _rows(sequences: Sequences, firsts: NDArray[np.int64]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Positive and drawn rows of each user's steps from ``firsts`` on, and the user of each row."""
+    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    firsts = np.minimum(np.maximum(firsts, starts + 1), ends)
+    user = np.repeat(np.arange(len(starts)), ends - firsts)
+    place = _ranges(firsts, ends)
+    drawn = _drawn(sequences, user)
+    item = np.stack([sequences.steps[place], drawn], axis=1).ravel()
+    user, place = np.repeat(user, 2), np.repeat(place, 2)
+    oldest = np.maximum(starts[user], place - _LONGEST)
+    history = sequences.steps[_ranges(oldest, place)]
+    bounds = pa.array(np.concatenate([[0], (place - oldest).cumsum()]).astype(np.int32))
+    columns: dict[str, pa.Array] = {
+        "click": pa.array(np.tile(np.array([1, 0], np.int8), len(drawn))),
+        "user": pa.array(user),
+        "step": pa.array(place - starts[user]),
+    }
+    for name, values in sequences.columns.items():
+        columns[name] = pa.array(values[item])
+        columns[f"history_{name}"] = pa.ListArray.from_arrays(bounds, pa.array(values[history]))
+    return pa.table(columns), user
+
+
+def _drawn(sequences: Sequences, user: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each row an item, uniform over those that its user never touched."""
+    generator = np.random.default_rng(_SEED)
+    count = len(sequences.columns["item"])
+    owner = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
+    touched = np.unique(owner * count + sequences.steps)
+    drawn = generator.integers(count, size=len(user))
+    while True:
+        again = np.flatnonzero(np.isin(user * count + drawn, touched))
+        if not len(again):
+            return drawn
+        drawn[again] = generator.integers(count, size=len(again))
+
+
+def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``start, ..., stop - 1`` of each pair, one after the other."""
+    lengths = stops - starts
+    before = lengths.cumsum() - lengths
+    places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    return places
+
+
+def _lists(table: pa.Table, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Values and offsets of a list column."""
+    column = table[name].combine_chunks()
+    return column.values.to_numpy().astype(np.int64), column.offsets.to_numpy().astype(np.int64)
+
+
+def _joined(
+    first: tuple[NDArray[np.int64], NDArray[np.int64]],
+    second: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Two lists of each row as one: its values, its offsets, and where the second begins."""
+    lengths = [np.diff(offsets) for _, offsets in (first, second)]
+    offsets = np.concatenate([[0], (lengths[0] + lengths[1]).cumsum()])
+    middle = offsets[:-1] + lengths[0]
+    values = np.empty(offsets[-1], np.int64)
+    values[_ranges(offsets[:-1], middle)] = first[0]
+    values[_ranges(middle, offsets[1:])] = second[0]
+    return values, offsets, middle
+
+
+def _products(parts: list[pa.Table], names: dict[str, str]) -> dict[str, NDArray[np.int64]]:
+    """Categories of every product, as they stand at its first event."""
+    events = {
+        field: np.concatenate(
+            [
+                _lists(part, f"{prefix}_{column}_seq")[0]
+                for part in parts
+                for prefix in ("bef_sess", "sess")
+            ]
+        )
+        for field, column in names.items()
+    }
+    _, first = np.unique(events["item"], return_index=True)
+    return {field: values[first] for field, values in events.items()}
+
+
+def _fields(columns: dict[str, NDArray[np.int64]]) -> tuple[Field, ...]:
+    return (
+        *(Field(name=name, kind="categorical", side="item") for name in columns),
+        *(_history(name) for name in columns),
+    )
+
+
+def _history(name: str) -> Field:
+    return Field(
+        name=f"history_{name}",
+        kind="sequence",
+        side="user",
+        shares=name,
+        group="history",
+        max_length=_LONGEST,
+    )
+
+
+def _schema(fields: tuple[Field, ...]) -> Schema:
+    return Schema(fields=fields, tasks=(Task(name="click"),), roles=Roles(user="user", item="item"))
