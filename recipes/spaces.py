@@ -91,6 +91,10 @@ SIZES: dict[str, dict[str, Any]] = {
         # Widths that give every model the same size.
         "dense_parameters": 800_000,
     },
+    **{
+        f"sequence-{name}": {"monitor": "auc"}
+        for name in ("beauty", "sports", "grocery", "ml1m", "rees46", "market")
+    },
     "census": {"monitor": "auc"},
     "census-clean": {"monitor": "auc"},
 }
@@ -100,6 +104,8 @@ def draw(model: str, table: str, trial: int) -> Recipe:
     """Settings of one trial, as a recipe."""
     if table in ("census", "census-clean"):
         return _draw_census(model, table, trial)
+    if table.startswith("sequence-"):
+        return _draw_sequence(model, table, trial)
     return _draw_ranker(model, table, trial)
 
 
@@ -198,6 +204,82 @@ def _draw_ranker(model: str, table: str, trial: int) -> Recipe:
             settings["norm"] = pick([True, False], first=False)
             settings["num_dense_tokens"] = pick([1, 4], first=1)
     recipe["model"] |= settings
+    return recipe
+
+
+def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
+    """One embedding width and one head for all models; what reads the history is each one's own."""
+    is_market = table == "sequence-market"
+    generator = random.Random(f"{table}/{trial}")
+
+    def pick(options: list[Any], *, first: Any) -> Any:  # noqa: ANN401  (settings of any type)
+        chosen = generator.choice(options)
+        return chosen if trial else first
+
+    recipe: Recipe = {
+        "model": {"name": model, "embedding_dim": 16},
+        "optimizer": {
+            "embedding": "adam",
+            "embedding_lr": pick([5e-4, 1e-3, 2e-3], first=1e-3),
+            "embedding_l2": pick(
+                [1e-5, 1e-4] if is_market else [0.01, 0.03, 0.1],
+                first=1e-4 if is_market else 0.01,
+            ),
+            "dense_lr": pick([5e-4, 1e-3, 2e-3], first=1e-3),
+        },
+        "schedule": {"kind": "cosine"}
+        if is_market
+        else {"plateau_factor": pick([0.1, 0.3], first=0.1)},
+        "training": {
+            "batch_size": 4096 if is_market else pick([1024, 2048], first=1024),
+            "max_epochs": 1 if is_market else 30,
+            "monitor": "auc",
+            "patience": 3,
+            "precision": "bfloat16",
+            "ema_decay": pick([0.0, 0.99], first=0.99),
+        },
+    }
+    dropout, norm = pick([0.0, 0.2, 0.4], first=0.2), pick(["batch", "none"], first="batch")
+    init_std = pick([0.01, 1e-4], first=0.01)
+    generator = random.Random(f"{table}/{model}/{trial}")
+    units = [256, 128]
+    top = {"hidden_units": units, "dropout": dropout, "norm": norm, "activation": "relu"}
+    heads = pick([2, 4], first=2)
+    own: dict[str, dict[str, Any]] = {
+        "dcn_v2": top | {"num_cross_layers": pick([2, 3], first=2)},
+        "dhen": {
+            "head_units": units,
+            "dropout": dropout,
+            "head_norm": norm,
+            "num_layers": pick([1, 2], first=1),
+            "modules": pick([["dot", "dcn_v2"], ["dot", "linear"]], first=["dot", "dcn_v2"]),
+        },
+        "din": top | {"softmax": pick([True, False], first=False)},
+        "dien": top | {"auxiliary_weight": pick([1.0, 0.1, 0.0], first=0.1)},
+        "bst": top
+        | {
+            "num_heads": heads,
+            "num_layers": pick([1, 2], first=1),
+            "pooling": pick(["mean", "target"], first="mean"),
+        },
+        "dmin": top | {"num_heads": heads, "auxiliary_weight": pick([1.0, 0.1, 0.0], first=0.1)},
+        "dmr": top | {"auxiliary_weight": pick([1.0, 0.1], first=0.1)},
+        "transact": top
+        | {
+            "num_heads": heads,
+            "num_layers": pick([1, 2], first=2),
+            "num_cross_layers": pick([1, 2], first=2),
+        },
+        "interformer": {
+            "head_units": units,
+            "dropout": dropout,
+            "num_heads": heads,
+            "num_layers": pick([1, 2, 3], first=2),
+            "backbone": pick(["dot", "dcn_v2", "dhen"], first="dhen"),
+            "gate": pick(["identity", "sigmoid", "mask"], first="identity"),
+        },
+    }
+    recipe["model"] |= own[model] | {"init_std": init_std}
     return recipe
 
 

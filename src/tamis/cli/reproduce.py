@@ -1,15 +1,17 @@
 """``tamis reproduce``: a table of results, every model and seed."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, TaskID
 
 from tamis.cli.console import Debug, Json, print_table, session
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Name of the table.")],
+    table: Annotated[str, typer.Argument(help="Name of a table, or of a group of them.")],
     *,
     data: Annotated[
         Path | None, typer.Option(envvar="TAMIS_DATA", help="Folder of the public sets.")
@@ -29,22 +31,30 @@ def reproduce(
     """
     with session("reproduce", as_json=as_json, debug=debug) as current:
         from tamis.reproduce.make import make_table
+        from tamis.reproduce.tables import GROUPS
 
-        with current.progress() as bars:
-            bar = bars.add_task(table, total=None, note="trainings")
-            result = make_table(
-                table,
-                data=data,
-                recipes=recipes,
-                work=work,
-                out=out,
-                workers=workers,
-                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        made = {}
+        for name in GROUPS.get(table, (table,)):
+            with current.progress() as bars:
+                bar = bars.add_task(name, total=None, note="trainings")
+                result = make_table(
+                    name,
+                    data=data,
+                    recipes=recipes,
+                    work=work,
+                    out=out,
+                    workers=workers,
+                    progress=partial(_show, bars, bar),
+                )
+            print_table(
+                current, title=f"Table {name}", columns=result.columns, rows=result.display_rows
             )
-        print_table(
-            current, title=f"Table {table}", columns=result.columns, rows=result.display_rows
-        )
-        for claim in result.claims:
-            current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
-        current.say(f"written: {result.path}")
-        current.finish(out=result.path, claims=result.claims)
+            for claim in result.claims:
+                current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
+            current.say(f"written: {result.path}")
+            made[name] = {"out": result.path, "claims": result.claims}
+        current.finish(tables=made)
+
+
+def _show(bars: Progress, bar: TaskID, done: int, total: int) -> None:
+    bars.update(bar, completed=done, total=total)

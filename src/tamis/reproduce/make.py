@@ -10,7 +10,7 @@ from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of
 from tamis.reproduce.runner import Cell, cells_of, run_cells
-from tamis.reproduce.tables import TABLES, ResultTable
+from tamis.reproduce.tables import GROUPS, TABLES, ResultTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,8 @@ def make_table(
         TamisError: A training failed.
     """
     if name not in TABLES:
-        raise ConfigError(f"table: must be one of {', '.join(TABLES)}, got {name!r}.")
+        known = ", ".join((*TABLES, *GROUPS))
+        raise ConfigError(f"table: must be one of {known}, got {name!r}.")
     table = TABLES[name]
     for model in table.models:
         if not (recipes / name / f"{model}.toml").exists():

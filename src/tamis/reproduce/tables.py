@@ -81,6 +81,14 @@ class ResultTable:
         assert self.seeds > 1, "a standard deviation needs two seeds"
 
 
+# Those that average the history first, those that look at it event by event, and InterFormer.
+SEQUENCE_RANKERS = (
+    *("dcn_v2", "dhen"),
+    *("din", "dien", "bst", "dmin", "dmr", "transact"),
+    "interformer",
+)
+
+
 def _dhen_beats(models: tuple[str, ...]) -> tuple[Comparison, ...]:
     return tuple(Comparison(better="dhen", worse=name) for name in models if name != "dhen")
 
@@ -165,6 +173,26 @@ TABLES: dict[str, ResultTable] = {
         ),
         *(
             ResultTable(
+                name=f"sequence-{name}",
+                dataset=dataset,
+                models=SEQUENCE_RANKERS,
+                tasks=("click",),
+                comparisons=tuple(
+                    Comparison(better="interformer", worse=rival, metric="auc")
+                    for rival in SEQUENCE_RANKERS[:-1]
+                ),
+            )
+            for name, dataset in (
+                ("beauty", "amazon_beauty"),
+                ("sports", "amazon_sports"),
+                ("grocery", "amazon_grocery"),
+                ("ml1m", "collm_ml1m"),
+                ("rees46", "rees46"),
+                ("market", "market:1000000"),
+            )
+        ),
+        *(
+            ResultTable(
                 name=name,
                 dataset=dataset,
                 models=("shared_bottom", "cross_stitch", "mmoe", "ml_mmoe", "ple", "adatt"),
@@ -185,3 +213,8 @@ TABLES: dict[str, ResultTable] = {
     )
 }
 """Every table by name."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "sequence": tuple(name for name in TABLES if name.startswith("sequence-")),
+}
+"""Tables that one name makes, one after the other."""

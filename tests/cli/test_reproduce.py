@@ -1,0 +1,53 @@
+"""``tamis reproduce``: a real table of a small market, and a group of tables."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamis.reproduce import make, tables
+from tamis.reproduce.tables import Comparison, ResultTable
+
+pytestmark = pytest.mark.slow
+
+
+def _table(name: str) -> ResultTable:
+    return ResultTable(
+        name=name,
+        dataset="market:3000",
+        models=("lr", "fm"),
+        tasks=("click", "hide"),
+        comparisons=(Comparison(better="fm", worse="lr", metric="auc", task="hide"),),
+        seeds=2,
+    )
+
+
+def test_group_makes_its_tables_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(make, "TABLES", {name: _table(name) for name in ("one", "two")})
+    monkeypatch.setattr(tables, "GROUPS", {"both": ("one", "two")})
+    for name in ("one", "two"):
+        Path("recipes", name).mkdir(parents=True)
+        for model in ("lr", "fm"):
+            Path("recipes", name, f"{model}.toml").write_text(
+                f'[model]\nname = "{model}"\n[training]\nmax_epochs = 1\n'
+                f'monitor_tasks = ["click", "hide"]\n'
+            )
+
+    made = tamis_json("reproduce", "both")["tables"]
+
+    assert list(made) == ["one", "two"]
+    payload = json.loads(Path("results", "two.json").read_text())
+    assert payload["complete"]
+    assert [(row["model"], row["seed"]) for row in payload["rows"]] == [
+        *(("lr", 0), ("fm", 0), ("lr", 1), ("fm", 1)),
+    ]
+    row = payload["rows"][0]
+    assert row["other_tasks"]["hide"]["auc"] != row["metrics"]["auc"]
+    assert made["two"]["claims"][0]["claim"] == "fm has a higher AUC on hide than lr"
+    page = Path("results", "two.md").read_text()
+    assert "| model | AUC click | AUC hide | dense |" in page
