@@ -25,6 +25,7 @@ from tamis.data.splits import SPLIT_NAMES, SplitConfig
 from tamis.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tamis.importers.imported import Imported
     from tamis.training.compare import Comparison
     from tamis.training.config import RunConfig
     from tamis.training.loop import Observer
@@ -215,6 +216,38 @@ def ingest(
         given = source[0]
     with artifacts.disk_errors(Path(out)):
         return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
+
+
+def import_fuxictr(folder: Path | str, experiment: str) -> "Imported":
+    """An experiment of FuxiCTR; see :func:`tamis.importers.fuxictr.read`."""
+    from tamis.importers import fuxictr
+
+    return fuxictr.read(Path(folder), experiment)
+
+
+def import_recbole(
+    folder: Path | str, *, label: str, threshold: float | None, out: Path | str
+) -> "Imported":
+    """A data set of RecBole; see :func:`tamis.importers.recbole.read`."""
+    from tamis.importers import recbole
+
+    with artifacts.disk_errors(Path(out)):
+        return recbole.read(Path(folder), label=label, threshold=threshold, out=Path(out))
+
+
+def write_recipe(recipe: Mapping[str, Any], path: Path | str) -> Path:
+    """Write a recipe as TOML, after checking it.
+
+    Raises:
+        ConfigError: A key is unknown or out of range.
+        StorageError: The file cannot be written.
+    """
+    from tamis.training.config import run_config_from_table
+
+    run_config_from_table(recipe)
+    with artifacts.disk_errors(Path(path)):
+        artifacts.write_text(Path(path), config.write_toml(recipe))
+    return Path(path)
 
 
 def split_config(name: str, *, valid: float, test: float) -> SplitConfig:

@@ -82,3 +82,58 @@ def test_schema_that_is_a_folder_is_refused(world: Path, refused: Callable[..., 
     message = refused("ingest", "that.csv", "--schema", "d", "--out", "new")
 
     assert "d: must be a schema file, got a folder. Name the file" in message
+
+
+def test_experiment_of_fuxictr_is_ingested_and_trained(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    Path("config").mkdir()
+    Path("config", "dataset_config.yaml").write_text(
+        "clicks:\n  train_data: that.csv\n  valid_data: that.csv\n  test_data: that.csv\n"
+        "  feature_cols:\n"
+        "  - {name: [user_id, item_id], active: true, dtype: str, type: categorical}\n"
+        "  - {name: price, active: true, dtype: float, type: numeric}\n"
+        "  label_col: {name: y, dtype: float}\n"
+    )
+    Path("config", "model_config.yaml").write_text(
+        "LR_clicks: {model: LR, dataset_id: clicks, learning_rate: 0.01, batch_size: 256,\n"
+        "  epochs: 1, monitor: logloss}\n"
+    )
+    made = tamis_json(
+        *("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks", "--out", "f")
+    )
+    tamis_json("train", "f", "--recipe", "f-recipe.toml", "--run", "r", "--no-report")
+
+    assert made["rows"] == {"train": 1200, "valid": 1200, "test": 1200}
+    assert "embedding_lr = 0.01" in Path("r", "config.toml").read_text()
+
+
+def test_data_set_of_recbole_is_ingested(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    Path("tiny").mkdir()
+    rows = [f"{n % 7}\t{n % 5}\t{n % 6}\t{880_000_000 + n}" for n in range(200)]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    Path("tiny", "tiny.inter").write_text("\n".join([header, *rows]) + "\n")
+    made = tamis_json(
+        *("ingest", "tiny", "--from", "recbole", "--label", "rating", "--threshold", "4"),
+        *("--out", "t"),
+    )
+
+    assert sum(made["rows"].values()) == 200
+    assert made["split"]["by"] == "time"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "fuxictr"), "--from fuxictr: needs --experiment and takes no --label"),
+        (("--from", "recbole"), "--from recbole: needs one --label, got 0"),
+        (("--experiment", "x"), "--experiment: goes with --from, got none"),
+        (("--from", "recbole", "b"), "--from: takes one folder, got 2 paths"),
+    ],
+)
+def test_options_of_an_import_are_checked(
+    world: Path, refused: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("ingest", "a", *arguments, "--out", "o")

@@ -1,12 +1,24 @@
 """``tamis ingest``: raw logs to a dataset."""
 
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamis.cli.console import Debug, Json, Threads, print_table, session
+from tamis.cli.console import Debug, Json, Session, Threads, print_table, session
 from tamis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tamis.data.dataset import Dataset
+
+
+class Origin(StrEnum):
+    """Libraries whose set-ups are understood."""
+
+    fuxictr = "fuxictr"
+    recbole = "recbole"
 
 
 def ingest(
@@ -24,6 +36,16 @@ def ingest(
     ] = "auto",
     valid: Annotated[float, typer.Option(help="Share of rows for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of rows for the test.")] = 0.1,
+    origin: Annotated[
+        Origin | None,
+        typer.Option("--from", help="The source is a set-up of another library, not a log."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="With --from fuxictr: its --expid, or a data set's name.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="With --from recbole: the label is 1 from this value on.")
+    ] = None,
     schema_only: Annotated[
         bool, typer.Option("--schema-only", help="Only infer the schema and write it to --out.")
     ] = False,
@@ -33,6 +55,22 @@ def ingest(
 ) -> None:
     """Turn CSV, TSV, Parquet or JSON-lines logs into a memory-mapped dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
+        if origin is not None:
+            _ingest_imported(
+                current,
+                source,
+                out,
+                origin=origin,
+                experiment=experiment,
+                label=label or [],
+                threshold=threshold,
+                split=(split, valid, test),
+                threads=threads,
+            )
+            return
+        if experiment is not None or threshold is not None:
+            option = "--experiment" if experiment is not None else "--threshold"
+            raise ConfigError(f"{option}: goes with --from, got none. Name the library.")
         if schema is not None and (label or schema_only):
             other = f"--label {label[0]}" if label else "--schema-only"
             raise ConfigError(
@@ -40,7 +78,7 @@ def ingest(
                 f"{other}: a schema names its labels. Leave one of the two out."
             )
         from tamis import api
-        from tamis.cli.drawing import draw_ingest, draw_split, draw_warnings, ingest_progress
+        from tamis.cli.drawing import draw_warnings, ingest_progress
 
         api.prepare_process(threads)
         inferred = None if schema is not None else api.schema_of(source, label or ())
@@ -59,22 +97,76 @@ def ingest(
                 split=api.split_config(split, valid=valid, test=test),
                 progress=progress,
             )
-        draw_ingest(current, dataset)
-        rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
-        print_table(
-            current,
-            title=f"Dataset in {out}",
-            columns=["split", "rows"],
-            rows=[[name, f"{count:,}"] for name, count in rows.items()],
+        _finish(current, dataset, out, warnings)
+
+
+def _ingest_imported(
+    current: Session,
+    source: list[Path],
+    out: Path,
+    *,
+    origin: Origin,
+    experiment: str | None,
+    label: list[str],
+    threshold: float | None,
+    split: tuple[str, float, float],
+    threads: int,
+) -> None:
+    """Ingest what a set-up of another library describes, and write its recipe beside it."""
+    from tamis import api
+    from tamis.cli.drawing import draw_warnings, ingest_progress
+
+    if len(source) != 1:
+        raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
+    if origin is Origin.fuxictr:
+        if experiment is None or label:
+            raise ConfigError(
+                "--from fuxictr: needs --experiment and takes no --label, which the config names."
+            )
+        imported = api.import_fuxictr(source[0], experiment)
+    else:
+        if len(label) != 1:
+            raise ConfigError(f"--from recbole: needs one --label, got {len(label)}.")
+        logs = out.with_name(f"{out.name}-log")
+        imported = api.import_recbole(source[0], label=label[0], threshold=threshold, out=logs)
+        current.say(f"joined log: {logs}")
+    draw_warnings(current, imported.notes)
+    api.prepare_process(threads)
+    with ingest_progress(current) as progress:
+        dataset = api.ingest(
+            imported.files,
+            out,
+            schema=imported.schema,
+            split=None
+            if isinstance(imported.files, Mapping)
+            else api.split_config(split[0], valid=split[1], test=split[2]),
+            progress=progress,
         )
-        draw_split(current, dataset)
-        report = dataset.manifest["report"]
-        current.finish(
-            out=out,
-            rows=rows,
-            fingerprint=dataset.fingerprint,
-            split=dataset.manifest["split"],
-            warnings=warnings,
-            fields=report["fields"],
-            times_out_of_order=report["times_out_of_order"],
-        )
+    if imported.recipe is not None:
+        recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))
+        current.say(f"recipe: {recipe}; tamis train {out} --recipe {recipe}")
+    _finish(current, dataset, out, imported.notes)
+
+
+def _finish(current: Session, dataset: "Dataset", out: Path, warnings: Sequence[str]) -> None:
+    from tamis.cli.drawing import draw_ingest, draw_split
+
+    draw_ingest(current, dataset)
+    rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
+    print_table(
+        current,
+        title=f"Dataset in {out}",
+        columns=["split", "rows"],
+        rows=[[name, f"{count:,}"] for name, count in rows.items()],
+    )
+    draw_split(current, dataset)
+    report = dataset.manifest["report"]
+    current.finish(
+        out=out,
+        rows=rows,
+        fingerprint=dataset.fingerprint,
+        split=dataset.manifest["split"],
+        warnings=warnings,
+        fields=report["fields"],
+        times_out_of_order=report["times_out_of_order"],
+    )

@@ -1,0 +1,1 @@
+"""Set-ups of other libraries as schemas and recipes of tamis."""

@@ -1,0 +1,55 @@
+"""DeepCTR's feature columns; the stand-ins below have the attributes of DeepCTR-Torch 0.2.9."""
+
+from collections import namedtuple
+
+import pytest
+
+from tamis.data.schema import Field
+from tamis.errors import ConfigError
+from tamis.importers import deepctr
+
+SparseFeat = namedtuple(
+    "SparseFeat",
+    "name vocabulary_size embedding_dim use_hash dtype embedding_name group_name",
+    defaults=(4, False, "int32", None, "default_group"),
+)
+DenseFeat = namedtuple("DenseFeat", "name dimension dtype", defaults=(1, "float32"))
+VarLenSparseFeat = namedtuple(
+    "VarLenSparseFeat", "sparsefeat maxlen combiner length_name", defaults=("mean", None)
+)
+
+
+def _sparse(name: str, size: int, **options: object) -> SparseFeat:
+    return SparseFeat(name, size, **{"embedding_name": name, **options})
+
+
+def test_columns_become_fields() -> None:
+    columns = [
+        _sparse("user", 3),
+        _sparse("item", 100, use_hash=True),
+        _sparse("user", 3),  # the linear and the deep list, joined
+        DenseFeat("price"),
+        VarLenSparseFeat(_sparse("hist_item", 100, embedding_name="item"), maxlen=4),
+    ]
+    schema = deepctr.schema_of(columns, ["click", "buy"])
+
+    assert schema.fields == (
+        Field(name="user", kind="categorical"),
+        Field(name="item", kind="categorical", encoding="hashing", num_buckets=100),
+        Field(name="price", kind="numeric", transform="none"),
+        Field(name="hist_item", kind="sequence", shares="item", max_length=4),
+    )
+    assert [task.name for task in schema.tasks] == ["click", "buy"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (DenseFeat("image", 512), "image: must be one number, got a vector of 512"),
+        (_sparse("a", 3, embedding_name="b"), "a: embedding_name must be a column of its own"),
+        ("user", "must be a SparseFeat, DenseFeat or VarLenSparseFeat, got str"),
+    ],
+)
+def test_columns_that_cannot_be_imported_are_refused(column: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        deepctr.schema_of([column], ["y"])

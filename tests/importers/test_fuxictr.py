@@ -1,0 +1,246 @@
+"""FuxiCTR configs in the layout of its model zoo and of BARS."""
+
+from pathlib import Path
+
+import pytest
+
+from tamis.data.schema import Field
+from tamis.errors import ConfigError
+from tamis.importers import fuxictr
+from tamis.training.config import run_config_from_table
+
+_DATASETS = """
+### Tiny data for demo only
+tiny_seq:
+    data_root: ../data/
+    data_format: csv
+    train_data: ../data/tiny/train.csv
+    valid_data: ../data/tiny/valid.csv
+    test_data: ../data/tiny/test.csv
+    min_categr_count: 2
+    feature_cols:
+        - {name: userid, active: True, dtype: str, type: meta}
+        - {name: [adgroup_id, cate_id], active: True, dtype: str, type: categorical}
+        - {name: brand, active: True, dtype: str, type: categorical, min_categr_count: 10,
+           category_encoder: hash_bucket, num_buckets: 100}
+        - {name: pid, active: False, dtype: str, type: categorical}
+        - {name: price, active: True, dtype: float, type: numeric, normalizer: StandardScaler}
+        - {name: age, active: True, dtype: float, type: numeric}
+        - {name: hour, active: True, dtype: str, type: categorical, preprocess: convert_hour}
+        - {name: click_sequence, active: True, dtype: str, type: sequence, splitter: ^,
+           max_len: 20, padding: pre, share_embedding: adgroup_id}
+        - {name: cate_sequence, active: True, dtype: str, type: sequence, splitter: ^,
+           max_len: 20, share_embedding: cate_id}
+    label_col: {name: clk, dtype: float}
+npz:
+    data_format: npz
+    train_data: train.npz
+"""
+_BASE = """
+Base:
+    model_root: './checkpoints/'
+    num_workers: 3
+    verbose: 1
+    early_stop_patience: 2
+    pickle_feature_encoder: True
+    save_best_only: True
+    eval_steps: null
+    group_id: null
+
+"""
+_COMMON = """
+    dataset_id: tiny_seq
+    loss: 'binary_crossentropy'
+    metrics: ['logloss', 'AUC']
+    task: binary_classification
+    optimizer: adam
+    learning_rate: 5.0e-4
+    embedding_regularizer: 0.05
+    net_regularizer: 0
+    batch_size: 1024
+    embedding_dim: 10
+    dnn_activations: relu
+    net_dropout: 0.2
+    batch_norm: True
+    epochs: 40
+    shuffle: True
+    seed: 2019
+    monitor: {'AUC': 1, 'logloss': -1}
+    monitor_mode: 'max'
+"""
+_OWN = {
+    "DIN": (
+        "dnn_hidden_units: [64, 32]\n    attention_hidden_units: [8]\n"
+        "    attention_hidden_activations: Dice\n    attention_output_activation: null\n"
+        "    attention_dropout: 0\n    din_use_softmax: True\n"
+        "    din_target_field: [[adgroup_id, cate_id]]\n"
+        "    din_sequence_field: [[click_sequence, cate_sequence]]\n"
+    ),
+    "DCNv2": (
+        "model_structure: parallel\n    use_low_rank_mixture: False\n    low_rank: 32\n"
+        "    num_experts: 4\n    stacked_dnn_hidden_units: [500, 500]\n"
+        "    parallel_dnn_hidden_units: [400, 300]\n    num_cross_layers: 3\n"
+    ),
+    "FinalMLP": (
+        "mlp1_hidden_units: [400]\n    mlp1_hidden_activations: relu\n    mlp1_dropout: 0.4\n"
+        "    mlp1_batch_norm: True\n    mlp2_hidden_units: [800]\n    mlp2_dropout: 0.2\n"
+        "    use_fs: False\n    num_heads: 10\n"
+    ),
+    "DeepFM": "hidden_units: [300, 300]\n    hidden_activations: relu\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = tmp_path / "zoo" / "config"
+    config.mkdir(parents=True)
+    (config / "dataset_config.yaml").write_text(_DATASETS)
+    experiments = [
+        f"{name}_test:\n    model: {name}{_COMMON}    {own}" for name, own in _OWN.items()
+    ]
+    (config / "model_config.yaml").write_text(_BASE + "\n".join(experiments))
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (tmp_path / "data" / "tiny" / f"{split}.csv").write_text("clk\n1\n")
+    return config
+
+
+def test_data_set_becomes_a_schema(folder: Path) -> None:
+    imported = fuxictr.read(folder, "DIN_test")
+    by_name = {field.name: field for field in imported.schema.fields}
+
+    assert list(by_name) == [
+        *("adgroup_id", "cate_id", "brand", "price", "age", "hour"),
+        *("click_sequence", "cate_sequence"),
+    ]
+    assert by_name["adgroup_id"] == Field(name="adgroup_id", kind="categorical", min_count=2)
+    assert by_name["brand"].encoding == "hashing"
+    assert by_name["brand"].num_buckets == 100
+    assert by_name["price"].transform == "standardise"
+    assert by_name["age"].transform == "none"
+    assert by_name["click_sequence"] == Field(
+        name="click_sequence",
+        kind="sequence",
+        separator="^",
+        max_length=20,
+        shares="adgroup_id",
+        group="history",
+    )
+    assert by_name["cate_sequence"].group == "history"
+    assert imported.schema.roles.user == "userid"
+    assert [task.name for task in imported.schema.tasks] == ["clk"]
+    assert [ignored.column for ignored in imported.schema.ignored] == ["pid"]
+    assert imported.notes == ("hour: preprocess = 'convert_hour' is not carried over.",)
+    assert set(imported.files) == {"train", "valid", "test"}
+    assert all(path.exists() for path in imported.files.values())
+
+
+def test_training_keeps_its_meaning(folder: Path) -> None:
+    recipe = fuxictr.read(folder, "DeepFM_test").recipe
+    settings = run_config_from_table(recipe)
+
+    assert settings.optimizer.embedding == "adam"
+    assert settings.optimizer.embedding_lr == settings.optimizer.dense_lr == 5e-4
+    assert settings.optimizer.embedding_l2 == 0.05
+    assert settings.schedule.plateau_factor == 0.1
+    assert settings.training.batch_size == 1024
+    assert settings.training.max_epochs == 40
+    assert settings.training.monitor == "auc"
+    assert settings.training.seed == 2019
+    assert settings.model.embedding_dim == 10
+    assert settings.model.hidden_units == (300, 300)
+    assert settings.model.norm == "batch"
+    assert settings.model.dropout == 0.2
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        (
+            "DIN_test",
+            {
+                "hidden_units": (64, 32),
+                "attention_units": (8,),
+                "attention_activation": "dice",
+                "activation": "relu",
+                "softmax": True,
+            },
+        ),
+        (
+            "DCNv2_test",
+            {"hidden_units": (400, 300), "num_cross_layers": 3, "rank": 0, "num_experts": 0},
+        ),
+        (
+            "FinalMLP_test",
+            {
+                "first_units": (400,),
+                "second_units": (800,),
+                "first_dropout": 0.4,
+                "second_dropout": 0.2,
+                "gating": False,
+                "num_heads": 10,
+                "norm": "batch",
+            },
+        ),
+    ],
+)
+def test_model_keeps_its_shape(folder: Path, experiment: str, expected: dict) -> None:
+    imported = fuxictr.read(folder, experiment)
+    model = run_config_from_table(imported.recipe).model
+
+    assert {key: getattr(model, key) for key in expected} == expected
+
+
+def test_stacked_cross_network_takes_the_stacked_layers(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    text = path.read_text().replace("model_structure: parallel", "model_structure: stacked")
+    path.write_text(text.replace("use_low_rank_mixture: False", "use_low_rank_mixture: True"))
+    model = run_config_from_table(fuxictr.read(folder, "DCNv2_test").recipe).model
+
+    assert (model.structure, model.hidden_units) == ("stacked", (500, 500))
+    assert (model.rank, model.num_experts) == (32, 4)
+
+
+def test_what_has_no_counterpart_is_said(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    text = path.read_text().replace("net_regularizer: 0", "net_regularizer: 1.e-5")
+    path.write_text(text.replace("hidden_units: [300, 300]", "hidden_units: [300]\n    foo: 3"))
+    notes = fuxictr.read(folder, "DeepFM_test").notes
+
+    assert any("net_regularizer = 1e-05 is not carried over" in note for note in notes)
+    assert "foo = 3 has no counterpart in deepfm." in notes
+
+
+def test_data_set_alone_has_no_recipe(folder: Path) -> None:
+    imported = fuxictr.read(folder, "tiny_seq")
+
+    assert imported.recipe is None
+    assert {field.group for field in imported.schema.fields if field.is_jagged} == {""}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "old", "new", "message"),
+    [
+        ("DNN_test", "", "", r"must hold the experiment, got 'DNN_test'. It holds .*DIN_test"),
+        ("npz", "", "", "data_format must be csv or parquet, got 'npz'"),
+        ("DIN_test", "model: DIN\n", "model: AFM\n", r"model: must be one of .*DCNv2.*got 'AFM'"),
+        ("DIN_test", "dataset_id: tiny_seq", "dataset_id: x", "must hold the data set 'x'"),
+        ("DCNv2_test", "parallel\n", "crossnet_only\n", "must be parallel or stacked"),
+        ("DIN_test", "Base:", "Base: [", "must be YAML"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(
+    folder: Path, experiment: str, old: str, new: str, message: str
+) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text(path.read_text().replace(old, new) if old else path.read_text())
+
+    with pytest.raises(ConfigError, match=message):
+        fuxictr.read(folder, experiment)
+
+
+def test_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "tiny" / "test.csv").unlink()
+
+    with pytest.raises(ConfigError, match=r"\.\./data/tiny/test\.csv: must exist beside"):
+        fuxictr.read(folder, "DIN_test")

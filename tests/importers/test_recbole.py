@@ -1,0 +1,94 @@
+"""RecBole's atomic files, as its documentation describes them."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.schema import Field
+from tamis.errors import DataError
+from tamis.importers import recbole
+
+_INTER = """user_id:token\titem_id:token\trating:float\ttimestamp:float
+196\t242\t3\t881250949
+186\t302\t4\t891717742
+22\t377\t1\t878887116
+22\t999\t5\t878887117
+"""
+_USER = """user_id:token\tage:float\tgender:token
+196\t49\tM
+22\t25\t
+"""
+_ITEM = """item_id:token\tmovie_title:token_seq\tclass:token_seq\tvector:float_seq
+242\tKolya "x"\tComedy\t0.5 0.25
+302\tL.A. Confidential\tCrime Mystery Thriller\t1 2
+377\t\tHorror\t
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "ml-100k"
+    path.mkdir()
+    for suffix, text in (("inter", _INTER), ("user", _USER), ("item", _ITEM)):
+        (path / f"ml-100k.{suffix}").write_text(text)
+    return path
+
+
+def test_atomic_files_become_one_log(folder: Path, tmp_path: Path) -> None:
+    imported = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+    rows = pq.read_table(imported.files).to_pylist()
+
+    assert [row["rating"] for row in rows] == [0, 1, 0, 1]
+    assert [row["age"] for row in rows] == [49.0, None, 25.0, 25.0]
+    assert rows[0]["movie_title"] == 'Kolya "x"'
+    assert [row["class"] for row in rows] == ["Comedy", "Crime Mystery Thriller", "Horror", None]
+    schema = imported.schema
+    assert {field.name: (field.kind, field.side) for field in schema.fields} == {
+        "user_id": ("categorical", "user"),
+        "item_id": ("categorical", "item"),
+        "age": ("numeric", "user"),
+        "gender": ("categorical", "user"),
+        "movie_title": ("sequence", "item"),
+        "class": ("sequence", "item"),
+    }
+    assert schema.fields[-1] == Field(name="class", kind="sequence", side="item", separator=" ")
+    assert (schema.roles.user, schema.roles.item, schema.roles.time) == (
+        *("user_id", "item_id", "timestamp"),
+    )
+    assert imported.notes == ("vector: lists of numbers are not carried over.",)
+
+
+def test_benchmark_files_keep_their_split(folder: Path, tmp_path: Path) -> None:
+    (folder / "ml-100k.inter").unlink()
+    for part in ("train", "valid", "test"):
+        (folder / f"ml-100k.{part}.inter").write_text(_INTER.replace("rating", "label"))
+    with pytest.raises(DataError, match="label must be a column of the interactions, got 'rating'"):
+        recbole.read(folder, label="rating", threshold=None, out=tmp_path / "out")
+    imported = recbole.read(folder, label="label", threshold=3.0, out=tmp_path / "out")
+
+    assert list(imported.files) == ["train", "valid", "test"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("user_id\titem_id", r"header must hold name:type .* got 'user_id'"),
+        ("user_id:token\titem_id:word", r"got 'item_id:word'"),
+        ("user_id:token", "must be tab-separated as its header says"),
+    ],
+)
+def test_files_that_are_not_atomic_are_refused(
+    folder: Path, tmp_path: Path, header: str, message: str
+) -> None:
+    (folder / "ml-100k.inter").write_text(f"{header}\n1\t2\n")
+
+    with pytest.raises(DataError, match=message):
+        recbole.read(folder, label="rating", threshold=None, out=tmp_path / "out")
+
+
+def test_folder_without_interactions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+
+    with pytest.raises(DataError, match=r"set\.inter: must exist"):
+        recbole.read(tmp_path / "set", label="x", threshold=None, out=tmp_path / "out")
