@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.public_sets import census, sequences, tabular
+from tamis.data.public_sets import census, reczoo, sequences, tabular
 from tamis.data.public_sets.files import SPLITS
 from tamis.data.schema import Schema
 from tamis.errors import DataError
@@ -21,7 +22,7 @@ class PublicSet:
     name: str
     """Name of the set."""
     files: dict[str, Path]
-    """Parquet file of each split."""
+    """Log of each split."""
     schema: Schema
     """What the columns mean."""
 
@@ -32,29 +33,64 @@ class Reader:
 
     folder: str
     """Folder of the published files, below that of all public sets."""
-    read: Callable[[Path], tuple[dict[str, pa.Table], Schema]]
-    """From that folder to the table of each split, and the schema."""
+    read: Callable[[Path, Path], tuple[dict[str, Path], Schema]]
+    """From that folder, and one to write into, to the log of each split, and the schema."""
 
 
+def _written(
+    read: Callable[[Path], tuple[dict[str, pa.Table], Schema]],
+) -> Callable[[Path, Path], tuple[dict[str, Path], Schema]]:
+    """A reader that gives tables, with these written as Parquet."""
+
+    def read_and_write(folder: Path, out: Path) -> tuple[dict[str, Path], Schema]:
+        tables, schema = read(folder)
+        files = {split: out / f"{split}.parquet" for split in SPLITS}
+        for split, file in files.items():
+            with artifacts.atomic_path(file) as temporary:
+                pq.write_table(tables[split], temporary, compression="zstd")
+        return files, schema
+
+    return read_and_write
+
+
+_TABLES = {
+    "amazon_beauty": ("seq_amazon_beauty", sequences.amazon),
+    "amazon_grocery": ("seq_amazon_grocery", sequences.grocery),
+    "amazon_sports": ("seq_amazon_sports_and_outdoors", sequences.amazon),
+    "census": ("census_income_kdd", census.census),
+    "census_harness": ("census_income_kdd", census.census_harness),
+    "collm_ml1m": ("collm_ml1m", sequences.collm_ml1m),
+    "criteo_attribution_5cat": ("criteo_attribution_5cat", tabular.criteo_attribution_5cat),
+    "frappe": ("frappe", tabular.frappe),
+    "movielens_1m": ("movielens_1m", tabular.movielens_1m),
+    "rees46": ("ecom_sessions_rees46", sequences.rees46),
+}
+_FILES: dict[str, tuple[str, Callable[[Path, Path], tuple[dict[str, Path], Schema]]]] = {
+    "avazu_x1": ("Avazu_x1", reczoo.avazu_x1),
+    "avazu_x4": ("Avazu_x4", reczoo.avazu_x4),
+    "criteo_x1": ("Criteo_x1", reczoo.criteo_x1),
+    "criteo_x4": ("Criteo_x4", reczoo.criteo_x4),
+    **{
+        f"{name}{ending}": (folder, partial(read, bars=bool(ending)))
+        for name, folder, read in (
+            ("amazon_electronics_x1", "AmazonElectronics_x1", reczoo.amazon_electronics_x1),
+            ("kuai_video_x1", "KuaiVideo_x1", reczoo.kuai_video_x1),
+            ("taobao_ad_x1", "TaobaoAd_x1", reczoo.taobao_ad_x1),
+        )
+        for ending in ("", "_bars")
+    },
+}
 PUBLIC_SETS: dict[str, Reader] = {
-    "amazon_beauty": Reader(folder="seq_amazon_beauty", read=sequences.amazon),
-    "amazon_grocery": Reader(folder="seq_amazon_grocery", read=sequences.grocery),
-    "amazon_sports": Reader(folder="seq_amazon_sports_and_outdoors", read=sequences.amazon),
-    "census": Reader(folder="census_income_kdd", read=census.census),
-    "census_harness": Reader(folder="census_income_kdd", read=census.census_harness),
-    "collm_ml1m": Reader(folder="collm_ml1m", read=sequences.collm_ml1m),
-    "criteo_attribution_5cat": Reader(
-        folder="criteo_attribution_5cat", read=tabular.criteo_attribution_5cat
-    ),
-    "frappe": Reader(folder="frappe", read=tabular.frappe),
-    "movielens_1m": Reader(folder="movielens_1m", read=tabular.movielens_1m),
-    "rees46": Reader(folder="ecom_sessions_rees46", read=sequences.rees46),
+    **{
+        name: Reader(folder=folder, read=_written(read)) for name, (folder, read) in _TABLES.items()
+    },
+    **{name: Reader(folder=folder, read=read) for name, (folder, read) in _FILES.items()},
 }
 """Reader of each public set by name."""
 
 
 def prepare(name: str, root: Path, out: Path) -> PublicSet:
-    """Read a public set and write its splits to ``out``.
+    """Read a public set; splits that must be made or converted are written to ``out``.
 
     The same files give the same bytes. Splits that are not published are drawn with a fixed seed
     that is part of the reader.
@@ -62,7 +98,7 @@ def prepare(name: str, root: Path, out: Path) -> PublicSet:
     Args:
         name: One of ``PUBLIC_SETS``.
         root: Folder that holds one folder per public set.
-        out: Where the three Parquet files go.
+        out: Where files are written.
 
     Returns:
         The files and their schema.
@@ -74,10 +110,6 @@ def prepare(name: str, root: Path, out: Path) -> PublicSet:
         known = ", ".join(PUBLIC_SETS)
         raise DataError(f"public set: must be one of {known}, got {name!r}.")
     reader = PUBLIC_SETS[name]
-    tables, schema = reader.read(root / reader.folder)
-    files = {split: out / f"{split}.parquet" for split in SPLITS}
-    for split, file in files.items():
-        with artifacts.atomic_path(file) as temporary:
-            pq.write_table(tables[split], temporary, compression="zstd")
+    files, schema = reader.read(root / reader.folder, out)
     artifacts.write_text(out / "schema.toml", schema.to_toml())
     return PublicSet(name=name, files=files, schema=schema)

@@ -1,0 +1,226 @@
+"""Sets in the layout of reczoo (BARS): CSV files that somebody fetched, split as published.
+
+Criteo and Avazu come as train, valid and test; ``x1`` are used as they are, ``x4`` pass the
+published preprocessing on the way to Parquet, block by block. Amazon electronics, Taobao's ads and
+Kuaishou's videos have no validation file: BARS picks epochs on the test file, so published figures
+are of that protocol (``_bars``), while the plain names hold out every twentieth user of the
+training file.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from tamis import artifacts
+from tamis.data.schema import Field, Roles, Schema, Side, Task
+from tamis.errors import DataError
+
+Files = dict[str, Path]
+Convert = Callable[[pa.Table], pa.Table]
+
+_CRITEO_NUMBERS = tuple(f"I{number}" for number in range(1, 14))
+_CRITEO_CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
+_AVAZU = (
+    *("C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain"),
+    *("app_category", "device_id", "device_ip", "device_model", "device_type"),
+    *("device_conn_type", *(f"C{number}" for number in range(14, 22))),
+)
+_TAOBAO_USER = (
+    *("userid", "cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level"),
+    *("shopping_level", "occupation", "new_user_class_level"),
+)
+_TAOBAO_ITEM = ("adgroup_id", "cate_id", "campaign_id", "customer", "brand")
+
+
+def criteo_x1(folder: Path, out: Path) -> tuple[Files, Schema]:
+    """Criteo's display ads, 7:2:1, as prepared for AFN: numbers scaled, rare categories merged."""
+    del out
+    fields = (
+        *(Field(name=name, kind="numeric", transform="none") for name in _CRITEO_NUMBERS),
+        *(Field(name=name, kind="categorical") for name in _CRITEO_CATEGORIES),
+    )
+    return _three(folder), Schema(fields=fields, tasks=(Task(name="label"),))
+
+
+def criteo_x4(folder: Path, out: Path) -> tuple[Files, Schema]:
+    """Criteo's display ads, 8:1:1: numbers above 2 become ``floor(ln(v) ** 2)``, all categories.
+
+    Categories seen in fewer than ten training rows share a row (``x4_001``).
+    """
+    files = _converted(_three(folder), out, _criteo_buckets)
+    names = (*_CRITEO_NUMBERS, *_CRITEO_CATEGORIES)
+    fields = tuple(Field(name=name, kind="categorical", min_count=10) for name in names)
+    return files, Schema(fields=fields, tasks=(Task(name="label"),))
+
+
+def avazu_x1(folder: Path, out: Path) -> tuple[Files, Schema]:
+    """Avazu's mobile ads, 7:1:2, as prepared for AFN."""
+    del out
+    fields = tuple(Field(name=f"feat_{n}", kind="categorical") for n in range(1, 23))
+    return _three(folder), Schema(fields=fields, tasks=(Task(name="label"),))
+
+
+def avazu_x4(folder: Path, out: Path) -> tuple[Files, Schema]:
+    """Avazu's mobile ads, 8:1:1: the hour as hour, weekday and weekend; no id of the row.
+
+    Categories seen once in training share a row (``x4_001``).
+    """
+    files = _converted(_three(folder), out, _avazu_hours)
+    names = ("hour", "weekday", "is_weekend", *_AVAZU)
+    fields = tuple(Field(name=name, kind="categorical", min_count=2) for name in names)
+    return files, Schema(fields=fields, tasks=(Task(name="click"),))
+
+
+def amazon_electronics_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
+    """Amazon electronics as DIN made it; the user groups rows and is no input, as in BARS."""
+    fields = (
+        *(Field(name=name, kind="categorical", side="item") for name in ("item_id", "cate_id")),
+        _history("item_history", "item_id", 100, "history"),
+        _history("cate_history", "cate_id", 100, "history"),
+    )
+    roles = Roles(user="user_id", item="item_id")
+    schema = Schema(fields=fields, tasks=(Task(name="label"),), roles=roles)
+    return _two(folder, out, "user_id", bars=bars), schema
+
+
+def taobao_ad_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
+    """Taobao's display ads: eight days, the last one tested; histories of categories and brands."""
+    sides: tuple[tuple[tuple[str, ...], Side], ...] = (
+        (_TAOBAO_USER, "user"),
+        (_TAOBAO_ITEM, "item"),
+        (("pid", "btag"), "context"),
+    )
+    fields = (
+        *(
+            Field(name=name, kind="categorical", side=side, min_count=10)
+            for names, side in sides
+            for name in names
+        ),
+        Field(name="price", kind="numeric", side="item", transform="standardise"),
+        _history("cate_his", "cate_id", 50, "history"),
+        _history("brand_his", "brand", 50, "history"),
+        _history("btag_his", "btag", 50, "history"),
+    )
+    roles = Roles(user="userid", item="adgroup_id")
+    schema = Schema(fields=fields, tasks=(Task(name="clk"),), roles=roles)
+    return _two(folder, out, "userid", bars=bars), schema
+
+
+def kuai_video_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
+    """Kuaishou's videos: what a user clicked, and what not, as two histories that are not aligned.
+
+    Differs from the source:
+        The frozen visual vectors of the items are left out.
+    """
+    fields = (
+        Field(name="user_id", kind="categorical", side="user", min_count=10),
+        Field(name="item_id", kind="categorical", side="item", min_count=10),
+        _history("pos_items", "item_id", 100, "pos_items"),
+        _history("neg_items", "item_id", 100, "neg_items"),
+    )
+    roles = Roles(user="user_id", item="item_id")
+    schema = Schema(fields=fields, tasks=(Task(name="is_click"),), roles=roles)
+    return _two(folder, out, "user_id", bars=bars), schema
+
+
+def _history(name: str, shares: str, longest: int, group: str) -> Field:
+    return Field(
+        name=name,
+        kind="sequence",
+        side="user",
+        shares=shares,
+        separator="^",
+        max_length=longest,
+        group=group,
+    )
+
+
+def _three(folder: Path) -> Files:
+    return {split: _existing(folder / f"{split}.csv") for split in ("train", "valid", "test")}
+
+
+def _two(folder: Path, out: Path, user: str, *, bars: bool) -> Files:
+    """Train and test, and for validation the test file or every twentieth user of training."""
+    train, test = (_existing(folder / f"{split}.csv") for split in ("train", "test"))
+    if bars:
+        return {"train": train, "valid": test, "test": test}
+    parts = {"train": partial(_users, user, False), "valid": partial(_users, user, True)}
+    return {
+        split: _converted({split: train}, out, convert)[split] for split, convert in parts.items()
+    } | {"test": test}
+
+
+def _users(user: str, is_valid: bool, table: pa.Table) -> pa.Table:
+    """Rows of the users whose number ends so; histories stay text."""
+    digits = pc.cast(pc.utf8_slice_codeunits(pc.cast(table[user], pa.string()), -2), pa.int64())
+    is_held_out = pc.equal(pc.subtract(digits, pc.multiply(pc.divide(digits, 20), 20)), 7)
+    return table.filter(is_held_out if is_valid else pc.invert(is_held_out))
+
+
+def _criteo_buckets(table: pa.Table) -> pa.Table:
+    for name in _CRITEO_NUMBERS:
+        values = pc.cast(table[name], pa.float64()).to_numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            buckets = np.where(values > 2, np.floor(np.log(values) ** 2), np.trunc(values))
+        column = pc.cast(pa.array(buckets, from_pandas=True), pa.int64())
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _avazu_hours(table: pa.Table) -> pa.Table:
+    """``hour`` is YYMMDDHH."""
+    text = pc.cast(table["hour"], pa.string())
+    day = pc.strptime(pc.utf8_slice_codeunits(text, 0, 6), "%y%m%d", "s")
+    weekday = pc.day_of_week(day)
+    place = table.column_names.index("hour")
+    table = table.set_column(place, "hour", pc.utf8_slice_codeunits(text, 6, 8))
+    table = table.append_column("weekday", weekday)
+    weekend = pc.cast(pc.greater_equal(weekday, 5), pa.int8())
+    return table.append_column("is_weekend", weekend)
+
+
+def _converted(files: Files, out: Path, convert: Convert) -> Files:
+    """CSV files as Parquet, converted block by block, so that none is ever held whole."""
+    written = {}
+    for split, source in files.items():
+        written[split] = out / f"{split}.parquet"
+        with artifacts.atomic_path(written[split]) as temporary:
+            writer: pq.ParquetWriter | None = None
+            for block in _blocks(source):
+                table = convert(block)
+                if writer is None:
+                    writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer.write_table(table)
+            if writer is None:
+                raise DataError(f"{source}: must hold rows, got none.")
+            writer.close()
+    return written
+
+
+def _blocks(path: Path) -> Iterator[pa.Table]:
+    """Blocks of a CSV file; every column is text until it is converted or encoded."""
+    with path.open(encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split(",")
+    reading = pyarrow.csv.ReadOptions(block_size=64 << 20)
+    converting = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
+    )
+    with pyarrow.csv.open_csv(path, reading, convert_options=converting) as reader:
+        for batch in reader:
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(
+            f"{path}: must exist, got no such file. Fetch the set from reczoo, unpack it, and set "
+            f"TAMIS_DATA to the folder that holds its folder."
+        )
+    return path

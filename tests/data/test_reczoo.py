@@ -1,0 +1,162 @@
+"""Readers of sets in reczoo's layout, on small files of that layout."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.ingest import ingest
+from tamis.data.public_sets import reczoo
+from tamis.data.public_sets.prepare import PublicSet, prepare
+from tamis.errors import DataError
+
+
+def _write(folder: Path, splits: tuple[str, ...], columns: dict[str, list[Any]]) -> None:
+    folder.mkdir(parents=True)
+    for split in splits:
+        pyarrow.csv.write_csv(pa.table(columns), folder / f"{split}.csv")
+
+
+def _ingested(tmp_path: Path, prepared: PublicSet) -> Any:
+    return ingest(prepared.files, tmp_path / "dataset", schema=prepared.schema)
+
+
+def _criteo(rows: int = 30) -> dict[str, list[Any]]:
+    numbers: dict[str, list[Any]] = {
+        f"I{n}": [[None, -2, 0, 1, 2, 3, 1000][(row + n) % 7] for row in range(rows)]
+        for n in range(1, 14)
+    }
+    categories: dict[str, list[Any]] = {
+        f"C{n}": [f"{(row * n) % 3:08x}" for row in range(rows)] for n in range(1, 27)
+    }
+    return {"label": [row % 2 for row in range(rows)], **numbers, **categories}
+
+
+def test_criteo_x4_buckets_numbers_as_published(tmp_path: Path) -> None:
+    _write(tmp_path / "Criteo_x4", ("train", "valid", "test"), _criteo())
+    prepared = prepare("criteo_x4", tmp_path, tmp_path / "out")
+    found = pq.read_table(prepared.files["train"])["I13"].to_pylist()
+
+    # floor(ln(3) ** 2) = 1 and floor(ln(1000) ** 2) = 47; up to 2 the number itself.
+    meaning = {None: None, -2: -2, 0: 0, 1: 1, 2: 2, 3: 1, 1000: 47}
+    assert found == [meaning[value] for value in _criteo()["I13"]]
+    dataset = _ingested(tmp_path, prepared)
+    assert len(dataset.spec.categorical) == 39
+    assert dataset.split("test").num_rows == 30
+
+
+def test_criteo_x1_is_used_as_it_is(tmp_path: Path) -> None:
+    columns = {key: [0.5] * 30 if key[0] == "I" else v for key, v in _criteo().items()}
+    _write(tmp_path / "Criteo_x1", ("train", "valid", "test"), columns)
+    prepared = prepare("criteo_x1", tmp_path, tmp_path / "out")
+    dataset = _ingested(tmp_path, prepared)
+
+    assert prepared.files["train"] == tmp_path / "Criteo_x1" / "train.csv"
+    assert (len(dataset.spec.numeric), len(dataset.spec.categorical)) == (13, 26)
+
+
+def test_avazu_x4_takes_the_hour_apart(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {
+        "id": list(range(4)),
+        "click": [0, 1, 0, 1],
+        # Tuesday, 21 October 2014, midnight; Saturday the 25th, 23 h; and Sunday.
+        "hour": [14102100, 14102523, 14102601, 14102100],
+        **{name: [name] * 4 for name in reczoo._AVAZU},
+    }
+    _write(tmp_path / "Avazu_x4", ("train", "valid", "test"), columns)
+    prepared = prepare("avazu_x4", tmp_path, tmp_path / "out")
+    table = pq.read_table(prepared.files["valid"])
+
+    assert table["hour"].to_pylist() == ["00", "23", "01", "00"]
+    assert table["weekday"].to_pylist() == [1, 5, 6, 1]
+    assert table["is_weekend"].to_pylist() == [0, 1, 1, 0]
+    assert len(_ingested(tmp_path, prepared).spec.categorical) == 24
+
+
+def test_avazu_x1_has_22_anonymous_features(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {f"feat_{n}": [1, 2, 1, 2] for n in range(1, 23)}
+    _write(tmp_path / "Avazu_x1", ("train", "valid", "test"), {"label": [0, 1, 0, 1], **columns})
+
+    prepared = prepare("avazu_x1", tmp_path, tmp_path / "out")
+    assert len(_ingested(tmp_path, prepared).spec.categorical) == 22
+
+
+def _amazon(rows: int = 200) -> dict[str, list[Any]]:
+    return {
+        "label": [row % 2 for row in range(rows)],
+        "user_id": list(range(rows)),
+        "item_id": [row % 9 for row in range(rows)],
+        "cate_id": [row % 3 for row in range(rows)],
+        "item_history": ["^".join(str(n % 9) for n in range(row % 5)) for row in range(rows)],
+        "cate_history": ["^".join(str(n % 3) for n in range(row % 5)) for row in range(rows)],
+    }
+
+
+def test_amazon_holds_out_users_of_the_training_file(tmp_path: Path) -> None:
+    _write(tmp_path / "AmazonElectronics_x1", ("train", "test"), _amazon())
+    prepared = prepare("amazon_electronics_x1", tmp_path, tmp_path / "out")
+    valid = pq.read_table(prepared.files["valid"])["user_id"].to_pylist()
+    train = pq.read_table(prepared.files["train"])["user_id"].to_pylist()
+
+    assert sorted(map(int, valid)) == [7, 27, 47, 67, 87, 107, 127, 147, 167, 187]
+    assert sorted(map(int, train + valid)) == list(range(200))
+    dataset = _ingested(tmp_path, prepared)
+    assert dataset.split("test").num_rows == 200
+    (group,) = dataset.spec.sequences
+    assert group.tables == ("item_id", "cate_id")
+    assert group.max_length == 100
+
+
+def test_protocol_of_bars_validates_on_the_test_file(tmp_path: Path) -> None:
+    _write(tmp_path / "AmazonElectronics_x1", ("train", "test"), _amazon())
+    prepared = prepare("amazon_electronics_x1_bars", tmp_path, tmp_path / "out")
+
+    assert prepared.files["valid"] == prepared.files["test"]
+    assert _ingested(tmp_path, prepared).split("valid").num_rows == 200
+
+
+def test_taobao_has_three_aligned_histories(tmp_path: Path) -> None:
+    rows = 60
+    columns: dict[str, list[Any]] = {
+        "clk": [row % 2 for row in range(rows)],
+        **{name: [row % 4 for row in range(rows)] for name in reczoo._TAOBAO_USER[1:]},
+        "userid": list(range(rows)),
+        **{name: [row % 4 for row in range(rows)] for name in reczoo._TAOBAO_ITEM},
+        "pid": ["430548_1007"] * rows,
+        "btag": [1] * rows,
+        "price": [float(row) for row in range(rows)],
+        **{f"{name}_his": ["1^2^3"] * rows for name in ("cate", "brand", "btag")},
+    }
+    _write(tmp_path / "TaobaoAd_x1", ("train", "test"), columns)
+    dataset = _ingested(tmp_path, prepare("taobao_ad_x1", tmp_path, tmp_path / "out"))
+
+    assert [group.tables for group in dataset.spec.sequences] == [("cate_id", "brand", "btag")]
+    assert len(dataset.spec.categorical) == 16
+
+
+def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
+    rows = 60
+    columns: dict[str, list[Any]] = {
+        "user_id": list(range(rows)),
+        "item_id": [row % 4 for row in range(rows)],
+        "is_click": [row % 2 for row in range(rows)],
+        "is_like": [0] * rows,
+        "is_follow": [0] * rows,
+        "pos_items": ["1^2^3"] * rows,
+        "neg_items": ["3"] * rows,
+    }
+    _write(tmp_path / "KuaiVideo_x1", ("train", "test"), columns)
+    dataset = _ingested(tmp_path, prepare("kuai_video_x1", tmp_path, tmp_path / "out"))
+
+    assert [group.tables for group in dataset.spec.sequences] == [("item_id",), ("item_id",)]
+    # What happened after the click must not be an input.
+    assert [item.name for item in dataset.spec.categorical] == ["user_id", "item_id"]
+
+
+@pytest.mark.parametrize("name", ["criteo_x1", "criteo_x4", "taobao_ad_x1"])
+def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"train\.csv: must exist, .* Fetch the set from reczoo"):
+        prepare(name, tmp_path, tmp_path / "out")
