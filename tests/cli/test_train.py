@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import Result
 
@@ -190,6 +191,12 @@ def test_ensemble_and_one_of_its_members_are_trained_from_one_recipe(
     tamis_json("report", "together")
 
     assert tamis_json("evaluate", "together")["metrics"]["test"] == together["metrics"]["test"]
+    members = together["members"]["test"]
+    assert list(members) == ["dcn_v2 0", "deepfm 1"]
+    assert members["deepfm 1"]["y"]["auc"] != members["dcn_v2 0"]["y"]["auc"]
+    with pa.OSFile(str(Path("together", "predictions", "test.arrow"))) as file:
+        columns = pa.ipc.open_file(file).schema.names
+    assert "prediction:y:deepfm 1" in columns
     assert 'name = "deepfm"' in Path("alone", "config.toml").read_text()
     page = Path("together", "report.html").read_text()
     assert "Inside the model" in page

@@ -62,7 +62,7 @@ def test_predictions_come_back_as_written(
     split = make_dataset().split("test")
     predictions = np.random.default_rng(0).random((200, 2))
 
-    write_predictions(tmp_path / "p.arrow", split, predictions, _TASKS)
+    write_predictions(tmp_path / "p.arrow", split, predictions, _TASKS, {})
 
     with pa.memory_map(str(tmp_path / "p.arrow")) as source:
         table = pa.ipc.open_file(source).read_all()

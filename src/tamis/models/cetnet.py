@@ -155,6 +155,9 @@ class CETNet(nn.Module):
                 )
         self.config = config
         self.task_names = tuple(task.name for task in spec.tasks)
+        self.member_names = tuple(
+            f"{table['name']} {number}" for number, table in enumerate(config.members)
+        )
         self.members = nn.ModuleList()
         seed = torch.initial_seed()
         for index, table in enumerate(config.members):
@@ -207,9 +210,7 @@ class CETNet(nn.Module):
         """Mean weights of the members, their mean predictions, and how far they are apart."""
         members = self.members_of(batch)
         p = torch.sigmoid(members.logits)
-        names = tuple(
-            f"{table['name']} {number}" for number, table in enumerate(self.config.members)
-        )
+        names = self.member_names
         apart = (p.unsqueeze(1) - p.unsqueeze(2)).abs().mean(0)
         return [
             Inspection(

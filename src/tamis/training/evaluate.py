@@ -1,7 +1,7 @@
 """Metrics of a model on a split, its predictions on disk, and what the truth would have scored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import InputSpec, Task
 from tamis.evaluation import evaluate_task
+from tamis.models.cetnet import CETNet
 from tamis.training.predict import (
     choose_device,
     choose_precision,
@@ -134,19 +135,27 @@ def evaluate_dataset(
         dataset: The data.
         splits: Which of its splits.
         out: Folder for ``<split>.arrow`` with one row per row of the split: ``row``, ``user``
-            (where known), ``label:<task>`` and ``prediction:<task>``; sealed by a manifest.
+            (where known), ``label:<task>``, ``prediction:<task>`` and, for an ensemble,
+            ``prediction:<task>:<member>``; sealed by a manifest.
 
     Returns:
         ``metrics``, ``oracle`` and ``ne_gap``, each by split and task; the latter two only for
-        splits whose true probabilities are known.
+        splits whose true probabilities are known. For an ensemble ``members`` too, by split,
+        member and task.
     """
     result: dict[str, dict[str, Any]] = {"metrics": {}, "oracle": {}, "ne_gap": {}}
     for name in splits:
         split = dataset.split(name)
         predictions = predictor.predict(dataset, name)
-        write_predictions(out / f"{name}.arrow", split, predictions, dataset.spec.tasks)
+        members = _member_predictions(predictor, dataset, name)
+        write_predictions(out / f"{name}.arrow", split, predictions, dataset.spec.tasks, members)
         metrics = task_metrics(split, predictions, dataset.spec.tasks, grouped=True)
         result["metrics"][name] = metrics
+        if members:
+            result.setdefault("members", {})[name] = {
+                member: task_metrics(split, values, dataset.spec.tasks, grouped=True)
+                for member, values in members.items()
+            }
         oracle = oracle_metrics(split, dataset.spec.tasks)
         if oracle:
             result["oracle"][name] = oracle
@@ -161,8 +170,25 @@ def evaluate_dataset(
     return result
 
 
+def _member_predictions(
+    predictor: Predictor, dataset: Dataset, split: str
+) -> dict[str, NDArray[np.float64]]:
+    """What each member of an ensemble predicts; nothing for other models."""
+    model = predictor.model
+    if not isinstance(model, CETNet):
+        return {}
+    return {
+        name: replace(predictor, model=member).predict(dataset, split)
+        for name, member in zip(model.member_names, model.members, strict=True)
+    }
+
+
 def write_predictions(
-    path: Path, split: Split, predictions: NDArray[np.float64], tasks: tuple[Task, ...]
+    path: Path,
+    split: Split,
+    predictions: NDArray[np.float64],
+    tasks: tuple[Task, ...],
+    members: Mapping[str, NDArray[np.float64]],
 ) -> None:
     """Write predictions as an uncompressed Arrow IPC file, atomically."""
     labels, users, weights = split.labels(), split.role("user"), split.weights()
@@ -174,6 +200,8 @@ def write_predictions(
     for index, task in enumerate(tasks):
         columns[f"label:{task.name}"] = np.ascontiguousarray(labels[:, index])
         columns[f"prediction:{task.name}"] = np.ascontiguousarray(predictions[:, index])
+        for member, values in members.items():
+            columns[f"prediction:{task.name}:{member}"] = np.ascontiguousarray(values[:, index])
     table = pa.table(columns)
     with (
         artifacts.atomic_path(path) as temporary,
