@@ -26,11 +26,6 @@ def more_l2(recipe: Recipe) -> Recipe:
     return {**recipe, "optimizer": {**recipe["optimizer"], "embedding_l2": l2}}
 
 
-def two_epochs(recipe: Recipe) -> Recipe:
-    """Pass over the rows twice, the step sizes falling half as fast."""
-    return {**recipe, "training": {**recipe["training"], "max_epochs": 2}}
-
-
 def with_patience(recipe: Recipe, patience: int) -> Recipe:
     """Stop after this many evaluations without improvement."""
     return {**recipe, "training": {**recipe["training"], "patience": patience}}
@@ -87,7 +82,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "norm": ["batch", "none"],
         "kinds": ["rowwise_adagrad", "adam"],
         "sides": True,
-        "refine": [two_epochs, averaged_longer],
+        "refine": [averaged_longer],
         # Widths that give every model the same size.
         "dense_parameters": 800_000,
     },

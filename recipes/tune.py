@@ -8,7 +8,7 @@ market tamis' own default optimizer; on Census-Income the settings of the harnes
 papers share. Each further trial draws the settings that all models share (optimizer, step sizes,
 regularisation, batch size), once for all of them, and the model's own (``spaces.py``). On the
 market all models have the same number of dense parameters, and step sizes fall along a cosine: in
-one or two passes over the rows a plateau cannot be told from noise. After the random trials come
+one pass over the rows a plateau cannot be told from noise. After the random trials come
 refinements, the same for every model of a table: each changes one setting of the model's best
 recipe so far. A trial trains on the training split with seed 0 and is judged by the validation
 split (AUC on the public sets, NE on the market); the test split is never read. The best trial
