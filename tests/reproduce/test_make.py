@@ -1,17 +1,21 @@
 """Tables from trainings that are only pretended here; ``tests/cli`` makes a real one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tamis import artifacts
 from tamis.errors import TamisError
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable, make_table
+from tamis.reproduce.results import claims_of
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import Comparison, Published, ResultTable
+from tamis.reproduce.tables import Average, Comparison, Published, ResultTable
+from tamis.training.evaluate import PREDICTIONS_VERSION
 
 TABLE = ResultTable(
     name="tiny",
@@ -39,6 +43,34 @@ def _pretend_training(cell: Cell) -> None:
         "precision": "float32",
     }
     artifacts.write_json(cell.run / "run.json", run)
+    if cell.model in ("lr", "dhen"):
+        # Five rows of two users; the two models are wrong about different ones.
+        wrong = 0 if cell.model == "lr" else 4
+        labels = [0.0, 1.0, 0.0, 1.0, 0.0]
+        found = [0.9 if label else 0.1 for label in labels]
+        found[wrong] = 0.6
+        table = pa.table(
+            {
+                "row": list(range(5)),
+                "user": [1, 1, 1, 2, 2],
+                "label:click": pa.array(labels, pa.float32()),
+                "prediction:click": found,
+            }
+        )
+        folder = cell.run / "predictions"
+        folder.mkdir(exist_ok=True)
+        with (
+            pa.OSFile(str(folder / "test.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        artifacts.write_manifest(
+            folder,
+            kind="predictions",
+            version=PREDICTIONS_VERSION,
+            files=folder.glob("*.arrow"),
+            payload={},
+        )
     line = '{"step": 7, "valid": {"click": {"ne": 0.9}}}\n'
     (cell.run / "metrics.jsonl").write_text(line)
 
@@ -167,3 +199,47 @@ def test_rows_of_other_data_are_not_taken(
     trainer.trained.clear()
     make_tiny()
     assert len(trainer.trained) == 4
+
+
+def test_average_is_the_mean_prediction_of_both_models(
+    make_tiny: Callable[[], MadeTable],
+    trainer: _Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    averaged = replace(
+        TABLE,
+        averages=(Average(name="average", of=("lr", "dhen")),),
+        comparisons=(Comparison(better="average", worse="dhen"),),
+    )
+    monkeypatch.setattr(make, "TABLES", {"tiny": averaged})
+    made = make_tiny()
+    payload = artifacts.read_json(made.path)
+
+    rows = [row for row in payload["rows"] if row["model"] == "average"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    # Means of 0.1 and 0.6 in two rows, 0.1 or 0.9 in three: -(2 log 0.65 + 3 log 0.9) / 5.
+    assert rows[0]["metrics"]["log_loss"] == pytest.approx(0.235531, abs=1e-5)
+    assert rows[0]["dense_parameters"] == 20
+    assert made.display_rows[-1][0] == "average"
+    assert [claim["claim"] for claim in made.claims][-1] == "average has a lower NE than dhen"
+    trainer.trained.clear()
+    assert make_tiny().claims == made.claims
+    assert trainer.trained == []
+
+
+def test_members_are_compared_with_a_model_alone() -> None:
+    rows = []
+    for seed in range(3):
+        members = {name: {"auc": 0.6 + 0.01 * seed} for name in ("a 0", "a 1")}
+        rows.append({"model": "pair", "metrics": {"auc": 0.8}, "members": members})
+        rows.append({"model": "lr", "metrics": {"auc": 0.7 + 0.011 * seed}})
+    table = replace(
+        TABLE,
+        published=(),
+        comparisons=(Comparison(better="lr", worse="pair", metric="auc", members_of_worse=True),),
+    )
+    (claim,) = claims_of(table, rows)
+
+    assert claim["claim"] == "lr has a higher AUC than the members of pair"
+    assert claim["estimate"] == pytest.approx(0.101)
+    assert claim["holds"]

@@ -8,7 +8,7 @@ from typing import Any
 from tamis import api, artifacts, config
 from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
-from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of
+from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of, row_of_average
 from tamis.reproduce.runner import Cell, cells_of, run_cells
 from tamis.reproduce.tables import GROUPS, TABLES, ResultTable
 
@@ -68,9 +68,10 @@ def make_table(
 
     def on_done(cell: Cell) -> None:
         ledger.add(cell)
-        progress(ledger.num_rows, len(cells))
+        progress(ledger.num_trained, len(cells))
 
     run_cells(missing, dataset=dataset, recipes=recipes / name, workers=workers, on_done=on_done)
+    ledger.add_averages(cells)
     return ledger.finish(cells)
 
 
@@ -88,6 +89,9 @@ class _Ledger:
             model: config.fingerprint(config.read_toml(recipes / table.name / f"{model}.toml"))
             for model in table.models
         }
+        for average in table.averages:
+            parts = [self._recipes[model] for model in average.of]
+            self._recipes[average.name] = config.fingerprint(parts)
         before = artifacts.read_json(self._path) if self._path.exists() else {}
         found = before["rows"] if before.get("data") == self._data else []
         self._rows: dict[tuple[str, int], dict[str, Any]] = {
@@ -105,8 +109,8 @@ class _Ledger:
         }
 
     @property
-    def num_rows(self) -> int:
-        return len(self._rows)
+    def num_trained(self) -> int:
+        return sum(model in self._table.models for model, _ in self._rows)
 
     def has(self, cell: Cell) -> bool:
         return (cell.model, cell.seed) in self._rows
@@ -116,8 +120,35 @@ class _Ledger:
         self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
         self._write(list(self._rows.values()), claims=None)
 
+    def add_averages(self, cells: list[Cell]) -> None:
+        """Rows of averages that are missing.
+
+        Raises:
+            DataError: A row stands in the results, but its run is on another machine.
+        """
+        runs = {(cell.model, cell.seed): cell for cell in cells}
+        for average in self._table.averages:
+            for seed in range(self._table.seeds):
+                if (average.name, seed) in self._rows:
+                    continue
+                parts = [runs[model, seed] for model in average.of]
+                for part in parts:
+                    if not part.is_done:
+                        raise DataError(
+                            f"{part.run}: must be a finished run for the row {average.name!r}, got "
+                            f"none: its row was made elsewhere. Remove that row from {self._path}."
+                        )
+                row = row_of_average(average.name, parts, task=self._table.tasks[0])
+                row["recipe"] = self._recipes[average.name]
+                self._rows[average.name, seed] = row
+
     def finish(self, cells: list[Cell]) -> MadeTable:
         rows = [self._rows[cell.model, cell.seed] for cell in cells]
+        rows += [
+            self._rows[average.name, seed]
+            for seed in range(self._table.seeds)
+            for average in self._table.averages
+        ]
         claims = claims_of(self._table, rows)
         payload = self._write(rows, claims=claims)
         columns, display = display_of(self._table, rows)

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from tamis import artifacts
+from tamis.errors import ArtifactError
+from tamis.evaluation import evaluate_task
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reproduce.runner import Cell
 from tamis.reproduce.tables import ResultTable
+from tamis.training.compare import read_predictions
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
 
@@ -37,10 +40,51 @@ def row_of(cell: Cell, *, tasks: tuple[str, ...]) -> dict[str, Any]:
         "device": run["environment"]["device_name"],
         "precision": run["precision"],
     }
+    members = record.get("members", {}).get(split, {})
+    if members:
+        row["members"] = {
+            name: {metric: values[tasks[0]].get(metric) for metric in _METRICS}
+            for name, values in members.items()
+        }
     if others:
         row["other_tasks"] = dict(zip(tasks[1:], others, strict=True))
     gap = record.get("ne_gap", {}).get(split, {}).get(tasks[0])
     return row if gap is None else {**row, "ne_gap": gap}
+
+
+def row_of_average(name: str, cells: Sequence[Cell], *, task: str) -> dict[str, Any]:
+    """The row of the mean prediction of finished trainings of one seed.
+
+    Raises:
+        ArtifactError: The runs predicted different rows.
+    """
+    tables = [read_predictions(cell.run / "predictions", "test") for cell in cells]
+    first = tables[0]
+    if any(not table["row"].equals(first["row"]) for table in tables):
+        raise ArtifactError(
+            f"{cells[0].run}: must have predicted the rows that {cells[-1].run} did, got others."
+        )
+    mean = np.mean([table[f"prediction:{task}"].to_numpy() for table in tables], axis=0)
+    found = evaluate_task(
+        first[f"label:{task}"].to_numpy(),
+        mean,
+        weights=first["weight"].to_numpy() if "weight" in first.column_names else None,
+        groups=first["user"].to_numpy() if "user" in first.column_names else None,
+    ).to_json()
+    rows = [row_of(cell, tasks=(task,)) for cell in cells]
+    sums = ("parameters", "dense_parameters", "forward_flops_per_row")
+    return {
+        "model": name,
+        "seed": cells[0].seed,
+        "split": "test",
+        "metrics": {metric: found.get(metric) for metric in _METRICS},
+        **{key: sum(row[key] for row in rows) for key in sums},
+        "curve": [],
+        "samples_per_second": min(row["samples_per_second"] for row in rows),
+        "commit": rows[0]["commit"],
+        "device": rows[0]["device"],
+        "precision": rows[0]["precision"],
+    }
 
 
 def _curve(path: Path, task: str) -> list[list[float]]:
@@ -50,9 +94,20 @@ def _curve(path: Path, task: str) -> list[list[float]]:
 
 
 def _values(
-    rows: Sequence[Mapping[str, Any]], model: str, metric: str, task: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    model: str,
+    metric: str,
+    task: str = "",
+    *,
+    of_members: bool = False,
 ) -> list[float]:
-    """A metric of a model over seeds, of the first task or another one."""
+    """A metric of a model over seeds, of the first task or another one, or its members' mean."""
+    if of_members:
+        return [
+            float(np.mean([values[metric] for values in row["members"].values()]))
+            for row in rows
+            if row["model"] == model
+        ]
     return [
         row["other_tasks"][task][metric]
         if task in row.get("other_tasks", {})
@@ -82,14 +137,16 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
         )
     for claim in table.comparisons:
         pair = [
-            _values(rows, name, claim.metric, claim.task) for name in (claim.worse, claim.better)
+            _values(rows, claim.worse, claim.metric, claim.task, of_members=claim.members_of_worse),
+            _values(rows, claim.better, claim.metric, claim.task),
         ]
         test = paired_t_test(claim.metric, pair[0], pair[1])
         is_less = claim.metric == "ne"
         claims.append(
             {
                 "claim": f"{claim.better} has a {'lower' if is_less else 'higher'} "
-                f"{claim.metric.upper()}{_on(claim.task)} than {claim.worse}",
+                f"{claim.metric.upper()}{_on(claim.task)} than "
+                f"{'the members of ' if claim.members_of_worse else ''}{claim.worse}",
                 "estimate": test.difference,
                 "interval": [test.lower, test.upper],
                 "holds": test.upper < 0 if is_less else test.lower > 0,
@@ -112,7 +169,7 @@ def display_of(
         shown = [("auc", f"AUC {task}", task) for task in table.tasks]
     columns = ["model", *(head for _, head, _ in shown), "dense", "MFLOP/row", "rows/s"]
     display = []
-    for model in table.models:
+    for model in (*table.models, *(average.name for average in table.averages)):
         cells = [model]
         for metric, _, task in shown:
             values = _values(rows, model, metric, task)

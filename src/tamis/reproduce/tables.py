@@ -56,6 +56,18 @@ class Comparison:
     """NE, where less is better, or AUC."""
     task: str = ""
     """Task that is compared. Empty: the first of the table."""
+    members_of_worse: bool = False
+    """Whether the mean of the members of ``worse``, an ensemble, is compared instead of itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Average:
+    """A row without a training of its own: the mean prediction of models trained apart."""
+
+    name: str
+    """Its name in the table."""
+    of: tuple[str, ...]
+    """Models whose predictions are averaged, all of the row's seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +88,8 @@ class ResultTable:
     """Seeds 0 to seeds - 1."""
     published: tuple[Published, ...] = ()
     """Figures of others on the same rows."""
+    averages: tuple[Average, ...] = ()
+    """Rows that are averages of the models' predictions."""
 
     def __post_init__(self) -> None:
         assert self.seeds > 1, "a standard deviation needs two seeds"
@@ -87,6 +101,36 @@ SEQUENCE_RANKERS = (
     *("din", "dien", "bst", "dmin", "dmr", "transact"),
     "interformer",
 )
+
+
+# The flow study, the components, and the depth of InterFormer's specification.
+INTERFORMER_VARIANTS = (
+    *(f"flow-{name}" for name in ("sole", "sep", "s2n", "n2s", "both")),
+    *(f"no-{name}" for name in ("pma", "recent", "gate", "pffn", "mha", "cls", "rope")),
+    *(f"gate-{name}" for name in ("tanh", "sigmoid", "mask")),
+    "literal",
+    *(f"depth-{layers}" for layers in (1, 3, 4)),
+)
+ADATT_VARIANTS = (
+    "adatt",
+    *("no-native", "native-only", "gate-constant", "gate-raw"),
+    *(f"native-{kind}" for kind in ("unit", "softmax", "gated")),
+    *(f"shared-{count}" for count in (1, 3)),
+    *(f"experts-{count}" for count in (1, 3, 4)),
+    *(f"levels-{count}" for count in (1, 3)),
+)
+# Members alone, at once and twice the budget; CETNet; what it changes one thing of; MLPs, for the
+# pattern that members without a loss of their own degenerate.
+ENSEMBLE_VARIANTS = (
+    *("interformer", "dhen", "interformer-2x", "dhen-2x"),
+    "cetnet",
+    *(f"col-{kind}" for kind in ("none", "kl_1to2", "kl_2to1", "mse", "detached")),
+    *(f"fuse-{kind}" for kind in ("mean", "weights", "gate", "logit", "inverse_entropy")),
+    *("tau-0.1", "tau-0.01", "tau-learned", "fused-only", "shared", "detached-weights"),
+    *("twins-interformer", "twins-dhen", "three", "four"),
+    *("mlp", "mlp-fused-only", "mlp-taught"),
+)
+_SOLO = ("interformer", "dhen", "interformer-2x", "dhen-2x")
 
 
 def _dhen_beats(models: tuple[str, ...]) -> tuple[Comparison, ...]:
@@ -193,6 +237,61 @@ TABLES: dict[str, ResultTable] = {
         ),
         *(
             ResultTable(
+                name=f"interformer-ablations-{name}",
+                dataset=dataset,
+                models=INTERFORMER_VARIANTS,
+                tasks=("click",),
+                comparisons=(
+                    *(
+                        Comparison(better=f"flow-{better}", worse=f"flow-{worse}", metric="auc")
+                        for better, worse in (
+                            *(("sep", "sole"), ("s2n", "sep"), ("n2s", "sep")),
+                            *(("both", "s2n"), ("both", "n2s")),
+                        )
+                    ),
+                    *(
+                        Comparison(better="flow-both", worse=variant, metric="auc")
+                        for variant in INTERFORMER_VARIANTS[5:]
+                    ),
+                ),
+            )
+            for name, dataset in (("beauty", "amazon_beauty"), ("market", "market:1000000"))
+        ),
+        ResultTable(
+            name="adatt-ablations",
+            dataset="census_harness",
+            models=ADATT_VARIANTS,
+            tasks=_CENSUS_TASKS,
+            comparisons=tuple(
+                Comparison(better="adatt", worse=variant, metric="auc", task=task)
+                for variant in ADATT_VARIANTS[1:]
+                for task in _CENSUS_TASKS
+            ),
+            seeds=10,
+        ),
+        *(
+            ResultTable(
+                name=f"ensemble-{name}",
+                dataset=dataset,
+                models=ENSEMBLE_VARIANTS,
+                tasks=("click",),
+                comparisons=(
+                    *(
+                        Comparison(better="cetnet", worse=rival, metric="auc")
+                        for rival in (*_SOLO, "average", *ENSEMBLE_VARIANTS[5:-3])
+                    ),
+                    Comparison(better="cetnet", worse="average", metric="ne"),
+                    Comparison(
+                        better="mlp", worse="mlp-fused-only", metric="auc", members_of_worse=True
+                    ),
+                    Comparison(better="mlp-taught", worse="mlp", metric="auc"),
+                ),
+                averages=(Average(name="average", of=("interformer", "dhen")),),
+            )
+            for name, dataset in (("beauty", "amazon_beauty"), ("market", "market:1000000"))
+        ),
+        *(
+            ResultTable(
                 name=name,
                 dataset=dataset,
                 models=("shared_bottom", "cross_stitch", "mmoe", "ml_mmoe", "ple", "adatt"),
@@ -215,6 +314,7 @@ TABLES: dict[str, ResultTable] = {
 """Every table by name."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "sequence": tuple(name for name in TABLES if name.startswith("sequence-")),
+    group: tuple(name for name in TABLES if name.startswith(f"{group}-"))
+    for group in ("sequence", "interformer-ablations", "ensemble")
 }
 """Tables that one name makes, one after the other."""

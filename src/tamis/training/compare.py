@@ -88,7 +88,7 @@ class _Predicted:
     def __init__(self, run: Path, split: str) -> None:
         check_finished(run)
         self.run, self.split = run, split
-        self.table = _read_predictions(run / "predictions", split)
+        self.table = read_predictions(run / "predictions", split)
         self.metrics: Mapping[str, Any] = artifacts.read_json(run / "metrics.json")["metrics"][
             split
         ]
@@ -174,7 +174,17 @@ def _check_same_rows(before: _Predicted, after: _Predicted, tasks: list[str]) ->
             )
 
 
-def _read_predictions(folder: Path, split: str) -> pa.Table:
+def read_predictions(folder: Path, split: str) -> pa.Table:
+    """The saved predictions of a run.
+
+    Args:
+        folder: ``predictions`` of the run.
+        split: Split of its dataset.
+
+    Raises:
+        DataError: There are none of that split.
+        ArtifactError: They are damaged.
+    """
     path = folder / f"{split}.arrow"
     if not path.exists():
         raise DataError(
