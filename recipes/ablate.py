@@ -1,32 +1,38 @@
-"""Write the recipes of DHEN's ablation: one change each, the same number of dense parameters.
+"""Write the recipes of an ablation table: one change each.
 
-    python recipes/ablate.py
+    python recipes/ablate.py dhen-ablations
 
-Every variant starts from ``recipes/market/dhen.toml`` without dropout and with the optimizer that
-was chosen there. Its heads are widened, or its modules emit fewer tokens, until it has as many
-dense parameters as the others; what that does to operations per row stands in the table.
-``tamis reproduce dhen-ablations`` trains them.
+The variants of ``dhen-ablations`` start from ``recipes/market/dhen.toml`` without dropout and with
+the optimizer that was chosen there. Their heads are widened, or their modules emit fewer tokens,
+until all have as many dense parameters; what that does to operations per row stands in the table.
+Those of ``interformer-ablations`` and ``ensemble`` start from what was chosen for the sequence
+table of the same data, and ``adatt-ablations`` from the Census table; they keep all other settings,
+so their sizes differ, and the table says by how much. ``tamis reproduce`` trains them.
 """
 
 import argparse
 import copy
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sizing import scaled_to
+from sizing import dense_parameters, scaled_to
 
 from tamis import artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec
 from tamis.reproduce.make import table_dataset
-from tamis.reproduce.tables import DHEN_VARIANTS, TABLES
+from tamis.reproduce.tables import TABLES
+
+Recipe = dict[str, Any]
 
 DENSE_PARAMETERS = 800_000
 _TOKENS = (8, 6, 4, 3, 2)
 _TOWERS = [["dot"], ["linear"], ["dcn_v2"]]
 
 
-def changes(variant: str) -> dict[str, Any]:
+def dhen_changes(variant: str) -> dict[str, Any]:
     """What a variant sets, by its name in the table."""
     kind, _, rest = variant.partition("-")
     if kind == "dhen":
@@ -47,12 +53,13 @@ def changes(variant: str) -> dict[str, Any]:
     return controls[rest]
 
 
-def recipe_of(variant: str, base: dict[str, Any], spec: InputSpec) -> dict[str, Any]:
-    """The recipe of a variant, at the common size.
+def dhen_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """A variant of DHEN at the common size.
 
     Raises:
         ValueError: Even with the fewest tokens the layers alone are larger.
     """
+    base = read("market/dhen")
     error: ValueError | None = None
     for tokens in _TOKENS:
         recipe = copy.deepcopy(base)
@@ -62,7 +69,7 @@ def recipe_of(variant: str, base: dict[str, Any], spec: InputSpec) -> dict[str, 
             "num_layers": 2,
             "module_tokens": tokens,
             "head_units": [256, 128],
-            **changes(variant),
+            **dhen_changes(variant),
         }
         if recipe["model"]["name"] == "dhen":
             recipe["model"].setdefault("modules", ["dot", "linear", "dcn_v2"])
@@ -73,19 +80,155 @@ def recipe_of(variant: str, base: dict[str, Any], spec: InputSpec) -> dict[str, 
     raise ValueError(f"{variant}: {error}")
 
 
+def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """A variant of InterFormer; ``sole`` is its backbone alone, with the history averaged first."""
+    del spec
+    recipe = copy.deepcopy(read("interformer"))
+    model, (kind, _, rest) = recipe["model"], variant.partition("-")
+    if variant == "flow-sole":
+        backbone = model.get("backbone", "dhen")
+        modules = {"dot": ["dot"], "dcn_v2": ["dcn_v2"], "dhen": ["dot", "dcn_v2"]}[backbone]
+        shared = ("embedding_dim", "head_units", "dropout", "num_layers", "init_std")
+        recipe["model"] = {"name": "dhen", "modules": modules} | {
+            key: model[key] for key in shared if key in model
+        }
+        return recipe
+    settings: dict[str, dict[str, Any]] = {
+        "flow": {
+            "flow": {"sep": "none", "s2n": "to_fields", "n2s": "to_events", "both": "both"}.get(
+                rest
+            )
+        },
+        "no": {
+            "pma": {"pooled_tokens": 0},
+            "recent": {"recent_tokens": 0},
+            "gate": {"gate": "none"},
+            "pffn": {"personal": "none"},
+            "mha": {"attention": False},
+            "cls": {"class_tokens": False},
+            "rope": {"rotary": False},
+        }.get(rest, {}),
+        "gate": {"gate": rest},
+        "literal": {"style": "literal"},
+        "depth": {"num_layers": int(rest) if kind == "depth" else 0},
+    }
+    recipe["model"] |= settings[kind]
+    return recipe
+
+
+def adatt_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """A variant of AdaTT on Census-Income."""
+    del spec
+    recipe = copy.deepcopy(read("census/adatt"))
+    recipe["model"] |= {"task_experts": [2], "shared_experts": 0}  # 6 experts, none shared
+    kind, _, rest = variant.partition("-")
+    levels = {"1": [[128, 64]], "3": [[256], [128], [64]]}
+    if variant == "native-only":
+        recipe["model"]["gate"] = "none"
+    elif variant != "adatt":
+        recipe["model"] |= {
+            "no": {"native": "none"},
+            "gate": {"gate": rest},
+            "native": {"native": rest},
+            "shared": {
+                "task_experts": [1],
+                "shared_experts": int(rest) if rest.isdigit() else 0,
+            },
+            "experts": {"task_experts": [int(rest) if rest.isdigit() else 0]},
+            "levels": {"expert_units": levels.get(rest)},
+        }[kind]
+    return recipe
+
+
+def ensemble_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """A member alone, CETNet, or CETNet with one change.
+
+    CETNet trains as its first member does alone.
+    """
+    alone = {name: copy.deepcopy(read(name)) for name in ("interformer", "dhen")}
+    name, _, rest = variant.partition("-")
+    if variant in alone:
+        return alone[variant]
+    if rest == "2x":
+        # Twice the width of the tables, and dense parameters at least twice as many.
+        recipe = alone[name]
+        size = 2 * dense_parameters(recipe, spec)
+        recipe["model"]["embedding_dim"] *= 2
+        is_smaller = dense_parameters(recipe, spec) < size
+        return scaled_to(recipe, spec, size) if is_smaller else recipe
+    pair = [alone["interformer"]["model"], alone["dhen"]["model"]]
+    width = alone["interformer"]["model"]["embedding_dim"]
+    dropout = alone["interformer"]["model"].get("dropout", 0.0)
+    mlp = {
+        "name": "deepfm",  # an MLP beside a factorization machine
+        "embedding_dim": width,
+        "hidden_units": [256, 128],
+        "dropout": dropout,
+    }
+    training = {key: alone["interformer"][key] for key in ("optimizer", "schedule", "training")}
+    if variant == "mlp":
+        return {"model": mlp, **training}
+    changed: dict[str, dict[str, Any]] = {
+        "cetnet": {},
+        "col-detached": {"detach_peer": True},
+        "fuse-mean": {"confidence": "none"},
+        "fuse-logit": {"fuse": "logit"},
+        "tau-learned": {"learn_tau": True},
+        "fused-only": {"member_weight": 0.0, "collaboration": "none"},
+        "shared": {"embeddings": "shared"},
+        "detached-weights": {"detach_weights": True},
+        "twins-interformer": {"members": [pair[0], pair[0]]},
+        "twins-dhen": {"members": [pair[1], pair[1]]},
+        "three": {"members": [*pair, mlp]},
+        "four": {"members": [*pair, *pair]},
+        "mlp-fused-only": {
+            "members": [mlp, mlp],
+            "member_weight": 0.0,
+            "collaboration": "none",
+            "confidence": "none",
+            "fuse": "logit",
+        },
+        "mlp-taught": {"members": [mlp, mlp], "member_weight": 1.0, "fused_weight": 0.0},
+    }
+    by_kind: dict[str, dict[str, Any]] = {
+        "col": {"collaboration": rest},
+        "fuse": {"confidence": rest},
+        "tau": {"tau": float(rest) if rest.replace(".", "").isdigit() else 1.0},
+    }
+    change = changed[variant] if variant in changed else by_kind[name]
+    return {"model": {"name": "cetnet", "members": pair, **change}, **training}
+
+
+WRITERS: dict[str, Callable[[str, Callable[[str], Recipe], InputSpec], Recipe]] = {
+    "dhen-ablations": dhen_variant,
+    "interformer-ablations-beauty": interformer_variant,
+    "interformer-ablations-market": interformer_variant,
+    "adatt-ablations": adatt_variant,
+    "ensemble-beauty": ensemble_variant,
+    "ensemble-market": ensemble_variant,
+}
+
+
 def main() -> None:
-    """Write ``recipes/dhen-ablations/*.toml``."""
+    """Write ``recipes/<table>/*.toml``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("table", choices=sorted(WRITERS))
+    parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
     arguments = parser.parse_args()
-    here = Path(__file__).parent
-    base = config.read_toml(here / "market" / "dhen.toml")
-    spec = Dataset.open(table_dataset(TABLES["dhen-ablations"], None, arguments.work)).spec
-    for variant in DHEN_VARIANTS:
-        text = config.write_toml(recipe_of(variant, base, spec))
-        artifacts.write_text(here / "dhen-ablations" / f"{variant}.toml", text)
+    table, here = TABLES[arguments.table], Path(__file__).parent
+    spec = Dataset.open(table_dataset(table, arguments.data, arguments.work)).spec
+
+    def read(name: str) -> Recipe:
+        """A recipe: of the sequence table of the same data, unless the name has its table."""
+        path = name if "/" in name else f"sequence-{table.name.rpartition('-')[2]}/{name}"
+        return config.read_toml(here / f"{path}.toml")
+
+    for variant in table.models:
+        recipe = WRITERS[table.name](variant, read, spec)
+        artifacts.write_text(here / table.name / f"{variant}.toml", config.write_toml(recipe))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ WIDTHS: dict[str, tuple[str, ...]] = {
     "final_mlp": ("first_units", "second_units", "gate_units"),
     "wukong": ("head_units",),
     "dhen": ("head_units",),
+    "interformer": ("head_units",),
     "tower_ensemble": ("head_units",),
 }
 _MULTIPLE = 8
