@@ -197,3 +197,48 @@ def test_id_outside_of_its_table_is_found_in_the_first_epoch(
         ArtifactError, match=rf"data.arrow, column 'user': ids must be below {size}"
     ):
         list(loader.epoch(0))
+
+
+def test_bucketed_batches_hold_histories_of_like_length(split: Split, spec: InputSpec) -> None:
+    def waste(*, bucket_by_length: bool) -> float:
+        """Share of padding."""
+        loader = Loader(
+            split, spec, batch_size=10, seed=3, bucket_by_length=bucket_by_length, prefetch=0
+        )
+        lengths = [batch.sequences["past"].offsets.diff() for batch in loader.epoch(0)]
+        cells = [len(item) * max(1, int(item.max())) for item in lengths]
+        return 1 - sum(int(item.sum()) for item in lengths) / sum(cells)
+
+    assert waste(bucket_by_length=True) < 0.5 * waste(bucket_by_length=False)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(batch_size=st.integers(1, 200), start=st.integers(0, 40), seed=st.integers(0, 5))
+def test_bucketed_epoch_holds_every_row_once_and_can_start_anywhere(
+    split: Split, spec: InputSpec, batch_size: int, start: int, seed: int
+) -> None:
+    loader = Loader(
+        split, spec, batch_size=batch_size, seed=seed, bucket_by_length=True, prefetch=0
+    )
+    whole = list(loader.epoch(1))
+
+    prices = sorted(float(value) for batch in whole for value in batch.numeric[:, 0])
+    assert prices == sorted(split.numeric("price").tolist())
+    assert {batch.num_rows for batch in whole[:-1]} <= {batch_size}
+    rest = list(loader.epoch(1, start))
+    assert len(rest) == max(0, len(whole) - start)
+    assert all(_same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_buckets_do_not_come_in_the_order_of_their_lengths(split: Split, spec: InputSpec) -> None:
+    loader = Loader(split, spec, batch_size=4, bucket_by_length=True, prefetch=0)
+    means = [
+        batch.sequences["past"].offsets.diff().float().mean().item() for batch in loader.epoch(0)
+    ][:20]
+
+    assert means != sorted(means)
+
+
+def test_buckets_need_a_shuffle(split: Split, spec: InputSpec) -> None:
+    with pytest.raises(ValueError, match="bucket_by_length needs shuffle"):
+        Loader(split, spec, batch_size=4, bucket_by_length=True, shuffle=False)

@@ -35,6 +35,7 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        bucket_by_length: bool = False,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
@@ -48,6 +49,9 @@ class Loader:
             batch_size: Rows per batch B; the last one may be shorter.
             seed: Decides the order of rows.
             shuffle: Without it rows come in their order on disk.
+            bucket_by_length: Whether the batches of a pool hold rows with histories of like
+                length, the longest of a row's histories counting; needs ``shuffle``. Attention then
+                pads less, and a batch is no random sample any more.
             rank: Which share of the blocks to read, in [0, world_size).
             world_size: Number of shares; they are disjoint and together hold every row once.
             drop_last: Leave a short last batch out.
@@ -62,8 +66,11 @@ class Loader:
                 f"loader: batch_size >= 1, prefetch >= 0 and 0 <= rank < world_size must hold, "
                 f"got {batch_size}, {prefetch}, {rank} and {world_size}."
             )
+        if bucket_by_length and not shuffle:
+            raise ValueError("loader: bucket_by_length needs shuffle, got it without.")
         if split.num_rows == 0:
             raise DataError(f"split {split.name!r}: must hold rows, got none.")
+        self._is_bucketed = bucket_by_length
         self._split, self._spec = split, spec
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self._drop_last, self._prefetch = drop_last, prefetch
@@ -118,11 +125,17 @@ class Loader:
             count = int((chosen[:, 1] - chosen[:, 0]).sum())
             order = generator.permutation(count) if self.shuffle else np.arange(count)
             begin, position = position, position + count
+            # Drawn also for pools that are passed over: the order must not depend on the start.
+            places = generator.permutation(count // self.batch_size) if self._is_bucketed else None
             if position <= start:
                 continue
             pool = _read_pool(self._split, self._spec, chosen)
             if not self._are_ids_checked:
                 _check_ids(pool, self._split, self._spec)
+            if places is not None:
+                # The first rows complete a batch that the pool before began.
+                missing = -begin % self.batch_size
+                order = _bucketed(order, pool.longest(), missing, self.batch_size, places)
             used = max(0, start - begin)
             while used < count:
                 missing = self.batch_size - (rest.num_rows if rest is not None else 0)
@@ -182,6 +195,13 @@ class _Rows:
     @property
     def num_rows(self) -> int:
         return len(self.labels)
+
+    def longest(self) -> NDArray[np.int64]:
+        """Events of the longest history of each row."""
+        longest = np.zeros(self.num_rows, np.int64)
+        for item in self.sequences.values():
+            np.maximum(longest, item.lengths, out=longest)
+        return longest
 
     def take(self, order: NDArray[np.int64]) -> "_Rows":
         return _Rows(
@@ -257,6 +277,30 @@ def _read_pool(split: Split, spec: InputSpec, blocks: NDArray[np.int64]) -> _Row
     )
     columns.release()
     return pool
+
+
+def _bucketed(
+    order: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    missing: int,
+    batch_size: int,
+    places: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Rows in batches of like length: ``missing`` of any, whole batches at random, then a rest.
+
+    Args:
+        order: Rows of a pool, at random.
+        lengths: Length of each row.
+        missing: Rows that come first as they are.
+        batch_size: Rows per batch.
+        places: A random order of as many batches as the pool can hold, or of more.
+    """
+    first, others = order[:missing], order[missing:]
+    others = others[np.argsort(lengths[others], kind="stable")]
+    whole = len(others) // batch_size
+    batches = others[: whole * batch_size].reshape(whole, batch_size)
+    shuffled = batches[places[places < whole]].ravel()
+    return np.concatenate([first, shuffled, others[whole * batch_size :]])
 
 
 def _check_ids(pool: _Rows, split: Split, spec: InputSpec) -> None:

@@ -71,6 +71,8 @@ class TrainingConfig:
     """Decides initial weights, dropout and the order of rows, in [0, 2**63)."""
     batch_size: int = 4096
     """Rows per step. At least 2."""
+    bucket_by_length: bool = False
+    """Whether batches hold rows with histories of like length, so that attention pads less."""
     max_epochs: int = 10
     """Passes over the training split, at most. At least 1."""
     evaluations_per_epoch: int = 1

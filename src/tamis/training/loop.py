@@ -138,6 +138,7 @@ class _Training:
             dataset.spec,
             batch_size=training.batch_size,
             seed=training.seed,
+            bucket_by_length=training.bucket_by_length,
         )
         self.total_steps = self.loader.num_batches * training.max_epochs
         self.evaluation_batches = _evaluation_batches(
