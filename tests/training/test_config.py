@@ -30,7 +30,7 @@ def test_config_survives_a_round_trip() -> None:
     ("table", "message"),
     [
         ({}, r"model.name: must be a model of the catalog, got None"),
-        ({"model": {"name": "dehn"}}, r"got 'dehn'. Did you mean 'dhen'\?"),
+        ({"model": {"name": "dhenn"}}, r"got 'dhenn'. Did you mean 'dhen'\?"),
         ({"model": {"name": "lr"}, "trainning": {}}, r"trainning: .* Did you mean 'training'\?"),
         (
             {"model": {"name": "dcn_v2", "droput": 0.1}},
