@@ -139,7 +139,7 @@ def test_quickstart_ends_with_the_gap_to_the_optimum(
     [
         (("train", "nothing.csv", "--label", "y"), 2, "nothing.csv: must exist"),
         (("train", "that.csv", "--label", "z"), 2, "must hold the label column 'z'"),
-        (("train", "that.csv", "--label", "y", "--model", "dehn"), 2, "Did you mean 'dhen'?"),
+        (("train", "that.csv", "--label", "y", "--model", "dhenn"), 2, "Did you mean 'dhen'?"),
         (("evaluate", "nowhere"), 2, "nowhere: must be a run folder with run.json"),
         (("predict", "nowhere", "that.csv", "--out", "p.csv"), 2, "must be a run folder"),
         (("compare", "a", "b"), 2, "a: must be a run folder with run.json"),
