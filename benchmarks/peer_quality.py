@@ -3,7 +3,8 @@
 Both are put together from FuxiCTR's own layers and trained by its own trainer, on the very files
 that tamis ingests (``tamis.data.public_sets``). The settings are the published ones for Frappe
 (BARS, ``frappe_x1``: DCNv2 007, FinalMLP 004). Other sets have none, so there each model keeps
-these settings and its L2 coefficient is picked on the validation split; the test split chooses nothing.
+these settings and its L2 coefficient is picked on the validation split; the test split chooses
+nothing.
 """
 
 import argparse
