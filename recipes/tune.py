@@ -7,15 +7,14 @@ The first trial of a model is the field's common setting for such data: on the p
 market tamis' own default optimizer; on Census-Income the settings of the harness that multi-task
 papers share. Each further trial draws the settings that all models share (optimizer, step sizes,
 regularisation, batch size), once for all of them, and the model's own (``spaces.py``). On the
-market all models have the same number of dense parameters, and step sizes fall along a cosine: in
-one pass over the rows a plateau cannot be told from noise. After the random trials come
-refinements, the same for every model of a table: each changes one setting of the model's best
-recipe so far. A trial trains on the training split with seed 0 and is judged by the validation
-split (AUC on the public sets, NE on the market); the test split is never read. The best trial
-becomes ``recipes/<table>/<model>.toml``, on Frappe with twice the patience: a run passes through
-all weights of a less patient one, so its best can only be better on the validation split.
-``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
-stands in it is not done again.
+market all models have the same number of dense parameters, train on the clicks alone, and pass over
+the rows once. After the random trials come refinements, the same for every model of a table: each
+changes one setting of the model's best recipe so far. A trial trains on the training split with
+seed 0 and is judged by the validation split (AUC on the public sets, NE on the market); the test
+split is never read. The best trial becomes ``recipes/<table>/<model>.toml``, on Frappe with twice
+the patience: a run passes through all weights of a less patient one, so its best can only be better
+on the validation split. ``recipes/<table>/tuning.json`` keeps every trial; it is written after each
+one, and a trial that stands in it is not done again.
 """
 
 import argparse
