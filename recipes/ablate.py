@@ -2,9 +2,10 @@
 
     python recipes/ablate.py dhen-ablations
 
-The variants of ``dhen-ablations`` start from ``recipes/market/dhen.toml`` without dropout and with
-the optimizer that was chosen there. Their heads are widened, or their modules emit fewer tokens,
-until all have as many dense parameters; what that does to operations per row stands in the table.
+The variants of ``dhen-ablations`` train as ``recipes/market/dhen.toml`` does; of its model they
+take the width of embeddings alone, and have two layers of three modules, no dropout, and this one
+change. Their heads are widened, or their modules emit fewer tokens, until all have as many dense
+parameters; what that does to operations per row stands in the table.
 Those of ``interformer-ablations`` and ``ensemble`` start from what was chosen for the sequence
 table of the same data, and ``adatt-ablations`` from the Census table; they keep all other settings,
 so their sizes differ, and the table says by how much. ``tamis reproduce`` trains them.
@@ -84,6 +85,8 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
     """A variant of InterFormer; ``sole`` is its backbone alone, with the history averaged first."""
     del spec
     recipe = copy.deepcopy(read("interformer"))
+    # The paper's gate and a depth in the middle, whatever was drawn: else a variant is its base.
+    recipe["model"] |= {"gate": "identity", "num_layers": 2}
     model, (kind, _, rest) = recipe["model"], variant.partition("-")
     if variant == "flow-sole":
         backbone = model.get("backbone", "dhen")
@@ -123,15 +126,19 @@ def adatt_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) 
     recipe["model"] |= {"task_experts": [2], "shared_experts": 0}  # 6 experts, none shared
     kind, _, rest = variant.partition("-")
     levels = {"1": [[128, 64]], "3": [[256], [128], [64]]}
+    # Six experts in all, of which so many are shared.
+    owned = {"1": [2, 2, 1], "3": [1]}
     if variant == "native-only":
         recipe["model"]["gate"] = "none"
+    elif variant == "unequal":
+        recipe["model"]["task_experts"] = [3, 2, 1]
     elif variant != "adatt":
         recipe["model"] |= {
             "no": {"native": "none"},
             "gate": {"gate": rest},
             "native": {"native": rest},
             "shared": {
-                "task_experts": [1],
+                "task_experts": owned.get(rest),
                 "shared_experts": int(rest) if rest.isdigit() else 0,
             },
             "experts": {"task_experts": [int(rest) if rest.isdigit() else 0]},

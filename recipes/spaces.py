@@ -53,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tokens": [4, 8],
         "units": [400, 400, 400],
         "batch": [4096, 8192],
-        "l2": [0.01, 0.003, 0.03],
+        "l2": [0.01, 0.003, 0.03, 0.1],  # four, so that LR and FM draw what follows as others do
         "dropout": [0.4, 0.0, 0.2],
         "norm": ["batch", "none"],
         "kinds": ["adam", "adam", "rowwise_adagrad"],
@@ -76,7 +76,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "embedding_dim": 16,
         "tokens": [8, 16],
         "units": [256, 128],
-        "batch": [4096],
+        "batch": [2048],
         "l2": [0.0, 1e-5, 1e-4],
         "dropout": [0.1, 0.0],
         "norm": ["batch", "none"],
@@ -97,7 +97,7 @@ SIZES: dict[str, dict[str, Any]] = {
 # One pass, as ads rankers are trained; the average of the weights stands in for a falling step
 # size. Click alone: a conversion exists for three rows in a hundred, and its loss, a mean over
 # these few, would move what all tasks share most of all.
-MARKET_TRAINING: dict[str, Any] = {"ema_decay": 0.997, "task_weights": [1.0, 0.0, 0.0]}
+MARKET_TRAINING: dict[str, Any] = {"ema_decay": 0.998, "task_weights": [1.0, 0.0, 0.0]}
 
 
 def draw(model: str, table: str, trial: int) -> Recipe:
@@ -191,23 +191,29 @@ def _draw_ranker(model: str, table: str, trial: int) -> Recipe:
             ["dot", "dcn_v2"],
             ["attention", "linear", "dot"],
         ]
+        layers, first_layers = [1, 2, 3], 2
+        if table == "market":
+            # Narrowed after nine runs of a quarter or half a pass, which no rival had: one layer of
+            # dot and linear without its norm was at NE 0.919 after half a pass, two with three
+            # modules and the norm at 0.946 after a quarter, where the former was at 0.933.
+            choices, layers, first_layers = [choices[1], choices[2], choices[0]], [1, 2], 1
         settings |= {
             "head_units": sizes["units"],
-            "num_layers": pick([1, 2, 3], first=2),
+            "num_layers": pick(layers, first=first_layers),
             "module_tokens": pick(sizes["tokens"], first=sizes["tokens"][-1]),
             "modules": pick(choices, first=choices[0]),
             "dropout": dropout,
             "head_norm": norm,
         }
         if table == "market":
-            settings["norm"] = pick([True, False], first=False)
+            settings["norm"] = False
             settings["num_dense_tokens"] = pick([1, 4], first=1)
     recipe["model"] |= settings
     return recipe
 
 
 def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
-    """One embedding width and one head for all models; what reads the history is each one's own."""
+    """One embedding width and one head for all; what reads the history is each model's own."""
     is_market = table == "sequence-market"
     generator = random.Random(f"{table}/{trial}")
 
@@ -230,7 +236,7 @@ def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
         },
         "schedule": {} if is_market else {"plateau_factor": pick([0.1, 0.3], first=0.1)},
         "training": {
-            "batch_size": 4096 if is_market else pick([1024, 2048], first=1024),
+            "batch_size": 2048 if is_market else pick([1024, 2048], first=1024),
             "max_epochs": 1 if is_market else 30,
             "monitor": "auc",
             "patience": 3,
@@ -272,6 +278,7 @@ def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
         },
         "interformer": {
             "head_units": units,
+            "head_norm": norm,
             "dropout": dropout,
             "num_heads": heads,
             "num_layers": pick([1, 2, 3], first=2),
@@ -284,9 +291,10 @@ def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
 
 
 def _draw_census(model: str, table: str, trial: int) -> Recipe:
-    """The paper's budget: 6 experts of 128-64 in two levels, towers of 32; the harness's optimizer.
+    """The paper's budget: 6 experts of 128-64 in two levels, towers of 32.
 
-    The split between task experts and shared ones is searched, as in the paper.
+    AdaTT's split between task experts and shared ones is searched, as in the paper; PLE needs a
+    shared one, and three of each make six.
     """
     generator = random.Random(f"census/{trial}")
 

@@ -4,17 +4,18 @@
 
 The first trial of a model is the field's common setting for such data: on the public sets Adam at
 1e-3, batch norm, dropout and strong L2 on embeddings, FinalMLP as published for Frappe; on the
-market tamis' own default optimizer; on Census-Income the settings of the harness that multi-task
-papers share. Each further trial draws the settings that all models share (optimizer, step sizes,
-regularisation, batch size), once for all of them, and the model's own (``spaces.py``). On the
-market all models have the same number of dense parameters, train on the clicks alone, and pass over
-the rows once. After the random trials come refinements, the same for every model of a table: each
-changes one setting of the model's best recipe so far. A trial trains on the training split with
-seed 0 and is judged by the validation split (AUC on the public sets, NE on the market); the test
-split is never read. The best trial becomes ``recipes/<table>/<model>.toml``, on Frappe with twice
-the patience: a run passes through all weights of a less patient one, so its best can only be better
-on the validation split. ``recipes/<table>/tuning.json`` keeps every trial; it is written after each
-one, and a trial that stands in it is not done again.
+market tamis' own default optimizer; on Census-Income the step size, batch size and number of passes
+of the harness that multi-task papers share. Each further trial draws the settings that all models
+share (optimizer, step sizes, regularisation, batch size), once for all of them, and the model's own
+(``spaces.py``). On the market all models have the same number of dense parameters, train on the
+clicks alone, and pass over the rows once. After the random trials come refinements, the same for
+every model of a table: each changes one setting of the model's best recipe so far. A trial trains
+on the training split with seed 0 and is judged by the validation split (AUC on the public sets, NE
+on the market); the test split is never looked at. The best trial becomes
+``recipes/<table>/<model>.toml``, on Frappe with twice the patience: a run passes through all
+weights of a less patient one, so its best can only be better on the validation split.
+``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
+stands in it is not done again.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec
 from tamis.reproduce.make import table_dataset
 from tamis.reproduce.tables import TABLES
+
+_INTERRUPTED = 130
 
 
 def fitted(recipe: Recipe, spec: InputSpec, size: int) -> Recipe:
@@ -64,6 +67,8 @@ def run_trial(
         *("--recipe", str(folder / "recipe.toml"), "--run", str(run)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0 or done.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt  # no result of the trial
     if done.returncode:
         return {"recipe": recipe, "error": done.stderr.strip()[-300:]}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -235,16 +235,23 @@ def import_recbole(
         return recbole.read(Path(folder), label=label, threshold=threshold, out=Path(out))
 
 
-def write_recipe(recipe: Mapping[str, Any], path: Path | str) -> Path:
-    """Write a recipe as TOML, after checking it.
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Check a recipe's keys and their values.
 
     Raises:
         ConfigError: A key is unknown or out of range.
-        StorageError: The file cannot be written.
     """
     from tamis.training.config import run_config_from_table
 
     run_config_from_table(recipe)
+
+
+def write_recipe(recipe: Mapping[str, Any], path: Path | str) -> Path:
+    """Write a recipe as TOML.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     with artifacts.disk_errors(Path(path)):
         artifacts.write_text(Path(path), config.write_toml(recipe))
     return Path(path)

@@ -128,7 +128,13 @@ def test_data_set_of_recbole_is_ingested(
     ("arguments", "message"),
     [
         (("--from", "fuxictr"), "--from fuxictr: needs --experiment and takes no --label"),
-        (("--from", "recbole"), "--from recbole: needs one --label, got 0"),
+        (
+            ("--from", "fuxictr", "--experiment", "x", "--threshold", "1"),
+            "takes no --label and no --threshold",
+        ),
+        (("--from", "recbole"), "--from recbole: needs one --label and takes no --experiment"),
+        (("--from", "recbole", "--schema", "s.toml"), "--schema: must not be given with --from"),
+        (("--from", "recbole", "--schema-only"), "--schema-only: must not be given with --from"),
         (("--experiment", "x"), "--experiment: goes with --from, got none"),
         (("--from", "recbole", "b"), "--from: takes one folder, got 2 paths"),
     ],

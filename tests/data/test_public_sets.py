@@ -227,8 +227,10 @@ def test_sessions_follow_on_earlier_ones(tmp_path: Path) -> None:
         "valid": ([[], [1]] * 20, [[1, 2], [3, 4]] * 20),
         "test": ([[2]], [[5, 6]]),
     }
+    # Everybody has two sessions; person 7's are in the other part too, and must not train.
+    people = {"valid": [n // 2 for n in range(40)], "test": [7]}
     for name, lists in sessions.items():
-        columns = {}
+        columns = {"user_idx": pa.array(people[name], pa.int32())}
         for prefix, products in zip(("bef_sess", "sess"), lists, strict=True):
             for column, shift in (("pid", 0), ("csid", 10), ("bid", 20)):
                 values = [[product + shift for product in row] for row in products]
@@ -241,9 +243,14 @@ def test_sessions_follow_on_earlier_ones(tmp_path: Path) -> None:
         (row["item"], row["history_item"], row["brand"]) for row in rows["test"] if row["click"]
     ]
     assert test == [(5, [2], 25), (6, [2, 5], 26)]
-    # A session without earlier ones starts at its second event: 1 and 2 positives of 20 sessions.
-    assert len(rows["train"]) + len(rows["valid"]) == 2 * 20 * 3
+    # A session without earlier ones starts at its second event: 1 and 2 positives of 19 people.
+    assert len(rows["train"]) + len(rows["valid"]) == 2 * 19 * 3
     assert rows["valid"]
+    seen = {split: {row["user"] for row in found} for split, found in rows.items()}
+    assert not seen["train"] & seen["valid"]
+    assert 7 not in seen["train"] | seen["valid"]
+    drawn = {row["item"] for row in rows["train"] if not row["click"]}
+    assert drawn <= {2, 5, 6} - {2} | {5, 6}  # each person touched 1 to 4
     positives = {(row["item"], *row["history_item"]) for row in rows["train"] if row["click"]}
     assert positives == {(2, 1), (3, 1), (4, 1, 3)}
 

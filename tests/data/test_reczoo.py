@@ -1,10 +1,9 @@
 """Readers of sets in reczoo's layout, on small files of that layout."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +16,10 @@ from tamis.errors import DataError
 def _write(folder: Path, splits: tuple[str, ...], columns: dict[str, list[Any]]) -> None:
     folder.mkdir(parents=True)
     for split in splits:
-        pyarrow.csv.write_csv(pa.table(columns), folder / f"{split}.csv")
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _ingested(tmp_path: Path, prepared: PublicSet) -> Any:
@@ -160,3 +162,37 @@ def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"train\.csv: must exist, .* Fetch the set from reczoo"):
         prepare(name, tmp_path, tmp_path / "out")
+
+
+def test_quoted_headers_and_words_stay_text(tmp_path: Path) -> None:
+    folder = tmp_path / "AmazonElectronics_x1"
+    _write(folder, ("test",), _amazon())
+    rows = [f'{n % 2},{n},"00{n % 3}",NA,"1^2","1^2"' for n in range(200)]
+    header = '"label","user_id","item_id","cate_id","item_history","cate_history"'
+    (folder / "train.csv").write_text("\ufeff" + "\n".join([header, *rows]), encoding="utf-8")
+    prepared = prepare("amazon_electronics_x1", tmp_path, tmp_path / "out")
+    table = pq.read_table(prepared.files["train"])
+
+    assert set(table["item_id"].to_pylist()) == {"000", "001", "002"}
+    assert set(table["cate_id"].to_pylist()) == {"NA"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,user_id\n1,\n", "user_id: must be a whole number in every row, got None"),
+        ("label,user_id\n1,u7\n", "user_id: must be a whole number in every row, got 'u7'"),
+        ("label,user\n1,7\n", "user_id: must be a column of the training file, got label, user"),
+        ("label,user_id\n1\n", r"train\.csv: must be a CSV file"),
+        ("", r"train\.csv: must be a CSV file"),
+    ],
+)
+def test_training_files_without_numbered_users_are_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    folder = tmp_path / "AmazonElectronics_x1"
+    _write(folder, ("test",), _amazon())
+    (folder / "train.csv").write_text(text)
+
+    with pytest.raises(DataError, match=message):
+        prepare("amazon_electronics_x1", tmp_path, tmp_path / "out")

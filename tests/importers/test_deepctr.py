@@ -31,7 +31,7 @@ def test_columns_become_fields() -> None:
         DenseFeat("price"),
         VarLenSparseFeat(_sparse("hist_item", 100, embedding_name="item"), maxlen=4),
     ]
-    schema = deepctr.schema_of(columns, ["click", "buy"])
+    schema, notes = deepctr.read(columns, ["click", "buy"])
 
     assert schema.fields == (
         Field(name="user", kind="categorical"),
@@ -40,16 +40,38 @@ def test_columns_become_fields() -> None:
         Field(name="hist_item", kind="sequence", shares="item", max_length=4),
     )
     assert [task.name for task in schema.tasks] == ["click", "buy"]
+    assert notes[0].startswith("user: embedding_dim = 4 is a setting of the model")
+    assert len(notes) == 3
+
+
+def test_columns_may_share_a_table_that_is_no_columns_own() -> None:
+    columns = [_sparse("a", 3, embedding_name="t"), _sparse("b", 3, embedding_name="t")]
+    schema, _ = deepctr.read(columns, ["y"])
+
+    assert [(field.name, field.shares) for field in schema.fields] == [("a", ""), ("b", "a")]
+
+
+def test_other_poolings_are_said() -> None:
+    column = VarLenSparseFeat(_sparse("past", 9), maxlen=4, combiner="sum")
+    _, notes = deepctr.read([column], ["y"])
+
+    assert "past: combiner 'sum' became the mean." in notes
 
 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
         (DenseFeat("image", 512), "image: must be one number, got a vector of 512"),
-        (_sparse("a", 3, embedding_name="b"), "a: embedding_name must be a column of its own"),
         ("user", "must be a SparseFeat, DenseFeat or VarLenSparseFeat, got str"),
     ],
 )
 def test_columns_that_cannot_be_imported_are_refused(column: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        deepctr.schema_of([column], ["y"])
+        deepctr.read([column], ["y"])
+
+
+def test_names_and_labels_must_be_clear() -> None:
+    with pytest.raises(ConfigError, match="a: must be one column, got two of that name"):
+        deepctr.read([_sparse("a", 3), DenseFeat("a")], ["y"])
+    with pytest.raises(ConfigError, match="labels: must be a list of columns, got the text 'y'"):
+        deepctr.read([_sparse("a", 3)], "y")

@@ -19,10 +19,10 @@ tiny_seq:
     test_data: ../data/tiny/test.csv
     min_categr_count: 2
     feature_cols:
-        - {name: userid, active: True, dtype: str, type: meta}
+        - {name: day, active: True, dtype: str, type: meta}
         - {name: [adgroup_id, cate_id], active: True, dtype: str, type: categorical}
         - {name: brand, active: True, dtype: str, type: categorical, min_categr_count: 10,
-           category_encoder: hash_bucket, num_buckets: 100}
+           category_processor: hash_bucket, num_buckets: 100}
         - {name: pid, active: False, dtype: str, type: categorical}
         - {name: price, active: True, dtype: float, type: numeric, normalizer: StandardScaler}
         - {name: age, active: True, dtype: float, type: numeric}
@@ -30,7 +30,8 @@ tiny_seq:
         - {name: click_sequence, active: True, dtype: str, type: sequence, splitter: ^,
            max_len: 20, padding: pre, share_embedding: adgroup_id}
         - {name: cate_sequence, active: True, dtype: str, type: sequence, splitter: ^,
-           max_len: 20, share_embedding: cate_id}
+           max_len: 20, padding: pre, share_embedding: cate_id}
+        - {name: group_id, active: True, dtype: str, type: meta, preprocess: copy_from(userid)}
     label_col: {name: clk, dtype: float}
 npz:
     data_format: npz
@@ -45,7 +46,7 @@ Base:
     pickle_feature_encoder: True
     save_best_only: True
     eval_steps: null
-    group_id: null
+    group_id: group_id
 
 """
 _COMMON = """
@@ -73,8 +74,8 @@ _OWN = {
         "dnn_hidden_units: [64, 32]\n    attention_hidden_units: [8]\n"
         "    attention_hidden_activations: Dice\n    attention_output_activation: null\n"
         "    attention_dropout: 0\n    din_use_softmax: True\n"
-        "    din_target_field: [[adgroup_id, cate_id]]\n"
-        "    din_sequence_field: [[click_sequence, cate_sequence]]\n"
+        "    din_target_field: [!!python/tuple [adgroup_id, cate_id]]\n"
+        "    din_sequence_field: [!!python/tuple [click_sequence, cate_sequence]]\n"
     ),
     "DCNv2": (
         "model_structure: parallel\n    use_low_rank_mixture: False\n    low_rank: 32\n"
@@ -129,8 +130,12 @@ def test_data_set_becomes_a_schema(folder: Path) -> None:
     assert by_name["cate_sequence"].group == "history"
     assert imported.schema.roles.user == "userid"
     assert [task.name for task in imported.schema.tasks] == ["clk"]
-    assert [ignored.column for ignored in imported.schema.ignored] == ["pid"]
-    assert imported.notes == ("hour: preprocess = 'convert_hour' is not carried over.",)
+    assert [ignored.column for ignored in imported.schema.ignored] == ["pid", "day"]
+    assert imported.notes == (
+        "hour: preprocess = 'convert_hour' is not carried over.",
+        "attention_dropout = 0 has no counterpart in din.",
+        "monitor = {'AUC': 1, 'logloss': -1} became auc.",
+    )
     assert set(imported.files) == {"train", "valid", "test"}
     assert all(path.exists() for path in imported.files.values())
 
@@ -142,7 +147,9 @@ def test_training_keeps_its_meaning(folder: Path) -> None:
     assert settings.optimizer.embedding == "adam"
     assert settings.optimizer.embedding_lr == settings.optimizer.dense_lr == 5e-4
     assert settings.optimizer.embedding_l2 == 0.05
+    assert settings.optimizer.clip_norm == 10
     assert settings.schedule.plateau_factor == 0.1
+    assert settings.training.min_improvement == 1e-6
     assert settings.training.batch_size == 1024
     assert settings.training.max_epochs == 40
     assert settings.training.monitor == "auc"
@@ -218,15 +225,70 @@ def test_data_set_alone_has_no_recipe(folder: Path) -> None:
     assert {field.group for field in imported.schema.fields if field.is_jagged} == {""}
 
 
+def test_defaults_are_those_of_fuxictr(folder: Path) -> None:
+    """An experiment that sets nothing but its model and its data."""
+    # A DCNv2 of cross layers alone, which is FuxiCTR's default, tamis has not.
+    own = {"DCNv2": ", parallel_dnn_hidden_units: [9]"}
+    (folder / "model_config.yaml").write_text(
+        "\n".join(
+            f"{name}: {{model: {name}, dataset_id: tiny_seq{own.get(name, '')}}}"
+            for name in fuxictr._MODELS
+        )
+    )
+    models = {
+        name: run_config_from_table(fuxictr.read(folder, name).recipe).model
+        for name in fuxictr._MODELS
+    }
+
+    assert all(model.embedding_dim == 10 for name, model in models.items() if name != "LR")
+    assert models["xDeepFM"].split_half is False
+    assert (models["AutoInt"].num_layers, models["AutoInt"].num_heads) == (2, 1)
+    assert models["DIEN"].norm == "batch"
+    assert models["DIN"].hidden_units == (512, 128, 64)
+
+
+def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    changed = path.read_text().replace(
+        "attention_dropout: 0\n",
+        "reduce_lr_on_plateau: False\n    use_features: [adgroup_id, click_sequence]\n"
+        "    use_residual: False\n    feature_specs: [x]\n    task: regression\n",
+    )
+    path.write_text(changed.replace("{'AUC': 1, 'logloss': -1}", "{'gAUC': 1, 'AUC': 1}"))
+    imported = fuxictr.read(folder, "DIN_test")
+
+    assert [field.name for field in imported.schema.fields] == ["adgroup_id", "click_sequence"]
+    assert imported.recipe["schedule"]["plateau_factor"] == 1.0
+    assert "use_residual = False has no counterpart in din." in imported.notes
+    assert "feature_specs = ['x'] has no counterpart in din." in imported.notes
+    assert "monitor = {'gAUC': 1, 'AUC': 1} became auc." in imported.notes
+
+
+def test_histories_keep_the_separator_and_say_which_end_they_keep(folder: Path) -> None:
+    path = folder / "dataset_config.yaml"
+    text = path.read_text().replace("splitter: ^,\n           max_len: 20, padding: pre, ", "")
+    path.write_text(text)
+    imported = fuxictr.read(folder, "DIN_test")
+    by_name = {field.name: field for field in imported.schema.fields}
+
+    assert by_name["click_sequence"].separator == "^"
+    assert by_name["click_sequence"].max_length == 50
+    assert any(note.startswith("click_sequence: max_len is left") for note in imported.notes)
+    assert any("padding post makes FuxiCTR keep the first" in note for note in imported.notes)
+
+
 @pytest.mark.parametrize(
     ("experiment", "old", "new", "message"),
     [
         ("DNN_test", "", "", r"must hold the experiment, got 'DNN_test'. It holds .*DIN_test"),
-        ("npz", "", "", "data_format must be csv or parquet, got 'npz'"),
+        ("npz", "", "", "must be raw csv or parquet, got 'npz'"),
         ("DIN_test", "model: DIN\n", "model: AFM\n", r"model: must be one of .*DCNv2.*got 'AFM'"),
         ("DIN_test", "dataset_id: tiny_seq", "dataset_id: x", "must hold the data set 'x'"),
         ("DCNv2_test", "parallel\n", "crossnet_only\n", "must be parallel or stacked"),
         ("DIN_test", "Base:", "Base: [", "must be YAML"),
+        ("DIN_test", "Base:", "Base: 3\nOther:", "Base: must hold named entries, got 3"),
+        ("DIN_test", "embedding_dim: 10", "embedding_dim: x", "embedding_dim: must be a number"),
+        ("DIN_test", "dataset_id: tiny_seq", "dataset_id: [x]", r"must hold the data set \['x'\]"),
     ],
 )
 def test_what_cannot_be_imported_is_refused(
@@ -237,6 +299,33 @@ def test_what_cannot_be_imported_is_refused(
 
     with pytest.raises(ConfigError, match=message):
         fuxictr.read(folder, experiment)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: price, active: True, dtype: float, type:", "type:", "must have a name, got"),
+        ("dtype: float, type: numeric}", "dtype: float}", "must have a type, got"),
+        ("label_col: {name: clk, dtype: float}", "label_col: clk", "label_col: must hold named"),
+        ("label_col: {name: clk, dtype: float}", "label_col: {}", "label_col: must have a name"),
+        ("data_format: csv", "rebuild_dataset: False", "must be raw csv or parquet"),
+        ("num_buckets: 100", "num_buckets: x", "num_buckets: must be a number, got 'x'"),
+        ("train_data: ../data/tiny/train.csv", "", None),
+    ],
+)
+def test_data_set_of_another_shape_is_refused(
+    folder: Path, old: str, new: str, message: str | None
+) -> None:
+    path = folder / "dataset_config.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    if message is None:
+        assert set(fuxictr.read(folder, "DIN_test").files) == {"valid", "test"}
+        return
+
+    with pytest.raises(ConfigError, match=message):
+        fuxictr.read(folder, "DIN_test")
 
 
 def test_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:

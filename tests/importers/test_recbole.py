@@ -59,11 +59,22 @@ def test_atomic_files_become_one_log(folder: Path, tmp_path: Path) -> None:
     assert imported.notes == ("vector: lists of numbers are not carried over.",)
 
 
+def test_other_columns_of_the_interactions_are_pointed_out(folder: Path, tmp_path: Path) -> None:
+    path = folder / "ml-100k.inter"
+    ends = ["\tdwell:float", "\t1", "\t2", "\t3", "\t4"]
+    rows = [line + end for line, end in zip(_INTER.splitlines(), ends, strict=True)]
+    path.write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    imported = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+    assert imported.notes[0].startswith("dwell: a column of the interactions is an input")
+    assert imported.schema.roles.user == "user_id"  # behind a byte order mark
+
+
 def test_benchmark_files_keep_their_split(folder: Path, tmp_path: Path) -> None:
     (folder / "ml-100k.inter").unlink()
     for part in ("train", "valid", "test"):
         (folder / f"ml-100k.{part}.inter").write_text(_INTER.replace("rating", "label"))
-    with pytest.raises(DataError, match="label must be a column of the interactions, got 'rating'"):
+    with pytest.raises(DataError, match=r"label must be a column of numbers .* got 'rating'"):
         recbole.read(folder, label="rating", threshold=None, out=tmp_path / "out")
     imported = recbole.read(folder, label="label", threshold=3.0, out=tmp_path / "out")
 
@@ -73,7 +84,7 @@ def test_benchmark_files_keep_their_split(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("user_id\titem_id", r"header must hold name:type .* got 'user_id'"),
+        ("user_id\titem_id", r"header must hold name:type, .* got 'user_id'"),
         ("user_id:token\titem_id:word", r"got 'item_id:word'"),
         ("user_id:token", "must be tab-separated as its header says"),
     ],
@@ -92,3 +103,37 @@ def test_folder_without_interactions_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"set\.inter: must exist"):
         recbole.read(tmp_path / "set", label="x", threshold=None, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "message"),
+    [
+        ("user", "id:token\tage:float\n1\t2\n", "must have the column 'user_id'"),
+        ("user", "user_id:float\tage:float\n1\t2\n", "user_id must be a token in all files"),
+        ("user", "user_id:token\tage:float\n1\t2\n1\t3\n", "user_id must be there once"),
+        ("item", "item_id:token\trating:float\n1\t2\n", "got 'rating' twice"),
+        ("train.inter", _INTER, r"must hold ml-100k\.train\.inter, .* got train alone"),
+    ],
+)
+def test_files_that_cannot_be_joined_are_refused(
+    folder: Path, tmp_path: Path, suffix: str, text: str, message: str
+) -> None:
+    (folder / f"ml-100k.{suffix}").write_text(text)
+
+    with pytest.raises(DataError, match=message):
+        recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("label", "threshold", "message"),
+    [
+        ("rating", None, "the label must be 0 or 1, got 3. Give a threshold"),
+        ("rating", float("nan"), "threshold: must be a finite number, got nan"),
+        ("user_id", None, "the label must be 0 or 1, got 196"),
+    ],
+)
+def test_labels_without_a_meaning_are_refused(
+    folder: Path, tmp_path: Path, label: str, threshold: float | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        recbole.read(folder, label=label, threshold=threshold, out=tmp_path / "out")

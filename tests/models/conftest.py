@@ -14,6 +14,7 @@ from tamis.data.schema import InputSpec
 
 _ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
     "gelu": lambda x: np.array([value * (1 + erf(value / 2**0.5)) / 2 for value in x]),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,

@@ -406,14 +406,16 @@ def test_impossible_settings_are_refused(options: dict, message: str) -> None:
             ("task0", "task1", "shared"),
             ("task0 1", "task0 2", "task1 1", "shared 1"),
         ),
-        ("ple", {}, ("task0", "task1", "shared"), ("task0 1", "task1 1", "shared 1")),
+        ("ple", {}, ("task0", "task1", "shared"), ("task0", "task1", "shared")),
         (
-            "mmoe",
-            {"num_experts": 5},
-            tuple(f"into expert {n}" for n in range(1, 6)),
-            tuple(f"expert {n}" for n in range(1, 6)),
+            "ple",
+            {"task_experts": 2},
+            ("task0", "task1", "shared"),
+            ("task0 1", "task0 2", "task1 1", "task1 2", "shared 1"),
         ),
-        ("cross_stitch", {}, ("task0", "task1"), ("task0 1", "task1 1")),
+        # As many experts as tasks, but nobody's own.
+        ("mmoe", {"num_experts": 2}, ("expert 1", "expert 2"), ("expert 1", "expert 2")),
+        ("cross_stitch", {}, ("task0", "task1"), ("task0", "task1")),
     ],
 )
 def test_inspections_are_means_over_the_batch_and_say_whose_they_are(

@@ -20,6 +20,7 @@ from tamis.models.cetnet import (
     entropy,
     fused_logits,
 )
+from tamis.models.output import Output
 from tamis.testing.models import example_batch, example_spec
 from tamis.training.config import OptimizerConfig
 from tamis.training.objective import training_loss
@@ -53,6 +54,125 @@ def _loss_of(model: torch.nn.Module, batch: Batch, spec: InputSpec) -> Tensor:
 
 def _moves(parameter: Tensor) -> bool:
     return parameter.grad is not None and bool(parameter.grad.to_dense().ne(0).any())
+
+
+class _Says(torch.nn.Module):
+    """A member that always predicts the same."""
+
+    def __init__(self, *probabilities: float) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.logit(torch.tensor(probabilities)))
+
+    def forward(self, batch: Batch) -> Output:
+        return Output(logits=self.logits.expand(batch.num_rows, -1))
+
+
+def _of(first: float, second: float, **options: object) -> tuple[CETNet, Batch]:
+    """CETNet whose two members predict this."""
+    spec = example_spec()
+    model = _build(CETNetConfig(members=(_DCN, _FM), **options), spec)
+    model.members = torch.nn.ModuleList([_Says(first), _Says(second)])
+    return model, example_batch(spec, rows=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, 0.775835),
+        ({"tau": 0.5}, 0.800181),
+        ({"tau": 0.1}, 0.891028),
+        ({"tau": 0.5, "learn_tau": True}, 0.800181),
+        ({"confidence": "inverse_entropy"}, 0.9 * 0.830655 + 0.6 * 0.169345),
+        # Margins 0.8 and 0.2: the softmax of their difference is 0.645656.
+        ({"confidence": "margin"}, 0.9 * 0.645656 + 0.6 * 0.354344),
+        ({"confidence": "none"}, 0.75),
+        ({"confidence": "weights"}, 0.75),
+        # Mean logit of log 9 and log 1.5: the root of 13.5 as odds.
+        ({"confidence": "none", "fuse": "logit"}, 13.5**0.5 / (1 + 13.5**0.5)),
+    ],
+)
+def test_model_fuses_to_the_known_answer(options: dict, fused: float) -> None:
+    model, batch = _of(0.9, 0.6, **options)
+    output = model(batch)
+
+    assert torch.sigmoid(output.logits).flatten().tolist() == pytest.approx([fused] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        ({}, 0.268764),
+        ({"collaboration": "kl_1to2"}, 0.226289),
+        ({"collaboration": "kl_2to1"}, 0.311239),
+        ({"collaboration": "mse"}, 0.09),
+        # At twice the temperature: p of 0.75 and of 0.550510, whose odds are 3 and 1.5 ** 0.5.
+        ({"collaboration_temperature": 2.0}, 0.5 * (0.75 - 0.550510) * math.log(3 / 1.5**0.5)),
+    ],
+)
+def test_model_adds_the_known_distance(options: dict, loss: float) -> None:
+    model, batch = _of(0.9, 0.6, collaboration_weight=0.5, **options)
+
+    found = model(batch).auxiliary_losses["collaboration"]
+    assert found.tolist() == pytest.approx([0.5 * loss], abs=1e-5)
+
+
+def test_distance_is_weighted_by_rows_and_moves_as_it_is_told() -> None:
+    gradients = {}
+    for detach in (False, True):
+        model, batch = _of(0.9, 0.6, detach_peer=detach, collaboration="kl_1to2")
+        model(batch).auxiliary_losses["collaboration"].sum().backward()
+        gradients[detach] = [member.logits.grad is not None for member in model.members]
+        moved = [float(member.logits.grad or 0) for member in model.members]
+        assert (moved[0] != 0) is not detach
+        assert moved[1] != 0
+    # Rows that do not count are not drawn together.
+    model, batch = _of(0.9, 0.6)
+    model.members[0] = _ByRow(torch.logit(torch.tensor([0.9, 0.6, 0.6, 0.6])))
+    apart = model(batch).auxiliary_losses["collaboration"].item()
+    weighted = replace(batch, weights=torch.tensor([0.0, 1.0, 1.0, 1.0]))
+
+    assert apart == pytest.approx(0.1 * 0.268764 / 4, abs=1e-6)
+    assert model(weighted).auxiliary_losses["collaboration"].item() == pytest.approx(0, abs=1e-7)
+
+
+class _ByRow(torch.nn.Module):
+    """A member that predicts something for each of four rows."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, batch: Batch) -> Output:
+        return Output(logits=self.logits.unsqueeze(1).requires_grad_())
+
+
+def test_members_count_one_between_them_unless_told() -> None:
+    spec = example_spec()
+    for members, alpha in (((_DCN, _FM), 1 / 2), ((_DCN, _FM, _DCN, _FM), 1 / 4)):
+        supervised = _build(CETNetConfig(members=members), spec)(example_batch(spec)).supervised
+        assert [item.weight for item in supervised] == [1.0] + [alpha] * len(members)
+
+
+@pytest.mark.parametrize("logit", [20.0, 60.0])
+def test_entropy_and_divergence_are_exact_on_both_sides(logit: float) -> None:
+    there, back = torch.tensor([logit]), torch.tensor([-logit])
+
+    torch.testing.assert_close(entropy(there), entropy(back))
+    assert entropy(there).item() > 0
+    pair = torch.tensor([[[logit], [logit + 1]]])
+    forth = collaborative_loss(pair, "kl_1to2", detach_peer=False)
+    mirrored = collaborative_loss(-pair, "kl_1to2", detach_peer=False)
+    torch.testing.assert_close(forth, mirrored)
+
+
+def test_shared_tables_never_mix_embeddings_with_first_order_weights() -> None:
+    spec = example_spec(num_tasks=4)  # first-order weights are as wide as embeddings of width 4
+    members = (_FM, _DCN, {"name": "lr"})
+    model = _build(CETNetConfig(members=members, embeddings="shared"), spec)
+
+    assert model.members[1].inputs.tables is not model.members[0].first_order.tables
+    assert model.members[1].inputs.tables.weight.std() > 0
+    assert len(table_parameters(model)) == 2
 
 
 @pytest.mark.parametrize(
@@ -318,7 +438,11 @@ def test_detached_weights_leave_the_fused_loss_to_the_predictions() -> None:
             r"members\[1\].hiden_units: .* Did you mean 'hidden_units'",
         ),
         ({"members": (_DCN, {"name": "cetnet"})}, r"members\[1\].name: must be one of"),
-        ({"tau": 0.0}, "tau: must be above 0, got 0.0"),
+        ({"tau": 0.0}, "tau: must be at least 1e-06, got 0.0"),
+        ({"detach_weights": True, "learn_tau": True}, "detach_weights: must be false where"),
+        ({"detach_weights": True, "confidence": "gate"}, "detach_weights: must be false where"),
+        ({"confidence": "none", "learn_tau": True}, "learn_tau: must be false with confidence"),
+        ({"member_weight": 0.0, "fused_weight": 0.0}, "fused_weight: must be above 0"),
         (
             {"members": (_DCN, {"name": "dhen"}), "embeddings": "shared"},
             "must have one embedding_dim, got 4, 16",
@@ -342,13 +466,16 @@ def test_inspections_show_weights_predictions_and_distances() -> None:
     with torch.no_grad():  # away from the start, where all members say one half
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        weight, prediction, apart, _ = model.inspections(batch)
+        weight, share, prediction, apart, _ = model.inspections(batch)
         members = model.members_of(batch)
     p = torch.sigmoid(members.logits)
 
     assert weight.columns == ("dcn_v2 0", "deepfm 1", "dcn_v2 2")
     assert weight.rows == ("task0", "task1")
     torch.testing.assert_close(weight.values.sum(1), torch.ones(2))
+    torch.testing.assert_close(share.values.sum(1), torch.ones(3))
+    in_bin = (members.weights[:, 0, 0] >= 0.3) & (members.weights[:, 0, 0] < 0.4)
+    torch.testing.assert_close(share.values[0, 3], in_bin.float().mean())
     torch.testing.assert_close(prediction.values[1, 0], p[:, 0, 1].mean())
     assert apart.title.endswith("task0")
     torch.testing.assert_close(apart.values[0, 2], (p[:, 0, 0] - p[:, 2, 0]).abs().mean())

@@ -64,33 +64,44 @@ class Rows:
     def head(self, *parts: np.ndarray) -> np.ndarray:
         return self.reference.mlp(self.model.head, np.concatenate(parts), num_hidden=1)
 
-    def score(self, unit: torch.nn.Module, target: np.ndarray, event: np.ndarray, *extra) -> float:
-        pair = np.concatenate([target, event, target - event, target * event, *extra])
+    def score(self, unit: torch.nn.Module, target: np.ndarray, event: np.ndarray) -> float:
+        pair = np.concatenate([target, event, target - event, target * event])
         return float(self.reference.mlp(unit.score, pair, num_hidden=1)[0])
 
-    def heads(self, unit: torch.nn.Module, tokens: np.ndarray, count: int) -> list[np.ndarray]:
-        """Each head's mixture for each token."""
+    def heads(
+        self, unit: torch.nn.Module, tokens: np.ndarray, count: int, *, causal: bool = False
+    ) -> list[np.ndarray]:
+        """Each head's mixture for each token, of all tokens or of those up to its own place."""
         parts = np.split(np.array([self.linear(unit, token) for token in tokens]), 3, axis=1)
         mixed = []
         split = [np.split(part, count, axis=1) for part in parts]
         for query, key, value in zip(*split, strict=True):
-            rows = [_softmax(key @ q / np.sqrt(len(q))) @ value for q in query]
+            rows = []
+            for place, q in enumerate(query):
+                seen = place + 1 if causal else len(key)
+                rows.append(_softmax(key[:seen] @ q / np.sqrt(len(q))) @ value[:seen])
             mixed.append(np.array(rows))
         return mixed
 
-    def self_attention(self, unit: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
-        mixed = np.concatenate(self.heads(unit.project, tokens, unit.num_heads), axis=1)
+    def self_attention(
+        self, unit: torch.nn.Module, tokens: np.ndarray, *, causal: bool = False
+    ) -> np.ndarray:
+        heads = self.heads(unit.project, tokens, unit.num_heads, causal=causal)
+        mixed = np.concatenate(heads, axis=1)
         return np.array([self.linear(unit.output, token) for token in mixed])
 
     def norm(self, norm: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
         return np.array([self.reference.layer_norm(norm, token) for token in tokens])
 
-    def transformer(self, tokens: np.ndarray) -> np.ndarray:
+    def transformer(self, tokens: np.ndarray, *, activation: str) -> np.ndarray:
         for layer in self.unit.layers:
             tokens = self.norm(
                 layer.norms[0], tokens + self.self_attention(layer.attention, tokens)
             )
-            fed = [self.reference.mlp(layer.feed_forward, t, num_hidden=1) for t in tokens]
+            fed = [
+                self.reference.mlp(layer.feed_forward, t, num_hidden=1, activation=activation)
+                for t in tokens
+            ]
             tokens = self.norm(layer.norms[1], tokens + np.array(fed))
         return tokens
 
@@ -119,31 +130,25 @@ def test_dien_evolves_the_interests_of_a_recurrent_network(reference) -> None:
     model = reference.build(DIEN, DIENConfig(**_SMALL))
     rows = Rows(reference, model)
 
-    def gates(x: np.ndarray, h: np.ndarray, weights: list) -> tuple[np.ndarray, np.ndarray]:
-        w, u, b, c = (rows.array(weight) for weight in weights)
-        read, kept = np.split(w @ x + b, 3), np.split(u @ h + c, 3)
+    def gates(unit: torch.nn.Module, x: np.ndarray, h: np.ndarray) -> tuple:
+        read = np.split(rows.linear(unit.read, x), 3)
+        kept = np.split(rows.linear(unit.keep, h), 3)
         reset, update = _sigmoid(read[0] + kept[0]), _sigmoid(read[1] + kept[1])
         return update, np.tanh(read[2] + reset * kept[2])
 
     def logits(row: int) -> np.ndarray:
         fields, target, events = rows.vectors(row)
-        gru, evolve = rows.unit.extract.gru, rows.unit.evolve
         interests, h = [], np.zeros(4)
         for event in events:
-            weights = [gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0]
-            keep, content = gates(event, h, weights)
-            h = keep * h + (1 - keep) * content
+            update, content = gates(rows.unit.extract, event, h)
+            h = (1 - update) * h + update * content
             interests.append(h)
         state = np.zeros(4)
         if events:
             wanted = rows.linear(rows.unit.attention, target)
             attention = _softmax(np.array([h @ wanted for h in interests]))
             for a, h in zip(attention, interests, strict=True):
-                weights = [
-                    *(evolve.read.weight, evolve.keep.weight),
-                    *(evolve.read.bias, evolve.keep.bias),
-                ]
-                update, content = gates(h, state, weights)
+                update, content = gates(rows.unit.evolve, h, state)
                 state = (1 - a * update) * state + a * update * content
         return rows.head(fields, state)
 
@@ -160,7 +165,8 @@ def test_bst_is_a_transformer_on_candidate_and_events(reference, pooling: str) -
         fields, target, events = rows.vectors(row)
         positions = rows.array(rows.unit.positions)
         placed = [e + positions[len(events) - place] for place, e in enumerate(events)]
-        tokens = rows.transformer(np.array([target + positions[0], *placed]))
+        placed = np.array([target + positions[0], *placed])
+        tokens = rows.transformer(placed, activation="leaky_relu")
         if pooling == "target":
             return rows.head(fields, tokens[0])
         if pooling == "mean":
@@ -181,7 +187,8 @@ def test_transact_reads_pairs_and_keeps_recent_outputs(reference) -> None:
         fields, target, events = rows.vectors(row)
         recent, largest = np.zeros((2, 8)), np.zeros(8)
         if events:
-            tokens = rows.transformer(np.array([np.concatenate([e, target]) for e in events]))
+            pairs = np.array([np.concatenate([e, target]) for e in events])
+            tokens = rows.transformer(pairs, activation="relu")
             last = tokens[::-1][:2]
             recent[: len(last)] = last
             largest = tokens.max(0)
@@ -205,18 +212,22 @@ def test_dmin_pools_the_interest_of_every_head(reference) -> None:
         unit, interests = rows.unit, [np.zeros(4)] * 2
         if events:
             tokens = np.array(events)
-            refined = rows.norm(unit.refine_norm, tokens + rows.self_attention(unit.refine, tokens))
+            mixed = rows.self_attention(unit.refine, tokens, causal=True)
+            refined = rows.norm(unit.refine_norm, tokens + mixed)
+            fed = [reference.mlp(unit.refine_feed_forward, t, num_hidden=1) for t in refined]
+            refined = refined + np.array(fed)
             positions = rows.array(unit.positions)[: len(events)][::-1]
             interests = []
-            for index, head in enumerate(rows.heads(unit.project, refined, 2)):
+            for index, head in enumerate(rows.heads(unit.project, refined, 2, causal=True)):
                 widened = [reference.mlp(unit.widen[index], t, num_hidden=0) for t in head]
                 interest = rows.norm(unit.norms[index], refined + np.array(widened))
                 fed = [reference.mlp(unit.feed_forward[index], t, num_hidden=1) for t in interest]
                 interest = interest + np.array(fed)
-                scores = [
-                    rows.score(unit.pool[index], target, vector, position)
-                    for vector, position in zip(interest, positions, strict=True)
-                ]
+                scores = []
+                for vector, position in zip(interest, positions, strict=True):
+                    beside = np.concatenate([target, position])
+                    placed = reference.mlp(unit.place[index], beside, num_hidden=0)
+                    scores.append(rows.score(unit.pool[index], placed, vector))
                 interests.append(_softmax(np.array(scores)) @ interest)
         return rows.head(fields, *interests)
 
@@ -251,7 +262,7 @@ def test_dmr_matches_the_user_and_the_items_with_the_candidate(reference) -> Non
         user = reference.mlp(unit.user_map[0], pooled, num_hidden=0)
         user = np.where(user > 0, user, rows.array(unit.user_map[1].weight) * user)
         match = user @ reference.mlp(unit.output_map, target, num_hidden=0)
-        return rows.head(fields, user, weighed, np.array([match, total]))
+        return rows.head(fields, weighed, np.array([match, total]))
 
     reference.check(model, logits)
 
@@ -340,6 +351,88 @@ def test_candidate_without_a_counterpart_is_a_learned_vector(name: str) -> None:
 
     assert model.inputs.missing.shape == (2, 16)
     assert output.logits.shape == (40, 1)
+    assert model.inputs.missing.grad is not None
+    assert model.inputs.missing.grad.ne(0).any()
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_histories_of_several_groups_each_have_a_unit(name: str) -> None:
+    """Two groups of their own lengths; one column of the second has no candidate."""
+    spec = example_spec(num_categorical=1)
+    other = SequenceInput(
+        name="other", fields=("a", "b"), tables=("field0", "events"), max_length=7
+    )
+    spec = dataclasses.replace(
+        spec,
+        sequences=(*spec.sequences, other),
+        tables=(*spec.tables, Table(name="events", num_rows=50)),
+    )
+    batch = example_batch(spec, longest=5)
+    entry = catalog.entry(name)
+    torch.manual_seed(0)
+    model = entry.model(entry.config(init_std=1.0), spec).eval()
+    with torch.no_grad():
+        whole = model(batch).logits
+        changed = dataclasses.replace(
+            batch, sequences={**batch.sequences, "other": _reversed(batch.sequences["other"])}
+        )
+        assert len(model.units) == 2
+        assert model.inputs.counterparts == ((0, 0), (0, None))
+        assert not torch.allclose(whole, model(changed).logits, atol=1e-4)
+
+
+def _reversed(jagged: Jagged) -> Jagged:
+    """Histories of the same lengths with other events."""
+    return Jagged(values=jagged.values.flip(0), offsets=jagged.offsets)
+
+
+def test_candidate_is_the_field_that_owns_the_table() -> None:
+    spec = InputSpec(
+        tables=(Table(name="item", num_rows=20),),
+        categorical=(
+            CategoricalInput(name="last_item", table="item"),
+            CategoricalInput(name="item", table="item"),
+        ),
+        numeric=(),
+        sequences=(SequenceInput(name="past", fields=("past",), tables=("item",), max_length=4),),
+        tasks=(Task(name="click"),),
+    )
+
+    assert DIN(DINConfig(), spec).inputs.counterparts == ((1,),)
+
+
+def test_refined_events_of_dmin_have_not_seen_the_next_one() -> None:
+    torch.manual_seed(0)
+    model = DMIN(DMINConfig(init_std=1.0), example_spec())
+    (unit,) = model.units
+    events = torch.randn(1, 5, 32, requires_grad=True)
+    refined = unit.refine(events, torch.ones(1, 5, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(refined[0, 2].sum(), events)
+
+    assert gradient[0].abs().sum(1).ne(0).tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["dien", "dmin"])
+def test_histories_at_random_teach_the_auxiliary_loss_nothing(name: str) -> None:
+    """What cannot be known must cost as much as guessing: else the loss has seen the answer."""
+    spec = example_spec()
+    entry = catalog.entry(name)
+    torch.manual_seed(0)
+    model = entry.model(entry.config(auxiliary_weight=1.0, init_std=0.3), spec).train()
+    tables = [model.inputs.tables.weight]
+    dense = [p for p in model.parameters() if p is not tables[0]]
+    optimizers = [torch.optim.Adam(dense, lr=0.01), torch.optim.SparseAdam(tables, lr=0.01)]
+    losses = []
+    for step in range(60):
+        (loss,) = model(example_batch(spec, rows=512, seed=step)).auxiliary_losses.values()
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+
+    # Guessing costs 2 log 2 = 1.386 nats.
+    assert np.mean(losses[-10:]) > 1.33
 
 
 @pytest.mark.parametrize("name", _NAMES)

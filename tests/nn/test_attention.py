@@ -127,3 +127,17 @@ def test_what_stands_in_masked_places_changes_nothing(
     first, second = module(tokens, valid), module(other, valid)
     assert torch.allclose(first[valid], second[valid], atol=1e-5)
     assert second.isfinite().all()
+
+
+def test_causal_attention_sees_no_later_token() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 5, 4) for _ in range(3))
+    valid = torch.tensor([[True] * 3 + [False] * 2, [False] * 5])
+    whole = attend(query, key, value, valid=valid, causal=True)
+
+    for place in range(3):
+        seen = slice(0, place + 1)
+        scores = query[0, :, place : place + 1] @ key[0, :, seen].transpose(1, 2) / 2
+        expected = torch.softmax(scores, dim=2) @ value[0, :, seen]
+        torch.testing.assert_close(whole[0, :, place : place + 1], expected)
+    assert whole[1].eq(0).all()

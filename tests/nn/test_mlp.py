@@ -63,4 +63,18 @@ def test_dice_of_fewer_than_two_rows_keeps_the_running_statistics() -> None:
     for rows in (0, 1):
         x = torch.full((rows, 3), 2.0)
         torch.testing.assert_close(dice(x), x * torch.sigmoid(x))
-    assert dice.norm.running_mean.tolist() == [0.0] * 3
+    assert dice.running_mean.tolist() == [0.0] * 3
+
+
+def test_dice_follows_the_running_statistics_at_inference() -> None:
+    torch.manual_seed(0)
+    dice = Dice(3)
+    for _ in range(200):
+        dice(2 * torch.randn(64, 3) + 5)
+    dice.eval()
+    x = torch.tensor([[5.0, 7.0, 3.0]])
+
+    assert dice.running_mean.tolist() == pytest.approx([5.0] * 3, abs=0.3)
+    torch.testing.assert_close(
+        dice(x), x * torch.sigmoid((x - dice.running_mean) / dice.running_var.sqrt())
+    )

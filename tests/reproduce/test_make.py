@@ -235,6 +235,7 @@ def test_members_are_compared_with_a_model_alone() -> None:
         rows.append({"model": "lr", "metrics": {"auc": 0.7 + 0.011 * seed}})
     table = replace(
         TABLE,
+        models=("lr", "pair"),
         published=(),
         comparisons=(Comparison(better="lr", worse="pair", metric="auc", members_of_worse=True),),
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tamis.data.schema import Task
-from tamis.models.output import Output
+from tamis.models.output import Output, Supervised
 from tamis.training.objective import training_loss
 
 
@@ -30,6 +30,33 @@ def test_loss_weighs_rows_and_adds_auxiliary_losses() -> None:
 
     # Three times 0.693147 and once 2.126928, over the weight of 4, and 0.5 on top.
     assert loss.item() == pytest.approx(1.551592, abs=1e-5)
+
+
+def test_auxiliary_loss_of_each_task_has_its_weight() -> None:
+    output = Output(logits=torch.zeros(2, 2), auxiliary_losses={"apart": torch.tensor([0.5, 10.0])})
+    tasks = (Task(name="click"), Task(name="buy"))
+    weights = torch.tensor([2.0, 0.0])
+
+    loss = training_loss(output, torch.ones(2, 2), torch.ones(2), tasks, weights)
+
+    assert loss.item() == pytest.approx(2 * (0.693147 + 0.5), abs=1e-5)
+
+
+def test_several_logits_are_compared_with_their_factors_and_labels() -> None:
+    output = Output(
+        logits=torch.full((2, 1), 9.0),  # not compared
+        supervised=(
+            Supervised(logits=torch.zeros(2, 1), weight=3.0),
+            Supervised(logits=torch.full((2, 1), 2.0), labels=torch.zeros(2, 1)),
+            Supervised(logits=torch.full((2, 1), float("nan")), weight=0.0),
+        ),
+    )
+
+    loss = training_loss(
+        output, torch.ones(2, 1), torch.ones(2), (Task(name="click"),), torch.ones(1)
+    )
+
+    assert loss.item() == pytest.approx(3 * 0.693147 + 2.126928, abs=1e-5)
 
 
 def test_loss_of_a_regression_task_is_the_squared_error() -> None:

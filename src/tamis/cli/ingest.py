@@ -56,6 +56,9 @@ def ingest(
     """Turn CSV, TSV, Parquet or JSON-lines logs into a memory-mapped dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
         if origin is not None:
+            if schema is not None or schema_only:
+                option = "--schema" if schema is not None else "--schema-only"
+                raise ConfigError(f"{option}: must not be given with --from, which makes a schema.")
             _ingest_imported(
                 current,
                 source,
@@ -118,15 +121,23 @@ def _ingest_imported(
 
     if len(source) != 1:
         raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: must not exist yet, got files in it. Name another folder.")
     if origin is Origin.fuxictr:
-        if experiment is None or label:
+        if experiment is None or label or threshold is not None:
             raise ConfigError(
-                "--from fuxictr: needs --experiment and takes no --label, which the config names."
+                "--from fuxictr: needs --experiment and takes no --label and no --threshold: the "
+                "config names its label."
             )
         imported = api.import_fuxictr(source[0], experiment)
+        if imported.recipe is not None:  # before the work, not after it
+            api.check_recipe(imported.recipe)
     else:
-        if len(label) != 1:
-            raise ConfigError(f"--from recbole: needs one --label, got {len(label)}.")
+        if len(label) != 1 or experiment is not None:
+            raise ConfigError(
+                f"--from recbole: needs one --label and takes no --experiment, got "
+                f"{len(label)} labels."
+            )
         logs = out.with_name(f"{out.name}-log")
         imported = api.import_recbole(source[0], label=label[0], threshold=threshold, out=logs)
         current.say(f"joined log: {logs}")

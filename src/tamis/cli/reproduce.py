@@ -30,11 +30,14 @@ def reproduce(
     Finished trainings are not done again, and stopped ones go on.
     """
     with session("reproduce", as_json=as_json, debug=debug) as current:
-        from tamis.reproduce.make import make_table
+        from tamis.reproduce.make import check_recipes, make_table
         from tamis.reproduce.tables import GROUPS
 
         made = {}
-        for name in GROUPS.get(table, (table,)):
+        names = GROUPS.get(table, (table,))
+        for name in names:
+            check_recipes(name, recipes)
+        for name in names:
             with current.progress() as bars:
                 bar = bars.add_task(name, total=None, note="trainings")
                 result = make_table(
@@ -53,7 +56,8 @@ def reproduce(
                 current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
             current.say(f"written: {result.path}")
             made[name] = {"out": result.path, "claims": result.claims}
-        current.finish(tables=made)
+        # A table by itself keeps the form that it always had.
+        current.finish(**made.get(table, {"tables": made}))
 
 
 def _show(bars: Progress, bar: TaskID, done: int, total: int) -> None:

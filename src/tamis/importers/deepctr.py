@@ -1,13 +1,14 @@
 """DeepCTR and DeepCTR-Torch: feature columns to a schema."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tamis.data.schema import Field, Schema, Task
 from tamis.errors import ConfigError
 
 
-def schema_of(feature_columns: Sequence[Any], labels: Sequence[str]) -> Schema:
+def read(feature_columns: Sequence[Any], labels: Sequence[str]) -> tuple[Schema, tuple[str, ...]]:
     """The schema that a list of ``SparseFeat``, ``DenseFeat`` and ``VarLenSparseFeat`` describes.
 
     Give it to :func:`tamis.ingest` with a file of raw values: DeepCTR's own input has been encoded
@@ -17,23 +18,37 @@ def schema_of(feature_columns: Sequence[Any], labels: Sequence[str]) -> Schema:
         feature_columns: As DeepCTR's models take them; the linear and the deep list may be joined.
         labels: Label columns.
 
+    Returns:
+        The schema, and what could not be carried over, one sentence each.
+
     Raises:
-        ConfigError: A column is of another class, or a vector.
+        ConfigError: A column is of another class, a vector, or there twice with two meanings.
     """
+    if isinstance(labels, str):
+        raise ConfigError(f"labels: must be a list of columns, got the text {labels!r}.")
     fields: dict[str, Field] = {}
+    notes: list[str] = []
     for column in feature_columns:
-        field = _field(column)
-        fields.setdefault(field.name, field)
-    shared = {name: field for name, field in fields.items() if field.shares}
-    for name, field in shared.items():
-        if field.shares not in fields:
-            raise ConfigError(
-                f"{name}: embedding_name must be a column of its own, got {field.shares!r}."
-            )
-    return Schema(fields=tuple(fields.values()), tasks=tuple(Task(name=label) for label in labels))
+        field = _field(column, notes)
+        if fields.setdefault(field.name, field) != field:
+            raise ConfigError(f"{field.name}: must be one column, got two of that name.")
+    for name in list(fields):
+        field = fields[name]
+        if field.shares and field.shares not in fields:
+            # Columns that share a table which is no column's own: the first of them owns it.
+            fields[name] = replace(field, shares="")
+            fields |= {
+                other: replace(item, shares=name)
+                for other, item in fields.items()
+                if item.shares == field.shares and other != name
+            }
+    schema = Schema(
+        fields=tuple(fields.values()), tasks=tuple(Task(name=label) for label in labels)
+    )
+    return schema, tuple(dict.fromkeys(notes))
 
 
-def _field(column: Any) -> Field:  # noqa: ANN401  (classes of a library that need not be there)
+def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of another library)
     kind = type(column).__name__
     if kind == "DenseFeat":
         if column.dimension != 1:
@@ -41,12 +56,20 @@ def _field(column: Any) -> Field:  # noqa: ANN401  (classes of a library that ne
                 f"{column.name}: must be one number, got a vector of {column.dimension}. Give each "
                 f"of its numbers a column."
             )
+        if getattr(column, "transform_fn", None) is not None:
+            notes.append(f"{column.name}: transform_fn is not carried over.")
         return Field(name=column.name, kind="numeric", transform="none")
     if kind not in ("SparseFeat", "VarLenSparseFeat"):
         raise ConfigError(
             f"feature column: must be a SparseFeat, DenseFeat or VarLenSparseFeat, got {kind}."
         )
     sparse = column if kind == "SparseFeat" else column.sparsefeat
+    notes.append(
+        f"{sparse.name}: embedding_dim = {sparse.embedding_dim!r} is a setting of the model "
+        f"(model.embedding_dim), one for all fields."
+    )
+    if getattr(sparse, "vocabulary_path", None):
+        notes.append(f"{sparse.name}: vocabulary_path is not carried over.")
     options: dict[str, Any] = {"name": sparse.name}
     if sparse.embedding_name != sparse.name:
         options["shares"] = sparse.embedding_name
@@ -54,4 +77,8 @@ def _field(column: Any) -> Field:  # noqa: ANN401  (classes of a library that ne
         options |= {"encoding": "hashing", "num_buckets": sparse.vocabulary_size}
     if kind == "SparseFeat":
         return Field(kind="categorical", **options)
+    if column.combiner != "mean":
+        notes.append(f"{sparse.name}: combiner {column.combiner!r} became the mean.")
+    if getattr(column, "weight_name", None):
+        notes.append(f"{sparse.name}: weight_name is not carried over.")
     return Field(kind="sequence", max_length=column.maxlen, **options)

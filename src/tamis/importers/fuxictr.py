@@ -1,6 +1,11 @@
-"""FuxiCTR: ``dataset_config.yaml`` and ``model_config.yaml`` to a schema and a recipe."""
+"""FuxiCTR: ``dataset_config.yaml`` and ``model_config.yaml`` to a schema and a recipe.
 
-from collections.abc import Iterator, Mapping, Sequence
+Meanings are those of FuxiCTR 2.3. Whatever has no counterpart here becomes a note, and so does a
+setting that the file leaves to FuxiCTR's default where tamis has another.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,83 +31,126 @@ _MODELS = {
     "TransAct": "transact",
     "xDeepFM": "xdeepfm",
 }
-# FuxiCTR's key and ours; of two keys for one of ours, the model's own stands first.
-_KEYS: dict[str, dict[str, str]] = {
+# FuxiCTR's key, ours, and FuxiCTR's default where it is not ours.
+_KEYS: dict[str, dict[str, tuple[str, Any]]] = {
     "autoint": {
-        "dnn_hidden_units": "hidden_units",
-        "attention_layers": "num_layers",
-        "num_heads": "num_heads",
-        "attention_dim": "attention_dim",
-        "use_scale": "scale",
-        "layer_norm": "layer_norm",
+        "dnn_hidden_units": ("hidden_units", []),
+        "attention_layers": ("num_layers", 2),
+        "num_heads": ("num_heads", 1),
+        "attention_dim": ("attention_dim", 8),
+        "use_scale": ("scale", False),
+        "layer_norm": ("layer_norm", False),
     },
     "bst": {
-        "dnn_hidden_units": "hidden_units",
-        "num_heads": "num_heads",
-        "stacked_transformer_layers": "num_layers",
-        "attention_dropout": "attention_dropout",
-        "seq_pooling_type": "pooling",
+        "dnn_hidden_units": ("hidden_units", [256, 128, 64]),
+        "num_heads": ("num_heads", 2),
+        "stacked_transformer_layers": ("num_layers", 1),
+        "attention_dropout": ("attention_dropout", 0.0),
+        "seq_pooling_type": ("pooling", "mean"),
     },
-    "dcn_v2": {
-        "parallel_dnn_hidden_units": "hidden_units",
-        "stacked_dnn_hidden_units": "hidden_units",
-        "num_cross_layers": "num_cross_layers",
-        "model_structure": "structure",
+    "dcn_v2": {"num_cross_layers": ("num_cross_layers", 3)},
+    "deepfm": {"hidden_units": ("hidden_units", [64, 64, 64])},
+    "dien": {
+        "dnn_hidden_units": ("hidden_units", [200, 80]),
+        "aux_loss_alpha": ("auxiliary_weight", 0.0),
     },
-    "deepfm": {"hidden_units": "hidden_units"},
-    "dien": {"dnn_hidden_units": "hidden_units", "aux_loss_alpha": "auxiliary_weight"},
     "din": {
-        "dnn_hidden_units": "hidden_units",
-        "attention_hidden_units": "attention_units",
-        "attention_hidden_activations": "attention_activation",
-        "din_use_softmax": "softmax",
+        "dnn_hidden_units": ("hidden_units", [512, 128, 64]),
+        "attention_hidden_units": ("attention_units", [64]),
+        "attention_hidden_activations": ("attention_activation", "Dice"),
+        "din_use_softmax": ("softmax", False),
     },
-    "dlrm": {"top_mlp_units": "top_units", "bottom_mlp_units": "bottom_units"},
+    "dlrm": {
+        "top_mlp_units": ("top_units", [64, 64, 64]),
+        "bottom_mlp_units": ("bottom_units", [64, 64, 64]),
+    },
     "dmin": {
-        "dnn_hidden_units": "hidden_units",
-        "num_heads": "num_heads",
-        "attention_hidden_units": "attention_units",
-        "attention_activation": "attention_activation",
-        "pos_emb_dim": "position_dim",
-        "aux_loss_lambda": "auxiliary_weight",
+        "dnn_hidden_units": ("hidden_units", [200, 80]),
+        "num_heads": ("num_heads", 4),
+        "attention_hidden_units": ("attention_units", [80, 40]),
+        "attention_activation": ("attention_activation", "Dice"),
+        "pos_emb_dim": ("position_dim", 8),
+        "aux_loss_lambda": ("auxiliary_weight", 0.0),
     },
     "dmr": {
-        "dnn_hidden_units": "hidden_units",
-        "attention_dim": "attention_dim",
-        "aux_loss_beta": "auxiliary_weight",
-        "neg_seq_len": "num_negatives",
+        "dnn_hidden_units": ("hidden_units", [512, 256, 128]),
+        "aux_loss_beta": ("auxiliary_weight", 0.0),
     },
     "final_mlp": {
-        "mlp1_hidden_units": "first_units",
-        "mlp2_hidden_units": "second_units",
-        "mlp1_dropout": "first_dropout",
-        "mlp2_dropout": "second_dropout",
-        "use_fs": "gating",
-        "fs_hidden_units": "gate_units",
-        "num_heads": "num_heads",
+        "mlp1_hidden_units": ("first_units", [64, 64, 64]),
+        "mlp2_hidden_units": ("second_units", [64, 64, 64]),
+        "mlp1_dropout": ("first_dropout", 0.0),
+        "mlp2_dropout": ("second_dropout", 0.0),
+        "use_fs": ("gating", True),
+        "fs_hidden_units": ("gate_units", [64]),
+        "num_heads": ("num_heads", 1),
     },
     "transact": {
-        "dnn_hidden_units": "hidden_units",
-        "num_heads": "num_heads",
-        "transformer_layers": "num_layers",
-        "dim_feedforward": "feed_forward",
-        "first_k_cols": "recent_tokens",
-        "dcn_cross_layers": "num_cross_layers",
+        "mlp_hidden_units": ("hidden_units", []),
+        "num_heads": ("num_heads", 1),
+        "transformer_layers": ("num_layers", 1),
+        "transformer_dropout": ("attention_dropout", 0.0),
+        "dim_feedforward": ("feed_forward", 512),
+        "first_k_cols": ("recent_tokens", 1),
+        "dcn_cross_layers": ("num_cross_layers", 3),
     },
-    "xdeepfm": {"dnn_hidden_units": "hidden_units", "cin_hidden_units": "cin_maps"},
+    "xdeepfm": {
+        "dnn_hidden_units": ("hidden_units", [64, 64, 64]),
+        "cin_hidden_units": ("cin_maps", [16, 16, 16]),
+    },
 }
-_ACTIVATIONS = {"relu": "relu", "leakyrelu": "leaky_relu", "dice": "dice", "tanh": "tanh"}
-# Keys that say how FuxiCTR runs, not what it computes.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "leakyrelu": "leaky_relu",
+    "leaky_relu": "leaky_relu",
+    "dice": "dice",
+    "tanh": "tanh",
+}
+# Keys that say where and how FuxiCTR runs, not what it computes, and those read below.
 _ELSEWHERE = {
-    *("model", "dataset_id", "model_root", "num_workers", "verbose", "pickle_feature_encoder"),
-    *("save_best_only", "debug_mode", "group_id", "use_features", "feature_specs", "metrics"),
-    *("feature_config", "shuffle", "monitor_mode", "model_id", "gpu", "version", "task", "loss"),
-    *("optimizer", "learning_rate", "batch_size", "epochs", "seed", "early_stop_patience"),
-    *("monitor", "embedding_dim", "net_dropout", "batch_norm", "dnn_activations", "eval_steps"),
-    *("embedding_regularizer", "net_regularizer", "low_rank", "num_experts", "tuner_space"),
-    *("use_low_rank_mixture", "din_target_field", "din_sequence_field", "every_x_epochs"),
-    *("base_config", "base_expid", "partition_block_size", "hidden_activations", "mlp1_batch_norm"),
+    *("model", "model_id", "model_root", "dataset_id", "base_config", "base_expid", "tuner_space"),
+    *("num_workers", "verbose", "pickle_feature_encoder", "save_best_only", "debug_mode", "gpu"),
+    *("feature_config", "shuffle", "monitor_mode", "version", "metrics", "partition_block_size"),
+    *("task", "loss", "optimizer", "learning_rate", "batch_size", "epochs", "seed", "monitor"),
+    *("early_stop_patience", "reduce_lr_on_plateau", "embedding_dim", "net_dropout", "batch_norm"),
+    *("dnn_activations", "hidden_activations", "embedding_regularizer", "net_regularizer"),
+    *("group_id", "use_features", "low_rank", "num_experts", "use_low_rank_mixture"),
+    *("model_structure", "parallel_dnn_hidden_units", "stacked_dnn_hidden_units"),
+    *("mlp1_batch_norm", "mlp2_batch_norm", "mlp1_hidden_activations", "top_mlp_dropout"),
+    *("top_mlp_activations", "din_sequence_field", "bst_sequence_field", "dien_sequence_field"),
+    *("sequence_field", "sequence_item_field", "din_target_field", "bst_target_field"),
+    *("dien_target_field", "target_field", "target_item_field"),
 }
+# What other keys must be to change nothing: it is how tamis computes.
+_AS_HERE: dict[str, Any] = {
+    "use_residual": True,
+    "use_position_emb": True,
+    "use_pos_emb": True,
+    "use_attention_softmax": True,
+    "use_behavior_refiner": True,
+    "concat_max_pool": True,
+    "use_wide": False,
+    "use_time_window_mask": False,
+    "attention_output_activation": None,
+    "eval_steps": None,
+    "feature_specs": None,
+    "every_x_epochs": 1,
+}
+_SEQUENCE_KEYS = (
+    *("din_sequence_field", "bst_sequence_field", "dien_sequence_field"),
+    *("sequence_field", "sequence_item_field"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without objects, but with the tuples that published configs hold."""
+
+
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def read(folder: Path, experiment: str) -> Imported:
@@ -114,7 +162,8 @@ def read(folder: Path, experiment: str) -> Imported:
             in ``dataset_config.yaml`` gives a schema without a recipe.
 
     Raises:
-        ConfigError: A file or an entry is missing, or the experiment needs what tamis has not.
+        ConfigError: A file or an entry is missing or of another shape, or the experiment needs what
+            tamis has not.
     """
     datasets = _yaml(folder / "dataset_config.yaml")
     if experiment in datasets:
@@ -126,9 +175,10 @@ def read(folder: Path, experiment: str) -> Imported:
             f"{folder}: must hold the experiment, got {experiment!r}. It holds "
             f"{', '.join(sorted({*models, *datasets} - {'Base'}))}."
         )
-    model = {**models.get("Base", {}), **models[experiment]}
+    base = models.get("Base") or {}
+    model = {**_table(base, "Base"), **_table(models[experiment], experiment)}
     name = model.get("dataset_id")
-    if name not in datasets:
+    if not isinstance(name, str) or name not in datasets:
         raise ConfigError(
             f"{folder / 'dataset_config.yaml'}: must hold the data set {name!r} of experiment "
             f"{experiment!r}, got {', '.join(datasets)}."
@@ -140,101 +190,175 @@ def read(folder: Path, experiment: str) -> Imported:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{path}: must be a readable file, got {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: must be YAML, got {error}.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: must hold named entries, got {type(found).__name__}.")
-    return found
+    return dict(_table(found, str(path)))
+
+
+def _table(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: must hold named entries, got {value!r}.")
+    return value
+
+
+def _list(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: must be a list, got {value!r}.")
+    return value
+
+
+def _number(table: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of a table; null and an absent key take the default."""
+    value = table.get(key)
+    try:
+        return float(default if value is None else value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key}: must be a number, got {value!r}.") from None
 
 
 def _dataset(
-    folder: Path, name: str, entry: Mapping[str, Any], *, model: Mapping[str, Any]
+    folder: Path, name: str, entry: object, *, model: Mapping[str, Any]
 ) -> tuple[dict[str, Path], Schema, list[str]]:
     notes: list[str] = []
-    if entry.get("data_format", "csv") not in ("csv", "parquet"):
+    table = _table(entry, f"data set {name!r}")
+    encoded = table.get("data_format", "csv") not in ("csv", "parquet")
+    if encoded or table.get("rebuild_dataset") is False:
+        what = table["data_format"] if encoded else "rebuild_dataset: False"
         raise ConfigError(
-            f"data set {name!r}: data_format must be csv or parquet, got "
-            f"{entry['data_format']!r}, which FuxiCTR has encoded already. Name the raw files."
+            f"data set {name!r}: must be raw csv or parquet, got {what!r}, which FuxiCTR has "
+            f"encoded already. Name the raw files."
         )
-    if "feature_cols" not in entry or "label_col" not in entry:
+    if "feature_cols" not in table or "label_col" not in table:
         raise ConfigError(
             f"data set {name!r}: must list feature_cols and label_col, got "
-            f"{', '.join(entry)}. They may stand in a feature map that FuxiCTR wrote; name the "
+            f"{', '.join(table)}. They may stand in a feature map that FuxiCTR wrote; name the "
             f"set that it was made from."
         )
-    groups = _groups(model)
-    fields, ignored, meta = [], [], []
-    for column in _columns(entry["feature_cols"]):
+    for key in ("valid_size", "test_size"):
+        if table.get(key):
+            notes.append(f"{key} = {table[key]!r} is not carried over; see tamis ingest --split.")
+    groups, wanted = _groups(model), model.get("use_features")
+    fields, ignored, meta = [], [], {}
+    for column in _columns(table["feature_cols"]):
+        source = _copied(column.get("preprocess"))
         if not column.get("active", True):
             ignored.append(Ignored(column=column["name"], reason="inactive in FuxiCTR"))
         elif column["type"] == "meta":
-            meta.append(column["name"])
+            meta[column["name"]] = source or column["name"]
+        elif wanted and column["name"] not in wanted:
+            ignored.append(Ignored(column=column["name"], reason="not among use_features"))
         else:
-            fields.append(_field(column, entry, groups, notes))
-    user = model.get("group_id") or (meta[0] if meta else "")
-    labels = entry["label_col"]
-    tasks = tuple(
-        Task(name=label["name"]) for label in (labels if isinstance(labels, list) else [labels])
-    )
-    ignored += [Ignored(column=other, reason="meta in FuxiCTR") for other in meta if other != user]
+            fields.append(_field(column, table, source, groups, notes))
+    group = model.get("group_id") or next(iter(meta), "")
+    user = meta.get(group, group)
+    read = {field.source for field in fields}
+    ignored += [
+        Ignored(column=other, reason="meta in FuxiCTR")
+        for other in meta.values()
+        if other != user and other not in read
+    ]
     schema = Schema(
-        fields=tuple(fields), tasks=tasks, roles=Roles(user=user), ignored=tuple(ignored)
+        fields=tuple(fields),
+        tasks=_tasks(table["label_col"], model),
+        roles=Roles(user=user),
+        ignored=tuple(ignored),
     )
     files = {
-        split: _found(folder, str(entry[key]))
+        split: _found(folder, str(table[key]))
         for split, key in (("train", "train_data"), ("valid", "valid_data"), ("test", "test_data"))
-        if entry.get(key)
+        if table.get(key)
     }
+    if not files:
+        raise ConfigError(f"data set {name!r}: must name train_data, got none.")
     return files, schema, notes
 
 
-def _columns(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _tasks(labels: object, model: Mapping[str, Any]) -> tuple[Task, ...]:
+    kinds = model.get("task", "binary_classification")
+    found = []
+    for place, label in enumerate(labels if isinstance(labels, list) else [labels]):
+        table = _table(label, "label_col")
+        if "name" not in table:
+            raise ConfigError(f"label_col: must have a name, got {dict(table)!r}.")
+        kind = kinds[place] if isinstance(kinds, list) and place < len(kinds) else kinds
+        is_regression = str(kind) == "regression"
+        found.append(
+            Task(name=str(table["name"]), kind="regression" if is_regression else "binary")
+        )
+    return tuple(found)
+
+
+def _columns(entries: object) -> Iterator[dict[str, Any]]:
     """One entry for each column; FuxiCTR lets columns of one kind share an entry."""
-    for entry in entries:
-        names = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
+    for entry in _list(entries, "feature_cols"):
+        table = _table(entry, "feature_cols")
+        missing = [key for key in ("name", "type") if key not in table]
+        if missing:
+            raise ConfigError(
+                f"feature_cols: must have a {' and a '.join(missing)}, got {dict(table)!r}."
+            )
+        names = table["name"] if isinstance(table["name"], list) else [table["name"]]
         for name in names:
-            yield {**entry, "name": name}
+            yield {**table, "name": str(name)}
+
+
+def _copied(preprocess: object) -> str:
+    """The column of FuxiCTR's ``copy_from(column)``."""
+    found = re.fullmatch(r"copy_from\((\w+)\)", str(preprocess or "").replace(" ", ""))
+    return found.group(1) if found else ""
 
 
 def _field(
     column: Mapping[str, Any],
-    entry: Mapping[str, Any],
+    table: Mapping[str, Any],
+    source: str,
     groups: Mapping[str, str],
     notes: list[str],
 ) -> Field:
     name, kind = column["name"], column["type"]
     for key in ("pretrained_emb", "embedding_dim", "preprocess", "fill_na"):
-        if column.get(key) not in (None, ""):
+        if column.get(key) not in (None, "") and not (key == "preprocess" and source):
             notes.append(f"{name}: {key} = {column[key]!r} is not carried over.")
-    shares = column.get("share_embedding") or ""
+    common: dict[str, Any] = {"name": name, "column": source}
     if kind == "numeric":
         normalizer = column.get("normalizer") or ""
         if normalizer not in ("", "StandardScaler"):
             notes.append(f"{name}: normalizer {normalizer} became standardisation.")
-        if column.get("category_encoder") == "quantile_bucket":
-            return Field(
-                name=name,
-                kind="numeric",
-                transform="bucket",
-                num_buckets=int(column.get("num_buckets", 10)),
-            )
-        return Field(name=name, kind="numeric", transform="standardise" if normalizer else "none")
-    is_hashed = column.get("category_encoder") == "hash_bucket"
-    common: dict[str, Any] = {
-        "name": name,
-        "min_count": 1 if shares else _min_count(column, entry),
-        "shares": shares,
+        transform = "standardise" if normalizer else "none"
+        return Field(kind="numeric", transform=transform, **common)  # type: ignore[arg-type]
+    processor = column.get("category_processor") or column.get("category_encoder")
+    shares = column.get("share_embedding") or ""
+    if processor == "quantile_bucket":
+        buckets = int(_number(column, "num_buckets", _number(table, "num_buckets", 10)))
+        return Field(kind="numeric", transform="bucket", num_buckets=buckets, **common)
+    common |= {
+        "min_count": 1
+        if shares
+        else max(
+            1, int(_number(column, "min_categr_count", _number(table, "min_categr_count", 1)))
+        ),
+        "shares": str(shares),
     }
-    if is_hashed and not shares:
-        common |= {"encoding": "hashing", "num_buckets": int(column["num_buckets"])}
+    if processor == "hash_bucket" and not shares:
+        buckets = int(_number(column, "num_buckets", _number(table, "num_buckets", 10)))
+        common |= {"encoding": "hashing", "num_buckets": buckets}
     if kind == "sequence":
+        longest = int(_number(column, "max_len", 0))
+        if longest < 1:
+            longest = 50
+            notes.append(f"{name}: max_len is left to FuxiCTR, which takes the longest; it is 50.")
+        if column.get("padding", "post") == "post":
+            notes.append(
+                f"{name}: padding post makes FuxiCTR keep the first {longest} events of a longer "
+                f"history; tamis keeps the last."
+            )
         return Field(
             kind="sequence",
-            separator=column.get("splitter") or " ",
-            max_length=int(column.get("max_len") or 50),
+            separator=str(column.get("splitter") or "^"),
+            max_length=longest,
             group=groups.get(name, ""),
             **common,
         )
@@ -245,16 +369,16 @@ def _field(
     return Field(kind="categorical", **common)
 
 
-def _min_count(column: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
-    return max(1, int(column.get("min_categr_count", entry.get("min_categr_count", 1))))
-
-
 def _groups(model: Mapping[str, Any]) -> dict[str, str]:
-    """Sequences that a model reads together, as in ``[[item_history, cate_history]]``."""
+    """Sequences that a model reads together, as in ``[!!python/tuple [item_his, cate_his]]``."""
     groups: dict[str, str] = {}
-    for number, fields in enumerate(model.get("din_sequence_field") or []):
-        if isinstance(fields, list):
-            groups |= dict.fromkeys(fields, f"history{number or ''}")
+    for key in _SEQUENCE_KEYS:
+        fields = model.get(key)
+        if isinstance(fields, tuple):
+            fields = [fields]
+        for number, together in enumerate(fields if isinstance(fields, list) else []):
+            if isinstance(together, list | tuple):
+                groups |= {str(name): f"history{number or ''}" for name in together}
     return groups
 
 
@@ -272,7 +396,7 @@ def _found(folder: Path, path: str) -> Path:
 
 def _recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     kind = model.get("model")
-    if kind not in _MODELS:
+    if not isinstance(kind, str) or kind not in _MODELS:
         raise ConfigError(
             f"model: must be one of {', '.join(_MODELS)}, got {kind!r}. Import the data set by its "
             f"own name and choose a model of tamis."
@@ -280,38 +404,56 @@ def _recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     name = _MODELS[kind]
     settings: dict[str, Any] = {"name": name}
     if name != "lr":
-        settings["embedding_dim"] = int(model.get("embedding_dim", 16))
+        settings["embedding_dim"] = int(_number(model, "embedding_dim", 10))
         settings["init_std"] = 1e-4  # FuxiCTR's
     keys = _KEYS.get(name, {})
-    for key, ours in keys.items():
-        if key in model and model[key] is not None and ours not in settings:
-            settings[ours] = _value(key, model[key], notes)
+    for key, (ours, default) in keys.items():
+        value = model.get(key)
+        settings[ours] = _value(key, default if value is None else value, notes)
+    if name == "xdeepfm":
+        settings["split_half"] = False
+    if name == "dcn_v2":
+        settings |= _cross(model)
     if name not in ("lr", "fm"):
         settings |= _head(name, model, notes)
-    if name == "dcn_v2":
-        if settings.get("structure") not in (None, "parallel", "stacked"):
-            raise ConfigError(
-                f"model_structure: must be parallel or stacked, got {settings['structure']!r}."
-            )
-        if settings.get("structure") == "stacked":
-            settings["hidden_units"] = list(model["stacked_dnn_hidden_units"])
-        if model.get("use_low_rank_mixture"):
-            settings |= {"rank": model["low_rank"], "num_experts": model["num_experts"]}
-    notes += [
-        f"{key} = {value!r} has no counterpart in {name}."
-        for key, value in model.items()
-        if key not in _ELSEWHERE and key not in keys and value not in (None, "", 0, False)
-    ]
+    for key, value in model.items():
+        is_known = key in _ELSEWHERE or key in keys
+        if not is_known and value not in (None, "") and value != _AS_HERE.get(key, object()):
+            notes.append(f"{key} = {value!r} has no counterpart in {name}.")
     return {"model": settings, **_training(model, notes)}
 
 
+def _cross(model: Mapping[str, Any]) -> dict[str, Any]:
+    structure = model.get("model_structure") or "parallel"
+    if structure not in ("parallel", "stacked"):
+        raise ConfigError(f"model_structure: must be parallel or stacked, got {structure!r}.")
+    units = model.get(f"{structure}_dnn_hidden_units")
+    settings = {"structure": structure, "hidden_units": [] if units is None else units}
+    if model.get("use_low_rank_mixture"):
+        settings |= {
+            "rank": int(_number(model, "low_rank", 32)),
+            "num_experts": int(_number(model, "num_experts", 4)),
+        }
+    return settings
+
+
 def _head(name: str, model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    activation = model.get("dnn_activations", model.get("hidden_activations", "relu"))
-    head = {"activation": _value("dnn_activations", activation, notes)}
-    is_normed = model.get("batch_norm") or model.get("mlp1_batch_norm")
-    head["norm"] = "batch" if is_normed else "none"
+    own = {"final_mlp": "mlp1_hidden_activations", "dlrm": "top_mlp_activations"}
+    keys = (own.get(name, ""), "dnn_activations", "hidden_activations")
+    activation = next((model[key] for key in keys if model.get(key)), "relu")
+    default = name in ("dien", "dmin", "dmr")  # as in FuxiCTR
+    norms = [model.get(key) for key in ("batch_norm", "mlp1_batch_norm")]
+    is_normed = next((bool(norm) for norm in norms if norm is not None), default)
+    second = model.get("mlp2_batch_norm")
+    if name == "final_mlp" and second is not None and bool(second) != is_normed:
+        notes.append(f"mlp2_batch_norm = {second!r} became that of the first MLP.")
+    head: dict[str, Any] = {
+        "activation": _value("dnn_activations", activation, notes),
+        "norm": "batch" if is_normed else "none",
+    }
     if name != "final_mlp":
-        head["dropout"] = float(model.get("net_dropout") or 0.0)
+        key = "top_mlp_dropout" if name == "dlrm" and "top_mlp_dropout" in model else "net_dropout"
+        head["dropout"] = _number(model, key, 0.0)
     return head
 
 
@@ -321,7 +463,7 @@ def _value(key: str, value: Any, notes: list[str]) -> Any:  # noqa: ANN401  (val
         if known is None:
             notes.append(f"{key} = {value!r} became relu.")
         return known or "relu"
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -332,25 +474,35 @@ def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             f"net_regularizer = {model['net_regularizer']!r} is not carried over: tamis decays "
             f"dense weights apart from the gradient (optimizer.dense_weight_decay)."
         )
-    rate = float(model.get("learning_rate", 1e-3))
-    monitor = model.get("monitor", "AUC")
-    first = next(iter(monitor)) if isinstance(monitor, Mapping) else monitor
+    rate = _number(model, "learning_rate", 1e-3)
+    reduces = model.get("reduce_lr_on_plateau", True)
     return {
         "optimizer": {
             "embedding": "adam",
             "embedding_lr": rate,
             "embedding_l2": _coefficient(model.get("embedding_regularizer"), notes),
             "dense_lr": rate,
+            "clip_norm": 10.0,  # FuxiCTR's
         },
-        "schedule": {"plateau_factor": 0.1},
+        "schedule": {"plateau_factor": 0.1 if reduces else 1.0},
         "training": {
-            "batch_size": int(model.get("batch_size", 4096)),
-            "max_epochs": int(model.get("epochs", 100)),
-            "patience": int(model.get("early_stop_patience", 2)),
-            "seed": int(model.get("seed", 0)),
-            "monitor": "log_loss" if first == "logloss" else "auc",
+            "batch_size": int(_number(model, "batch_size", 100)),
+            "max_epochs": int(_number(model, "epochs", 1)),
+            "patience": int(_number(model, "early_stop_patience", 2)),
+            "seed": int(_number(model, "seed", 0)),
+            "monitor": _monitor(model.get("monitor", "AUC"), notes),
+            "min_improvement": 1e-6,  # FuxiCTR's
         },
     }
+
+
+def _monitor(monitor: object, notes: list[str]) -> str:
+    """AUC or log loss; FuxiCTR also adds metrics up, and knows gAUC."""
+    names = [str(name) for name in monitor] if isinstance(monitor, Mapping | list) else [monitor]
+    found = "log_loss" if names == ["logloss"] else "auc"
+    if names not in (["logloss"], ["AUC"]):
+        notes.append(f"monitor = {monitor!r} became {found}.")
+    return found
 
 
 def _coefficient(value: Any, notes: list[str]) -> float:  # noqa: ANN401  (values of YAML)

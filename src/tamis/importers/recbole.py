@@ -1,5 +1,6 @@
 """RecBole: a folder of atomic files (``.inter``, ``.user``, ``.item``) to a log and its schema."""
 
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tamis.data.public_sets.files import SPLITS
 from tamis.data.schema import Field, Roles, Schema, Side, Task
 from tamis.errors import DataError
 from tamis.importers.imported import Imported
@@ -27,42 +29,57 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         out: Where the joined logs are written.
 
     Raises:
-        DataError: A file is missing or not atomic, or the label is not among its columns.
+        DataError: A file is missing or not atomic, or the label has no meaning.
     """
-    name = folder.name
-    parts = {"train": "train", "valid": "valid", "test": "test"}
-    files = {split: folder / f"{name}.{part}.inter" for split, part in parts.items()}
-    files = {split: path for split, path in files.items() if path.exists()}
-    if not files:
+    name = folder.resolve().name
+    files = {split: folder / f"{name}.{split}.inter" for split in SPLITS}
+    there = [split for split, path in files.items() if path.exists()]
+    if there and len(there) < len(SPLITS):
+        raise DataError(
+            f"{folder}: must hold {', '.join(f'{name}.{split}.inter' for split in SPLITS)} or none "
+            f"of them, got {', '.join(there)} alone. Join the files into {name}.inter."
+        )
+    if not there:
         files = {"": folder / f"{name}.inter"}
     types: dict[str, str] = {}
     sides: dict[str, Side] = {_USER: "user", _ITEM: "item"}
     logs = {split: _read(path, types) for split, path in files.items()}
-    if label not in types:
+    if types.get(label) not in ("float", "token"):
         raise DataError(
-            f"{folder}: label must be a column of the interactions, got {label!r}. Columns: "
-            f"{', '.join(types)}."
+            f"{folder}: label must be a column of numbers of the interactions, got {label!r}. "
+            f"Columns: {', '.join(types)}."
         )
+    notes = [
+        f"{column}: a column of the interactions is an input; take it out of the schema if it is "
+        f"known only afterwards."
+        for column in types
+        if column not in (_USER, _ITEM, _TIME, label)
+    ]
     about: tuple[tuple[str, str, Side], ...] = (("user", _USER, "user"), ("item", _ITEM, "item"))
     for suffix, key, side in about:
         path = folder / f"{name}.{suffix}"
         if not path.exists():
             continue
+        before = dict(types)
         table = _read(path, types)
+        _check_joinable(path, table, key, before, types)
         sides |= {column: side for column in table.column_names if column != key}
         logs = {split: _joined(log, table, key) for split, log in logs.items()}
-    notes = [
+    notes += [
         f"{column}: lists of numbers are not carried over."
         for column, kind in types.items()
         if kind == "float_seq"
     ]
+    labelled = {
+        split: log.set_column(
+            log.column_names.index(label), label, _label(log[label], threshold, files[split])
+        )
+        for split, log in logs.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for split, log in logs.items():
-        place = log.column_names.index(label)
-        labelled = log.set_column(place, label, _label(log[label], threshold))
-        written[split] = out / f"{split or 'log'}.parquet"
-        pq.write_table(labelled, written[split])
+    written = {split: out / f"{split or 'log'}.parquet" for split in labelled}
+    for split, log in labelled.items():
+        pq.write_table(log, written[split])
     fields = tuple(
         _field(column, kind, sides.get(column, "context"))
         for column, kind in types.items()
@@ -81,15 +98,18 @@ def _read(path: Path, types: dict[str, str]) -> pa.Table:
     """An atomic file; the types in its header are added to ``types``."""
     if not path.exists():
         raise DataError(f"{path}: must exist, got no such file. Name the folder of the data set.")
-    with path.open(encoding="utf-8") as file:
-        header = file.readline().rstrip("\n").split("\t")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline().rstrip("\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: must be UTF-8 text, got {error}.") from error
     found = {}
     for column in header:
         name, sign, kind = column.partition(":")
-        if not sign or kind not in _TYPES:
+        if not sign or kind not in _TYPES or name in found:
             raise DataError(
-                f"{path}: header must hold name:type with a type of {', '.join(_TYPES)}, got "
-                f"{column!r}."
+                f"{path}: header must hold name:type, each name once, with a type of "
+                f"{', '.join(_TYPES)}, got {column!r}."
             )
         found[name] = kind
     reading = pyarrow.csv.ReadOptions(column_names=list(found), skip_rows=1)
@@ -97,6 +117,8 @@ def _read(path: Path, types: dict[str, str]) -> pa.Table:
         column_types={
             name: pa.float64() if kind == "float" else pa.string() for name, kind in found.items()
         },
+        # An empty field alone: NA is a word, and Namibia's code.
+        null_values=[""],
         strings_can_be_null=True,
     )
     parsing = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
@@ -108,6 +130,27 @@ def _read(path: Path, types: dict[str, str]) -> pa.Table:
     return table
 
 
+def _check_joinable(
+    path: Path, table: pa.Table, key: str, before: dict[str, str], after: dict[str, str]
+) -> None:
+    """Refuse a file about users or items that cannot be put beside the interactions."""
+    if key not in table.column_names or key not in before:
+        raise DataError(
+            f"{path}: must have the column {key!r}, as the interactions must, got "
+            f"{', '.join(table.column_names)}."
+        )
+    if before[key] != "token" or table[key].type != pa.string():
+        raise DataError(f"{path}: {key} must be a token in all files, got {after[key]}.")
+    again = [name for name in table.column_names if name != key and name in before]
+    if again:
+        raise DataError(
+            f"{path}: columns must differ from those of the other files, got {again[0]!r} twice. "
+            f"Rename one of them."
+        )
+    if pc.count_distinct(table[key]).as_py() < table.num_rows:
+        raise DataError(f"{path}: {key} must be there once, got one of them twice.")
+
+
 def _joined(log: pa.Table, table: pa.Table, key: str) -> pa.Table:
     """The log with the columns of what ``key`` names; nothing where it is not known."""
     place = pc.index_in(log[key], table[key].combine_chunks())
@@ -117,10 +160,21 @@ def _joined(log: pa.Table, table: pa.Table, key: str) -> pa.Table:
     return log
 
 
-def _label(values: pa.ChunkedArray, threshold: float | None) -> pa.ChunkedArray:
-    numbers = pc.cast(values, pa.float64())
+def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.ChunkedArray:
+    try:
+        numbers = pc.cast(values, pa.float64())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: the label must be a number, got {error}") from error
     if threshold is not None:
+        if not math.isfinite(threshold):
+            raise DataError(f"threshold: must be a finite number, got {threshold}.")
         return pc.cast(pc.greater_equal(numbers, threshold), pa.int8())
+    others = pc.unique(numbers.filter(pc.invert(pc.is_in(numbers, pa.array([0.0, 1.0, None])))))
+    if len(others):
+        raise DataError(
+            f"{path}: the label must be 0 or 1, got {others[0].as_py():g}. Give a threshold from "
+            f"which on it is 1."
+        )
     return numbers
 
 

@@ -26,7 +26,7 @@ class BSTConfig(InterestConfig):
     hidden_units: tuple[int, ...] = (1024, 512, 256)
     """Hidden widths of the MLP on top; may be empty."""
     activation: Activation = "leaky_relu"
-    """After each of its hidden layers, and in the transformer."""
+    """After each of its hidden layers. The transformer has leaky ReLU, as published."""
     num_layers: int = 1
     """Transformer layers; one was best in the paper."""
     num_heads: int = 8
@@ -46,7 +46,8 @@ class BST(InterestRanker):
 
     Differs from the source:
         The position of an event is its rank from the most recent one; the paper's is a bucket of
-        its age in seconds, which a log may lack. T tasks share everything but the output layer.
+        its age in seconds, which a log may lack. Positions are added to events, not put beside
+        them. T tasks share everything but the output layer.
     """
 
     def __init__(self, config: BSTConfig, spec: InputSpec) -> None:
@@ -71,7 +72,7 @@ class _Unit(InterestUnit):
                 width,
                 config.num_heads,
                 4 * width,
-                activation=config.activation,
+                activation="leaky_relu",
                 dropout=config.attention_dropout,
             )
             for _ in range(config.num_layers)

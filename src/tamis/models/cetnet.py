@@ -20,7 +20,7 @@ from tamis.errors import ConfigError
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_ranges
 from tamis.models.standalone import STANDALONE, find
-from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.embedding import EmbeddingTables, FirstOrder
 from tamis.nn.mlp import ExactLinear
 
 Confidence = Literal["neg_entropy", "inverse_entropy", "margin", "none", "weights", "gate"]
@@ -28,6 +28,8 @@ Collaboration = Literal["sym_kl", "kl_1to2", "kl_2to1", "mse", "none"]
 
 # The entropy of a probability of 1e-7, in nats: inverse entropies stop here.
 _LEAST_ENTROPY = 1.7118e-6
+_LEAST_TEMPERATURE = 1e-6
+_WEIGHT_BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +78,26 @@ class CETNetConfig:
                 f"model by its own name."
             )
         for name in ("tau", "collaboration_temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: must be above 0, got {getattr(self, name)}.")
+            if not getattr(self, name) >= _LEAST_TEMPERATURE:
+                raise ConfigError(
+                    f"{name}: must be at least {_LEAST_TEMPERATURE:g}, got {getattr(self, name)}."
+                )
+        is_learned = self.learn_tau or self.confidence in ("weights", "gate")
+        if self.detach_weights and is_learned:
+            raise ConfigError(
+                "detach_weights: must be false where weights or their temperature are learned, got "
+                "true: nothing would train them."
+            )
+        if self.learn_tau and self.confidence == "none":
+            raise ConfigError(
+                "learn_tau: must be false with confidence 'none', got true: the mean has no "
+                "temperature."
+            )
+        if self.fused_weight == 0 and self.member_weight == 0:
+            raise ConfigError(
+                "fused_weight: must be above 0 with member_weight 0, got 0: no label would be "
+                "learned."
+            )
         # With every default written out, as the config of a run has them.
         checked = [member_config(table, index) for index, table in enumerate(self.members)]
         members = tuple(
@@ -85,7 +105,8 @@ class CETNetConfig:
             for table, config in zip(self.members, checked, strict=True)
         )
         object.__setattr__(self, "members", members)
-        widths = [member.get("embedding_dim") for member in members]
+        # A member may have first-order weights alone, which are shared by themselves.
+        widths = [member["embedding_dim"] for member in members if "embedding_dim" in member]
         if self.embeddings == "shared" and len(set(widths)) > 1:
             raise ConfigError(
                 f"embeddings: members that share tables must have one embedding_dim, got "
@@ -123,7 +144,8 @@ class CETNet(nn.Module):
     of the fused prediction, alpha times each member's own, and beta times the collaborative loss,
     for two members ``(KL(p1||p2) + KL(p2||p1)) / 2``, averaged over pairs of members where there
     are more. A member is an ordinary model of the catalog; member m starts from the weights that it
-    has alone under a seed larger by m, so that two of a kind differ.
+    has alone under a seed larger by m, so that two of a kind differ. (Two runs whose seeds differ
+    by less than M then share such a start.)
 
     Low entropy is not correctness: at a base rate of a few percent the member that predicts less
     counts as surer, which draws fused predictions down. Look at the calibration.
@@ -161,8 +183,9 @@ class CETNet(nn.Module):
         self.members = nn.ModuleList()
         seed = torch.initial_seed()
         for index, table in enumerate(config.members):
+            # Not torch.manual_seed, which would reseed every GPU too.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed((seed + index) % 2**63)
+                torch.default_generator.manual_seed((seed + index) % 2**63)
                 entry = STANDALONE[table["name"]]
                 self.members.append(entry.model(member_config(table, index), spec))
         if config.embeddings == "shared":
@@ -199,7 +222,8 @@ class CETNet(nn.Module):
                 detach_peer=self.config.detach_peer,
             )
             row_weights = (batch.weights / batch.weights.sum().clamp_min(1e-12)).unsqueeze(1)
-            losses["collaboration"] = self.config.collaboration_weight * (loss * row_weights).sum()
+            of_tasks = (loss * row_weights).sum(0)
+            losses["collaboration"] = self.config.collaboration_weight * of_tasks
         return Output(logits=fused, auxiliary_losses=losses, supervised=tuple(supervised))
 
     def members_of(self, batch: Batch) -> Members:
@@ -212,12 +236,20 @@ class CETNet(nn.Module):
         p = torch.sigmoid(members.logits)
         names = self.member_names
         apart = (p.unsqueeze(1) - p.unsqueeze(2)).abs().mean(0)
+        bins = (members.weights[:, :, 0] * _WEIGHT_BINS).long().clamp_max(_WEIGHT_BINS - 1)
+        edges = [f"{place / _WEIGHT_BINS:g}" for place in range(_WEIGHT_BINS + 1)]
         return [
             Inspection(
                 title="Mean weight of each member",
                 rows=self.task_names,
                 columns=names,
                 values=members.weights.mean(0).T,
+            ),
+            Inspection(
+                title=f"Share of rows by the weight of each member, {self.task_names[0]}",
+                rows=names,
+                columns=tuple(f"{a} to {b}" for a, b in itertools.pairwise(edges)),
+                values=F.one_hot(bins, _WEIGHT_BINS).float().mean(0),
             ),
             Inspection(
                 title="Mean prediction of each member",
@@ -254,8 +286,9 @@ class CETNet(nn.Module):
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of a binary prediction, from its logit; exact for large logits too."""
-    p = torch.sigmoid(logits)
-    return p * F.softplus(-logits) + (1 - p) * F.softplus(logits)
+    # Not 1 - p, which float32 rounds to 0 from a logit of 17 on.
+    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
+    return p * F.softplus(-logits) + q * F.softplus(logits)
 
 
 def confidence(logits: Tensor, kind: Confidence) -> Tensor:
@@ -317,23 +350,26 @@ def _apart(first: Tensor, second: Tensor, kind: Collaboration, *, detach_peer: b
 
 def _divergence(first: Tensor, second: Tensor) -> Tensor:
     """Kullback-Leibler divergence of two binary predictions, ``KL(p1 || p2)``, from logits."""
-    p = torch.sigmoid(first)
+    p, q = torch.sigmoid(first), torch.sigmoid(-first)
     positive = F.logsigmoid(first) - F.logsigmoid(second)
     negative = F.logsigmoid(-first) - F.logsigmoid(-second)
-    return p * positive + (1 - p) * negative
+    return p * positive + q * negative
 
 
 def _share_tables(members: nn.ModuleList) -> None:
-    """Let all members use the first one's tables: the n-th of a width in place of their n-th."""
-    owners: dict[tuple[int, int], EmbeddingTables] = {}
+    """Let all members use the first one's tables: the n-th of a kind in place of their n-th.
+
+    Embeddings and first-order weights are two kinds, whatever their widths.
+    """
+    owners: dict[tuple[bool, int, int], EmbeddingTables] = {}
     for member in members:
-        seen: Counter[int] = Counter()
+        seen: Counter[tuple[bool, int]] = Counter()
         for parent in list(member.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, EmbeddingTables):
-                    place = (child.width, seen[child.width])
-                    seen[child.width] += 1
-                    owner = owners.setdefault(place, child)
+                    kind = (isinstance(parent, FirstOrder), child.width)
+                    owner = owners.setdefault((*kind, seen[kind]), child)
+                    seen[kind] += 1
                     if owner is not child:
                         # A plain attribute: the parameter has one name, that of its owner.
                         delattr(parent, name)

@@ -9,6 +9,7 @@ from tamis.models.multi_task import (
     TaskTowers,
     check_levels,
     multi_task_inputs,
+    unit_names,
 )
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, FusionStack, Stitch
@@ -47,4 +48,5 @@ class CrossStitch(FusionRanker):
             levels.append(Stitch(Experts(width, units, [1] * num_tasks), num_tasks))
             width = units[-1]
         stack = FusionStack(levels, num_units=num_tasks)
-        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)
+        towers = TaskTowers(width, config.tower_units, num_tasks)
+        super().__init__(inputs, stack, towers, owners=unit_names(spec, is_shared=False), spec=spec)

@@ -34,8 +34,9 @@ class DIEN(InterestRanker):
         Zhou et al., Deep Interest Evolution Network, AAAI 2019, equations (6), (7), (14) to (16).
 
     Differs from the source:
-        Negative events are drawn from the batch, not from all items. T tasks share everything but
-        the output layer.
+        Negative events are drawn from the batch, not from all items, and may by chance be the very
+        next one. The auxiliary loss is a mean over pairs of events, whatever the weights of their
+        rows. T tasks share everything but the output layer.
     """
 
     def __init__(self, config: DIENConfig, spec: InputSpec) -> None:

@@ -28,7 +28,7 @@ class DIN(InterestRanker):
     """``interest = sum_j a(e_j, candidate) e_j`` for each history, computed without padding.
 
     Source:
-        Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018, equation (2)
+        Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018, section 4.3
         and figure 2.
 
     Differs from the source:

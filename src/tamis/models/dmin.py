@@ -32,7 +32,7 @@ class DMINConfig(InterestConfig):
     attention_activation: Activation = "dice"
     """After each of its hidden layers."""
     position_dim: int = 2
-    """Width of the positions that the activation units read."""
+    """Width of the position of an event, which the activation units read beside the candidate."""
     auxiliary_weight: float = 1.0
     """Factor on the loss that asks each refined event to know the next one. At least 0."""
 
@@ -40,8 +40,9 @@ class DMINConfig(InterestConfig):
 class DMIN(InterestRanker):
     """Self-attention refines events; then every head of a second one is an interest of its own.
 
-    Each interest is a history again, and is pooled by an activation unit, which also reads how
-    recent an event is, with weights that sum to 1.
+    Both attentions are causal, so that the auxiliary loss asks a refined event for one that it has
+    not seen. Each interest is a history again, and is pooled by an activation unit on the candidate
+    and how recent an event is, with weights that sum to 1.
 
     Source:
         Xiao et al., Deep Multi-Interest Network for Click-through Rate Prediction, CIKM 2020,
@@ -49,7 +50,8 @@ class DMIN(InterestRanker):
 
     Differs from the source:
         The auxiliary loss compares by inner products, with events drawn from the batch, as this
-        library's DIEN does. T tasks share everything but the output layer.
+        library's DIEN does. Histories are padded from the right, which a causal mask does not see.
+        T tasks share everything but the output layer.
     """
 
     def __init__(self, config: DMINConfig, spec: InputSpec) -> None:
@@ -68,26 +70,24 @@ class _Unit(InterestUnit):
         self.num_heads = config.num_heads
         self.out_dim = config.num_heads * width
         self.auxiliary_weight = config.auxiliary_weight
-        self.refine = SequenceAttention(width, config.num_heads, rotary=False)
+        self.refine = SequenceAttention(width, config.num_heads, rotary=False, causal=True)
         self.refine_norm = nn.LayerNorm(width)
+        self.refine_feed_forward = MLP(width, (2 * width,), out_dim=width)
         self.project = nn.Linear(width, 3 * width)
         for part in self.project.weight.chunk(3):
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.project.bias)
         heads = range(config.num_heads)
         self.widen = nn.ModuleList(MLP(width // len(heads), (), out_dim=width) for _ in heads)
-        self.feed_forward = nn.ModuleList(MLP(width, (4 * width,), out_dim=width) for _ in heads)
+        self.feed_forward = nn.ModuleList(MLP(width, (2 * width,), out_dim=width) for _ in heads)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in heads)
         self.positions = nn.Parameter(torch.empty(longest, config.position_dim))
         nn.init.normal_(self.positions, std=max(config.init_std, 1e-12))
+        self.place = nn.ModuleList(
+            MLP(width + config.position_dim, (), out_dim=width) for _ in heads
+        )
         self.pool = nn.ModuleList(
-            ActivationUnit(
-                width,
-                config.attention_units,
-                config.attention_activation,
-                softmax=True,
-                extra_dim=config.position_dim,
-            )
+            ActivationUnit(width, config.attention_units, config.attention_activation, softmax=True)
             for _ in heads
         )
 
@@ -96,6 +96,7 @@ class _Unit(InterestUnit):
         padded, valid = events.padded()
         places = valid.flatten().nonzero().squeeze(1)
         refined = self.refine_norm(padded + self.refine(padded, valid))
+        refined = refined + self.refine_feed_forward(refined)
         loss = None
         if self.training and self.auxiliary_weight > 0:
             known = refined.flatten(0, 1).index_select(0, places)
@@ -104,16 +105,15 @@ class _Unit(InterestUnit):
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in self.project(refined).chunk(3, dim=2)
         )
-        heads = attend(query, key, value, valid=valid).unbind(1)
-        target = history.target_of_events
+        heads = attend(query, key, value, valid=valid, causal=True).unbind(1)
         positions = self.positions.index_select(0, events.ages)
+        placed = torch.cat([history.target_of_events, positions], dim=1)
         vectors = []
-        for head, widen, feed_forward, norm, pool in zip(
-            heads, self.widen, self.feed_forward, self.norms, self.pool, strict=True
-        ):
+        parts = (self.widen, self.feed_forward, self.norms, self.place, self.pool)
+        for head, widen, feed_forward, norm, place, pool in zip(heads, *parts, strict=True):
             # Back to events without padding: what follows looks at one at a time.
             interest = norm(refined + widen(head)).flatten(0, 1).index_select(0, places)
             interest = interest + feed_forward(interest)
-            weights = replace(events, values=pool(target, interest, positions)).softmax()
+            weights = replace(events, values=pool(place(placed), interest)).softmax()
             vectors.append(replace(events, values=interest * weights).sum())
         return Interest(vector=torch.cat(vectors, dim=1), loss=loss)

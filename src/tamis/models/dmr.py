@@ -29,7 +29,7 @@ class DMRConfig(InterestConfig):
 
 
 class DMR(InterestRanker):
-    """Match of user and item, match of item and items, and the two pooled histories behind them.
+    """Match of user and item, match of item and items, and the history pooled for the candidate.
 
     User to item: events are pooled by attention to their positions alone, and the result is
     compared with the candidate's output vector by an inner product; the auxiliary loss trains that
@@ -41,8 +41,9 @@ class DMR(InterestRanker):
 
     Differs from the source:
         An item's output vector is a learned linear map of its embedding, not a row of a second
-        table. Negative events are drawn from the batch. T tasks share everything but the output
-        layer.
+        table. Negative events are drawn from the batch, whatever the weights of rows, and may by
+        chance be the very event. The plain sum of the history is no input of the MLP, whose
+        activation is dice, not PReLU. T tasks share everything but the output layer.
     """
 
     def __init__(self, config: DMRConfig, spec: InputSpec) -> None:
@@ -53,14 +54,15 @@ class DMR(InterestRanker):
 class _Unit(InterestUnit):
     def __init__(self, config: DMRConfig, width: int, longest: int) -> None:
         super().__init__()
-        self.out_dim = 2 * width + 2
+        self.out_dim = width + 2
         self.auxiliary_weight = config.auxiliary_weight
         self.num_negatives = config.num_negatives
         self.positions = nn.Parameter(torch.empty(longest, width))
         nn.init.normal_(self.positions, std=max(config.init_std, 1e-12))
         hidden = (config.attention_dim,)
         self.user_score = MLP(2 * width, hidden, out_dim=1, activation="tanh", out_bias=False)
-        self.item_score = MLP(3 * width, hidden, out_dim=1, activation="tanh")
+        # No bias: it would count the events in the sum of the scores.
+        self.item_score = MLP(3 * width, hidden, out_dim=1, activation="tanh", out_bias=False)
         self.user_map = nn.Sequential(MLP(width, (), out_dim=width), nn.PReLU(width))
         self.output_map = MLP(width, (), out_dim=width)
 
@@ -77,7 +79,7 @@ class _Unit(InterestUnit):
         loss = None
         if self.training and self.auxiliary_weight > 0:
             loss = self.auxiliary_weight * self._last_event_loss(events, user_scores)
-        vector = torch.cat([user, pooled, user_match, scores.sum()], dim=1)
+        vector = torch.cat([pooled, user_match, scores.sum()], dim=1)
         return Interest(vector=vector, loss=loss)
 
     def _user(self, events: Events, scores: Tensor) -> Tensor:

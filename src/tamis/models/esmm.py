@@ -39,7 +39,7 @@ class ESMM(nn.Module):
 
     Differs from the source:
         Any number of tasks. A click whose conversion is not known yet is left out rather than taken
-        for none.
+        for none. Histories are averaged.
     """
 
     def __init__(self, config: ESMMConfig, spec: InputSpec) -> None:

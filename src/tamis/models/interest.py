@@ -1,7 +1,7 @@
 """What rankers of a user's interest in a candidate share: fields, a vector per history, an MLP."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -99,15 +99,15 @@ class InterestRanker(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         fields, histories = self.inputs(batch)
-        vectors, losses = [fields], {}
+        vectors = [fields]
+        losses: dict[str, Tensor] = {}
         for unit, name, history in zip(self.units, self.inputs.names, histories, strict=True):
             interest: Interest = unit(history)
             vectors.append(interest.vector.float())
             if interest.loss is not None:
                 losses[name] = interest.loss
-        auxiliary: Mapping[str, Tensor] = losses
         x = self.cross(torch.cat(vectors, dim=1))
-        return Output(logits=self.head(x), auxiliary_losses=auxiliary)
+        return Output(logits=self.head(x), auxiliary_losses=losses)
 
 
 def check_heads(num_heads: int, width: int) -> None:

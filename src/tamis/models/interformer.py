@@ -18,7 +18,7 @@ from tamis.nn.attention import PoolingAttention, SequenceAttention
 from tamis.nn.dropout import Dropout
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.interaction import CrossNet, DotInteraction
-from tamis.nn.mlp import MLP
+from tamis.nn.mlp import MLP, Norm
 from tamis.nn.sequence import EventVectors, last_events
 from tamis.nn.token_mixers import MixerName, TokenMap
 
@@ -84,6 +84,8 @@ class InterFormerConfig:
     """Activation of that merge's mask."""
     head_units: tuple[int, ...] = (1024, 512, 256, 128)
     """Hidden widths of the head."""
+    head_norm: Norm = "none"
+    """Before the activation of each hidden layer of the head."""
     dropout: float = 0.0
     """Probability of zeroing a unit of head or layer update while training, in [0, 1)."""
     init_std: float = 0.01
@@ -183,6 +185,7 @@ class InterFormer(nn.Module):
             out_dim=len(spec.tasks),
             makes_logits=True,
             activation="silu",
+            norm=config.head_norm,
             dropout=config.dropout,
         )
 

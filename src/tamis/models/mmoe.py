@@ -62,4 +62,7 @@ class MMoE(FusionRanker):
             levels.append(Fusion(experts, gates, native=None))
             width = units[-1]
         stack = FusionStack(levels, num_units=config.num_experts)
-        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)
+        towers = TaskTowers(width, config.tower_units, num_tasks)
+        super().__init__(
+            inputs, stack, towers, owners=[f"expert {number + 1}" for number in everyone], spec=spec
+        )

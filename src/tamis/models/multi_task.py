@@ -79,6 +79,8 @@ class FusionRanker(nn.Module):
         inputs: FlatInputs | OneHotInputs,
         stack: FusionStack,
         towers: TaskTowers,
+        *,
+        owners: Sequence[str],
         spec: InputSpec,
     ) -> None:
         """Put the parts together.
@@ -87,11 +89,13 @@ class FusionRanker(nn.Module):
             inputs: The vector x.
             stack: Levels of experts; the last one fuses a vector for each task.
             towers: A tower for each task.
+            owners: Name of each unit of experts, in the stack's order.
             spec: Names of the tasks.
         """
         super().__init__()
         self.inputs, self.stack, self.towers = inputs, stack, towers
         self.task_names = tuple(task.name for task in spec.tasks)
+        self.owners = tuple(owners)
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
@@ -108,11 +112,12 @@ class FusionRanker(nn.Module):
         """Mean weights of every level, and how often an expert says nothing at all."""
         found = []
         for place, (weights, outputs) in enumerate(self.stack.trace(self.inputs(batch)), start=1):
-            experts = self._names_of_experts(self.stack.counts)
+            experts = self._names_of_experts()
+            is_last = place == len(self.stack.levels)
             found.append(
                 Inspection(
                     title=f"Level {place}: mean weight of each expert",
-                    rows=self._names_of_units(weights.shape[1], experts),
+                    rows=self.task_names if is_last else self.owners,
                     columns=experts,
                     values=weights.float().mean(0),
                 )
@@ -128,15 +133,13 @@ class FusionRanker(nn.Module):
             )
         return found
 
-    def _names_of_experts(self, counts: Sequence[int]) -> tuple[str, ...]:
-        if len(counts) - len(self.task_names) not in (0, 1):
-            return tuple(f"expert {number + 1}" for number in range(sum(counts)))
-        owners = zip((*self.task_names, "shared"), counts, strict=False)
-        return tuple(f"{owner} {number + 1}" for owner, count in owners for number in range(count))
+    def _names_of_experts(self) -> tuple[str, ...]:
+        if all(count == 1 for count in self.stack.counts):
+            return self.owners
+        units = zip(self.owners, self.stack.counts, strict=True)
+        return tuple(f"{owner} {number + 1}" for owner, count in units for number in range(count))
 
-    def _names_of_units(self, count: int, experts: Sequence[str]) -> tuple[str, ...]:
-        if count == len(self.task_names):
-            return self.task_names
-        if count == len(self.task_names) + 1:
-            return (*self.task_names, "shared")
-        return tuple(f"into {name}" for name in experts)
+
+def unit_names(spec: InputSpec, *, is_shared: bool) -> list[str]:
+    """A unit of experts for each task, and one that all share."""
+    return [*(task.name for task in spec.tasks), *(["shared"] if is_shared else [])]

@@ -24,9 +24,10 @@ class Supervised:
 class Output:
     """Result of a forward pass.
 
-    Shapes: ``logits`` (B, T) float; each auxiliary loss is a scalar in nats per row, already
-    weighted, to be added to the training loss. ``supervised`` is what that loss compares with the
-    labels; None means the logits alone, as they are.
+    Shapes: ``logits`` (B, T) float; each auxiliary loss is in nats per row, already weighted, to be
+    added to the training loss: a scalar, or (T,) where the tasks' own weights apply to it as well.
+    ``supervised`` is what that loss compares with the labels; None means the logits alone, as they
+    are.
     """
 
     logits: Tensor

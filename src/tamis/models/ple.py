@@ -9,6 +9,7 @@ from tamis.models.multi_task import (
     TaskTowers,
     check_levels,
     multi_task_inputs,
+    unit_names,
 )
 from tamis.models.ranges import check_ranges
 from tamis.nn.experts import Experts, Fusion, FusionStack, Gates
@@ -62,4 +63,5 @@ class PLE(FusionRanker):
             levels.append(Fusion(Experts(width, units, counts), gates, native=None))
             width = units[-1]
         stack = FusionStack(levels, num_units=len(counts))
-        super().__init__(inputs, stack, TaskTowers(width, config.tower_units, num_tasks), spec)
+        towers = TaskTowers(width, config.tower_units, num_tasks)
+        super().__init__(inputs, stack, towers, owners=unit_names(spec, is_shared=True), spec=spec)

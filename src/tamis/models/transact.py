@@ -49,7 +49,8 @@ class TransAct(InterestRanker):
     Differs from the source:
         Action types are one of the sequence's columns where the log has them. The random window
         that hides the latest minutes while training is left out: a log need not say when events
-        were. T tasks share everything but the output layer.
+        were. No linear map follows the maximum, as in the authors' code. T tasks share everything
+        but the output layer.
     """
 
     def __init__(self, config: TransActConfig, spec: InputSpec) -> None:

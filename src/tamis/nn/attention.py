@@ -19,6 +19,7 @@ def attend(
     *,
     scale: float | None = None,
     valid: Bool[Tensor, "B L"] | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "B H Q K"]:
     """Softmax attention; on a CPU in float32, as its backward pass is slower in bfloat16.
 
@@ -28,8 +29,14 @@ def attend(
         value: Values.
         scale: Multiplies the scores; None divides by the root of K.
         valid: Keys that may be attended to; None allows all.
+        causal: Whether a query sees no key behind its own place; it then needs Q = L and rows that
+            begin with a valid key, or have none.
     """
     mask = None if valid is None else _mask_of(valid)
+    if causal:
+        places = torch.arange(key.shape[2], device=key.device)
+        earlier = places <= places.unsqueeze(1)
+        mask = earlier if mask is None else mask & earlier
     if query.device.type != "cpu" or query.dtype == torch.float32:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     else:
@@ -72,14 +79,23 @@ def rotate(x: Float[Tensor, "B H L K"]) -> Float[Tensor, "B H L K"]:
 class SequenceAttention(nn.Module):
     """Multi-head self-attention between the tokens of a sequence, with rotary positions.
 
-    Queries and keys are rotated, values are not. No causal mask: the whole history is known when
-    an item is ranked.
+    Queries and keys are rotated, values are not. Without a causal mask unless asked for: the whole
+    history is known when an item is ranked.
     """
 
-    def __init__(self, width: int, num_heads: int, *, rotary: bool = True) -> None:
-        """Build the projections; ``num_heads`` must divide ``width``, into even parts to rotate."""
+    def __init__(
+        self, width: int, num_heads: int, *, rotary: bool = True, causal: bool = False
+    ) -> None:
+        """Build the projections; ``num_heads`` must divide ``width``, into even parts to rotate.
+
+        Args:
+            width: Width of a token.
+            num_heads: Attention heads.
+            rotary: Whether queries and keys are rotated.
+            causal: Whether a token sees only itself and those before it.
+        """
         super().__init__()
-        self.num_heads, self.rotary = num_heads, rotary
+        self.num_heads, self.rotary, self.causal = num_heads, rotary, causal
         self.project = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
         for part in [*self.project.weight.chunk(3), self.output.weight]:
@@ -97,7 +113,8 @@ class SequenceAttention(nn.Module):
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))
+        mixed = attend(query, key, value, valid=valid, causal=self.causal)
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class PoolingAttention(nn.Module):
@@ -158,6 +175,8 @@ class TransformerLayer(nn.Module):
         """
         super().__init__()
         self.attention = SequenceAttention(width, num_heads, rotary=False)
+        # On tokens, whose places are no channels: an activation that normalises has no say here.
+        assert activation != "dice", "dice normalises rows of a batch, not tokens"
         self.feed_forward = MLP(width, (feed_forward,), out_dim=width, activation=activation)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.dropout: nn.Module = Dropout(dropout) if dropout > 0 else nn.Identity()
@@ -175,7 +194,8 @@ class ActivationUnit(nn.Module):
     """How much an event has to do with a candidate: an MLP on both, their difference and product.
 
     Source:
-        Zhou et al., Deep Interest Network, KDD 2018, figure 2, the local activation unit.
+        Zhou et al., Deep Interest Network, KDD 2018, section 4.3 and figure 2, the local activation
+        unit.
 
     Differs from the source:
         Difference and product stand for the outer product, as in the paper's public code.
@@ -188,7 +208,6 @@ class ActivationUnit(nn.Module):
         activation: Activation,
         *,
         softmax: bool,
-        extra_dim: int = 0,
     ) -> None:
         """Build the MLP.
 
@@ -197,11 +216,10 @@ class ActivationUnit(nn.Module):
             hidden_units: Hidden widths.
             activation: After each hidden layer.
             softmax: Whether scores go through a softmax, which needs no bias.
-            extra_dim: Width of whatever else is known of an event.
         """
         super().__init__()
         self.score = MLP(
-            4 * width + extra_dim,
+            4 * width,
             hidden_units,
             out_dim=1,
             activation=activation,
@@ -212,8 +230,7 @@ class ActivationUnit(nn.Module):
         self,
         target: Float[Tensor, "N W"],
         events: Float[Tensor, "N W"],
-        *extra: Float[Tensor, "N P"],
     ) -> Float[Tensor, "N 1"]:
         """One score for each pair, in float32."""
-        pairs = torch.cat([target, events, target - events, target * events, *extra], dim=1)
+        pairs = torch.cat([target, events, target - events, target * events], dim=1)
         return self.score(pairs).float()

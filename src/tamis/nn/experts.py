@@ -246,6 +246,7 @@ class FusionStack(nn.Module):
         units, found = [x] * self.num_units, []
         for level in self.levels:
             assert isinstance(level, FusionLevel)
-            found.append((level.weights(units, x), level.experts(units)))
-            units = level(units, x)
+            weights, outputs = level.weights(units, x), level.experts(units)
+            found.append((weights, outputs))
+            units = list(torch.bmm(weights.to(outputs.dtype), outputs).unbind(1))
         return found

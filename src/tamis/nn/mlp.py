@@ -96,26 +96,34 @@ class Dice(nn.Module):
     """``p x + (1 - p) a x`` with ``p = sigmoid(x normalised over the batch)`` and a learned ``a``.
 
     Source:
-        Zhou et al., Deep Interest Network, KDD 2018, equation (3).
+        Zhou et al., Deep Interest Network, KDD 2018, section 5.3.
 
     Differs from the source:
         A batch of fewer than two rows, as one without any event, is normalised by the running
         statistics.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, units: int) -> None:
-        """Build the norm; ``a`` starts from 0."""
+        """Keep running statistics for inference; ``a`` starts from 0."""
         super().__init__()
-        self.norm = nn.BatchNorm1d(units, eps=1e-8, affine=False)
         self.alpha = nn.Parameter(torch.zeros(units))
+        # Not a module of batch norm, which would refuse a batch of one row.
+        self.register_buffer("running_mean", torch.zeros(units))
+        self.register_buffer("running_var", torch.ones(units))
 
     def forward(self, x: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """Activations, in float32 under autocast too: they follow from differences to a mean."""
         x = x.float()
-        if len(x) < 2 and self.training:
-            normed = F.batch_norm(x, self.norm.running_mean, self.norm.running_var, eps=1e-8)
-        else:
-            normed = self.norm(x)
+        normed = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            training=self.training and len(x) > 1,
+            eps=1e-8,
+        )
         p = torch.sigmoid(normed)
         return x * (p + (1 - p) * self.alpha)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from tamis.nn.sequence import Events
 
@@ -40,44 +39,15 @@ def steps_of(events: Events) -> Steps:
     return Steps(places=places, sizes=tuple(is_there.sum(1).tolist()), order=order)
 
 
-class JaggedGRU(nn.Module):
-    """A gated recurrent unit that reads each history from its oldest event on."""
+class GatedUnit(nn.Module):
+    """The maps of a gated recurrent unit, and the loop over steps.
 
-    def __init__(self, width: int) -> None:
-        """Build a unit whose states are as wide as its inputs."""
-        super().__init__()
-        self.gru = nn.GRU(width, width)
-        for name, parameter in self.gru.named_parameters():
-            if name.startswith("weight"):
-                for part in parameter.chunk(3):
-                    nn.init.xavier_uniform_(part)
-            else:
-                nn.init.zeros_(parameter)
-
-    def forward(self, events: Events, steps: Steps) -> Events:
-        """The state after each event."""
-        if not steps.sizes:
-            return events
-        packed = PackedSequence(events.values[steps.places].float(), torch.tensor(steps.sizes))
-        with torch.autocast(events.values.device.type, enabled=False):
-            states, _ = self.gru(packed)
-        return Events(values=steps.scattered(states.data), offsets=events.offsets)
-
-
-class AttentionalGRU(nn.Module):
-    """AUGRU: a gated recurrent unit whose update gate is scaled by an attention weight.
-
-    ``h_t = (1 - a_t u_t) h_(t-1) + a_t u_t tanh(W x_t + r_t (U h_(t-1)) + b)``.
-
-    Source:
-        Zhou et al., Deep Interest Evolution Network, AAAI 2019, equations (15) and (16).
-
-    Differs from the source:
-        The reset gate multiplies ``U h + b'`` rather than ``h``, as in PyTorch's unit.
+    Written out rather than ``nn.GRU``: on a CPU the backward pass of that one over packed histories
+    fills a gradient of the size of all events in every step.
     """
 
     def __init__(self, width: int) -> None:
-        """Build a unit whose state is as wide as its inputs."""
+        """Build maps for states as wide as the inputs."""
         super().__init__()
         self.width = width
         self.read = nn.Linear(width, 3 * width)
@@ -86,6 +56,70 @@ class AttentionalGRU(nn.Module):
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.read.bias)
         nn.init.zeros_(self.keep.bias)
+
+    def states(
+        self, values: Float[Tensor, "nnz W"], steps: Steps, weights: Float[Tensor, "nnz 1"] | None
+    ) -> list[Tensor]:
+        """States after each step, a row for each history that has the step.
+
+        Args:
+            values: Inputs by event.
+            steps: Order of the events.
+            weights: Scale the update gates, by event; None leaves them.
+        """
+        found: list[Tensor] = []
+        # In float32 under autocast too: rounding would add up over steps.
+        with torch.autocast(values.device.type, enabled=False):
+            read = self.read(values.float()).index_select(0, steps.places)
+            scales = None
+            if weights is not None:
+                scales = weights.float().index_select(0, steps.places).split(steps.sizes)
+            state = read.new_zeros(steps.sizes[0], self.width)
+            # Split once: its backward pass is one concatenation.
+            for step, part in enumerate(read.split(steps.sizes)):
+                state = state[: len(part)]
+                new_reset, new_update, new_content = part.chunk(3, dim=1)
+                reset, update, content = self.keep(state).chunk(3, dim=1)
+                content = torch.tanh(new_content + torch.sigmoid(new_reset + reset) * content)
+                update = torch.sigmoid(new_update + update)
+                if scales is not None:
+                    update = scales[step] * update
+                state = state + update * (content - state)
+                found.append(state)
+        return found
+
+
+class JaggedGRU(GatedUnit):
+    """A gated recurrent unit that reads each history from its oldest event on.
+
+    ``h_t = (1 - u_t) h_(t-1) + u_t tanh(W x_t + r_t (U h_(t-1) + c) + b)``.
+
+    Source:
+        Cho et al., EMNLP 2014, as in DIEN, AAAI 2019, equations (2) to (5).
+
+    Differs from the source:
+        The reset gate multiplies ``U h + c`` rather than ``h``, as in PyTorch's unit.
+    """
+
+    def forward(self, events: Events, steps: Steps) -> Events:
+        """The state after each event."""
+        if not steps.sizes:
+            return events
+        states = self.states(events.values, steps, weights=None)
+        return Events(values=steps.scattered(torch.cat(states)), offsets=events.offsets)
+
+
+class AttentionalGRU(GatedUnit):
+    """AUGRU: the same with each update gate scaled by an attention weight.
+
+    ``h_t = (1 - a_t u_t) h_(t-1) + a_t u_t tanh(W x_t + r_t (U h_(t-1) + c) + b)``.
+
+    Source:
+        Zhou et al., Deep Interest Evolution Network, AAAI 2019, equations (15) and (16).
+
+    Differs from the source:
+        The reset gate multiplies ``U h + c`` rather than ``h``, as in PyTorch's unit.
+    """
 
     def forward(
         self, events: Events, weights: Float[Tensor, "nnz 1"], steps: Steps
@@ -97,24 +131,12 @@ class AttentionalGRU(nn.Module):
             weights: Attention weight of each event.
             steps: Order of the events.
         """
-        last = events.values.new_zeros(events.num_rows, self.width)
+        last = events.values.new_zeros(events.num_rows, self.width, dtype=torch.float32)
         if not steps.sizes:
             return last
-        with torch.autocast(events.values.device.type, enabled=False):
-            read = self.read(events.values.float()).index_select(0, steps.places)
-            attention = weights.float().index_select(0, steps.places)
-            state = read.new_zeros(steps.sizes[0], self.width)
-            finished: list[Tensor] = []
-            start = 0
-            for size in steps.sizes:
-                finished.append(state[size:])
-                state, stop = state[:size], start + size
-                new_reset, new_update, new_content = read[start:stop].chunk(3, dim=1)
-                reset, update, content = self.keep(state).chunk(3, dim=1)
-                content = torch.tanh(new_content + torch.sigmoid(new_reset + reset) * content)
-                update = attention[start:stop] * torch.sigmoid(new_update + update)
-                state = state + update * (content - state)
-                start = stop
-            finished.append(state)
+        states = self.states(events.values, steps, weights)
+        # Of each step's rows, those whose history ends with it; the longest histories come first.
+        following = (*steps.sizes[1:], 0)
+        ends = [state[size:] for state, size in zip(states, following, strict=True)]
         rows = steps.order[: steps.sizes[0]]
-        return last.index_copy(0, rows, torch.cat(finished[::-1]))
+        return last.index_copy(0, rows, torch.cat(ends[::-1]))

@@ -32,7 +32,8 @@ class Events:
     def rows(self) -> Int[Tensor, " nnz"]:
         """The row of each event."""
         index = torch.arange(self.num_rows, device=self.offsets.device)
-        return torch.repeat_interleave(index, self.offsets.diff())
+        # With the size given, a GPU need not be waited for.
+        return torch.repeat_interleave(index, self.offsets.diff(), output_size=len(self.values))
 
     @property
     def ages(self) -> Int[Tensor, " nnz"]:
@@ -148,8 +149,9 @@ class History:
 class CandidateInputs(nn.Module):
     """Fields in one vector, and every sequence group beside what the candidate has in its place.
 
-    The candidate's counterpart of a sequence column is the first field with the column's table. A
-    column without such a field has a learned vector in its place.
+    The candidate's counterpart of a sequence column is the field that owns the column's table, or,
+    where only others share it, the first of these. A column without any has a learned vector in its
+    place.
     """
 
     def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
@@ -165,10 +167,16 @@ class CandidateInputs(nn.Module):
         self.names = tuple(group.name for group in spec.sequences)
         self.widths = tuple(width * len(group.fields) for group in spec.sequences)
         self.fields_dim = len(spec.categorical) * width + len(spec.numeric)
-        owners = [item.table for item in spec.categorical]
+        names = [item.name for item in spec.categorical]
+        tables = [item.table for item in spec.categorical]
+
+        def counterpart(table: str) -> int | None:
+            if table in names:
+                return names.index(table)
+            return tables.index(table) if table in tables else None
+
         self.counterparts = tuple(
-            tuple(owners.index(table) if table in owners else None for table in group.tables)
-            for group in spec.sequences
+            tuple(counterpart(table) for table in group.tables) for group in spec.sequences
         )
         missing = sum(place is None for group in self.counterparts for place in group)
         self.missing = nn.Parameter(torch.empty(missing, width))

@@ -53,13 +53,8 @@ def make_table(
         DataError: The public set is not at hand.
         TamisError: A training failed.
     """
-    if name not in TABLES:
-        known = ", ".join((*TABLES, *GROUPS))
-        raise ConfigError(f"table: must be one of {known}, got {name!r}.")
+    check_recipes(name, recipes)
     table = TABLES[name]
-    for model in table.models:
-        if not (recipes / name / f"{model}.toml").exists():
-            raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
     dataset = table_dataset(table, data, work)
     ledger = _Ledger(table, recipes, out, api.open_dataset(dataset).fingerprint)
     cells = cells_of(table, work / name, ledger.stamps)
@@ -73,6 +68,20 @@ def make_table(
     run_cells(missing, dataset=dataset, recipes=recipes / name, workers=workers, on_done=on_done)
     ledger.add_averages(cells)
     return ledger.finish(cells)
+
+
+def check_recipes(name: str, recipes: Path) -> None:
+    """Check that a table is known and that all of its recipes are there.
+
+    Raises:
+        ConfigError: There is no such table or recipe.
+    """
+    if name not in TABLES:
+        known = ", ".join((*TABLES, *GROUPS))
+        raise ConfigError(f"table: must be one of {known}, got {name!r}.")
+    for model in TABLES[name].models:
+        if not (recipes / name / f"{model}.toml").exists():
+            raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
 
 
 class _Ledger:
@@ -98,6 +107,7 @@ class _Ledger:
             (row["model"], row["seed"]): row
             for row in found
             if self._recipes.get(row["model"]) == row["recipe"]
+            and set(row.get("other_tasks", {})) == set(table.tasks[1:])
         }
 
     @property

@@ -109,9 +109,7 @@ def _values(
             if row["model"] == model
         ]
     return [
-        row["other_tasks"][task][metric]
-        if task in row.get("other_tasks", {})
-        else row["metrics"][metric]
+        row["other_tasks"][task][metric] if task else row["metrics"][metric]
         for row in rows
         if row["model"] == model
     ]
@@ -121,7 +119,7 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
     """Ours against published figures on the same rows, and the table's comparisons."""
     claims = []
     for figure in table.published:
-        values = _values(rows, figure.model, "auc", figure.task)
+        values = _values(rows, figure.model, "auc", table.key_of(figure.task))
         away = float(np.mean(values)) - figure.auc
         above = "" if figure.both_ways else " or above"
         claims.append(
@@ -137,8 +135,14 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
         )
     for claim in table.comparisons:
         pair = [
-            _values(rows, claim.worse, claim.metric, claim.task, of_members=claim.members_of_worse),
-            _values(rows, claim.better, claim.metric, claim.task),
+            _values(
+                rows,
+                claim.worse,
+                claim.metric,
+                table.key_of(claim.task),
+                of_members=claim.members_of_worse,
+            ),
+            _values(rows, claim.better, claim.metric, table.key_of(claim.task)),
         ]
         test = paired_t_test(claim.metric, pair[0], pair[1])
         is_less = claim.metric == "ne"
@@ -166,7 +170,7 @@ def display_of(
     """Heads and cells of the table, one line per model."""
     shown = [("auc", "AUC", ""), ("log_loss", "log loss", ""), ("ne", "NE", "")]
     if len(table.tasks) > 1:
-        shown = [("auc", f"AUC {task}", task) for task in table.tasks]
+        shown = [("auc", f"AUC {task}", table.key_of(task)) for task in table.tasks]
     columns = ["model", *(head for _, head, _ in shown), "dense", "MFLOP/row", "rows/s"]
     display = []
     for model in (*table.models, *(average.name for average in table.averages)):

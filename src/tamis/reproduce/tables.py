@@ -93,6 +93,21 @@ class ResultTable:
 
     def __post_init__(self) -> None:
         assert self.seeds > 1, "a standard deviation needs two seeds"
+        names = {*self.models, *(average.name for average in self.averages)}
+        claimed = {name for claim in self.comparisons for name in (claim.better, claim.worse)}
+        parts = {name for average in self.averages for name in average.of}
+        unknown = (claimed | parts | {figure.model for figure in self.published}) - names
+        assert not unknown, f"{self.name}: not among its models: {sorted(unknown)}"
+        tasks = {claim.task for claim in self.comparisons} - {""}
+        tasks |= {figure.task for figure in self.published} - {""}
+        assert tasks <= set(self.tasks), f"{self.name}: not among its tasks: {sorted(tasks)}"
+        assert not any(claim.members_of_worse and claim.task for claim in self.comparisons), (
+            "members are compared on the first task"
+        )
+
+    def key_of(self, task: str) -> str:
+        """How a row names a task: the first one's metrics stand by themselves, under no name."""
+        return "" if task == self.tasks[0] else task
 
 
 # Those that average the history first, those that look at it event by event, and InterFormer.
@@ -116,6 +131,7 @@ ADATT_VARIANTS = (
     *("no-native", "native-only", "gate-constant", "gate-raw"),
     *(f"native-{kind}" for kind in ("unit", "softmax", "gated")),
     *(f"shared-{count}" for count in (1, 3)),
+    "unequal",
     *(f"experts-{count}" for count in (1, 3, 4)),
     *(f"levels-{count}" for count in (1, 3)),
 )

@@ -98,7 +98,7 @@ def example_specs() -> Iterator[InputSpec]:
     yield example_spec(num_categorical=0)
 
 
-def example_batch(spec: InputSpec, *, rows: int = _ROWS, seed: int = 0, longest: int = 4) -> Batch:
+def example_batch(spec: InputSpec, *, rows: int = _ROWS, seed: int = 0, longest: int = 5) -> Batch:
     """Random rows; histories hold 0 to ``longest`` events."""
     generator = torch.Generator().manual_seed(seed)
     sequences = {}

@@ -72,7 +72,8 @@ class TrainingConfig:
     batch_size: int = 4096
     """Rows per step. At least 2."""
     bucket_by_length: bool = False
-    """Whether batches hold rows with histories of like length, so that attention pads less."""
+    """Whether batches hold rows with histories of like length, so that attention pads less. They
+    are no random samples then, which batch norm and dice take them for."""
     max_epochs: int = 10
     """Passes over the training split, at most. At least 1."""
     evaluations_per_epoch: int = 1

@@ -108,12 +108,21 @@ def _inspections(
     totals: list[torch.Tensor] = []
     shown: list[Inspection] = []
     rows = 0
-    with torch.inference_mode():
+    device, precision = predictor.device, predictor.precision
+    was_training = predictor.model.training
+    predictor.model.eval()
+    try:
         for batch in _sample(dataset, split, seed):
-            shown = model.inspections(batch.to(predictor.device))
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, torch.bfloat16, precision == torch.bfloat16),
+            ):
+                shown = model.inspections(batch.to(device))
             values = [batch.num_rows * item.values.double().cpu() for item in shown]
             totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
             rows += batch.num_rows
+    finally:
+        predictor.model.train(was_training)
     return [
         {
             "title": item.title,

@@ -34,7 +34,7 @@ def training_loss(
             per_task = _mean_losses(item.logits.float(), truth, weights, tasks)
             total = total + item.weight * (per_task * task_weights).sum()
     for auxiliary in output.auxiliary_losses.values():
-        total = total + auxiliary
+        total = total + (auxiliary * task_weights).sum() if auxiliary.ndim else total + auxiliary
     return total
 
 

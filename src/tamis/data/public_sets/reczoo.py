@@ -7,6 +7,7 @@ are of that protocol (``_bars``), while the plain names hold out every twentieth
 training file.
 """
 
+import csv
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,11 @@ def amazon_electronics_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files
 
 
 def taobao_ad_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
-    """Taobao's display ads: eight days, the last one tested; histories of categories and brands."""
+    """Taobao's display ads: eight days, the last one tested; histories of categories and brands.
+
+    Differs from the source:
+        The price is standardised.
+    """
     sides: tuple[tuple[tuple[str, ...], Side], ...] = (
         (_TAOBAO_USER, "user"),
         (_TAOBAO_ITEM, "item"),
@@ -158,6 +163,14 @@ def _two(folder: Path, out: Path, user: str, *, bars: bool) -> Files:
 
 def _users(user: str, is_valid: bool, table: pa.Table) -> pa.Table:
     """Rows of the users whose number ends so; histories stay text."""
+    if user not in table.column_names:
+        raise DataError(
+            f"{user}: must be a column of the training file, got {', '.join(table.column_names)}."
+        )
+    are_numbers = pc.match_substring_regex(table[user], r"^\d+$")
+    wrong = table[user].filter(pc.invert(pc.fill_null(are_numbers, False)))
+    if len(wrong):
+        raise DataError(f"{user}: must be a whole number in every row, got {wrong[0].as_py()!r}.")
     digits = pc.cast(pc.utf8_slice_codeunits(pc.cast(table[user], pa.string()), -2), pa.int64())
     is_held_out = pc.equal(pc.subtract(digits, pc.multiply(pc.divide(digits, 20), 20)), 7)
     return table.filter(is_held_out if is_valid else pc.invert(is_held_out))
@@ -205,16 +218,21 @@ def _converted(files: Files, out: Path, convert: Convert) -> Files:
 
 def _blocks(path: Path) -> Iterator[pa.Table]:
     """Blocks of a CSV file; every column is text until it is converted or encoded."""
-    with path.open(encoding="utf-8") as file:
-        names = file.readline().rstrip("\n").split(",")
-    reading = pyarrow.csv.ReadOptions(block_size=64 << 20)
-    converting = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
-    )
-    with pyarrow.csv.open_csv(path, reading, convert_options=converting) as reader:
-        for batch in reader:
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch])
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file), [])
+        reading = pyarrow.csv.ReadOptions(block_size=64 << 20)
+        converting = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        with pyarrow.csv.open_csv(path, reading, convert_options=converting) as reader:
+            for batch in reader:
+                if batch.num_rows:
+                    yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: must be a CSV file of UTF-8 text, got {error}") from error
 
 
 def _existing(path: Path) -> Path:

@@ -49,6 +49,7 @@ def amazon(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     ids = items["item_id"].to_numpy()
     attributes = items["attributes"].combine_chunks()
     ends = attributes.offsets.to_numpy()
+    assert (np.diff(ends) > 0).all(), "every item has an attribute in the published files"
     finest = attributes.values.to_numpy()[ends[1:] - 1]
     return _tables(
         Sequences(
@@ -118,8 +119,10 @@ def collm_ml1m(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     """Sessions of one day in an electronics shop; a history also has the user's earlier sessions.
 
-    The part named valid trains, but for a tenth of its sessions, which validate; the part named
-    test is tested. Each event of a session but its very first without earlier ones is a positive.
+    The part named test is tested. The part named valid trains, without the users of the other one,
+    whose earlier sessions would show tested events, and but for a tenth of the users, who validate.
+    Each event of a session but its very first without earlier ones is a positive. People look at
+    things again: one tested positive in seven is in its own history, and no drawn item is.
 
     Source:
         REES46 eCommerce events, as prepared by NVIDIA Transformers4Rec.
@@ -131,16 +134,20 @@ def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     for name, part in parts.items():
         before, session = (_lists(part, f"{prefix}_pid_seq") for prefix in ("bef_sess", "sess"))
         steps, offsets, firsts = _joined(before, session)
+        people = part["user_idx"].to_numpy()
         sequences = Sequences(
             steps=np.searchsorted(columns["item"], steps), offsets=offsets, columns=columns
         )
-        table, row_of_user = _rows(sequences, firsts)
+        table, session_of_row = _rows(sequences, firsts, people=people)
         if name == "test":
             tables["test"] = table
             continue
-        validates = np.random.default_rng(_SEED).random(len(offsets) - 1) < 0.1
-        tables["train"] = table.filter(pa.array(~validates[row_of_user]))
-        tables["valid"] = table.filter(pa.array(validates[row_of_user]))
+        known = np.unique(people)
+        validates = np.random.default_rng(_SEED).random(len(known)) < 0.1
+        is_valid = validates[np.searchsorted(known, people)]
+        is_tested = np.isin(people, parts["test"]["user_idx"].to_numpy())
+        for split, chosen in (("train", ~is_valid & ~is_tested), ("valid", is_valid & ~is_tested)):
+            tables[split] = table.filter(pa.array(chosen[session_of_row]))
     return tables, _schema(_fields(columns))
 
 
@@ -154,13 +161,25 @@ def _tables(sequences: Sequences) -> tuple[dict[str, pa.Table], Schema]:
     return tables, _schema(_fields(sequences.columns))
 
 
-def _rows(sequences: Sequences, firsts: NDArray[np.int64]) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Positive and drawn rows of each user's steps from ``firsts`` on, and the user of each row."""
+def _rows(
+    sequences: Sequences,
+    firsts: NDArray[np.int64],
+    people: NDArray[np.int64] | None = None,
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Positive and drawn rows of each sequence's steps from ``firsts`` on, and its place of each.
+
+    Args:
+        sequences: The steps.
+        firsts: Where each sequence's rows begin.
+        people: Whose each sequence is, where somebody may have several.
+    """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     firsts = np.minimum(np.maximum(firsts, starts + 1), ends)
     user = np.repeat(np.arange(len(starts)), ends - firsts)
     place = _ranges(firsts, ends)
-    drawn = _drawn(sequences, user)
+    people = np.arange(len(starts)) if people is None else people
+    _, people = np.unique(people, return_inverse=True)
+    drawn = _drawn(sequences, user, people)
     item = np.stack([sequences.steps[place], drawn], axis=1).ravel()
     user, place = np.repeat(user, 2), np.repeat(place, 2)
     oldest = np.maximum(starts[user], place - _LONGEST)
@@ -168,7 +187,7 @@ def _rows(sequences: Sequences, firsts: NDArray[np.int64]) -> tuple[pa.Table, ND
     bounds = pa.array(np.concatenate([[0], (place - oldest).cumsum()]).astype(np.int32))
     columns: dict[str, pa.Array] = {
         "click": pa.array(np.tile(np.array([1, 0], np.int8), len(drawn))),
-        "user": pa.array(user),
+        "user": pa.array(people[user]),
         "step": pa.array(place - starts[user]),
     }
     for name, values in sequences.columns.items():
@@ -177,15 +196,17 @@ def _rows(sequences: Sequences, firsts: NDArray[np.int64]) -> tuple[pa.Table, ND
     return pa.table(columns), user
 
 
-def _drawn(sequences: Sequences, user: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each row an item, uniform over those that its user never touched."""
+def _drawn(
+    sequences: Sequences, user: NDArray[np.int64], people: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each row an item, uniform over those that its person never touched."""
     generator = np.random.default_rng(_SEED)
     count = len(sequences.columns["item"])
-    owner = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
+    owner = np.repeat(people, np.diff(sequences.offsets))
     touched = np.unique(owner * count + sequences.steps)
     drawn = generator.integers(count, size=len(user))
     while True:
-        again = np.flatnonzero(np.isin(user * count + drawn, touched))
+        again = np.flatnonzero(np.isin(people[user] * count + drawn, touched))
         if not len(again):
             return drawn
         drawn[again] = generator.integers(count, size=len(again))
