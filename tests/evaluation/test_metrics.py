@@ -113,3 +113,14 @@ def test_evaluation_imports_neither_torch_nor_pyarrow_nor_scipy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_auc_within_users_is_weighted_by_their_rows() -> None:
+    """Users of three rows with AUC 1, of two with AUC 0, and of two with one class alone."""
+    labels = np.array([1, 0, 0, 1, 0, 1, 1], np.float32)
+    predictions = np.array([0.9, 0.2, 0.1, 0.3, 0.8, 0.5, 0.4])
+    users = np.array([1, 1, 1, 2, 2, 3, 3])
+    metrics = evaluate_task(labels, predictions, groups=users)
+
+    assert metrics.gauc == pytest.approx((1 * 3 + 0 * 2) / 5)
+    assert metrics.auc == pytest.approx(0.75)

@@ -5,6 +5,7 @@ The reference works in float64 on the events that a row really has.
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -441,3 +442,56 @@ def test_a_log_of_nothing_but_histories_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="'interformer' needs a field beside the sequences"):
         InterFormer(InterFormerConfig(), spec)
+
+
+def _trained(batches: Iterable[tuple[Batch, torch.Tensor]], spec: InputSpec) -> tuple:
+    """A small model after a step on each batch, and the last loss in nats."""
+    torch.manual_seed(0)
+    settings = InterFormerConfig(head_units=(64, 32), num_layers=1, backbone="dot", init_std=0.3)
+    model = InterFormer(settings, spec)
+    tables = [model.tokens.tables.weight]
+    dense = [p for p in model.parameters() if p is not tables[0]]
+    optimizers = [torch.optim.Adam(dense, lr=5e-3), torch.optim.SparseAdam(tables, lr=0.05)]
+    for batch, labels in batches:
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(batch).logits, labels)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return model.eval(), loss.item()
+
+
+def test_512_rows_are_learnt_by_heart() -> None:
+    spec = example_spec()
+    batch = example_batch(spec, rows=512)
+    _, loss = _trained([(batch, batch.labels)] * 40, spec)
+
+    assert loss < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_labels_at_random_teach_nothing_about_other_rows(shuffled: bool) -> None:
+    """The label is whether the first column of the last event is odd; or that of another row."""
+    spec = example_spec()
+
+    def rows(seed: int) -> tuple[Batch, torch.Tensor]:
+        batch = example_batch(spec, rows=1000, seed=seed)
+        history = batch.sequences["history"]
+        last = history.values[history.offsets[1:] - 1, 0] % 2 == 1
+        labels = (last & (history.offsets.diff() > 0)).float().unsqueeze(1)
+        if shuffled and seed:
+            labels = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(seed))]
+        return batch, labels
+
+    model, _ = _trained((rows(seed) for seed in range(1, 81)), spec)
+    batch, truth = rows(0)
+    with torch.no_grad():
+        scores = model(batch).logits.squeeze(1)
+    positive, negative = scores[truth.squeeze(1) == 1], scores[truth.squeeze(1) == 0]
+    auc = (positive.unsqueeze(1) > negative).double().mean().item()
+
+    if shuffled:
+        assert auc == pytest.approx(0.5, abs=0.06)
+    else:
+        assert auc > 0.9
