@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 
 
-@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.toml", "a: must be a run folder with config.toml, got none"),
+        ("metrics.jsonl", "a/metrics.jsonl: must exist, got no such file; a run has one"),
+    ],
+)
 def test_run_without_one_of_its_files_is_refused(
-    world: Path, refused: Callable[..., str], name: str
+    world: Path, refused: Callable[..., str], name: str, message: str
 ) -> None:
     Path("a", name).unlink()
 
-    assert f"a/{name}: must exist, got no such file; a run has one" in refused("report", "a")
+    assert message in refused("report", "a")
 
 
 def test_json_holds_page_and_metrics(
