@@ -138,6 +138,16 @@ class _Training:
                 "padding_idx": 0,
                 "vocab_size": rows,
             }
+        if self.config.get("history"):
+            owner = list(rows_by_field)[-1]
+            feature_map.features["history"] = {
+                "source": "",
+                "type": "sequence",
+                "padding_idx": 0,
+                "vocab_size": rows_by_field[owner],
+                "max_len": self.config["history"],
+                "share_embedding": owner,
+            }
         feature_map.num_fields = feature_map.get_num_fields()
         feature_map.default_emb_dim = self.config["embedding_dim"]
         feature_map.set_column_index()
@@ -178,7 +188,10 @@ def _column(item: dict[str, str]) -> dict[str, Any]:
 
 
 def build_model(feature_map: Any, config: worker.Config, scratch: Path) -> Any:
-    """DeepFM, DCNv2 or FinalMLP from FuxiCTR's layers, compiled with Adam on its trainer."""
+    """A model from FuxiCTR's layers, compiled with Adam on its trainer.
+
+    DIN and TransAct are put together as in FuxiCTR's model zoo.
+    """
     import torch
     from fuxictr.pytorch import layers
     from fuxictr.pytorch.models import BaseModel
@@ -308,7 +321,70 @@ def build_model(feature_map: Any, config: worker.Config, scratch: Path) -> Any:
             logits = self.linear_first(first) + self.linear_second(second) + products[:, None]
             return {"y_pred": self.output_activation(logits)}
 
-    return {"deepfm": DeepFM, "dcn_v2": DCNv2, "final_mlp": FinalMLP}[config["model"]]()
+    class DIN(Timed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.target = list(config["rows_by_field"])[-1]
+            self.embedding_layer = layers.FeatureEmbeddingDict(feature_map, width)
+            self.attention = layers.DIN_Attention(
+                width,
+                attention_units=list(config["attention_units"]),
+                hidden_activations="Dice",
+            )
+            self.dnn = mlp(config["hidden_units"], output_dim=1)
+            self.finish()
+
+        def forward(self, inputs: Any) -> dict[str, Any]:
+            features = self.get_inputs(inputs)
+            vectors = self.embedding_layer(features)
+            vectors["history"] = self.attention(
+                vectors[self.target], vectors["history"], features["history"].long() != 0
+            )
+            flat_vectors = self.embedding_layer.dict2tensor(vectors, flatten_emb=True)
+            return {"y_pred": self.output_activation(self.dnn(flat_vectors))}
+
+    class TransAct(Timed):
+        """Candidate beside every event, two layers, the maximum and the last ten outputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.target = list(config["rows_by_field"])[-1]
+            self.embedding_layer = layers.FeatureEmbeddingDict(feature_map, width)
+            layer = nn.TransformerEncoderLayer(
+                2 * width, nhead=1, dim_feedforward=32, dropout=0.0, batch_first=True
+            )
+            self.encoder = nn.TransformerEncoder(layer, num_layers=2)
+            self.recent = min(10, config["history"])
+            merged = (len(config["rows_by_field"]) + 2 * (self.recent + 1)) * width
+            self.crossnet = layers.CrossNetV2(merged, 2)
+            self.dnn = layers.MLP_Block(
+                input_dim=merged, hidden_units=list(config["hidden_units"]), output_dim=1
+            )
+            self.finish()
+
+        def forward(self, inputs: Any) -> dict[str, Any]:
+            features = self.get_inputs(inputs)
+            vectors = self.embedding_layer(features)
+            history = vectors.pop("history")
+            padding = features["history"].long() == 0
+            target = vectors[self.target].unsqueeze(1).expand_as(history)
+            tokens = self.encoder(
+                torch.cat([history, target], dim=-1), src_key_padding_mask=padding
+            )
+            largest = tokens.masked_fill(padding.unsqueeze(2), -1e9).max(dim=1).values
+            recent = tokens[:, -self.recent :].flatten(start_dim=1)
+            fields = self.embedding_layer.dict2tensor(vectors, flatten_emb=True)
+            crossed = self.crossnet(torch.cat([fields, recent, largest], dim=-1))
+            return {"y_pred": self.output_activation(self.dnn(crossed))}
+
+    models = {
+        "deepfm": DeepFM,
+        "dcn_v2": DCNv2,
+        "final_mlp": FinalMLP,
+        "din": DIN,
+        "transact": TransAct,
+    }
+    return models[config["model"]]()
 
 
 def _start_ray(threads: int) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 LABEL = "click"
+HISTORY = "history"
 SMALLEST_FIELD = 10
 POPULARITY_EXPONENT = 1.1
 FACTORS = 4
@@ -140,6 +141,7 @@ def encoded_log(
     train_rows: int,
     test_rows: int,
     num_fields: int = 20,
+    history: int = 0,
     seed: int = 7,
 ) -> EncodedLog:
     """Write train, valid and test files of integer ids; existing ones are made again.
@@ -150,6 +152,7 @@ def encoded_log(
         train_rows: Rows to train on.
         test_rows: Rows of the test and of the validation split each.
         num_fields: Categorical fields F.
+        history: Events of each row's history, of values of the largest field; 0 leaves it out.
         seed: Same seed, same bytes.
     """
     sizes = field_sizes(table_rows, num_fields)
@@ -172,6 +175,11 @@ def encoded_log(
                 name: scattered(ranks[:, index], num_values[index]) + 1
                 for index, name in enumerate(sizes)
             }
+            if history:
+                events = scattered(
+                    popular_ranks(rng, num_values[-1], rows * history), num_values[-1]
+                )
+                columns[HISTORY] = pa.FixedSizeListArray.from_arrays(events + 1, history)
             table = pa.table({**columns, LABEL: labels.astype(np.float32)})
             writer = writer or pq.ParquetWriter(files[split], table.schema, compression="zstd")
             writer.write_table(table)

@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import worker
 
 from tamis import api
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
-from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table, Task
+from tamis.data.schema import (
+    CategoricalInput,
+    Field,
+    InputSpec,
+    Schema,
+    SequenceInput,
+    Table,
+    Task,
+)
 from tamis.training.config import RunConfig, run_config_from_table
 from tamis.training.loop import train
 from tamis.training.predict import choose_precision
@@ -84,17 +93,37 @@ def limit_memory(num_bytes: int) -> None:
 
 
 def write_dataset(
-    out: Path, files: Mapping[str, str], rows_by_field: Mapping[str, int], label: str
+    out: Path,
+    files: Mapping[str, str],
+    rows_by_field: Mapping[str, int],
+    label: str,
+    history: int = 0,
 ) -> Dataset:
-    """A dataset of ids that are encoded already, with declared table sizes."""
+    """A dataset of ids that are encoded already, with declared table sizes.
+
+    Args:
+        out: Folder of the dataset.
+        files: Parquet file of each split.
+        rows_by_field: Table rows of each field.
+        label: Label column.
+        history: Events of the list column ``history``, of values of the last field; 0: none.
+    """
+    owner = list(rows_by_field)[-1]
+    past = Field(name="history", kind="sequence", shares=owner, max_length=max(1, history))
     schema = Schema(
-        fields=tuple(Field(name=name, kind="categorical") for name in rows_by_field),
+        fields=(
+            *(Field(name=name, kind="categorical") for name in rows_by_field),
+            *([past] if history else []),
+        ),
         tasks=(Task(name=label),),
+    )
+    group = SequenceInput(
+        name="history", fields=("history",), tables=(owner,), max_length=max(1, history)
     )
     spec = InputSpec(
         numeric=(),
         categorical=tuple(CategoricalInput(name=name, table=name) for name in rows_by_field),
-        sequences=(),
+        sequences=(group,) if history else (),
         tables=tuple(Table(name=name, num_rows=rows) for name, rows in rows_by_field.items()),
         tasks=schema.tasks,
     )
@@ -108,11 +137,20 @@ def write_dataset(
                     EncodedRows(
                         row=np.arange(first, first + batch.num_rows, dtype=np.int64),
                         ids={name: ids.astype(np.int32) for name, ids in columns.items()},
+                        sequences=_histories(batch, history),
                         labels={label: batch[label].to_numpy().astype(np.float32)},
                     ),
                 )
                 first += batch.num_rows
         return writer.finish({})
+
+
+def _histories(batch: pa.RecordBatch, history: int) -> dict[str, Any]:
+    if not history:
+        return {}
+    values = batch["history"].flatten().to_numpy().astype(np.int32)
+    lengths = np.full(batch.num_rows, history, np.int64)
+    return {"history": (values.reshape(-1, 1), lengths)}
 
 
 def settings_of(config: worker.Config) -> RunConfig:
@@ -126,6 +164,9 @@ def settings_of(config: worker.Config) -> RunConfig:
     }
     if config["model"] == "dcn_v2":
         model["num_cross_layers"] = config["num_cross_layers"]
+    if config["model"] == "interformer":
+        model = {"name": "interformer", "embedding_dim": config["embedding_dim"]}
+    model |= config.get("model_settings", {})
     return run_config_from_table(
         {
             "model": model,
@@ -150,7 +191,11 @@ class _Training:
         shutil.rmtree(scratch, ignore_errors=True)
         started = time.perf_counter()
         self.dataset = write_dataset(
-            scratch / "dataset", config["files"], config["rows_by_field"], config["label"]
+            scratch / "dataset",
+            config["files"],
+            config["rows_by_field"],
+            config["label"],
+            config.get("history", 0),
         )
         self.preprocess_seconds = time.perf_counter() - started
         self.settings = settings_of(config)
