@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tamis.nn.mlp import MLP, Dice
+from tamis.nn.mlp import MLP, Dice, _parts
 
 
 def _names(mlp: MLP) -> list[str]:
@@ -78,3 +78,24 @@ def test_dice_follows_the_running_statistics_at_inference() -> None:
     torch.testing.assert_close(
         dice(x), x * torch.sigmoid((x - dice.running_mean) / dice.running_var.sqrt())
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_dice_are_those_of_its_formula_over_several_parts(training: bool) -> None:
+    torch.manual_seed(0)
+    dice = Dice(3).train(training)
+    with torch.no_grad():
+        dice.alpha.copy_(torch.tensor([0.0, 0.25, -1.0]))
+        dice.running_mean.fill_(0.5)
+    x = (3 * torch.randn(60_000, 3) + 2).requires_grad_()
+    assert len(_parts(x)) > 1
+    weights = torch.randn_like(x)
+    found = torch.autograd.grad((dice(x) * weights).sum(), (x, dice.alpha))
+
+    exact, alpha = x.detach().double().requires_grad_(), dice.alpha.detach().double()
+    alpha.requires_grad_()
+    mean, deviation = (exact.mean(0), exact.std(0, correction=0)) if training else (0.5, 1.0)
+    p = torch.sigmoid((exact - mean) / deviation)
+    expected = torch.autograd.grad(((p + (1 - p) * alpha) * exact * weights).sum(), (exact, alpha))
+    torch.testing.assert_close(found[0], expected[0].float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1].float(), rtol=1e-4, atol=1e-2)
