@@ -14,15 +14,14 @@ Ratios are named peer/model; ``.../fp32`` is tamis in float32, ``peak/interforme
 import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import harness
 import peers
 import synthetic
 import torch
-from train_throughput import COLUMNS, TAMIS_OPTIMIZER, Contender
+from train_throughput import COLUMNS, TAMIS_OPTIMIZER, Contender, start
 
 from tamis import api
 from tamis.data.dataset import Dataset
@@ -76,7 +75,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         contenders: dict[str, Contender] = {}
         for name in names:
-            worker = stack.enter_context(_start(name, config, cache))
+            worker = stack.enter_context(start(name, config, cache))
             if name == "tamis_fp32" and contenders["tamis"].worker.hello["precision"] == "float32":
                 continue
             contenders[name] = Contender(name, worker)
@@ -156,15 +155,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json, "sequence_throughput", quick=options.quick, rows=rows, ratios=ratios
         )
     return 0
-
-
-def _start(name: str, config: Mapping[str, Any], cache: Path) -> peers.Worker:
-    log = cache / "logs" / f"{name}-{config['model']}-sequences.log"
-    mine = {**config, "scratch": str(cache / "scratch" / name)}
-    if name in peers.PEERS:
-        return peers.start(peers.PEERS[name], mine, log=log)
-    mine["precision"] = "float32" if name == "tamis_fp32" else "auto"
-    return peers.Worker("tamis_worker.py", mine, python=Path(sys.executable), log=log)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def measure(
         contenders: dict[str, Contender] = {}
         for name in _order(only):
             try:
-                worker = stack.enter_context(_start(name, config, cache))
+                worker = stack.enter_context(start(name, config, cache))
             except peers.PeerError as error:
                 rows.append({"contender": name, "error": str(error), **about})
                 continue
@@ -218,8 +218,10 @@ def _order(only: Sequence[str]) -> list[str]:
     return [*first, "tamis", "tamis_fp32", *rest]
 
 
-def _start(name: str, config: Mapping[str, Any], cache: Path) -> peers.Worker:
-    log = cache / "logs" / f"{name}-{config['model']}-{len(config['rows_by_field'])}.log"
+def start(name: str, config: Mapping[str, Any], cache: Path) -> peers.Worker:
+    """A contender's process: a peer in its own environment, or tamis in a precision."""
+    fields = len(config["rows_by_field"]) + bool(config.get("history"))
+    log = cache / "logs" / f"{name}-{config['model']}-{fields}.log"
     mine = {**config, "scratch": str(cache / "scratch" / name)}
     if name in peers.PEERS:
         return peers.start(peers.PEERS[name], mine, log=log)

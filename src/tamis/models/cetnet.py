@@ -18,7 +18,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Inspection, Output, Supervised
-from tamis.models.ranges import check_ranges
+from tamis.models.ranges import check_binary, check_ranges
 from tamis.models.standalone import STANDALONE, find
 from tamis.nn.embedding import EmbeddingTables, FirstOrder
 from tamis.nn.mlp import ExactLinear
@@ -169,12 +169,7 @@ class CETNet(nn.Module):
             ConfigError: A task is no binary one.
         """
         super().__init__()
-        for task in spec.tasks:
-            if task.kind != "binary":
-                raise ConfigError(
-                    f"model: task {task.name!r} must be binary, got a {task.kind} task. Confidence "
-                    f"is an entropy; train a single model."
-                )
+        check_binary(spec.tasks, why="Confidence is an entropy; train a single model.")
         self.config = config
         self.task_names = tuple(task.name for task in spec.tasks)
         self.member_names = tuple(

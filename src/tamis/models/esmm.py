@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
-from tamis.errors import ConfigError
 from tamis.models.multi_task import MultiTaskConfig, TaskTowers, multi_task_inputs
 from tamis.models.output import Output, Supervised
+from tamis.models.ranges import check_binary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +49,8 @@ class ESMM(nn.Module):
             ConfigError: A task is no binary one.
         """
         super().__init__()
-        for task in spec.tasks:
-            if task.kind != "binary":
-                raise ConfigError(
-                    f"model: task {task.name!r} must be binary, got a {task.kind} task. A product "
-                    f"of probabilities needs probabilities; take another model."
-                )
+        why = "A product of probabilities needs probabilities; take another model."
+        check_binary(spec.tasks, why=why)
         self.inputs = multi_task_inputs(config, spec)
         self.towers = TaskTowers(self.inputs.out_dim, config.tower_units, len(spec.tasks))
         self.conditions = conditions_of(spec.tasks)

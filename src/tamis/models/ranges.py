@@ -1,9 +1,28 @@
-"""Ranges that the settings of all models have in common."""
+"""What the settings of all models have in common: ranges, and kinds of tasks."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from tamis.data.schema import Task
 from tamis.errors import ConfigError
+
+
+def check_binary(tasks: Sequence[Task], *, why: str) -> None:
+    """Check that all tasks of a model are binary ones.
+
+    Args:
+        tasks: Tasks of the data.
+        why: Why the model needs that, and what to do.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for task in tasks:
+        if task.kind != "binary":
+            raise ConfigError(
+                f"model: task {task.name!r} must be binary, got a {task.kind} task. {why}"
+            )
 
 
 def check_ranges(config: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:  # noqa: ANN401

@@ -177,9 +177,16 @@ class FusionLevel(nn.Module):
         self, units: Sequence[Float[Tensor, "B D"]], raw: Float[Tensor, "B R"]
     ) -> list[Float[Tensor, "B O"]]:
         """The A fused vectors."""
+        return self.trace(units, raw)[2]
+
+    def trace(
+        self, units: Sequence[Float[Tensor, "B D"]], raw: Float[Tensor, "B R"]
+    ) -> tuple[Float[Tensor, "B A E"], Float[Tensor, "B E O"], list[Float[Tensor, "B O"]]]:
+        """Weights, outputs of the experts, and the A vectors that they fuse to."""
         outputs = self.experts(units)
-        weights = self.weights(units, raw).to(outputs.dtype)
-        return list(torch.bmm(weights, outputs).unbind(1))
+        weights = self.weights(units, raw)
+        fused = torch.bmm(weights.to(outputs.dtype), outputs)
+        return weights, outputs, list(fused.unbind(1))
 
 
 class Fusion(FusionLevel):
@@ -246,7 +253,6 @@ class FusionStack(nn.Module):
         units, found = [x] * self.num_units, []
         for level in self.levels:
             assert isinstance(level, FusionLevel)
-            weights, outputs = level.weights(units, x), level.experts(units)
+            weights, outputs, units = level.trace(units, x)
             found.append((weights, outputs))
-            units = list(torch.bmm(weights.to(outputs.dtype), outputs).unbind(1))
         return found

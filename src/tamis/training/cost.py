@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tamis.data.batch import Batch
 from tamis.training.optimizers import table_parameters
+from tamis.training.predict import evaluation_mode
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -26,13 +27,8 @@ def count_forward_flops(model: nn.Module, batch: Batch) -> float:
         model: On the device of ``batch``; its mode and weights stay as they are.
         batch: At least one row.
     """
-    was_training = model.training
-    model.eval()
     # Attention as plain matrix products: the counter does not know every fused kernel.
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(batch)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(batch)
     return float(counter.get_total_flops()) / batch.num_rows

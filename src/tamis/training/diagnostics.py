@@ -18,7 +18,7 @@ from tamis.evaluation import evaluate_task, reliability_curve
 from tamis.models.output import Inspectable, Inspection
 from tamis.training.evaluate import Predictor
 from tamis.training.importance import permutation_importance
-from tamis.training.predict import predict
+from tamis.training.predict import evaluation_mode, predict
 
 _SLICED_FIELDS = 8
 _MAX_VALUES = 40
@@ -109,9 +109,7 @@ def _inspections(
     shown: list[Inspection] = []
     rows = 0
     device, precision = predictor.device, predictor.precision
-    was_training = predictor.model.training
-    predictor.model.eval()
-    try:
+    with evaluation_mode(predictor.model):
         for batch in _sample(dataset, split, seed):
             with (
                 torch.inference_mode(),
@@ -121,8 +119,6 @@ def _inspections(
             values = [batch.num_rows * item.values.double().cpu() for item in shown]
             totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
             rows += batch.num_rows
-    finally:
-        predictor.model.train(was_training)
     return [
         {
             "title": item.title,

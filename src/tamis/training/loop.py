@@ -383,8 +383,9 @@ class _Training:
 def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
     """Find out before training, not after it, that the monitored metric is undefined."""
     places = {task.name: place for place, task in enumerate(dataset.spec.tasks)}
+    all_labels = dataset.split("valid").labels()
     for task in monitor.tasks:
-        labels = dataset.split("valid").labels()[:, places[task]]
+        labels = all_labels[:, places[task]]
         values = np.unique(labels[~np.isnan(labels)])
         if values.size == 0:
             raise DataError(

@@ -1,6 +1,7 @@
 """From a trained model to probabilities, and from a run folder to a trained model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -81,17 +82,24 @@ def predict(
     Returns:
         (N, T) float64: probabilities of binary tasks, values of regression tasks.
     """
-    was_training = model.training
-    model.eval()
     parts = []
-    try:
+    with evaluation_mode(model):
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, precision == torch.bfloat16):
                 logits = model(batch.to(device)).logits
             parts.append(probabilities_of(logits, tasks).cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, len(tasks)))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model as it is at inference, and afterwards in its former mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return np.concatenate(parts) if parts else np.empty((0, len(tasks)))
 
 
 def load_run_config(run: Path) -> RunConfig:
