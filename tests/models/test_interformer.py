@@ -120,11 +120,10 @@ class Rows:
     def rotated(self, tokens: np.ndarray) -> np.ndarray:
         turned = []
         for head in self.heads(tokens):
-            half = head.shape[1] // 2
-            rates = 10000.0 ** (-np.arange(half) / half)
-            pairs = head[:, :half] + 1j * head[:, half:]
+            rates = 10000.0 ** (-np.arange(0, head.shape[1], 2) / head.shape[1])
+            pairs = head[:, ::2] + 1j * head[:, 1::2]
             pairs = pairs * np.exp(1j * np.arange(len(head))[:, None] * rates)
-            turned.append(np.concatenate([pairs.real, pairs.imag], axis=1))
+            turned.append(np.stack([pairs.real, pairs.imag], axis=2).reshape(head.shape))
         return np.concatenate(turned, axis=1)
 
     def personal(self, part: torch.nn.Module, s: np.ndarray, summary: np.ndarray) -> np.ndarray:

@@ -42,24 +42,25 @@ def test_attention_stays_in_float32_on_a_cpu() -> None:
 
 
 def test_rotation_turns_pairs_by_their_position() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 3, 4)
-    turned = rotate(x)[0, 0, 2]
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 3, 2, 4)
+    turned = rotate(x)[0]
 
-    # Position 2, width 4: pair (1, 3) turns by 2, pair (2, 4) by 2 * 10000 ** -0.5 = 0.02.
+    # Position 2, width 4: pair (1, 2) turns by 2, pair (3, 4) by 2 * 10000 ** -0.5 = 0.02.
     expected = [
-        math.cos(2) - 3 * math.sin(2),
-        2 * math.cos(0.02) - 4 * math.sin(0.02),
-        math.sin(2) + 3 * math.cos(2),
-        2 * math.sin(0.02) + 4 * math.cos(0.02),
+        math.cos(2) - 2 * math.sin(2),
+        math.sin(2) + 2 * math.cos(2),
+        3 * math.cos(0.02) - 4 * math.sin(0.02),
+        3 * math.sin(0.02) + 4 * math.cos(0.02),
     ]
-    assert turned.tolist() == pytest.approx(expected, rel=1e-5)
-    assert torch.equal(rotate(x)[0, 0, 0], x[0, 0, 0])
+    for head in range(2):
+        assert turned[2, head].tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(turned[0], x[0, 0])
 
 
 def test_products_of_rotated_vectors_depend_on_the_distance_only() -> None:
     generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(8, generator=generator).expand(1, 1, 9, 8) for _ in range(2))
-    products = rotate(query)[0, 0] @ rotate(key)[0, 0].T
+    query, key = (torch.randn(8, generator=generator).expand(1, 9, 1, 8) for _ in range(2))
+    products = rotate(query)[0, :, 0] @ rotate(key)[0, :, 0].T
 
     for distance in range(-4, 5):
         diagonal = products.diagonal(distance)

@@ -57,23 +57,23 @@ def _mask_of(valid: Tensor) -> Tensor:
     return (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
 
 
-def rotate(x: Float[Tensor, "B H L K"]) -> Float[Tensor, "B H L K"]:
+def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
     """Rotary positions 0 to L-1: pair i of a head turns by ``position * 10000 ** (-2i / K)``.
 
     The product of a rotated query and a rotated key depends on the distance of their positions.
+    Computed in float32: far positions differ by less than bfloat16 can tell.
 
     Source:
         Su et al., RoFormer, arXiv:2104.09864, equation (34).
-
-    Differs from the source:
-        Pairs are the dimensions i and i + K/2, as in most later code, not 2i and 2i + 1.
     """
-    length, half = x.shape[2], x.shape[3] // 2
-    rates = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    length, heads, width = x.shape[1:]
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)
     angles = torch.arange(length, device=x.device).unsqueeze(1) * rates
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=3)
+    # The same for all heads, but laid out for each: one product of rows without gaps takes a
+    # quarter of the time of sines and cosines over halves of a head.
+    turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1).repeat(1, heads, 1)
+    pairs = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(3)
 
 
 class SequenceAttention(nn.Module):
@@ -107,12 +107,13 @@ class SequenceAttention(nn.Module):
         self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
         """Tokens after attention; those that are not valid hold no information."""
-        query, key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.project(tokens).chunk(3, dim=2)
-        )
+        width = tokens.shape[2]
+        both, value = self.project(tokens).split((2 * width, width), dim=2)
+        both = both.unflatten(2, (2 * self.num_heads, -1))
         if self.rotary:
-            query, key = rotate(query), rotate(key)
+            both = rotate(both)
+        query, key = both.transpose(1, 2).chunk(2, dim=1)
+        value = value.unflatten(2, (self.num_heads, -1)).transpose(1, 2).to(key.dtype)
         mixed = attend(query, key, value, valid=valid, causal=self.causal)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
@@ -232,5 +233,12 @@ class ActivationUnit(nn.Module):
         events: Float[Tensor, "N W"],
     ) -> Float[Tensor, "N 1"]:
         """One score for each pair, in float32."""
-        pairs = torch.cat([target, events, target - events, target * events], dim=1)
-        return self.score(pairs).float()
+        first, *rest = self.score.layers
+        assert isinstance(first, nn.Linear)
+        # The difference is linear in both, so its weights join theirs: a quarter of the work less.
+        of_target, of_event, of_difference, of_product = first.weight.chunk(4, dim=1)
+        weight = torch.cat([of_target + of_difference, of_event - of_difference, of_product], dim=1)
+        x = F.linear(torch.cat([target, events, target * events], dim=1), weight, first.bias)
+        for layer in rest:
+            x = layer(x)
+        return x.float()
