@@ -461,14 +461,21 @@ def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
     from tamis.reports.run_report import write_run_report
     from tamis.training.diagnostics import diagnose
     from tamis.training.evaluate import load_predictor
+    from tamis.training.predict import load_run_config
 
     folder = _folder(run)
     if dataset is not None:
         folder = _finished_run(run)
         predictor, _ = load_predictor(folder)
         split = "test" if "test" in dataset.split_names else "valid"
-        seed = int(artifacts.read_json(folder / "run.json")["seed"])
-        found = diagnose(predictor, dataset, split=split, seed=seed)
+        settings = load_run_config(folder).training
+        found = diagnose(
+            predictor,
+            dataset,
+            split=split,
+            seed=settings.seed,
+            task_weights=settings.task_weights or (1.0,) * len(dataset.spec.tasks),
+        )
         artifacts.write_json(folder / "diagnostics.json", found)
     return write_run_report(folder)
 

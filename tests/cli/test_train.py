@@ -199,9 +199,11 @@ def test_ensemble_and_one_of_its_members_are_trained_from_one_recipe(
     assert "prediction:y:deepfm 1" in columns
     assert 'name = "deepfm"' in Path("alone", "config.toml").read_text()
     page = Path("together", "report.html").read_text()
-    assert "Inside the model" in page
-    assert "deepfm 1" in page
-    assert "Inside the model" not in Path("alone", "report.html").read_text()
+    alone = Path("alone", "report.html").read_text()
+    for shown in ("Inside the model", "Loss terms", "deepfm 1"):
+        assert shown in page
+        assert shown not in alone
+    assert "information abundance" in alone
 
 
 @pytest.mark.parametrize(

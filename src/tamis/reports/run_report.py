@@ -47,6 +47,8 @@ def render(record: RunRecord) -> str:
                 lead="Rise of NE when one field is shuffled between rows; 0 means not used.",
             ),
             *_inspections(record),
+            *_loss_gradients(record),
+            *_tables(record),
             page.section("Slices", *_slices(record), lead=f"Metrics by value, {split} split."),
             page.section("Run", _environment(record)),
             page.section("Configuration", page.code(record.config)),
@@ -170,6 +172,44 @@ def _inspections(record: RunRecord) -> list[str]:
     ]
     lead = "Means over a sample of the rows that chose nothing."
     return [page.section("Inside the model", page.figures(drawn), lead=lead)]
+
+
+def _loss_gradients(record: RunRecord) -> list[str]:
+    """How hard the terms of a loss pull, for models with more than one."""
+    norms: Mapping[str, float] = record.diagnostics.get("loss_gradients", {})
+    if not norms:
+        return []
+    whole = norms["labels"]
+    rows = [
+        [name, _number(norm), "-" if whole == 0 else _number(norm / whole)]
+        for name, norm in norms.items()
+    ]
+    table = page.table(["term", "gradient norm", "over that of the labels"], rows)
+    lead = "Norm of each loss term's gradient over all weights, on one batch, without dropout."
+    return [page.section("Loss terms", table, lead=lead)]
+
+
+def _tables(record: RunRecord) -> list[str]:
+    """Sizes of the embedding tables and how many of their directions carry something."""
+    found = record.diagnostics.get("tables", [])
+    if not found:
+        return []
+    rows = [
+        [
+            entry["table"],
+            entry["module"],
+            f"{entry['rows']:,}",
+            str(entry["width"]),
+            _number(entry["information_abundance"]),
+        ]
+        for entry in found
+    ]
+    table = page.table(["table", "of", "rows", "width", "information abundance"], rows)
+    lead = (
+        "Information abundance is the sum of a table's singular values over the largest: between 1 "
+        "(all rows along one line) and the width."
+    )
+    return [page.section("Embedding tables", page.folded("all tables", table), lead=lead)]
 
 
 def _slices(record: RunRecord) -> list[str]:

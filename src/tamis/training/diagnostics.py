@@ -16,8 +16,10 @@ from tamis.data.loader import Loader
 from tamis.data.schema import Task
 from tamis.evaluation import evaluate_task, reliability_curve
 from tamis.models.output import Inspectable, Inspection
+from tamis.training.abundance import table_abundances
 from tamis.training.evaluate import Predictor
 from tamis.training.importance import permutation_importance
+from tamis.training.loss_gradients import loss_gradient_norms
 from tamis.training.predict import evaluation_mode, predict
 
 _SLICED_FIELDS = 8
@@ -27,7 +29,14 @@ _SAMPLE_BATCH = 8192
 _SAMPLE_BATCHES = 4
 
 
-def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -> dict[str, Any]:
+def diagnose(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    split: str,
+    seed: int,
+    task_weights: tuple[float, ...],
+) -> dict[str, Any]:
     """Compute what a report needs, as JSON values.
 
     Args:
@@ -35,10 +44,12 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
         dataset: The data.
         split: Split to look at.
         seed: Decides the sample and the shuffles of the importance.
+        task_weights: Weights of the tasks in the training loss.
 
     Returns:
         ``reliability`` and ``slices`` by task; on a sample of at most 32,768 rows ``importance`` by
-        field, and the ``inspections`` of a model that has any.
+        field, and the ``inspections`` of a model that has any; ``tables`` with their information
+        abundance; ``loss_gradients`` of a model whose loss has several terms.
     """
     rows = dataset.split(split)
     predictions = predictor.predict(dataset, split)
@@ -60,6 +71,8 @@ def diagnose(predictor: Predictor, dataset: Dataset, *, split: str, seed: int) -
         "slices": slices,
         "importance": _importance(predictor, dataset, split, seed),
         "inspections": _inspections(predictor, dataset, split, seed),
+        "tables": table_abundances(predictor.model, dataset.spec),
+        "loss_gradients": _loss_gradients(predictor, dataset, split, seed, task_weights),
     }
 
 
@@ -128,6 +141,22 @@ def _inspections(
         }
         for item, total in zip(shown, totals, strict=True)
     ]
+
+
+def _loss_gradients(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    seed: int,
+    task_weights: tuple[float, ...],
+) -> dict[str, float]:
+    """Norms by term, on the first batch of the sample; nothing where labels are the only term."""
+    batch = next(_sample(dataset, split, seed)).to(predictor.device)
+    with evaluation_mode(predictor.model):
+        norms = loss_gradient_norms(
+            predictor.model, batch, tasks=dataset.spec.tasks, task_weights=task_weights
+        )
+    return norms if len(norms) > 1 else {}
 
 
 def _importance(
