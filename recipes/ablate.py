@@ -81,28 +81,39 @@ def dhen_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -
     raise ValueError(f"{variant}: {error}")
 
 
+_MODULES = {"dot": ["dot"], "dcn_v2": ["dcn_v2"], "dhen": ["dot", "dcn_v2"]}
+_FLOWS = {"sep": "none", "s2n": "to_fields", "n2s": "to_events", "both": "both"}
+
+
 def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
-    """A variant of InterFormer; ``sole`` is its backbone alone, with the history averaged first."""
+    """A variant of InterFormer.
+
+    ``sole`` is a backbone alone on the mean of the history, ``early-*`` DHEN alone on another
+    summary of it.
+    """
     del spec
     recipe = copy.deepcopy(read("interformer"))
-    # The paper's gate and a depth in the middle, whatever was drawn: else a variant is its base.
-    recipe["model"] |= {"gate": "identity", "num_layers": 2}
+    # The paper's gate, backbone and a depth in the middle, whatever was drawn: else a variant is
+    # its base.
+    recipe["model"] |= {"gate": "identity", "num_layers": 2, "backbone": "dhen"}
     model, (kind, _, rest) = recipe["model"], variant.partition("-")
-    if variant == "flow-sole":
-        backbone = model.get("backbone", "dhen")
-        modules = {"dot": ["dot"], "dcn_v2": ["dcn_v2"], "dhen": ["dot", "dcn_v2"]}[backbone]
-        shared = ("embedding_dim", "head_units", "dropout", "num_layers", "init_std")
-        recipe["model"] = {"name": "dhen", "modules": modules} | {
-            key: model[key] for key in shared if key in model
-        }
-        return recipe
-    settings: dict[str, dict[str, Any]] = {
-        "flow": {
-            "flow": {"sep": "none", "s2n": "to_fields", "n2s": "to_events", "both": "both"}.get(
-                rest
-            )
-        },
-        "no": {
+    if rest == "sole" or kind == "early":
+        shared = ("embedding_dim", "head_units", "head_norm", "dropout", "num_layers", "init_std")
+        recipe["model"] = {
+            "name": "dhen",
+            "modules": _MODULES["dhen" if kind == "early" else kind],
+            "history": rest if kind == "early" else "mean",
+        } | {key: model[key] for key in shared if key in model}
+    elif kind in _MODULES:
+        model |= {"backbone": kind, "flow": _FLOWS[rest]}
+    elif kind == "depth":
+        model["num_layers"] = int(rest)
+    elif kind == "gate":
+        model["gate"] = rest
+    elif kind == "literal":
+        model["style"] = "literal"
+    else:
+        model |= {
             "pma": {"pooled_tokens": 0},
             "recent": {"recent_tokens": 0},
             "gate": {"gate": "none"},
@@ -110,12 +121,7 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
             "mha": {"attention": False},
             "cls": {"class_tokens": False},
             "rope": {"rotary": False},
-        }.get(rest, {}),
-        "gate": {"gate": rest},
-        "literal": {"style": "literal"},
-        "depth": {"num_layers": int(rest) if kind == "depth" else 0},
-    }
-    recipe["model"] |= settings[kind]
+        }[rest]
     return recipe
 
 

@@ -92,6 +92,8 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("dhen", _SMALL_DHEN | {"norm": False, "num_dense_tokens": 2, "head_norm": "layer"}),
+    ("dhen", _SMALL_DHEN | {"history": "mlp"}),
+    ("dhen", _SMALL_DHEN | {"history": "attention"}),
     ("dien", _SMALL_MLP | {"auxiliary_weight": 0.0}),
     ("din", _SMALL_MLP | {"softmax": True, "attention_units": (8,)}),
     ("din", {"attention_activation": "relu", "hidden_units": ()}),

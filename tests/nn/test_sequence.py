@@ -7,7 +7,7 @@ import torch
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec, SequenceInput, Table, Task
 from tamis.nn.embedding import EmbeddingTables
-from tamis.nn.sequence import Events, EventVectors, last_events
+from tamis.nn.sequence import Events, EventVectors, HistoryTokens, last_events
 
 
 def test_padding_keeps_events_from_the_left_and_has_a_mask() -> None:
@@ -139,3 +139,65 @@ def test_softmax_of_large_scores_and_of_no_events_is_finite() -> None:
     assert events.softmax().flatten().tolist() == [1.0, 0.0]
     empty = Events(values=torch.zeros(0, 1), offsets=torch.tensor([0, 0, 0]))
     assert empty.softmax().shape == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_history_becomes_one_token_for_each_column(spec: InputSpec, kind: str) -> None:
+    torch.manual_seed(0)
+    tables = EmbeddingTables(spec, 4, init_std=1.0)
+    views = torch.tensor([[1, 2], [3, 1], [5, 3]], dtype=torch.int32)
+    batch = Batch(
+        numeric=torch.zeros(2, 0),
+        ids=torch.zeros(2, 0, dtype=torch.int32),
+        labels=torch.zeros(2, 1),
+        weights=torch.ones(2),
+        sequences={
+            "views": Jagged(values=views, offsets=torch.tensor([0, 2, 3])),
+            "buys": Jagged(values=views[:1, :1], offsets=torch.tensor([0, 0, 1])),
+        },
+    )
+    module = HistoryTokens(spec, 4, kind=kind)
+    tokens = module(batch, tables)
+
+    histories = [[[1, 3], [5]], [[2, 1], [3]], [[], [1]]]  # ids of each column, row by row
+    assert tokens.shape == (2, 3, 4)
+    for column, (rows, table) in enumerate(zip(histories, ("item", "shop", "item"), strict=True)):
+        for row, ids in enumerate(rows):
+            first = tables.first_row[table]
+            events = tables.weight[[first + id_ for id_ in ids]]
+            maker = module.makers[column]
+            if kind == "mlp":
+                padded = torch.cat([torch.zeros(9 - len(ids), 4), events]).flatten()
+                expected = maker(padded)
+            else:
+                valid = torch.ones(1, max(1, len(ids)), dtype=torch.bool) & bool(ids)
+                events = events if ids else torch.zeros(1, 4)
+                expected = maker(events.unsqueeze(0), valid)[0, 0]
+            assert torch.allclose(tokens[row, column], expected, atol=1e-6)
+
+
+def test_a_history_longer_than_its_places_keeps_its_end(spec: InputSpec) -> None:
+    torch.manual_seed(0)
+    spec = InputSpec(
+        numeric=(),
+        categorical=(),
+        sequences=(SequenceInput(name="buys", fields=("bought",), tables=("item",), max_length=2),),
+        tables=spec.tables,
+        tasks=spec.tasks,
+    )
+    tables = EmbeddingTables(spec, 4, init_std=1.0)
+    module = HistoryTokens(spec, 4, kind="mlp")
+
+    def token(ids: list[int]) -> torch.Tensor:
+        values = torch.tensor(ids, dtype=torch.int32).unsqueeze(1)
+        batch = Batch(
+            numeric=torch.zeros(1, 0),
+            ids=torch.zeros(1, 0, dtype=torch.int32),
+            labels=torch.zeros(1, 1),
+            weights=torch.ones(1),
+            sequences={"buys": Jagged(values=values, offsets=torch.tensor([0, len(ids)]))},
+        )
+        return module(batch, tables)
+
+    assert torch.equal(token([5, 1, 2]), token([1, 2]))
+    assert not torch.equal(token([5, 1, 2]), token([2, 1]))

@@ -15,6 +15,7 @@ from tamis.models.output import Output
 from tamis.models.ranges import check_ranges
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.mlp import MLP, Activation, Norm
+from tamis.nn.sequence import HistoryTokens
 from tamis.nn.token_mixers import MIXERS, MixerName, MixerSizes, TokenMap
 
 Ensemble = Literal["concat", "sum", "weighted_sum"]
@@ -70,6 +71,9 @@ class DHENConfig:
     """Tokens that the numeric features become, through an MLP of their own."""
     dense_units: tuple[int, ...] = (64,)
     """Hidden widths of that MLP."""
+    history: Literal["mean", "mlp", "attention"] = "mean"
+    """What makes one token of each column of a history: its mean, an MLP over the events by their
+    places from the end, or attention of a learned query."""
     head_units: tuple[int, ...] = (256, 128)
     """Hidden widths of the MLP over the last layer."""
     head_norm: Norm = "none"
@@ -129,10 +133,10 @@ class DHEN(nn.Module):
         Rate Prediction, arXiv:2203.11014, equations (1) and (2), figure 3.
 
     Differs from the source:
-        Sizes of head and dense side were not published; T tasks share everything but the output
-        layer; histories enter as the mean of their events. How weights start was not published:
-        the last map of each module starts 1 / sqrt(N) as large, so that the stream through the
-        shortcuts, and the gradient, keep their size whatever the depth.
+        Sizes of head and dense side, and how histories enter, were not published; T tasks share
+        everything but the output layer. How weights start was not published: the last map of each
+        module starts 1 / sqrt(N) as large, so that the stream through the shortcuts, and the
+        gradient, keep their size whatever the depth.
     """
 
     def __init__(self, config: DHENConfig, spec: InputSpec) -> None:
@@ -143,9 +147,15 @@ class DHEN(nn.Module):
             config.embedding_dim,
             hidden_units=config.dense_units,
             num_dense_tokens=config.num_dense_tokens,
+            pool_sequences=config.history == "mean",
             init_std=config.init_std,
         )
-        self.layers, count = dhen_layers(config, self.tokens.num_tokens)
+        count = self.tokens.num_tokens
+        self.history: HistoryTokens | None = None
+        if config.history != "mean" and spec.sequences:
+            self.history = HistoryTokens(spec, config.embedding_dim, kind=config.history)
+            count += len(self.history.makers)
+        self.layers, count = dhen_layers(config, count)
         self.head = MLP(
             count * config.embedding_dim,
             config.head_units,
@@ -158,7 +168,11 @@ class DHEN(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
-        return Output(logits=self.head(self.layers(self.tokens(batch)).flatten(1)))
+        parts = [self.tokens(batch)] if self.tokens.num_tokens else []
+        if self.history is not None:
+            parts.append(self.history(batch, self.tokens.tables))
+        tokens = torch.cat(parts, dim=1)
+        return Output(logits=self.head(self.layers(tokens).flatten(1)))
 
 
 def dhen_layers(config: DHENConfig, in_tokens: int) -> tuple[nn.Sequential, int]:

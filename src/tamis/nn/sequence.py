@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
+from tamis.nn.attention import PoolingAttention
 from tamis.nn.embedding import EmbeddingTables
 from tamis.nn.mlp import MLP
 
@@ -129,6 +130,63 @@ class EventVectors(nn.Module):
             mask = mask.sigmoid()
         merged = self.merge(events.values * mask)
         return Events(values=merged.float(), offsets=events.offsets)
+
+
+class HistoryTokens(nn.Module):
+    """One token for each column of each sequence group, made of all of its events at once.
+
+    ``attention`` reads the events by one learned query; ``mlp`` flattens the last ``max_length``
+    events, zeros before the first, into an MLP of one hidden layer, so that it knows every event's
+    place from the end.
+    """
+
+    def __init__(
+        self, spec: InputSpec, width: int, *, kind: Literal["attention", "mlp"], num_heads: int = 1
+    ) -> None:
+        """Build what makes the tokens.
+
+        Args:
+            spec: Sequence groups of the model.
+            width: Embedding width D.
+            kind: How events become a token.
+            num_heads: Heads of the attention; divide ``width``.
+        """
+        super().__init__()
+        self.names = tuple(group.name for group in spec.sequences)
+        self.lengths = tuple(group.max_length for group in spec.sequences)
+        self.kind = kind
+        self.makers = nn.ModuleList()
+        for group in spec.sequences:
+            for _ in group.fields:
+                maker = (
+                    PoolingAttention(width, 1, num_heads)
+                    if kind == "attention"
+                    else MLP(group.max_length * width, (4 * width,), out_dim=width)
+                )
+                self.makers.append(maker)
+
+    def forward(self, batch: Batch, tables: EmbeddingTables) -> Float[Tensor, "B E D"]:
+        """Tokens of the groups in order; tables are shared with the fields."""
+        makers = iter(self.makers)
+        tokens = []
+        for name, length in zip(self.names, self.lengths, strict=True):
+            jagged = batch.sequences[name]
+            for column in tables.lookup_events(name, jagged).unbind(1):
+                events = Events(values=column, offsets=jagged.offsets)
+                if self.kind == "mlp":
+                    tokens.append(next(makers)(_from_the_end(events, length)))
+                else:
+                    tokens.append(next(makers)(*events.padded()).squeeze(1))
+        return torch.stack([token.float() for token in tokens], dim=1)
+
+
+def _from_the_end(events: Events, length: int) -> Float[Tensor, "B W"]:
+    """Each row's last ``length`` events in one vector, the last event in its last place."""
+    width = events.values.shape[1]
+    places = (events.rows + 1) * length - 1 - events.ages
+    kept = events.ages < length
+    flat = events.values.new_zeros(events.num_rows * length, width)
+    return flat.index_copy(0, places[kept], events.values[kept]).view(events.num_rows, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -118,9 +118,13 @@ SEQUENCE_RANKERS = (
 )
 
 
-# The flow study, the components, and the depth of InterFormer's specification.
+# InterFormer's specification: flows between the two modes, for each backbone; histories that are
+# one token before any layer; the components; the depth.
+_FLOWS = ("sole", "sep", "s2n", "n2s", "both")
+_BACKBONES = ("dhen", "dcn_v2", "dot")
 INTERFORMER_VARIANTS = (
-    *(f"flow-{name}" for name in ("sole", "sep", "s2n", "n2s", "both")),
+    *(f"{backbone}-{flow}" for backbone in _BACKBONES for flow in _FLOWS),
+    *(f"early-{kind}" for kind in ("mlp", "attention")),
     *(f"no-{name}" for name in ("pma", "recent", "gate", "pffn", "mha", "cls", "rope")),
     *(f"gate-{name}" for name in ("tanh", "sigmoid", "mask")),
     "literal",
@@ -259,15 +263,20 @@ TABLES: dict[str, ResultTable] = {
                 tasks=("click",),
                 comparisons=(
                     *(
-                        Comparison(better=f"flow-{better}", worse=f"flow-{worse}", metric="auc")
+                        Comparison(
+                            better=f"{backbone}-{better}", worse=f"{backbone}-{worse}", metric="auc"
+                        )
+                        for backbone in _BACKBONES
                         for better, worse in (
                             *(("sep", "sole"), ("s2n", "sep"), ("n2s", "sep")),
                             *(("both", "s2n"), ("both", "n2s")),
                         )
                     ),
+                    Comparison(better="early-mlp", worse="dhen-sole", metric="auc"),
+                    Comparison(better="early-attention", worse="early-mlp", metric="auc"),
                     *(
-                        Comparison(better="flow-both", worse=variant, metric="auc")
-                        for variant in INTERFORMER_VARIANTS[5:]
+                        Comparison(better="dhen-both", worse=variant, metric="auc")
+                        for variant in INTERFORMER_VARIANTS[len(_BACKBONES) * len(_FLOWS) :]
                     ),
                 ),
             )
