@@ -2,10 +2,10 @@
 
     python recipes/attempts.py
 
-Each changes one thing of ``recipes/market/dhen.toml``: its modules, its depth, its optimizer. They
-are trained on the training split with seed 0 and judged by the validation split, as trials are, and
-``recipes/market/attempts.json`` keeps what they reached. The table of results is made from the
-recipes that came out of equal budgets; nothing here changes them.
+Each changes one thing of ``recipes/market/dhen.toml``: its modules, its depth, its norm, its
+optimizer. They are trained on the training split with seed 0 and judged by the validation split,
+as trials are, and ``recipes/market/attempts.json`` keeps what they reached. The table of results is
+made from the recipes that came out of equal budgets; nothing here changes them.
 """
 
 import argparse
@@ -21,16 +21,19 @@ from tamis.data.dataset import Dataset
 from tamis.reproduce.make import table_dataset
 from tamis.reproduce.tables import TABLES
 
+ONE_LAYER = {"num_layers": 1, "module_tokens": 16}
 ATTEMPTS: dict[str, dict[str, dict[str, Any]]] = {
     "as tuned": {},
-    "modules dot and dcn_v2": {"model": {"modules": ["dot", "dcn_v2"], "module_tokens": 16}},
-    "modules dcn_v2 and linear": {"model": {"modules": ["dcn_v2", "linear"], "module_tokens": 16}},
-    "one layer": {"model": {"num_layers": 1, "module_tokens": 16}},
-    "three layers": {"model": {"num_layers": 3}},
-    "optimizer and head of the best DCNv2": {
-        "model": {"init_std": 0.01, "dropout": 0.0, "head_norm": "batch"},
-        "optimizer": {"embedding": "adam", "embedding_lr": 5e-4, "dense_lr": 5e-4},
+    "modules: dot and linear, one layer": {"model": {"modules": ["dot", "linear"], **ONE_LAYER}},
+    "modules: the same, 1,024 units behind the products": {
+        "model": {"modules": ["dot", "linear"], "dot_units": 1024, **ONE_LAYER}
     },
+    "modules: dot, linear and dcn_v2": {"model": {"modules": ["dot", "linear", "dcn_v2"]}},
+    "depth: one layer": {"model": ONE_LAYER},
+    "depth: three layers": {"model": {"num_layers": 3}},
+    "norm between layers": {"model": {"norm": True}},
+    "optimizer: dense step size 1e-3": {"optimizer": {"dense_lr": 1e-3}},
+    "optimizer: step size 5e-4 on tables": {"optimizer": {"embedding_lr": 5e-4}},
 }
 
 
