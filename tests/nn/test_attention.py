@@ -35,10 +35,14 @@ def test_scores_are_divided_by_the_root_of_the_width_and_masked_before_the_softm
     assert torch.allclose(attend(heads, heads, heads, valid=valid), expected, atol=1e-5)
 
 
-def test_attention_stays_in_float32_on_a_cpu() -> None:
-    query = torch.randn(2, 1, 3, 4).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_stays_in_float32_on_a_cpu(dtype: torch.dtype) -> None:
+    query = torch.randn(2, 1, 3, 4).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(query, query, query)
 
-    assert attend(query, query, query).dtype == torch.float32
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, attend(query.float(), query.float(), query.float()))
 
 
 def test_rotation_turns_pairs_by_their_position() -> None:

@@ -37,7 +37,7 @@ def attend(
         places = torch.arange(key.shape[2], device=key.device)
         earlier = places <= places.unsqueeze(1)
         mask = earlier if mask is None else mask & earlier
-    if query.device.type != "cpu" or query.dtype == torch.float32:
+    if query.device.type != "cpu":
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     else:
         with torch.autocast("cpu", enabled=False):
