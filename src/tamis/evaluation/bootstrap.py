@@ -5,6 +5,7 @@ same draws, so what they share cancels.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,7 +77,7 @@ def paired_bootstrap(
     before = observed_rows(labels, baseline, weights=weights, groups=groups)
     after = observed_rows(labels, candidate, weights=weights)
     require_both_classes(before, "paired_bootstrap")
-    unit = _unit_codes(before)
+    unit = unit_codes(before.groups, before.rows)
     needs_gauc = "gauc" in metrics
     sums = _sums_by_unit(before, after, unit, needs_gauc)
     curves = tuple(_RocOrder.of(rows, unit) for rows in (before, after)) if "auc" in metrics else ()
@@ -89,6 +90,46 @@ def paired_bootstrap(
         _difference(name, whole[name][0], replicated[name], confidence, sums.shape[0])
         for name in metrics
     )
+
+
+def unit_codes(groups: NDArray[np.generic] | None, rows: int) -> NDArray[np.int64]:
+    """Numbers the independent units of some rows from 0 without gaps.
+
+    Args:
+        groups: (B,) unit of each row, such as its user; None makes every row a unit.
+        rows: Number of rows, B.
+
+    Returns:
+        (B,) the number of each row's unit.
+    """
+    if groups is None:
+        return np.arange(rows, dtype=np.int64)
+    code = group_codes(groups)
+    is_used = np.bincount(code) > 0
+    return (np.cumsum(is_used) - 1)[code]
+
+
+def poisson_copies(
+    units: int, replicates: int, rng: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Draws how often each unit counts in each replicate, in chunks that bound the memory.
+
+    Args:
+        units: Number of independent units, at least 1.
+        replicates: Number of replicates.
+        rng: Source of the draws.
+
+    Yields:
+        The first replicate of a chunk, and the copies (size of the chunk, units) of each unit.
+    """
+    copies_of_draw = _poisson_table()
+    # Four 16-bit draws per word; whole words per replicate make results independent of chunks.
+    words = -(-units // 4)
+    chunk = max(1, _CHUNK_VALUES // units)
+    for start in range(0, replicates, chunk):
+        size = min(chunk, replicates - start)
+        raw = rng.integers(0, 2**64, size=(size, words), dtype=np.uint64)
+        yield start, copies_of_draw[raw.view(np.uint16)[:, :units]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -166,15 +207,6 @@ def _require_settings(
         )
 
 
-def _unit_codes(rows: EvaluatedRows) -> NDArray[np.int64]:
-    """Numbers of the units that are drawn, from 0 without gaps."""
-    if rows.groups is None:
-        return np.arange(rows.rows, dtype=np.int64)
-    code = group_codes(rows.groups)
-    is_used = np.bincount(code) > 0
-    return (np.cumsum(is_used) - 1)[code]
-
-
 def _sums_by_unit(
     before: EvaluatedRows, after: EvaluatedRows, unit: NDArray[np.int64], needs_gauc: bool
 ) -> NDArray[np.float64]:
@@ -214,19 +246,11 @@ def _replicate(
     rng: np.random.Generator,
 ) -> dict[str, NDArray[np.float64]]:
     """Baseline and difference (replicates, 2) of each metric, by name."""
-    copies_of_draw = _poisson_table()
-    units = sums.shape[0]
-    # Four 16-bit draws per word; whole words per replicate make results independent of chunks.
-    words = -(-units // 4)
-    chunk = max(1, _CHUNK_VALUES // units)
     drawn = np.empty((replicates, sums.shape[1]))
     areas = np.empty((replicates, 2))
-    for start in range(0, replicates, chunk):
-        size = min(chunk, replicates - start)
-        raw = rng.integers(0, 2**64, size=(size, words), dtype=np.uint64)
-        copies = copies_of_draw[raw.view(np.uint16)[:, :units]]
-        drawn[start : start + size] = copies @ sums
-        for row in range(size if curves else 0):
+    for start, copies in poisson_copies(sums.shape[0], replicates, rng):
+        drawn[start : start + len(copies)] = copies @ sums
+        for row in range(len(copies) if curves else 0):
             whole = copies[row].astype(np.uint8)
             area = curves[0].auc(whole)
             areas[start + row] = (area, curves[1].auc(whole) - area)
