@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from tamis.data.market import MarketRules
-from tamis.data.market.policy import choose_slates, draw_candidates, policy_scores
+from tamis.data.market.policy import (
+    choose_slates,
+    draw_candidates,
+    policy_scores,
+    slate_propensities,
+)
 from tamis.data.market.population import Population, populate
 from tamis.errors import DataError
 
@@ -129,3 +134,57 @@ def test_better_score_is_shown_more_often_but_not_always() -> None:
 
     # The largest of scores plus Gumbel noise is a softmax draw: 1 / (1 + exp(-1)) = 0.731.
     assert (slates == 1).mean() == pytest.approx(1 / (1 + np.exp(-1)), abs=0.01)
+
+
+def test_propensities_of_two_places_among_three_by_hand() -> None:
+    # Weights 1, 2, 5. Second place of the last: 1/8 * 5/7 after the first, 2/8 * 5/6 after the
+    # second. Exploration mixes 20 % of one third in.
+    scores = np.log(np.array([[1, 2, 5]], np.float32))
+    rules = MarketRules(slate=2, candidates=3, exploration=0.2)
+
+    chances = slate_propensities(np.array([[3, 4, 7]], np.int32), scores, rules=rules)
+
+    first = [1 / 8, 2 / 8, 5 / 8]
+    second = [
+        2 / 8 * 1 / 6 + 5 / 8 * 1 / 3,
+        1 / 8 * 2 / 7 + 5 / 8 * 2 / 3,
+        1 / 8 * 5 / 7 + 2 / 8 * 5 / 6,
+    ]
+    expected = 0.8 * np.array([[first, second]]) + 0.2 / 3
+    np.testing.assert_allclose(chances, expected, rtol=1e-6)
+
+
+def test_propensities_of_a_repeated_ad_stand_at_its_first_candidate() -> None:
+    # Ads 4 and 7, drawn twice and once: the three places hold 4, 7 or 7, 4, and then 4 again.
+    scores = np.log(np.array([[3, 3, 1]], np.float32))
+    rules = MarketRules(slate=3, candidates=3, exploration=0.0)
+
+    chances = slate_propensities(np.array([[4, 4, 7]], np.int32), scores, rules=rules)
+
+    expected = [[[0.75, 0, 0.25], [0.25, 0, 0.75], [1, 0, 0]]]
+    np.testing.assert_allclose(chances, expected, rtol=1e-6, atol=1e-90)
+
+
+def test_propensities_are_the_shares_of_the_slates_that_are_chosen() -> None:
+    generator = np.random.default_rng(0)
+    draws = 100_000
+    candidates = np.array([[0, 1, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8]], np.int32)
+    scores = generator.standard_normal(candidates.shape).astype(np.float32)
+    # Copies of an ad have its score.
+    scores[:, 2] = scores[:, 1]
+    scores[:, 6:8] = scores[:, 5:6]
+
+    chances = slate_propensities(candidates, scores, rules=RULES)
+    slates = choose_slates(
+        candidates.repeat(draws, axis=0),
+        scores.repeat(draws, axis=0),
+        rules=RULES,
+        generator=generator,
+    )
+
+    np.testing.assert_allclose(chances.sum(axis=2), 1.0, rtol=1e-12)
+    for place in range(RULES.slate):
+        shares = np.bincount(slates[:, place], minlength=9) / draws
+        expected = np.bincount(candidates[0], weights=chances[0, place], minlength=9)
+        # The largest standard error of a share is sqrt(0.25 / 100000) = 0.0016; five of these.
+        np.testing.assert_allclose(shares, expected, atol=0.008)

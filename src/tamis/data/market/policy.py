@@ -7,6 +7,9 @@ from tamis.data.market.population import Ads, Floats, Ints, Population
 from tamis.data.market.rules import MarketRules
 from tamis.errors import DataError
 
+# Stands for exp(-1000), by which a repeated candidate is put last and which float64 cannot hold.
+_REPEATED = 1e-100
+
 
 def draw_candidates(
     ads: Ads, requests: int, *, day: float, rules: MarketRules, generator: np.random.Generator
@@ -85,3 +88,54 @@ def choose_slates(
     noisy[:, 1:][candidates[:, 1:] == candidates[:, :-1]] -= 1e3
     order = np.argsort(-noisy, axis=1, kind="stable")[:, : rules.slate]
     return np.take_along_axis(candidates, order, axis=1)
+
+
+def slate_propensities(
+    candidates: Ints, scores: Floats, *, rules: MarketRules
+) -> NDArray[np.float64]:
+    """Chance of every candidate to be shown at every position by :func:`choose_slates`.
+
+    The order of scores plus Gumbel noise is a Plackett-Luce draw: the next place goes to one of
+    the remaining candidates in proportion to exp(score). The chances of a place are summed over
+    the sets that may stand before it, so their number grows as candidates to the power of places.
+
+    Args:
+        candidates: (n, C) ads, sorted within a request.
+        scores: (n, C) their scores.
+        rules: The market's rules; a share of the requests explores.
+
+    Returns:
+        (n, slate, C) chances; they add up to 1 over the candidates of a place. Those of an ad that
+        was drawn several times stand at its first candidate.
+    """
+    repeated = np.zeros(candidates.shape, bool)
+    repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
+    demoted = np.where(repeated, _REPEATED, 1.0)
+    weights = np.exp((scores - scores.max(axis=1, keepdims=True)).astype(np.float64))
+    chances = (1.0 - rules.exploration) * _chances_by_place(weights * demoted, rules.slate)
+    chances += rules.exploration * _chances_by_place(demoted, rules.slate)
+    for column in range(candidates.shape[1] - 1, 0, -1):
+        copies = np.where(repeated[:, None, column], chances[:, :, column], 0.0)
+        chances[:, :, column - 1] += copies
+        chances[:, :, column] -= copies
+    # Rounding of the sums may push a sure thing a hair above 1.
+    return np.minimum(chances, 1.0)
+
+
+def _chances_by_place(weights: NDArray[np.float64], places: int) -> NDArray[np.float64]:
+    """Plackett-Luce chances (n, places, C) of each candidate at each place."""
+    chances = np.zeros((len(weights), places, weights.shape[1]))
+    # Sets of candidates that may stand before a place, with their chance in each request.
+    before: dict[frozenset[int], NDArray[np.float64]] = {frozenset(): np.ones(len(weights))}
+    for place in range(places):
+        longer: dict[frozenset[int], NDArray[np.float64]] = {}
+        for taken, chance in before.items():
+            rest = [column for column in range(weights.shape[1]) if column not in taken]
+            share = weights[:, rest]
+            share *= (chance / share.sum(axis=1))[:, None]
+            chances[:, place, rest] += share
+            for index, column in enumerate(rest if place + 1 < places else ()):
+                grown = taken | {column}
+                longer[grown] = longer.get(grown, 0.0) + share[:, index]
+        before = longer
+    return chances
