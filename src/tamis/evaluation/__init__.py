@@ -7,7 +7,9 @@ from tamis.evaluation.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
+from tamis.evaluation.cross_fitting import cross_fit
 from tamis.evaluation.delong import delong_test
+from tamis.evaluation.logged_actions import LoggedActions, logged_actions
 from tamis.evaluation.loss import (
     LogLossAccumulator,
     NormalisedEntropy,
@@ -16,8 +18,10 @@ from tamis.evaluation.loss import (
     normalised_entropy,
 )
 from tamis.evaluation.metrics import TaskMetrics, evaluate_task
+from tamis.evaluation.off_policy import OffPolicyEstimator, PolicyValue, evaluate_policy
 from tamis.evaluation.oracle import OracleComparison, compare_to_oracle, ne_gap, oracle_metrics
 from tamis.evaluation.ranking import GroupedAuc, auc, grouped_auc
+from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.evaluation.seeds import SeedSummary, paired_t_test, summarise_seeds
 from tamis.evaluation.significance import PairedDifference
 from tamis.evaluation.slices import SliceRow, slice_table
@@ -26,11 +30,15 @@ from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
 __all__ = [
     "AucEstimate",
     "BootstrapMetric",
+    "Estimate",
     "GroupedAuc",
     "LogLossAccumulator",
+    "LoggedActions",
     "NormalisedEntropy",
+    "OffPolicyEstimator",
     "OracleComparison",
     "PairedDifference",
+    "PolicyValue",
     "ReliabilityBin",
     "SeedSummary",
     "SliceRow",
@@ -39,17 +47,21 @@ __all__ = [
     "auc",
     "calibration_ratio",
     "compare_to_oracle",
+    "cross_fit",
     "delong_test",
+    "evaluate_policy",
     "evaluate_task",
     "expected_calibration_error",
     "grouped_auc",
     "log_loss",
     "log_loss_from_logits",
+    "logged_actions",
     "ne_gap",
     "normalised_entropy",
     "oracle_metrics",
     "paired_bootstrap",
     "paired_t_test",
+    "ratio_of_sums",
     "reliability_curve",
     "slice_table",
     "summarise_seeds",
