@@ -7,6 +7,19 @@ from tamis.evaluation.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
+from tamis.evaluation.candidates import RankedCandidates, rank_candidates, request_offsets
+from tamis.evaluation.cascade import (
+    RecallPoint,
+    RequestMean,
+    hard_recall,
+    ndcg,
+    recall_curve,
+    request_mean,
+    soft_recall,
+    top_regret,
+    value_divergence,
+    value_lost,
+)
 from tamis.evaluation.cross_fitting import cross_fit
 from tamis.evaluation.delong import delong_test
 from tamis.evaluation.logged_actions import LoggedActions, logged_actions
@@ -20,11 +33,13 @@ from tamis.evaluation.loss import (
 from tamis.evaluation.metrics import TaskMetrics, evaluate_task
 from tamis.evaluation.off_policy import OffPolicyEstimator, PolicyValue, evaluate_policy
 from tamis.evaluation.oracle import OracleComparison, compare_to_oracle, ne_gap, oracle_metrics
+from tamis.evaluation.rank_agreement import kendall_tau, value_weighted_inversions
 from tamis.evaluation.ranking import GroupedAuc, auc, grouped_auc
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.evaluation.seeds import SeedSummary, paired_t_test, summarise_seeds
 from tamis.evaluation.significance import PairedDifference
 from tamis.evaluation.slices import SliceRow, slice_table
+from tamis.evaluation.stages import StageLosses, StageSummary, stage_losses
 from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
 
 __all__ = [
@@ -39,9 +54,14 @@ __all__ = [
     "OracleComparison",
     "PairedDifference",
     "PolicyValue",
+    "RankedCandidates",
+    "RecallPoint",
     "ReliabilityBin",
+    "RequestMean",
     "SeedSummary",
     "SliceRow",
+    "StageLosses",
+    "StageSummary",
     "StreamingAuc",
     "TaskMetrics",
     "auc",
@@ -53,16 +73,29 @@ __all__ = [
     "evaluate_task",
     "expected_calibration_error",
     "grouped_auc",
+    "hard_recall",
+    "kendall_tau",
     "log_loss",
     "log_loss_from_logits",
     "logged_actions",
+    "ndcg",
     "ne_gap",
     "normalised_entropy",
     "oracle_metrics",
     "paired_bootstrap",
     "paired_t_test",
+    "rank_candidates",
     "ratio_of_sums",
+    "recall_curve",
     "reliability_curve",
+    "request_mean",
+    "request_offsets",
     "slice_table",
+    "soft_recall",
+    "stage_losses",
     "summarise_seeds",
+    "top_regret",
+    "value_divergence",
+    "value_lost",
+    "value_weighted_inversions",
 ]
