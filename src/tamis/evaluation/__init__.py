@@ -22,6 +22,17 @@ from tamis.evaluation.cascade import (
 )
 from tamis.evaluation.cross_fitting import cross_fit
 from tamis.evaluation.delong import delong_test
+from tamis.evaluation.experiment import (
+    ArmDifference,
+    ExperimentMetric,
+    ExperimentResult,
+    SampleRatio,
+    UserTotals,
+    arm_difference,
+    compare_arms,
+    sample_ratio,
+    user_totals,
+)
 from tamis.evaluation.logged_actions import LoggedActions, logged_actions
 from tamis.evaluation.loss import (
     LogLossAccumulator,
@@ -37,15 +48,19 @@ from tamis.evaluation.rank_agreement import kendall_tau, value_weighted_inversio
 from tamis.evaluation.ranking import GroupedAuc, auc, grouped_auc
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.evaluation.seeds import SeedSummary, paired_t_test, summarise_seeds
+from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
 from tamis.evaluation.significance import PairedDifference
 from tamis.evaluation.slices import SliceRow, slice_table
 from tamis.evaluation.stages import StageLosses, StageSummary, stage_losses
 from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
 
 __all__ = [
+    "ArmDifference",
     "AucEstimate",
     "BootstrapMetric",
     "Estimate",
+    "ExperimentMetric",
+    "ExperimentResult",
     "GroupedAuc",
     "LogLossAccumulator",
     "LoggedActions",
@@ -58,14 +73,20 @@ __all__ = [
     "RecallPoint",
     "ReliabilityBin",
     "RequestMean",
+    "SampleRatio",
     "SeedSummary",
+    "SequentialLooks",
     "SliceRow",
     "StageLosses",
     "StageSummary",
     "StreamingAuc",
     "TaskMetrics",
+    "UserTotals",
+    "always_valid_looks",
+    "arm_difference",
     "auc",
     "calibration_ratio",
+    "compare_arms",
     "compare_to_oracle",
     "cross_fit",
     "delong_test",
@@ -90,11 +111,13 @@ __all__ = [
     "reliability_curve",
     "request_mean",
     "request_offsets",
+    "sample_ratio",
     "slice_table",
     "soft_recall",
     "stage_losses",
     "summarise_seeds",
     "top_regret",
+    "user_totals",
     "value_divergence",
     "value_lost",
     "value_weighted_inversions",
