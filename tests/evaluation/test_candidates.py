@@ -77,9 +77,9 @@ def test_offsets_that_do_not_rise_from_zero_are_refused(offsets: list) -> None:
 
 
 def test_numbers_without_meaning_are_refused() -> None:
-    with pytest.raises(DataError, match=r"value must be of shape \(2,\) .* got \(3,\)"):
+    with pytest.raises(DataError, match=r"values: must be of shape \(2,\) .* got shape \(3,\)"):
         rank_candidates([0, 2], [1, 2, 3], [1, 2])
-    with pytest.raises(DataError, match="score must be finite, got nan at position 1"):
+    with pytest.raises(DataError, match="scores: must be finite, got nan at position 1"):
         rank_candidates([0, 2], [1, 2], [1, math.nan])
-    with pytest.raises(DataError, match="value must be finite, got inf at position 0"):
+    with pytest.raises(DataError, match="values: must be finite, got inf at position 0"):
         rank_candidates([0, 2], [math.inf, 2], [1, 2])

@@ -202,13 +202,13 @@ def test_rows_and_arms_without_meaning_are_refused() -> None:
         user_totals([7, 7], [0, 1], **good)
     with pytest.raises(DataError, match=r"needs a click, got one without at position 1 \(1 such"):
         user_totals([1, 2], [0, 1], **{**good, "conversion": [0, 1]})
-    with pytest.raises(DataError, match=r"click must be 0 or 1, got 2\.0 at position 0"):
+    with pytest.raises(DataError, match=r"click: must be 0 or 1, got 2\.0 at position 0"):
         user_totals([1, 2], [0, 1], **{**good, "click": [2, 0]})
-    with pytest.raises(DataError, match=r"conversion must be 0 or 1, got 0\.5 at position 0"):
+    with pytest.raises(DataError, match=r"conversion: must be 0 or 1, got 0\.5 at position 0"):
         user_totals([1, 2], [0, 1], **{**good, "conversion": [0.5, NAN]})
-    with pytest.raises(DataError, match="value must be finite, got nan at position 1"):
+    with pytest.raises(DataError, match="value: must be finite, got nan at position 1"):
         user_totals([1, 2], [0, 1], **{**good, "value": [1.0, NAN]})
-    with pytest.raises(DataError, match=r"hide must be numbers of shape \(2,\) .* shape \(1,\)"):
+    with pytest.raises(DataError, match=r"hide: must be of shape \(2,\) as the users are"):
         user_totals([1, 2], [0, 1], **{**good, "hide": [0]})
     with pytest.raises(DataError, match=r"one user per impression, got shape \(0,\)"):
         user_totals([], [], **good)

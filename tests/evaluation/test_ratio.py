@@ -82,9 +82,9 @@ def test_json_of_an_estimate_is_strict() -> None:
 def test_sums_without_meaning_are_refused() -> None:
     with pytest.raises(DataError, match=r"must have one shape, got \(\(2,\), \(3,\), None\)"):
         ratio_of_sums([1, 2], [1, 1, 1])
-    with pytest.raises(DataError, match=r"numerator must be one-dimensional, got shape \(1, 2\)"):
+    with pytest.raises(DataError, match=r"numerator: must be one-dimensional, got shape \(1, 2\)"):
         ratio_of_sums([[1, 2]], [1, 1])
-    with pytest.raises(DataError, match="denominator must be finite, got nan at position 1"):
+    with pytest.raises(DataError, match="denominator: must be finite, got nan at position 1"):
         ratio_of_sums([1, 2], [1, math.nan])
     with pytest.raises(DataError, match=r"positive sum of denominators, got 2 and 0\.0"):
         ratio_of_sums([1, 2], [0, 0])

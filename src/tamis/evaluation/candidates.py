@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tamis.errors import DataError
+from tamis.evaluation.rows import number_column, refuse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -119,7 +120,10 @@ def rank_candidates(
     """
     bounds = _bounds(offsets)
     size = int(bounds[-1])
-    worth, scored = _finite("value", value, size), _finite("score", score, size)
+    worth = number_column("values", value, size=size, like="candidates of the offsets")
+    scored = number_column("scores", score, size=size, like="candidates of the offsets")
+    refuse("values", "finite", worth, ~np.isfinite(worth))
+    refuse("scores", "finite", scored, ~np.isfinite(scored))
     if request is not None:
         _require_single_requests(bounds, np.asarray(request))
     sizes = np.diff(bounds)
@@ -178,23 +182,6 @@ def _bounds(offsets: ArrayLike) -> NDArray[np.int64]:
             f"values {bounds.reshape(-1)[:5].tolist()!r}. Leave requests without candidates out."
         )
     return bounds.astype(np.int64)
-
-
-def _finite(name: str, values: ArrayLike, size: int) -> NDArray[np.float64]:
-    column = np.asarray(values, dtype=np.float64)
-    if column.shape != (size,):
-        raise DataError(
-            f"rank_candidates: {name} must be of shape ({size},) as the offsets say, got "
-            f"{column.shape}. Pass one number per candidate."
-        )
-    finite = np.isfinite(column)
-    if not finite.all():
-        position = int(np.argmin(finite))
-        raise DataError(
-            f"rank_candidates: {name} must be finite, got {column[position].item()!r} at position "
-            f"{position}. Score every candidate."
-        )
-    return column
 
 
 def _require_single_requests(bounds: NDArray[np.int64], ids: NDArray[np.generic]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tamis.errors import DataError
 from tamis.evaluation.bootstrap import unit_codes
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
+from tamis.evaluation.rows import number_column, refuse
 from tamis.evaluation.significance import normal_p_value, normal_quantile, require_confidence
 
 ExperimentMetric = Literal["click_rate", "conversion_rate", "hide_rate", "value_per_user"]
@@ -165,13 +166,14 @@ def user_totals(
             "Pass the column of users."
         )
     arm, clicked, hidden = (
-        _column(name, values, ids.size, is_event=True)
+        _events(name, values, ids.size)
         for name, values in (("is_treated", is_treated), ("click", click), ("hide", hide))
     )
-    worth = _column("value", value, ids.size, is_event=False)
-    given = np.asarray(conversion, dtype=np.float64)
-    is_settled = ~np.isnan(given) & (clicked == 1.0)
-    converted = _column("conversion", np.nan_to_num(given), ids.size, is_event=True)
+    worth = number_column("value", value, size=ids.size, like="users")
+    refuse("value", "finite", worth, ~np.isfinite(worth))
+    known = number_column("conversion", conversion, size=ids.size, like="users")
+    is_settled = ~np.isnan(known) & (clicked == 1.0)
+    converted = _events("conversion", np.where(np.isnan(known), 0.0, known), ids.size)
     orphan = (converted == 1.0) & (clicked == 0.0)
     if orphan.any():
         raise DataError(
@@ -363,22 +365,9 @@ def _arm_ratio(
     return ratio_of_sums(top, bottom, confidence=confidence)
 
 
-def _column(name: str, values: ArrayLike, size: int, *, is_event: bool) -> NDArray[np.float64]:
-    column = np.asarray(values)
-    if column.dtype.kind not in "biuf" or column.shape != (size,):
-        raise DataError(
-            f"user_totals: {name} must be numbers of shape ({size},) as the users are, got dtype "
-            f"{column.dtype} and shape {column.shape}. Pass one value per impression."
-        )
-    column = column.astype(np.float64, copy=False)
-    broken = ~np.isin(column, (0.0, 1.0)) if is_event else ~np.isfinite(column)
-    if broken.any():
-        position = int(np.argmax(broken))
-        rule = "0 or 1" if is_event else "finite"
-        raise DataError(
-            f"user_totals: {name} must be {rule}, got {column[position].item()!r} at position "
-            f"{position}. Check where the column was made."
-        )
+def _events(name: str, values: ArrayLike, size: int) -> NDArray[np.float64]:
+    column = number_column(name, values, size=size, like="users")
+    refuse(name, "0 or 1", column, ~np.isin(column, (0.0, 1.0)))
     return column
 
 

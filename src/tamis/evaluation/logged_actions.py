@@ -3,12 +3,13 @@
 Every off-policy estimate starts here, so that a missing propensity means the same to all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tamis.errors import DataError
+from tamis.evaluation.rows import number_column, refuse
 
 _SUM_TOLERANCE = 1e-5
 """How far from 1 the probabilities of one row may add up, which float32 policies reach."""
@@ -94,10 +95,10 @@ def logged_actions(
             "propensities: must be logged with the actions, got None. Log the probability with "
             "which each action was chosen; without it a policy cannot be evaluated off-line."
         )
-    rewards = _numbers("rewards", reward, size)
-    _refuse("rewards", "finite", rewards, ~np.isfinite(rewards))
-    chances = _numbers("propensities", propensity, size)
-    _refuse("propensities", "in (0, 1]", chances, ~((chances > 0.0) & (chances <= 1.0)))
+    rewards = number_column("rewards", reward, size=size, like="actions")
+    refuse("rewards", "finite", rewards, ~np.isfinite(rewards))
+    chances = number_column("propensities", propensity, size=size, like="actions")
+    refuse("propensities", "in (0, 1]", chances, ~((chances > 0.0) & (chances <= 1.0)))
     positions = None if position is None else _whole_numbers("positions", position, size=size)
     units = None if groups is None else np.asarray(groups)
     if units is not None and units.shape != (size,):
@@ -118,15 +119,8 @@ def logged_actions(
     known = action_probabilities(log, logging_policy, "logging_policy")
     own = known[np.arange(size), actions]
     differs = ~np.isclose(own, chances, rtol=1e-4, atol=0.0)
-    _refuse("propensities", "those of logging_policy for the logged action", chances, differs)
-    return LoggedActions(
-        action=actions,
-        reward=rewards,
-        propensity=chances,
-        position=positions,
-        groups=units,
-        is_possible=known > 0.0,
-    )
+    refuse("propensities", "those of logging_policy for the logged action", chances, differs)
+    return replace(log, is_possible=known > 0.0)
 
 
 def action_probabilities(
@@ -168,36 +162,13 @@ def action_probabilities(
         )
     sums = chosen.sum(axis=1)
     broken = ~(chosen >= 0.0).all(axis=1) | ~(np.abs(sums - 1.0) <= _SUM_TOLERANCE)
-    _refuse(f"{name}: the sum over actions", "1, of terms that are not negative", sums, broken)
+    refuse(f"{name}: the sum over actions", "1, of terms that are not negative", sums, broken)
     return chosen
 
 
-def _numbers(name: str, values: ArrayLike, size: int | None) -> NDArray[np.float64]:
-    column = np.asarray(values)
-    if column.dtype.kind not in "biuf":
-        raise DataError(
-            f"{name}: must be numbers, got dtype {column.dtype}. Convert the column first."
-        )
-    if column.ndim != 1 or (size is not None and column.size != size):
-        wanted = "one-dimensional" if size is None else f"of shape ({size},) as the actions are"
-        raise DataError(
-            f"{name}: must be {wanted}, got shape {column.shape}. Pass one value per row."
-        )
-    return column.astype(np.float64, copy=False)
-
-
 def _whole_numbers(name: str, values: ArrayLike, *, size: int | None) -> NDArray[np.int64]:
-    column = _numbers(name, values, size)
+    column = number_column(name, values, size=size, like="actions")
     # NaN compares false with everything, so it is refused as well.
     whole = (column >= 0.0) & (column == np.floor(column)) & (column < 2**53)
-    _refuse(name, "whole numbers from 0", column, ~whole)
+    refuse(name, "whole numbers from 0", column, ~whole)
     return column.astype(np.int64)
-
-
-def _refuse(name: str, rule: str, values: NDArray[np.float64], broken: NDArray[np.bool_]) -> None:
-    if broken.any():
-        position = int(np.argmax(broken))
-        raise DataError(
-            f"{name}: must be {rule}, got {values[position].item()!r} at position {position} "
-            f"({np.count_nonzero(broken)} such rows). Check where the column was made."
-        )

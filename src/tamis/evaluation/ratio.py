@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tamis.errors import DataError
 from tamis.evaluation.bootstrap import poisson_copies, unit_codes
+from tamis.evaluation.rows import number_column, refuse
 from tamis.evaluation.significance import normal_quantile, require_confidence
 
 
@@ -98,7 +99,9 @@ def ratio_of_sums(
         (0.25, 0.1083)
     """
     require_confidence("ratio_of_sums", confidence)
-    top, bottom = _column("numerator", numerator), _column("denominator", denominator)
+    top, bottom = number_column("numerator", numerator), number_column("denominator", denominator)
+    for name, column in (("numerator", top), ("denominator", bottom)):
+        refuse(name, "finite", column, ~np.isfinite(column))
     group = None if groups is None else np.asarray(groups)
     if top.shape != bottom.shape or (group is not None and group.shape != top.shape):
         shapes = (top.shape, bottom.shape, None if group is None else group.shape)
@@ -161,20 +164,3 @@ def _replicated_ratios(
         )
     ratios: NDArray[np.float64] = defined[:, 0] / defined[:, 1]
     return ratios
-
-
-def _column(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    column = np.asarray(values, dtype=np.float64)
-    if column.ndim != 1:
-        raise DataError(
-            f"ratio_of_sums: {name} must be one-dimensional, got shape {column.shape}. "
-            "Pass one value per row."
-        )
-    finite = np.isfinite(column)
-    if not finite.all():
-        position = int(np.argmin(finite))
-        raise DataError(
-            f"ratio_of_sums: {name} must be finite, got {column[position].item()!r} at position "
-            f"{position}. Check where the column was made."
-        )
-    return column

@@ -97,9 +97,9 @@ def observed_rows(
         DataError: A column is not one-dimensional or not as long as the labels, or holds a value
             outside its range; the message names the first position and the value.
     """
-    label = _column("labels", labels, size=None)
-    score = _column("predictions", predicted, size=label.size)
-    weight = None if weights is None else _column("weights", weights, size=label.size)
+    label = number_column("labels", labels)
+    score = number_column("predictions", predicted, size=label.size)
+    weight = None if weights is None else number_column("weights", weights, size=label.size)
     group = None if groups is None else np.asarray(groups)
     if group is not None and group.shape != label.shape:
         raise DataError(
@@ -107,14 +107,14 @@ def observed_rows(
             "Pass one group per row."
         )
     missing = np.isnan(label)
-    _refuse("labels", "0, 1 or NaN (not observed)", label, ~((label == 0) | (label == 1) | missing))
+    refuse("labels", "0, 1 or NaN (not observed)", label, ~((label == 0) | (label == 1) | missing))
     if probabilities:
         # The negation also catches NaN, which compares false with everything.
-        _refuse("probabilities", "in [0, 1]", score, ~((score >= 0) & (score <= 1)))
+        refuse("probabilities", "in [0, 1]", score, ~((score >= 0) & (score <= 1)))
     else:
-        _refuse("scores", "numbers, not NaN", score, np.isnan(score))
+        refuse("scores", "numbers, not NaN", score, np.isnan(score))
     if weight is not None:
-        _refuse("weights", "finite and not negative", weight, ~((weight >= 0) & (weight < np.inf)))
+        refuse("weights", "finite and not negative", weight, ~((weight >= 0) & (weight < np.inf)))
     unobserved = int(np.count_nonzero(missing))
     if unobserved:
         seen = ~missing
@@ -160,21 +160,48 @@ def require_both_classes(rows: EvaluatedRows, metric: str) -> None:
         )
 
 
-def _column(name: str, values: ArrayLike, *, size: int | None) -> NDArray[np.float64]:
+def number_column(
+    name: str, values: ArrayLike, *, size: int | None = None, like: str = "labels"
+) -> NDArray[np.float64]:
+    """Checks that a column is one-dimensional and of numbers.
+
+    Args:
+        name: Name of the column, for the message.
+        values: The column.
+        size: How long it must be; None for any length.
+        like: Name of the columns that are this long, for the message.
+
+    Returns:
+        The column as float64, not copied where it is that already.
+
+    Raises:
+        DataError: It holds something else than numbers, or has another shape.
+    """
     column = np.asarray(values)
     if column.dtype.kind not in "biuf":
         raise DataError(
             f"{name}: must be numbers, got dtype {column.dtype}. Convert the column first."
         )
     if column.ndim != 1 or (size is not None and column.size != size):
-        wanted = "one-dimensional" if size is None else f"of shape ({size},) as the labels are"
+        wanted = "one-dimensional" if size is None else f"of shape ({size},) as the {like} are"
         raise DataError(
             f"{name}: must be {wanted}, got shape {column.shape}. Pass one value per row."
         )
     return column.astype(np.float64, copy=False)
 
 
-def _refuse(name: str, rule: str, values: NDArray[np.float64], broken: NDArray[np.bool_]) -> None:
+def refuse(name: str, rule: str, values: NDArray[np.float64], broken: NDArray[np.bool_]) -> None:
+    """Refuses a column if any of its values breaks a rule.
+
+    Args:
+        name: Name of the column, for the message.
+        rule: What its values must be, in words.
+        values: The column.
+        broken: Which values break the rule.
+
+    Raises:
+        DataError: Some do; the message has the first position, its value and their number.
+    """
     if broken.any():
         position = int(np.argmax(broken))
         raise DataError(
