@@ -64,6 +64,10 @@ def test_list_of_several_requests_is_refused() -> None:
     rank_candidates([0, 2, 4], numbers, numbers, request=["a", "a", "b", "b"])
     with pytest.raises(DataError, match="one request, got another request, 'b', at position 2"):
         rank_candidates([0, 4], numbers, numbers, request=["a", "a", "b", "b"])
+    # Strings of a data frame are Python objects.
+    ids = np.array(["a", "a", "b", "b"], dtype=object)
+    with pytest.raises(DataError, match="one request, got another request, 'b', at position 2"):
+        rank_candidates([0, 4], numbers, numbers, request=ids)
     with pytest.raises(DataError, match="must lie together, got request 'a' in 2 lists"):
         rank_candidates([0, 2, 4], numbers, numbers, request=["a", "a", "a", "a"])
     with pytest.raises(DataError, match=r"of shape \(4,\) as the offsets say, got \(3,\)"):

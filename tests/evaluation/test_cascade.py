@@ -296,6 +296,10 @@ def test_recall_curve_rises_to_one_and_rounds_quotas_up() -> None:
     short = rank_candidates(np.arange(11) * 7, np.arange(70.0), -np.arange(70.0))
     (point,) = recall_curve(short, seed=0, shares=(0.01,), replicates=100)
     assert point.soft.plain.value == pytest.approx(soft_recall(short, 1).mean())
+    # 0.07 * 100 is 7.000000000000001, and 7 % of 100 is seven.
+    wide = rank_candidates(np.arange(11) * 100, np.arange(1000.0), -np.arange(1000.0))
+    (point,) = recall_curve(wide, seed=0, shares=(0.07,), replicates=100)
+    assert point.soft.plain.value == pytest.approx(soft_recall(wide, 7).mean())
 
 
 def test_settings_without_meaning_are_refused() -> None:

@@ -164,6 +164,8 @@ def test_sample_ratio_equals_scipy_and_knows_the_plan() -> None:
     assert found.is_mismatch
     # The same users are what a plan of 48 % treated expects.
     assert sample_ratio(5_200, 4_800, treated_share=0.48).p_value == pytest.approx(1.0)
+    uneven = sample_ratio(8_100, 1_900, treated_share=0.2)
+    assert uneven.p_value == pytest.approx(stats.chisquare([8_100, 1_900], [8_000, 2_000]).pvalue)
     # Three standard deviations are unusual, but not enough to call it broken.
     assert not sample_ratio(5_150, 4_850).is_mismatch
 
@@ -200,6 +202,8 @@ def test_rows_and_arms_without_meaning_are_refused() -> None:
     good = {"click": [1, 0], "conversion": [0, NAN], "hide": [0, 0], "value": [1.0, 0.0]}
     with pytest.raises(DataError, match=r"user must see one arm, got user 7 in both \(1 such"):
         user_totals([7, 7], [0, 1], **good)
+    with pytest.raises(DataError, match=r"user must see one arm, got user 'u' in both"):
+        user_totals(np.array(["u", "u"], dtype=object), [0, 1], **good)
     with pytest.raises(DataError, match=r"needs a click, got one without at position 1 \(1 such"):
         user_totals([1, 2], [0, 1], **{**good, "conversion": [0, 1]})
     with pytest.raises(DataError, match=r"click: must be 0 or 1, got 2\.0 at position 0"):

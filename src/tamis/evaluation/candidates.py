@@ -196,13 +196,14 @@ def _require_single_requests(bounds: NDArray[np.int64], ids: NDArray[np.generic]
         position = int(np.argmax(mixed))
         raise DataError(
             "candidates: a list must hold the candidates of one request, got another request, "
-            f"{ids[position].item()!r}, at position {position}. Group the rows by request."
+            f"{ids.tolist()[position]!r}, at position {position}. Group the rows by request."
         )
     known, lists = np.unique(first, return_counts=True)
     if (lists > 1).any():
         raise DataError(
             "candidates: the candidates of a request must lie together, got request "
-            f"{known[lists > 1][0].item()!r} in {int(lists.max())} lists. Sort the rows by request."
+            f"{known[lists > 1].tolist()[0]!r} in {int(lists[lists > 1][0])} lists. Sort the rows "
+            "by request."
         )
 
 

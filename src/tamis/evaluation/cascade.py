@@ -173,8 +173,8 @@ def ndcg(ranked: RankedCandidates, keep: ArrayLike, *, shift: bool = False) -> N
         Jarvelin and Kekalainen, Cumulated gain-based evaluation of IR techniques, TOIS 2002.
 
     Differs from the source:
-        The gain is the total value, the discount 1 / log2(place + 1) from the first place on, and
-        equal scores share their places.
+        The gain is the total value, the discount 1 / log2(1 + place) with places from 1, so that
+        the second place is discounted too, and equal scores share their places.
     """
     worth = _worth(ranked, "ndcg", shift)
     discount = _is_kept(ranked, _counts(ranked, keep)) / np.log2(ranked.place + 2.0)
@@ -230,7 +230,7 @@ def recall_curve(
         )
     points = []
     for share in shares:
-        # The hair keeps 5 % of 500 from being 25.000000000000004 and so 26.
+        # The hair keeps 7 % of 100 from being 7.000000000000001 and so 8.
         keep = np.ceil(ranked.sizes * share - 1e-9).astype(np.int64)
         hard, soft = (
             request_mean(

@@ -187,7 +187,7 @@ def user_totals(
     if both.any():
         position = int(np.argmax(both[code]))
         raise DataError(
-            f"user_totals: a user must see one arm, got user {ids[position].item()!r} in both "
+            f"user_totals: a user must see one arm, got user {ids.tolist()[position]!r} in both "
             f"({np.count_nonzero(both)} such users). Randomise by user, or leave them out of both "
             "arms."
         )
@@ -208,7 +208,9 @@ def compare_arms(
     """Compares treatment and control on the four metrics, and checks the split first.
 
     Args:
-        totals: Users of both arms.
+        totals: Users of both arms. Where the treatment may change who comes back, all users that
+            were assigned, with zeros for those who never came: else value per user compares
+            different users.
         treated_share: Planned share of treated users, in (0, 1).
         confidence: Coverage of the intervals, in (0, 1).
 
