@@ -140,26 +140,29 @@ def test_weight_is_named_with_its_row(tmp_path: Path) -> None:
 def test_true_and_false_as_texts_are_labels() -> None:
     column = pa.array(["True", "false", "TRUE", None, " 1 ", "0"])
 
-    labels = as_labels(column, origin=ORIGIN, binary=True)
+    labels = as_labels(column, origin=ORIGIN, kind="binary")
 
     assert labels[[0, 1, 2, 4, 5]].tolist() == [1, 0, 1, 1, 0]
     assert np.isnan(labels[3])
 
 
 @pytest.mark.parametrize(
-    ("value", "binary", "message"),
+    ("value", "kind", "message"),
     [
-        ("yes", True, r"log.csv, column 'click', row 13: .* 0 or 1, got 'yes'. Map the labels"),
-        ("2", True, r"row 13: a binary label must be 0 or 1, got 2. .* kind = 'regression'"),
-        ("inf", True, r"row 13: a binary label must be 0 or 1, got inf"),
-        ("inf", False, r"row 13: a label must be a finite number, got inf"),
-        ("1e39", False, r"row 13: a label must be a finite number, got 1e\+39"),
-        ("high", False, r"row 13: a label must be a finite number, got 'high'"),
+        ("yes", "binary", r"log.csv, column 'click', row 13: .* 0 or 1, got 'yes'. Map the labels"),
+        ("2", "binary", r"row 13: a binary label must be 0 or 1, got 2. .* kind = 'regression'"),
+        ("inf", "binary", r"row 13: a binary label must be 0 or 1, got inf"),
+        ("inf", "regression", r"row 13: a label must be a finite number, got inf"),
+        ("1e39", "regression", r"row 13: a label must be a finite number, got 1e\+39"),
+        ("high", "regression", r"row 13: a label must be a finite number, got 'high'"),
+        ("1.01", "probability", r"row 13: a probability must be in \[0, 1\], got 1.01. Mend it"),
+        ("-0.2", "probability", r"row 13: a probability must be in \[0, 1\], got -0.2"),
+        ("high", "probability", r"row 13: a probability must be in \[0, 1\], got 'high'"),
     ],
 )
-def test_wrong_label_says_what_to_do_with_a_label(value: str, binary: bool, message: str) -> None:
+def test_wrong_label_says_what_to_do_with_a_label(value: str, kind: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        as_labels(pa.array(["0", "1", value, value]), origin=ORIGIN, binary=binary)
+        as_labels(pa.array(["0", "1", value, value]), origin=ORIGIN, kind=kind)
 
 
 def test_items_come_without_brackets_blanks_and_quotes() -> None:

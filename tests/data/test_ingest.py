@@ -582,3 +582,53 @@ def test_row_that_names_no_split_is_named(tmp_path: Path, value: str, got: str) 
 
     with pytest.raises(DataError, match=rf"'part', row 2: must name a split .*, got {got}\. Mend"):
         ingest(log, tmp_path / "d", schema=_schema(), split=HALF)
+
+
+def test_labels_of_a_cascade_may_be_missing_and_soft(tmp_path: Path) -> None:
+    log = _log(
+        tmp_path,
+        {
+            "user": ["a"] * 6,
+            "click": [1, 0, None, None, 1, 0],
+            "final_click": [0.25, 0.5, 0.75, None, 1.0, 0.0],
+            "part": _parts(4),
+        },
+    )
+    schema = Schema(
+        fields=(Field(name="user", kind="categorical"),),
+        tasks=(
+            Task(name="click", may_be_missing=True),
+            Task(name="final_click", kind="probability", distils="click", may_be_missing=True),
+        ),
+    )
+
+    dataset = ingest(log, tmp_path / "d", schema=schema, split=HALF)
+
+    nan = np.nan
+    np.testing.assert_array_equal(
+        dataset.split("train").labels(), [[1, 0.25], [0, 0.5], [nan, 0.75], [nan, nan]]
+    )
+    assert dataset.spec.tasks == schema.tasks
+
+
+def test_inputs_know_whom_they_describe(tmp_path: Path) -> None:
+    log = _log(
+        tmp_path,
+        {
+            "age": [1.0, 2.0, 3.0, 4.0],
+            "price": [1.0, 2.0, 3.0, 4.0],
+            "past": [["a"], ["b"], [], ["a"]],
+            "click": [0, 1, 0, 1],
+            "part": _parts(2),
+        },
+    )
+    schema = _schema(
+        Field(name="age", kind="numeric", side="user"),
+        Field(name="price", kind="numeric", side="item"),
+        Field(name="past", kind="sequence", side="user"),
+    )
+
+    spec = ingest(log, tmp_path / "d", schema=schema, split=HALF).spec
+
+    assert spec.numeric_sides == ("user", "item")
+    assert spec.sequences[0].side == "user"

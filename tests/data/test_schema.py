@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tamis.data.schema import load_schema
+from tamis.config import read_toml
+from tamis.data.schema import Field, Schema, Task, load_schema, schema_from_table
 from tamis.errors import SchemaError
+
+_CLICK = Task(name="click", may_be_missing=True)
+_FINAL = Task(name="final_click", kind="probability", distils="click", may_be_missing=True)
 
 
 def test_schema_that_is_no_toml_is_named_once(tmp_path: Path) -> None:
@@ -32,3 +36,38 @@ def test_folder_given_as_schema_says_which_file_to_name(tmp_path: Path) -> None:
         SchemaError, match=r"must be a schema file, got a folder. Name .*schema.tom"
     ):
         load_schema(tmp_path)
+
+
+def _schema(*tasks: Task) -> Schema:
+    return Schema(fields=(Field(name="ad", kind="categorical"),), tasks=tasks)
+
+
+def test_distilled_tasks_survive_the_file(tmp_path: Path) -> None:
+    schema = _schema(_CLICK, _FINAL)
+    path = tmp_path / "schema.toml"
+    path.write_text(schema.to_toml())
+
+    assert schema_from_table(read_toml(path)) == schema
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ((_FINAL, _CLICK), r"distils must name an earlier task .* got 'click'. Such tasks: \[\]"),
+        (
+            (_CLICK, Task(name="copy", distils="click")),
+            r"'copy': a task that distils 'click' must be of kind 'probability', got 'binary'",
+        ),
+        (
+            (_CLICK, _FINAL, Task(name="again", kind="probability", distils="final_click")),
+            r"'again': distils must name an earlier task with labels .* got 'final_click'",
+        ),
+        (
+            (_CLICK, _FINAL, Task(name="again", kind="probability", distils="click")),
+            r"'again': one task may distil 'click', got a second one",
+        ),
+    ],
+)
+def test_what_a_task_distils_is_checked(tasks: tuple[Task, ...], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        _schema(*tasks)

@@ -49,6 +49,19 @@ def test_regression_metric_is_the_root_of_the_mean_square(
     assert metrics["buy"]["rmse"] == pytest.approx(0.5)
 
 
+def test_probabilities_are_compared_as_such(make_dataset: Callable[..., Dataset]) -> None:
+    split = make_dataset().split("test")
+    tasks = (Task(name="click", kind="probability"), Task(name="buy", kind="probability"))
+    predictions = np.full((split.num_rows, 2), 0.5)
+
+    metrics = task_metrics(split, predictions, tasks, grouped=False)
+
+    # Labels are 0 or 1: each costs log 2, and is off by a half.
+    assert metrics["click"]["divergence"] == pytest.approx(np.log(2))
+    assert metrics["buy"]["rmse"] == pytest.approx(0.5)
+    assert metrics["buy"]["rows"] == np.isfinite(split.labels()[:, 1]).sum()
+
+
 def test_ne_gap_is_the_model_less_the_truth() -> None:
     metrics = {"click": {"ne": 0.9}, "buy": {"ne": None}}
     oracle = {"click": {"ne": 0.75}, "buy": {"ne": 0.5}}

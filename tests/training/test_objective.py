@@ -82,3 +82,14 @@ def test_loss_of_a_batch_without_observed_labels_is_zero() -> None:
     assert loss.item() == 0.0
     assert logits.grad is not None
     assert logits.grad.tolist() == [[0.0], [0.0]]
+
+
+def test_loss_of_a_probability_is_the_cross_entropy_with_it() -> None:
+    tasks = (Task(name="click"), Task(name="final_click", kind="probability"))
+    output = Output(logits=torch.tensor([[0.0, 2.0]]))
+    labels = torch.tensor([[1.0, 0.25]])
+
+    loss = training_loss(output, labels, torch.ones(1), tasks, torch.ones(2))
+
+    # log 2; and 0.25 log(1 + e^-2) + 0.75 log(1 + e^2).
+    assert loss.item() == pytest.approx(0.693147 + 0.25 * 0.126928 + 0.75 * 2.126928, abs=1e-5)

@@ -108,5 +108,5 @@ def test_monitor_of_several_tasks_is_their_mean() -> None:
 
 
 def test_tasks_of_two_kinds_have_no_mean() -> None:
-    with pytest.raises(ConfigError, match="must all be binary or all be regression tasks"):
+    with pytest.raises(ConfigError, match="must all be of one kind to have a mean"):
         choose_monitor(TrainingConfig(monitor_tasks=("click", "spend")), _TASKS)

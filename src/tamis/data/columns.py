@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tamis.data.hashing import hash_strings
+from tamis.data.schema import TaskKind
 from tamis.errors import DataError
 
 TRUTH_WORDS = {"true": 1.0, "false": 0.0}
@@ -214,22 +215,26 @@ def as_floats(
     return values
 
 
-def as_labels(column: pa.Array, *, origin: Origin, binary: bool) -> NDArray[np.float32]:
+def as_labels(column: pa.Array, *, origin: Origin, kind: TaskKind) -> NDArray[np.float32]:
     """Labels of a column; NaN where missing. The texts true and false are 1 and 0.
 
     Raises:
-        DataError: A binary label is neither 0 nor 1, or another is no finite number; file, column,
-            row and value are named.
+        DataError: A binary label is neither 0 nor 1, a probability is outside [0, 1], or another
+            is no finite number; file, column, row and value are named.
     """
-    if binary:
+    if kind == "binary":
         must = "a binary label must be 0 or 1"
         advice = "Map the labels to 0 and 1; true and false may stay."
+    elif kind == "probability":
+        must, advice = "a probability must be in [0, 1]", "Mend it, or remove the row."
     else:
         must, advice = "a label must be a finite number", "Mend it, or remove the row."
     values = as_floats(column, origin=origin, must=must, advice=advice, words=TRUTH_WORDS)
-    if binary:
+    if kind == "binary":
         wrong = ~((values == 0) | (values == 1) | np.isnan(values))
         advice = "Mend it, map the labels, or set kind = 'regression' for this task."
+    elif kind == "probability":
+        wrong = (values < 0) | (values > 1)
     else:
         wrong = np.abs(values) > _LARGEST_FLOAT32
     if wrong.any():

@@ -79,17 +79,15 @@ class Encoders:
                 fields=tuple(item.name for item in members),
                 tables=tuple(item.shares or item.name for item in members),
                 max_length=max(item.max_length for item in members),
+                side=members[0].side,
             )
             for name, members in schema.sequence_groups.items()
         )
         sizes = {name: vocabulary.num_rows for name, vocabulary in self.vocabularies.items()}
         sizes |= {n: e.num_buckets + 1 for n, e in self.numeric.items() if e.num_buckets}
+        numeric = tuple(f for f in schema.fields if f.kind == "numeric" and not f.is_category)
         return InputSpec(
-            numeric=tuple(
-                item.name
-                for item in schema.fields
-                if item.kind == "numeric" and not item.is_category
-            ),
+            numeric=tuple(item.name for item in numeric),
             categorical=categorical,
             sequences=sequences,
             tables=tuple(
@@ -98,6 +96,7 @@ class Encoders:
                 if item.name in sizes
             ),
             tasks=schema.tasks,
+            numeric_sides=tuple(item.side for item in numeric),
         )
 
     def encode(
@@ -358,13 +357,14 @@ def read_labels(
     for task in schema.tasks:
         place = origin.of(task.name)
         column = source_column(table, task.name, origin=origin)
-        values = as_labels(column, origin=place, binary=task.kind == "binary")
+        values = as_labels(column, origin=place, kind=task.kind)
         if task.observed_when:
             values[labels[task.observed_when] != 1] = np.nan
-        elif np.isnan(values).any():
+        elif np.isnan(values).any() and not task.may_be_missing:
             raise DataError(
                 f"{place.row(int(np.argmax(np.isnan(values))))}: a label must not be missing, got "
-                f"none. Remove the row, or set observed_when if it exists only after another event."
+                f"none. Remove the row, set observed_when if it exists only after another event, "
+                f"or may_be_missing if rows may lack it."
             )
         labels[task.name] = values
     return labels

@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 Side = Literal["user", "item", "context"]
 """Whom a field is about."""
 
+TaskKind = Literal["binary", "probability", "regression"]
+"""What a label can be."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
@@ -91,10 +94,15 @@ class Task:
 
     name: str
     """Column of the label."""
-    kind: Literal["binary", "regression"] = "binary"
-    """Binary labels are 0 or 1."""
+    kind: TaskKind = "binary"
+    """Binary labels are 0 or 1. A ``probability`` in [0, 1], such as what another model predicts,
+    is learned as they are, by cross entropy. ``regression`` is any number."""
     observed_when: str = ""
     """Task whose label must be 1 for this one to exist (a conversion needs a click)."""
+    may_be_missing: bool = False
+    """Whether rows may lack the label, as candidates that nobody saw have no click."""
+    distils: str = ""
+    """Task of which this label is a later stage's prediction; for kind ``probability`` only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +174,26 @@ class Schema:
                     f"task {task.name!r}: observed_when must name an earlier task, got "
                     f"{task.observed_when!r}. Earlier tasks: {tasks[:index]}."
                 )
+            self._check_distilled(task, index)
+
+    def _check_distilled(self, task: Task, index: int) -> None:
+        if not task.distils:
+            return
+        if task.kind != "probability":
+            raise SchemaError(
+                f"task {task.name!r}: a task that distils {task.distils!r} must be of kind "
+                f"'probability', got {task.kind!r}. Set kind = 'probability'."
+            )
+        earlier = [other.name for other in self.tasks[:index] if not other.distils]
+        if task.distils not in earlier:
+            raise SchemaError(
+                f"task {task.name!r}: distils must name an earlier task with labels of its own, "
+                f"got {task.distils!r}. Such tasks: {earlier}."
+            )
+        if any(other.distils == task.distils for other in self.tasks[:index]):
+            raise SchemaError(
+                f"task {task.name!r}: one task may distil {task.distils!r}, got a second one."
+            )
 
     def _check_shares(self) -> None:
         by_name = {field.name: field for field in self.fields}
@@ -267,6 +295,8 @@ class SequenceInput:
     """Table of each of the E columns."""
     max_length: int
     """Longest history L that ingest kept."""
+    side: Side = "context"
+    """Whom the events describe: the side of the group's first field."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,6 +313,8 @@ class InputSpec:
     """Embedding tables, in the order in which they are merged."""
     tasks: tuple[Task, ...]
     """Labels, in the order of the logits."""
+    numeric_sides: tuple[Side, ...] = ()
+    """Whom each of the M numeric features describes; empty: the context."""
 
     @property
     def num_rows_by_table(self) -> dict[str, int]:

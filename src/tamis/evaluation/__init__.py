@@ -34,6 +34,7 @@ from tamis.evaluation.experiment import (
     user_totals,
 )
 from tamis.evaluation.logged_actions import LoggedActions, logged_actions
+from tamis.evaluation.imitation import ImitationMetrics, evaluate_imitation
 from tamis.evaluation.loss import (
     LogLossAccumulator,
     NormalisedEntropy,
@@ -62,6 +63,7 @@ __all__ = [
     "ExperimentMetric",
     "ExperimentResult",
     "GroupedAuc",
+    "ImitationMetrics",
     "LogLossAccumulator",
     "LoggedActions",
     "NormalisedEntropy",
@@ -91,6 +93,7 @@ __all__ = [
     "cross_fit",
     "delong_test",
     "evaluate_policy",
+    "evaluate_imitation",
     "evaluate_task",
     "expected_calibration_error",
     "grouped_auc",

@@ -18,7 +18,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.output import Inspection, Output, Supervised
-from tamis.models.ranges import check_binary, check_ranges
+from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.models.standalone import STANDALONE, find
 from tamis.nn.embedding import EmbeddingTables, FirstOrder
 from tamis.nn.mlp import ExactLinear
@@ -166,10 +166,10 @@ class CETNet(nn.Module):
         """Build all members for the inputs of ``spec``.
 
         Raises:
-            ConfigError: A task is no binary one.
+            ConfigError: A task is a regression.
         """
         super().__init__()
-        check_binary(spec.tasks, why="Confidence is an entropy; train a single model.")
+        check_probabilities(spec.tasks, why="Confidence is an entropy; train a single model.")
         self.config = config
         self.task_names = tuple(task.name for task in spec.tasks)
         self.member_names = tuple(

@@ -11,7 +11,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
 from tamis.models.multi_task import MultiTaskConfig, TaskTowers, multi_task_inputs
 from tamis.models.output import Output, Supervised
-from tamis.models.ranges import check_binary
+from tamis.models.ranges import check_probabilities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +46,11 @@ class ESMM(nn.Module):
         """Build a tower for each task of ``spec``.
 
         Raises:
-            ConfigError: A task is no binary one.
+            ConfigError: A task is a regression.
         """
         super().__init__()
         why = "A product of probabilities needs probabilities; take another model."
-        check_binary(spec.tasks, why=why)
+        check_probabilities(spec.tasks, why=why)
         self.inputs = multi_task_inputs(config, spec)
         self.towers = TaskTowers(self.inputs.out_dim, config.tower_units, len(spec.tasks))
         self.conditions = conditions_of(spec.tasks)

@@ -8,18 +8,18 @@ from tamis.data.schema import Task
 from tamis.errors import ConfigError
 
 
-def check_binary(tasks: Sequence[Task], *, why: str) -> None:
-    """Check that all tasks of a model are binary ones.
+def check_probabilities(tasks: Sequence[Task], *, why: str) -> None:
+    """Check that a model predicts probabilities only.
 
     Args:
         tasks: Tasks of the data.
         why: Why the model needs that, and what to do.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: A task is a regression.
     """
     for task in tasks:
-        if task.kind != "binary":
+        if task.kind == "regression":
             raise ConfigError(
                 f"model: task {task.name!r} must be binary, got a {task.kind} task. {why}"
             )

@@ -17,7 +17,7 @@ from tamis.evaluation.significance import PairedDifference
 from tamis.training.evaluate import PREDICTIONS_VERSION
 from tamis.training.run_folder import check_finished
 
-_NO_TEST = "a regression task, for which there is no paired test; compare the RMSE of each run"
+_NO_TEST = "a task that is not binary, for which there is no paired test; compare their RMSE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

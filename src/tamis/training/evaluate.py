@@ -15,7 +15,7 @@ from tamis import artifacts
 from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import InputSpec, Task
-from tamis.evaluation import evaluate_task
+from tamis.evaluation import evaluate_imitation, evaluate_task
 from tamis.models.cetnet import CETNet
 from tamis.training.predict import (
     choose_device,
@@ -91,6 +91,10 @@ def task_metrics(
     for index, task in enumerate(tasks):
         if task.kind == "regression":
             result[task.name] = _regression_metrics(labels[:, index], predictions[:, index])
+        elif task.kind == "probability":
+            result[task.name] = evaluate_imitation(
+                labels[:, index], predictions[:, index], weights=weights
+            ).to_json()
         else:
             result[task.name] = evaluate_task(
                 labels[:, index], predictions[:, index], weights=weights, groups=groups

@@ -13,8 +13,9 @@ def training_loss(
 ) -> Tensor:
     """Weighted mean loss over the observed labels of each task, summed over tasks.
 
-    Binary tasks: cross entropy of the logit, in nats. Regression tasks: squared error. Auxiliary
-    losses are added as they are. A task without an observed label in the batch adds 0. Where the
+    Binary tasks and probabilities: cross entropy of the logit, in nats. Regression tasks: squared
+    error. Auxiliary losses are added as they are. Each task's mean is over its own rows, so rows
+    without its label leave its loss as it is; a task without any in the batch adds 0. Where the
     output names several logits to supervise, their losses are summed with their factors.
 
     Args:

@@ -58,10 +58,10 @@ def choose_precision(
 
 
 def probabilities_of(logits: torch.Tensor, tasks: tuple[Task, ...]) -> torch.Tensor:
-    """Predictions (B, T) in float64: probabilities of binary tasks, values of regression tasks."""
+    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
     predictions = logits.to(torch.float64)
     for index, task in enumerate(tasks):
-        if task.kind == "binary":
+        if task.kind != "regression":
             predictions[:, index] = predictions[:, index].sigmoid()
     return predictions
 
@@ -80,7 +80,7 @@ def predict(
     The model is put into evaluation mode and back into its former mode.
 
     Returns:
-        (N, T) float64: probabilities of binary tasks, values of regression tasks.
+        (N, T) float64: probabilities, but for regression tasks, whose are values.
     """
     parts = []
     with evaluation_mode(model):

@@ -37,7 +37,7 @@ class Monitor:
     tasks: tuple[str, ...]
     """Tasks that are looked at."""
     metric: str
-    """``ne``, ``log_loss``, ``auc``, or ``rmse`` for a regression task."""
+    """``ne``, ``log_loss``, ``auc``, or ``rmse`` for a task that is not binary."""
 
     @property
     def larger_is_better(self) -> bool:
@@ -56,10 +56,10 @@ class Monitor:
 
 
 def choose_monitor(config: TrainingConfig, tasks: tuple[Task, ...]) -> Monitor:
-    """The metric that a config asks for; a regression task is monitored by its RMSE.
+    """The metric that a config asks for; a task that is not binary is monitored by its RMSE.
 
     Raises:
-        ConfigError: There is no such task, or tasks of both kinds would be averaged.
+        ConfigError: There is no such task, or tasks of several kinds would be averaged.
     """
     kinds = {task.name: task.kind for task in tasks}
     names = config.monitor_tasks or (tasks[0].name,)
@@ -70,8 +70,8 @@ def choose_monitor(config: TrainingConfig, tasks: tuple[Task, ...]) -> Monitor:
             )
     if len({kinds[name] for name in names}) > 1:
         raise ConfigError(
-            f"training.monitor_tasks: must all be binary or all be regression tasks to have a "
-            f"mean, got {', '.join(names)}."
+            f"training.monitor_tasks: must all be of one kind to have a mean, got "
+            f"{', '.join(names)}."
         )
     is_binary = kinds[names[0]] == "binary"
     return Monitor(tasks=tuple(names), metric=config.monitor if is_binary else "rmse")
