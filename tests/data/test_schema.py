@@ -59,6 +59,13 @@ def test_distilled_tasks_survive_the_file(tmp_path: Path) -> None:
             r"'copy': a task that distils 'click' must be of kind 'probability', got 'binary'",
         ),
         (
+            (
+                _CLICK,
+                Task(name="f", kind="probability", distils="click", observed_when="click"),
+            ),
+            r"'f': a later stage predicts also .* got observed_when = 'click'. Leave it out",
+        ),
+        (
             (_CLICK, _FINAL, Task(name="again", kind="probability", distils="final_click")),
             r"'again': distils must name an earlier task with labels .* got 'final_click'",
         ),

@@ -12,6 +12,7 @@ from tamis.testing import models as conformance
 from tamis.training.objective import training_loss
 
 _NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
+_NOT_MODELS |= {"early_heads", "early_serving"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -27,7 +28,9 @@ _SMALL_WUKONG: dict = {"fm_units": (8,), "head_units": (8,)}
 _ALL_MODULES = ("attention", "conv", "linear", "dcn_paper", "dcn_v2", "dot")
 
 _SMALL_INTERFORMER: dict = {"head_units": (16,), "dot_units": 8, "module_tokens": 4}
-_SMALL_EXPERTS: dict = {"expert_units": ((12, 10), (8,)), "tower_units": (6,)}
+_SMALL_LEVELS: dict = {"expert_units": ((12, 10), (8,))}
+_SMALL_EXPERTS: dict = _SMALL_LEVELS | {"tower_units": (6,)}
+_SMALL_EARLY: dict = {"tower_units": (12,), "head_units": (6,)}
 
 _PAIR = (
     {"name": "dcn_v2", "hidden_units": [8]},
@@ -102,6 +105,15 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
     ("dmr", _SMALL_MLP | {"auxiliary_weight": 0.5, "num_negatives": 2}),
     ("dmr", _SMALL_MLP | {"auxiliary_weight": 0.0}),
     ("dlrm", {"top_units": (8,), "bottom_units": (), "with_diagonal": True, "norm": "layer"}),
+    ("early_stage", _SMALL_EARLY | {"bottom_units": (8,), "distillation": "mixed"}),
+    ("early_stage", _SMALL_EARLY | {"bottom": "dot", "distillation": "none", "tower_dim": 5}),
+    ("early_stage", _SMALL_EARLY | _SMALL_LEVELS | {"bottom": "mmoe", "num_experts": 3}),
+    (
+        "early_stage",
+        _SMALL_EARLY
+        | _SMALL_LEVELS
+        | {"bottom": "ple", "task_experts": 2, "shared_experts": 2, "chain": True},
+    ),
     ("esmm", {"tower_units": (8, 6), "inputs": "one_hot"}),
     ("final_mlp", {"gating": False, "first_units": (8,), "second_units": (8,), "num_heads": 1}),
     (

@@ -184,6 +184,12 @@ class Schema:
                 f"task {task.name!r}: a task that distils {task.distils!r} must be of kind "
                 f"'probability', got {task.kind!r}. Set kind = 'probability'."
             )
+        if task.observed_when:
+            raise SchemaError(
+                f"task {task.name!r}: a later stage predicts also for candidates without an "
+                f"event, got observed_when = {task.observed_when!r}. Leave it out; set "
+                f"may_be_missing where some rows have no prediction."
+            )
         earlier = [other.name for other in self.tasks[:index] if not other.distils]
         if task.distils not in earlier:
             raise SchemaError(

@@ -1,5 +1,6 @@
 """MMoE, and its form of several levels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tamis.data.schema import InputSpec
@@ -47,22 +48,39 @@ class MMoE(FusionRanker):
         """Build the levels and towers for the tasks of ``spec``."""
         num_tasks = len(spec.tasks)
         inputs = multi_task_inputs(config, spec)
-        raw_dim = width = inputs.out_dim
-        everyone = range(config.num_experts)
-        levels = []
-        for place, units in enumerate(config.expert_units):
-            is_last = place == len(config.expert_units) - 1
-            gates = Gates(
-                raw_dim,
-                [everyone] * (num_tasks if is_last else config.num_experts),
-                num_experts=config.num_experts,
-                reads="raw",
-            )
-            experts = Experts(width, units, [1] * config.num_experts)
-            levels.append(Fusion(experts, gates, native=None))
-            width = units[-1]
-        stack = FusionStack(levels, num_units=config.num_experts)
-        towers = TaskTowers(width, config.tower_units, num_tasks)
-        super().__init__(
-            inputs, stack, towers, owners=[f"expert {number + 1}" for number in everyone], spec=spec
+        stack = mmoe_stack(
+            inputs.out_dim,
+            config.expert_units,
+            num_experts=config.num_experts,
+            num_tasks=num_tasks,
         )
+        towers = TaskTowers(config.expert_units[-1][-1], config.tower_units, num_tasks)
+        owners = [f"expert {number + 1}" for number in range(config.num_experts)]
+        super().__init__(inputs, stack, towers, owners=owners, spec=spec)
+
+
+def mmoe_stack(
+    in_dim: int, expert_units: Sequence[Sequence[int]], *, num_experts: int, num_tasks: int
+) -> FusionStack:
+    """Levels of experts that all tasks share, between an input vector and one for each task.
+
+    Args:
+        in_dim: Width of the input.
+        expert_units: Widths of an expert's layers, for each level.
+        num_experts: Experts E in every level.
+        num_tasks: Vectors that the last level fuses.
+    """
+    width = in_dim
+    everyone = range(num_experts)
+    levels = []
+    for place, units in enumerate(expert_units):
+        is_last = place == len(expert_units) - 1
+        gates = Gates(
+            in_dim,
+            [everyone] * (num_tasks if is_last else num_experts),
+            num_experts=num_experts,
+            reads="raw",
+        )
+        levels.append(Fusion(Experts(width, units, [1] * num_experts), gates, native=None))
+        width = units[-1]
+    return FusionStack(levels, num_units=num_experts)

@@ -1,5 +1,6 @@
 """What multi-task rankers have in common: inputs, levels of experts, a tower for each task."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,12 @@ class TaskTowers(nn.Module):
         """Logits of all tasks, one vector each."""
         logits = [tower(x) for tower, x in zip(self.towers, vectors, strict=True)]
         return torch.cat(logits, dim=1)
+
+    def of(self, tasks: Sequence[int]) -> "TaskTowers":
+        """A copy with the towers of some tasks, in the given order."""
+        part = copy.deepcopy(self)
+        part.towers = nn.ModuleList(part.towers[task] for task in tasks)
+        return part
 
 
 class FusionRanker(nn.Module):

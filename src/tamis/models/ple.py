@@ -1,5 +1,6 @@
 """Progressive layered extraction: experts of each task, and shared ones, in levels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tamis.data.schema import InputSpec
@@ -46,22 +47,49 @@ class PLE(FusionRanker):
 
     def __init__(self, config: PLEConfig, spec: InputSpec) -> None:
         """Build the levels and towers for the tasks of ``spec``."""
-        num_tasks, own = len(spec.tasks), config.task_experts
-        counts = [own] * num_tasks + [config.shared_experts]
-        shared = range(own * num_tasks, sum(counts))
-        visible = [[*range(own * task, own * (task + 1)), *shared] for task in range(num_tasks)]
+        num_tasks = len(spec.tasks)
         inputs = multi_task_inputs(config, spec)
-        width = inputs.out_dim
-        levels = []
-        for place, units in enumerate(config.expert_units):
-            is_last = place == len(config.expert_units) - 1
-            gates = Gates(
-                width,
-                visible if is_last else [*visible, range(sum(counts))],
-                num_experts=sum(counts),
-            )
-            levels.append(Fusion(Experts(width, units, counts), gates, native=None))
-            width = units[-1]
-        stack = FusionStack(levels, num_units=len(counts))
-        towers = TaskTowers(width, config.tower_units, num_tasks)
+        stack = ple_stack(
+            inputs.out_dim,
+            config.expert_units,
+            task_experts=config.task_experts,
+            shared_experts=config.shared_experts,
+            num_tasks=num_tasks,
+        )
+        towers = TaskTowers(config.expert_units[-1][-1], config.tower_units, num_tasks)
         super().__init__(inputs, stack, towers, owners=unit_names(spec, is_shared=True), spec=spec)
+
+
+def ple_stack(
+    in_dim: int,
+    expert_units: Sequence[Sequence[int]],
+    *,
+    task_experts: int,
+    shared_experts: int,
+    num_tasks: int,
+) -> FusionStack:
+    """Levels of extraction between an input vector and one for each task.
+
+    Args:
+        in_dim: Width of the input.
+        expert_units: Widths of an expert's layers, for each level.
+        task_experts: Experts that each task owns in every level.
+        shared_experts: Experts that all tasks share in every level.
+        num_tasks: Vectors that the last level fuses.
+    """
+    own = task_experts
+    counts = [own] * num_tasks + [shared_experts]
+    shared = range(own * num_tasks, sum(counts))
+    visible = [[*range(own * task, own * (task + 1)), *shared] for task in range(num_tasks)]
+    width = in_dim
+    levels = []
+    for place, units in enumerate(expert_units):
+        is_last = place == len(expert_units) - 1
+        gates = Gates(
+            width,
+            visible if is_last else [*visible, range(sum(counts))],
+            num_experts=sum(counts),
+        )
+        levels.append(Fusion(Experts(width, units, counts), gates, native=None))
+        width = units[-1]
+    return FusionStack(levels, num_units=len(counts))

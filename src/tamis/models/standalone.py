@@ -18,6 +18,7 @@ from tamis.models.din import DIN, DINConfig
 from tamis.models.dlrm import DLRM, DLRMConfig
 from tamis.models.dmin import DMIN, DMINConfig
 from tamis.models.dmr import DMR, DMRConfig
+from tamis.models.early_stage import EarlyStage, EarlyStageConfig
 from tamis.models.esmm import ESMM, ESMMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
@@ -55,6 +56,7 @@ STANDALONE: dict[str, Entry] = {
     "dlrm": Entry(config=DLRMConfig, model=DLRM),
     "dmin": Entry(config=DMINConfig, model=DMIN),
     "dmr": Entry(config=DMRConfig, model=DMR),
+    "early_stage": Entry(config=EarlyStageConfig, model=EarlyStage),
     "esmm": Entry(config=ESMMConfig, model=ESMM),
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),

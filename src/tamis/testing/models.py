@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tamis import config
 from tamis.data.batch import Batch, Jagged
-from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
+from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Side, Table, Task
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables
 from tamis.training.objective import training_loss
@@ -66,25 +66,30 @@ def example_spec(
     names = [f"field{index}" for index in range(num_categorical)]
     tables = [Table(name=name, num_rows=_VALUES) for name in names]
     groups: tuple[SequenceInput, ...] = ()
+    sides: tuple[Side, ...] = ("user", "item", "context")
     if sequences:
         owners = (names * 2)[:2] or ["events", "events"]
         if not names:
             tables = [Table(name="events", num_rows=_VALUES)]
         groups = (
             SequenceInput(
-                name="history", fields=("past0", "past1"), tables=tuple(owners), max_length=5
+                name="history",
+                fields=("past0", "past1"),
+                tables=tuple(owners),
+                max_length=5,
+                side="user",
             ),
         )
-    sides = ("user", "item", "context")
     return InputSpec(
         numeric=tuple(f"number{index}" for index in range(num_numeric)),
         categorical=tuple(
-            CategoricalInput(name=name, table=name, side=sides[index % 3])  # type: ignore[arg-type]
+            CategoricalInput(name=name, table=name, side=sides[index % 3])
             for index, name in enumerate(names)
         ),
         sequences=groups,
         tables=tuple(tables),
         tasks=tuple(Task(name=f"task{index}") for index in range(num_tasks)),
+        numeric_sides=tuple(sides[index % 3] for index in range(num_numeric)),
     )
 
 

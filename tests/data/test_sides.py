@@ -1,0 +1,48 @@
+"""What each side brings along, of a spec and of a batch."""
+
+from dataclasses import replace
+
+import torch
+
+from tamis.data.schema import InputSpec
+from tamis.data.sides import side_batch, side_spec
+from tamis.testing.models import example_batch, example_spec
+
+
+def _names(spec: InputSpec) -> tuple:
+    return (
+        spec.numeric,
+        tuple(item.name for item in spec.categorical),
+        tuple(group.name for group in spec.sequences),
+        tuple(table.name for table in spec.tables),
+    )
+
+
+def test_spec_of_a_side_holds_its_inputs_and_their_tables() -> None:
+    spec = example_spec()
+
+    # The history's columns share the tables of field0 and field1.
+    user = (("number0",), ("field0",), ("history",), ("field0", "field1"))
+    assert _names(side_spec(spec, "user")) == user
+    assert _names(side_spec(spec, "item")) == (("number1",), ("field1",), (), ("field1",))
+    assert _names(side_spec(spec, "context")) == ((), ("field2",), (), ("field2",))
+
+
+def test_numbers_without_sides_are_of_the_context() -> None:
+    spec = replace(example_spec(), numeric_sides=())
+
+    assert side_spec(spec, "context").numeric == ("number0", "number1")
+    assert side_spec(spec, "user").numeric == ()
+
+
+def test_batch_of_a_side_holds_its_columns() -> None:
+    spec = example_spec()
+    batch = example_batch(spec, rows=4)
+
+    user, item = (side_batch(batch, spec, side) for side in ("user", "item"))
+    assert torch.equal(user.ids, batch.ids[:, :1])
+    assert torch.equal(item.ids, batch.ids[:, 1:2])
+    assert torch.equal(item.numeric, batch.numeric[:, 1:])
+    assert list(user.sequences) == ["history"]
+    assert not item.sequences
+    assert torch.equal(user.labels, batch.labels)
