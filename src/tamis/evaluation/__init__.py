@@ -21,6 +21,15 @@ from tamis.evaluation.cascade import (
     value_lost,
 )
 from tamis.evaluation.cross_fitting import cross_fit
+from tamis.evaluation.calibrators import (
+    Calibrator,
+    GroupedCalibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    fit_by_group,
+    fit_isotonic,
+    fit_platt,
+)
 from tamis.evaluation.delong import delong_test
 from tamis.evaluation.experiment import (
     ArmDifference,
@@ -54,6 +63,7 @@ from tamis.evaluation.significance import PairedDifference
 from tamis.evaluation.slices import SliceRow, slice_table
 from tamis.evaluation.stages import StageLosses, StageSummary, stage_losses
 from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
+from tamis.evaluation.teacher import TeacherCheck, check_teacher
 
 __all__ = [
     "ArmDifference",
@@ -62,8 +72,11 @@ __all__ = [
     "Estimate",
     "ExperimentMetric",
     "ExperimentResult",
+    "Calibrator",
     "GroupedAuc",
+    "GroupedCalibrator",
     "ImitationMetrics",
+    "IsotonicCalibrator",
     "LogLossAccumulator",
     "LoggedActions",
     "NormalisedEntropy",
@@ -73,6 +86,7 @@ __all__ = [
     "PolicyValue",
     "RankedCandidates",
     "RecallPoint",
+    "PlattCalibrator",
     "ReliabilityBin",
     "RequestMean",
     "SampleRatio",
@@ -89,6 +103,10 @@ __all__ = [
     "auc",
     "calibration_ratio",
     "compare_arms",
+    "TeacherCheck",
+    "auc",
+    "calibration_ratio",
+    "check_teacher",
     "compare_to_oracle",
     "cross_fit",
     "delong_test",
@@ -96,6 +114,9 @@ __all__ = [
     "evaluate_imitation",
     "evaluate_task",
     "expected_calibration_error",
+    "fit_by_group",
+    "fit_isotonic",
+    "fit_platt",
     "grouped_auc",
     "hard_recall",
     "kendall_tau",

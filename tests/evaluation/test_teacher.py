@@ -1,0 +1,77 @@
+"""A teacher that saw the labels is found, and one that did not is not accused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tamis.errors import DataError
+from tamis.evaluation.loss import normalised_entropy
+from tamis.evaluation.teacher import check_teacher, check_trained_before
+
+_PER_REQUEST = 5
+
+
+def _impressions(requests: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, true probabilities and requests; impressions of a request share their mood."""
+    rng = np.random.default_rng(seed)
+    mood = np.repeat(rng.normal(0, 1, requests), _PER_REQUEST)
+    truth = 1 / (1 + np.exp(2 - mood - rng.normal(0, 0.5, mood.size)))
+    labels = (rng.random(mood.size) < truth).astype(float)
+    return labels, truth, np.repeat(np.arange(requests), _PER_REQUEST)
+
+
+def test_teacher_that_never_saw_the_labels_is_clean() -> None:
+    verdicts = [
+        check_teacher(_impressions(2000, seed), _impressions(2000, seed + 100)).is_clean
+        for seed in range(20)
+    ]
+    assert all(verdicts)
+
+
+def test_teacher_that_saw_the_labels_is_not_clean() -> None:
+    labels, truth, requests = _impressions(2000, 0)
+    # A tenth of the way to the labels, as a model fitted to these very rows goes.
+    seen = 0.9 * truth + 0.1 * labels
+    check = check_teacher((labels, seen, requests), _impressions(2000, 1))
+
+    assert not check.is_clean
+    assert check.log_ne < check.held_out_ne
+    assert check.lower > 0.005
+
+
+def test_figures_are_the_two_nes() -> None:
+    log, held_out = _impressions(500, 2), _impressions(400, 3)
+    check = check_teacher(log, held_out)
+
+    assert check.log_ne == pytest.approx(normalised_entropy(*log[:2]).value)
+    assert check.held_out_ne == pytest.approx(normalised_entropy(*held_out[:2]).value)
+    assert check.difference == pytest.approx(check.held_out_ne - check.log_ne)
+    assert check.lower < check.difference < check.upper
+
+
+def test_interval_is_as_wide_as_draws_of_whole_requests_spread() -> None:
+    differences = []
+    for seed in range(300):
+        check = check_teacher(
+            _impressions(300, seed), _impressions(300, 1000 + seed), confidence=0.6827
+        )
+        differences.append(check.difference)
+        width = (check.upper - check.lower) / 2
+    # One standard deviation; 300 draws know it to 4 % at one sigma, a single width to some more.
+    assert width == pytest.approx(np.std(differences), rel=0.25)
+
+
+def test_rows_of_the_teachers_own_days_are_refused() -> None:
+    times = np.array([30, 20, 10, 40])
+    check_trained_before(times, 9)
+    with pytest.raises(DataError, match=r"last training row at 20, got 20 in row 1 \(2 such rows"):
+        check_trained_before(times, 20)
+
+
+def test_settings_and_labels_out_of_range_are_refused() -> None:
+    rows = _impressions(10, 0)
+    with pytest.raises(DataError, match=r"got confidence=1.0, tolerance=0.1"):
+        check_teacher(rows, rows, confidence=1.0, tolerance=0.1)
+    with pytest.raises(DataError, match="teacher check: labels must hold both classes"):
+        check_teacher(rows, ([0.0, math.nan], [0.5, 0.5], [1, 2]))
