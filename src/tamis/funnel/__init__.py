@@ -1,0 +1,1 @@
+"""The funnel: what its stages share. Imports no trainer."""
