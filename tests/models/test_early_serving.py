@@ -213,3 +213,13 @@ def test_ids_beyond_float_precision_stay_apart() -> None:
     table.add(ids, torch.tensor([[1.0], [2.0], [3.0]]))
 
     assert table.lookup(ids[::-1].copy()).tolist() == [[3.0], [2.0], [1.0]]
+
+
+def test_table_filled_in_inference_mode_can_be_written_outside_it() -> None:
+    with torch.inference_mode():
+        table = AdTable(1)
+        table.add(np.array([1]), torch.ones(1, 1))
+    table.update(np.array([1]), torch.full((1, 1), 2.0))
+    table.add(np.array([2, 3]), torch.full((2, 1), 3.0))
+
+    assert table.lookup(np.array([1, 2, 3])).tolist() == [[2.0], [3.0], [3.0]]

@@ -108,7 +108,8 @@ class AdTable:
             width: Width A of a vector.
             device: Where vectors are kept; None is the CPU.
         """
-        self._vectors = torch.empty(0, width, device=device)
+        with torch.inference_mode(mode=False):
+            self._vectors = torch.empty(0, width, device=device)
         self._row_by_id: dict[int, int] = {}
         self._free: list[int] = []
 
@@ -193,8 +194,10 @@ class AdTable:
             return
         before = len(self._vectors)
         after = before + max(missing, before)
-        grown = self._vectors.new_empty(after, self._vectors.shape[1])
-        grown[:before] = self._vectors
+        # A tensor made in inference mode could never be written outside it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            grown = self._vectors.new_empty(after, self._vectors.shape[1])
+            grown[:before] = self._vectors
         self._vectors = grown
         self._free += range(after - 1, before - 1, -1)
 
