@@ -611,6 +611,18 @@ def test_labels_of_a_cascade_may_be_missing_and_soft(tmp_path: Path) -> None:
     assert dataset.spec.tasks == schema.tasks
 
 
+def test_probabilities_that_no_training_row_has_are_refused(tmp_path: Path) -> None:
+    final = [None, None, 0.5, 0.5]
+    columns = {"user": ["a"] * 4, "click": [1, 0, 1, 0], "final": final, "part": _parts(2)}
+    task = Task(name="final", kind="probability", may_be_missing=True)
+    schema = Schema(fields=(Field(name="user", kind="categorical"),), tasks=(task,))
+
+    with pytest.raises(
+        DataError, match=r"'final': training rows must hold a probability .* 2 rows"
+    ):
+        ingest(_log(tmp_path, columns), tmp_path / "d", schema=schema, split=HALF)
+
+
 def test_inputs_know_whom_they_describe(tmp_path: Path) -> None:
     log = _log(
         tmp_path,

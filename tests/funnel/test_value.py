@@ -1,11 +1,17 @@
 """The value of an ad: known answers, and what must change its order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tamis import config
+from tamis.data.schema import Task
+from tamis.data.sides import side_batch
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.value import ValueFunction, ValueWeights
+from tamis.models.early_stage import EarlyStage, EarlyStageConfig
+from tamis.testing.models import example_batch, example_spec, take_rows
 
 _WEIGHTS = ValueWeights(
     quality="liking", quality_weight=0.25, penalties={"hide": 2.0, "report": 50.0}
@@ -99,6 +105,27 @@ def test_clicks_alone_need_no_conversion() -> None:
 def test_what_has_no_value_is_refused(predictions, bid, billing, message) -> None:
     with pytest.raises(DataError, match=message):
         ValueFunction(ValueWeights()).score(predictions, bid, billing)
+
+
+def test_early_stage_serves_what_a_value_takes() -> None:
+    tasks = (
+        Task(name="click"),
+        Task(name="conversion", observed_when="click"),
+        Task(name="hide"),
+        Task(name="final_hide", kind="probability", distils="hide"),
+    )
+    spec = replace(example_spec(), tasks=tasks)
+    parts = EarlyStage(EarlyStageConfig(), spec).export()
+    rows, ads = example_batch(spec, rows=20), np.arange(20)
+    parts.ad_table.add(ads, parts.embed_ads(side_batch(rows, spec, "item")))
+    one = take_rows(rows, [0])
+    query = parts.query(side_batch(one, spec, "user"), side_batch(one, spec, "context"))
+    predictions = parts.score(query, ads)
+
+    function = ValueFunction(ValueWeights(penalties={"hide": 1.0}))
+    values = function.score(predictions, np.full(20, 3.0), "conversion")
+    expected = 3 * predictions["click"] * predictions["conversion"] - predictions["hide"]
+    np.testing.assert_allclose(values, expected)
 
 
 def test_infinite_quality_is_refused() -> None:

@@ -54,13 +54,14 @@ def _request(spec: InputSpec, candidates: int) -> Batch:
 
 def _exported_scores(parts: EarlyStageParts, request: Batch, spec: InputSpec) -> np.ndarray:
     candidates = np.arange(request.num_rows) * 7
-    table = AdTable(8)
-    table.add(candidates, parts.embed_ads(side_batch(request, spec, "item")))
+    vectors = parts.embed_ads(side_batch(request, spec, "item"))
+    known = np.array([ad in parts.ad_table for ad in candidates.tolist()])
+    (parts.ad_table.update if known.all() else parts.ad_table.add)(candidates, vectors)
     one = take_rows(request, [0])
     context = None if parts.context_tower is None else side_batch(one, spec, "context")
     query = parts.query(side_batch(one, spec, "user"), context)
     assert query.shape[0] == 1
-    scores = parts.score(query, table.lookup(candidates))
+    scores = parts.score(query, candidates)
     assert list(scores) == ["click", "conversion"]
     return np.stack(list(scores.values()), axis=1)
 
@@ -124,11 +125,11 @@ class _CountOperations(TorchDispatchMode):
 @pytest.mark.parametrize("bottom", ["shared", "mmoe", "ple", "dot"])
 def test_a_thousand_candidates_are_one_batched_call(bottom: str) -> None:
     parts = _model(bottom=bottom).export()
-    query = torch.randn(1, 16)
+    parts.ad_table.add(np.arange(1000), torch.randn(1000, 8))
     counts = []
     for candidates in (2, 1000):
         with _CountOperations() as operations:
-            scores = parts.score(query, torch.randn(candidates, 8))
+            scores = parts.score(torch.randn(1, 16), np.arange(candidates))
         counts.append(operations.count)
         assert scores["click"].shape == (candidates,)
 
@@ -223,3 +224,10 @@ def test_table_filled_in_inference_mode_can_be_written_outside_it() -> None:
     table.add(np.array([2, 3]), torch.full((2, 1), 3.0))
 
     assert table.lookup(np.array([1, 2, 3])).tolist() == [[2.0], [3.0], [3.0]]
+
+
+def test_table_keeps_numbers_and_no_history() -> None:
+    table = AdTable(1)
+    table.add(np.array([1]), torch.ones(1, 1, requires_grad=True) * 2)
+
+    assert not table.lookup(np.array([1])).requires_grad

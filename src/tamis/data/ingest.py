@@ -314,6 +314,12 @@ class _LabelCounts:
                     f"{where}, column {task.name!r}: training labels must be of both classes, "
                     f"got {what} in {count} rows. Check the label, or the split."
                 )
+            if task.kind == "probability" and not count:
+                raise DataError(
+                    f"{where}, column {task.name!r}: training rows must hold a probability to "
+                    f"learn from, got none in {self._training_rows} rows. Check the column, or "
+                    f"take the task out."
+                )
 
     def rates(self) -> dict[str, float | None]:
         return {

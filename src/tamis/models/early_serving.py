@@ -138,7 +138,7 @@ class AdTable:
         self._grow(len(ids) - len(self._free))
         rows = [self._free.pop() for _ in ids]
         self._row_by_id.update(zip(ids, rows, strict=True))
-        self._vectors[torch.tensor(rows, dtype=torch.int64)] = vectors.to(self._vectors)
+        self._vectors[torch.tensor(rows, dtype=torch.int64)] = vectors.detach().to(self._vectors)
 
     def update(self, ads: NDArray[np.int64], vectors: Tensor) -> None:
         """Give ads of the table other vectors.
@@ -148,7 +148,7 @@ class AdTable:
                 is then as it was.
         """
         self._checked(ads, vectors)
-        self._vectors[self._rows(ads)] = vectors.to(self._vectors)
+        self._vectors[self._rows(ads)] = vectors.detach().to(self._vectors)
 
     def remove(self, ads: NDArray[np.int64]) -> None:
         """Take ads out.
@@ -210,6 +210,8 @@ class EarlyStageParts:
     """A user's inputs to the vector that is kept for the user."""
     ad_tower: SideTower
     """An ad's inputs to its row of the table of ads; runs when the ad changes."""
+    ad_table: AdTable
+    """Vectors of the ads that may be candidates; empty until they are added."""
     context_tower: SideTower | None
     """A request's inputs to a vector; None where the schema has no context fields."""
     scorer: PairScorer
@@ -247,18 +249,22 @@ class EarlyStageParts:
 
     @torch.inference_mode()
     def score(
-        self, query: Float[Tensor, "1 Q"], ads: Float[Tensor, "N A"]
+        self, query: Float[Tensor, "1 Q"], ads: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         """Probabilities of the served tasks for all candidates of one request, in one call.
 
         Args:
             query: Of :meth:`query`.
-            ads: Rows of the table of ads.
+            ads: (N,) ids of the candidates in the table of ads.
 
         Returns:
             (N,) by task; of a chain the factors, as a value function multiplies them.
+
+        Raises:
+            DataError: An ad is not in the table.
         """
-        probabilities = self.scorer(query, ads).double().sigmoid().cpu().numpy()
+        logits = self.scorer(query, self.ad_table.lookup(ads))
+        probabilities = logits.double().sigmoid().cpu().numpy()
         return dict(zip(self.task_names, probabilities.T, strict=True))
 
 

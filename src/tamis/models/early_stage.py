@@ -13,6 +13,7 @@ from tamis.data.sides import numeric_side, side_spec
 from tamis.errors import ConfigError
 from tamis.models.early_heads import DotHeads, ExpertHeads, PairHeads, SharedHeads
 from tamis.models.early_serving import (
+    AdTable,
     EarlyStageParts,
     PairScorer,
     ServedHead,
@@ -171,6 +172,7 @@ class EarlyStage(nn.Module):
         return EarlyStageParts(
             user_tower=towers["user"],
             ad_tower=towers["item"],
+            ad_table=AdTable(self.config.tower_dim, device=self.inputs.tables.weight.device),
             context_tower=towers.get("context"),
             scorer=PairScorer(self.heads, served).eval(),
             task_names=tuple(task.name for task in label_tasks(self.spec.tasks)),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tamis.data.batch import Batch, Jagged
-from tamis.data.schema import InputSpec, Table
+from tamis.data.schema import InputSpec, Side, Table
 from tamis.data.sides import side_spec
 from tamis.errors import ConfigError
 from tamis.models.early_serving import ServedHead, SideTower, label_tasks
@@ -99,15 +99,17 @@ def request_cost(model: EarlyStage, load: Load, *, head: ServedHead = "distilled
         head: Which heads serve; the others cost nothing.
 
     Source:
-        A working form of the cost of consolidation, in the spirit of arXiv:2307.11096, whose own
-        was not read.
+        Wang et al., arXiv:2307.11096, claim that one model costs less to serve than several.
 
     Differs from the source:
-        The paper's formula is not known.
+        The paper's own account of the cost was not read; this one is of this library.
     """
     parts = model.export(head=head)
     count, missed = load.candidates, load.miss_rate * load.candidates
-    towers = {"user": (parts.user_tower, 1.0), "item": (parts.ad_tower, missed)}
+    towers: dict[Side, tuple[SideTower, float]] = {
+        "user": (parts.user_tower, 1.0),
+        "item": (parts.ad_tower, missed),
+    }
     if parts.context_tower is not None:
         towers["context"] = (parts.context_tower, 1.0)
     width = model.config.tower_dim
@@ -121,7 +123,7 @@ def request_cost(model: EarlyStage, load: Load, *, head: ServedHead = "distilled
     parameters = count_parameters(parts.scorer)["dense"]
     table_bytes, features = 0, 0.0
     for side, (tower, times) in towers.items():
-        spec = side_spec(model.spec, side)  # type: ignore[arg-type]
+        spec = side_spec(model.spec, side)
         row = _one_row(spec, device)
         flops += times * count_call_flops(tower, row)
         activations += times * _activation_bytes(tower, row)
