@@ -119,7 +119,8 @@ def test_early_stage_serves_what_a_value_takes() -> None:
     rows, ads = example_batch(spec, rows=20), np.arange(20)
     parts.ad_table.add(ads, parts.embed_ads(side_batch(rows, spec, "item")))
     one = take_rows(rows, [0])
-    query = parts.query(side_batch(one, spec, "user"), side_batch(one, spec, "context"))
+    user = parts.embed_user(side_batch(one, spec, "user"))
+    query = parts.query(user, side_batch(one, spec, "context"))
     predictions = parts.score(query, ads)
 
     function = ValueFunction(ValueWeights(penalties={"hide": 1.0}))

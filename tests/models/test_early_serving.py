@@ -59,7 +59,7 @@ def _exported_scores(parts: EarlyStageParts, request: Batch, spec: InputSpec) ->
     (parts.ad_table.update if known.all() else parts.ad_table.add)(candidates, vectors)
     one = take_rows(request, [0])
     context = None if parts.context_tower is None else side_batch(one, spec, "context")
-    query = parts.query(side_batch(one, spec, "user"), context)
+    query = parts.query(parts.embed_user(side_batch(one, spec, "user")), context)
     assert query.shape[0] == 1
     scores = parts.score(query, candidates)
     assert list(scores) == ["click", "conversion"]
@@ -141,11 +141,9 @@ def test_context_is_asked_for_where_the_schema_has_one() -> None:
     with_context, without = _model().export(), _model(_WITHOUT_CONTEXT).export()
 
     with pytest.raises(DataError, match="this model needs a context, got none"):
-        with_context.query(side_batch(batch, _WITH_CONTEXT, "user"))
-    batch = example_batch(_WITHOUT_CONTEXT, rows=1)
-    user = side_batch(batch, _WITHOUT_CONTEXT, "user")
+        with_context.query(torch.zeros(1, 8))
     with pytest.raises(DataError, match="this model needs no context, got one"):
-        without.query(user, user)
+        without.query(torch.zeros(1, 8), side_batch(batch, _WITH_CONTEXT, "context"))
 
 
 # The table of ads.

@@ -220,12 +220,20 @@ class EarlyStageParts:
     """Names of the L served tasks."""
 
     @torch.inference_mode()
-    def query(self, user: Batch, context: Batch | None = None) -> Float[Tensor, "R Q"]:
+    def embed_user(self, user: Batch) -> Float[Tensor, "R A"]:
+        """Vectors to keep for users, from their inputs as ``side_batch`` gives them."""
+        return self.user_tower(user)
+
+    @torch.inference_mode()
+    def query(
+        self, user: Float[Tensor, "R A"], context: Batch | None = None
+    ) -> Float[Tensor, "R Q"]:
         """What the scorer takes for a request, or for several.
 
         Args:
-            user: The user's inputs, as ``side_batch`` gives them.
-            context: The request's; only and always where there is a context tower.
+            user: Of :meth:`embed_user`, now or a while ago.
+            context: The request's inputs as ``side_batch`` gives them; only and always where there
+                is a context tower.
 
         Raises:
             DataError: The context is missing, or there is no tower for it.
@@ -237,10 +245,9 @@ class EarlyStageParts:
                 f"{'none' if context is None else 'one'}. Export follows the schema's context "
                 f"fields."
             )
-        vectors = [self.user_tower(user)]
-        if self.context_tower is not None:
-            vectors.append(self.context_tower(context))
-        return torch.cat(vectors, dim=1)
+        if self.context_tower is None:
+            return user
+        return torch.cat([user, self.context_tower(context)], dim=1)
 
     @torch.inference_mode()
     def embed_ads(self, ads: Batch) -> Float[Tensor, "N A"]:
