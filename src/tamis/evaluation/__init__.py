@@ -7,6 +7,15 @@ from tamis.evaluation.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
+from tamis.evaluation.calibrators import (
+    Calibrator,
+    GroupedCalibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    fit_by_group,
+    fit_isotonic,
+    fit_platt,
+)
 from tamis.evaluation.candidates import RankedCandidates, rank_candidates, request_offsets
 from tamis.evaluation.cascade import (
     RecallPoint,
@@ -21,15 +30,6 @@ from tamis.evaluation.cascade import (
     value_lost,
 )
 from tamis.evaluation.cross_fitting import cross_fit
-from tamis.evaluation.calibrators import (
-    Calibrator,
-    GroupedCalibrator,
-    IsotonicCalibrator,
-    PlattCalibrator,
-    fit_by_group,
-    fit_isotonic,
-    fit_platt,
-)
 from tamis.evaluation.delong import delong_test
 from tamis.evaluation.experiment import (
     ArmDifference,
@@ -42,8 +42,8 @@ from tamis.evaluation.experiment import (
     sample_ratio,
     user_totals,
 )
-from tamis.evaluation.logged_actions import LoggedActions, logged_actions
 from tamis.evaluation.imitation import ImitationMetrics, evaluate_imitation
+from tamis.evaluation.logged_actions import LoggedActions, logged_actions
 from tamis.evaluation.loss import (
     LogLossAccumulator,
     NormalisedEntropy,
@@ -69,10 +69,10 @@ __all__ = [
     "ArmDifference",
     "AucEstimate",
     "BootstrapMetric",
+    "Calibrator",
     "Estimate",
     "ExperimentMetric",
     "ExperimentResult",
-    "Calibrator",
     "GroupedAuc",
     "GroupedCalibrator",
     "ImitationMetrics",
@@ -83,10 +83,10 @@ __all__ = [
     "OffPolicyEstimator",
     "OracleComparison",
     "PairedDifference",
+    "PlattCalibrator",
     "PolicyValue",
     "RankedCandidates",
     "RecallPoint",
-    "PlattCalibrator",
     "ReliabilityBin",
     "RequestMean",
     "SampleRatio",
@@ -97,21 +97,19 @@ __all__ = [
     "StageSummary",
     "StreamingAuc",
     "TaskMetrics",
+    "TeacherCheck",
     "UserTotals",
     "always_valid_looks",
     "arm_difference",
     "auc",
     "calibration_ratio",
-    "compare_arms",
-    "TeacherCheck",
-    "auc",
-    "calibration_ratio",
     "check_teacher",
+    "compare_arms",
     "compare_to_oracle",
     "cross_fit",
     "delong_test",
-    "evaluate_policy",
     "evaluate_imitation",
+    "evaluate_policy",
     "evaluate_task",
     "expected_calibration_error",
     "fit_by_group",
