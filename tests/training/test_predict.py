@@ -10,7 +10,6 @@ import torch
 
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
-from tamis.data.schema import Task
 from tamis.errors import ArtifactError, ConfigError
 from tamis.training.config import RunConfig, run_config_from_table
 from tamis.training.loop import train
@@ -20,7 +19,6 @@ from tamis.training.predict import (
     load_model,
     load_run_config,
     predict,
-    probabilities_of,
 )
 
 _CPU = torch.device("cpu")
@@ -86,19 +84,6 @@ def test_no_batches_give_no_rows(run: tuple[Dataset, Path]) -> None:
     found = predict(model, [], tasks=spec.tasks, device=_CPU, precision=torch.float32)
 
     assert found.shape == (0, 2)
-
-
-def test_logits_become_probabilities_in_float64_but_for_regression() -> None:
-    kinds = ("binary", "regression", "probability")
-    tasks = tuple(Task(name=kind, kind=kind) for kind in kinds)
-    logits = torch.tensor([[-20.0, 3.0, 0.0]])
-
-    found = probabilities_of(logits, tasks)
-
-    # 1 / (1 + e^20) = 2.0611536e-9, which float32 could not tell from its neighbours near 1.
-    assert found[0, 0].item() == pytest.approx(2.061153618190204e-09, rel=1e-12)
-    assert found[0, 1:].tolist() == [3.0, 0.5]
-    assert logits.tolist() == [[-20.0, 3.0, 0.0]]
 
 
 def test_unfinished_run_has_no_model(run: tuple[Dataset, Path]) -> None:

@@ -1,6 +1,6 @@
 """What a loader hands to a model: whole columns of some rows, as tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,17 @@ class Jagged:
 
     values: Tensor
     offsets: Tensor
+
+    def take(self, rows: Tensor) -> "Jagged":
+        """The histories of some rows (P,) int64, in that order; a row may be taken often."""
+        lengths = self.offsets.diff().index_select(0, rows)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        # Event k of the result lies (k - first event of its row) events into its source.
+        shift = self.offsets.index_select(0, rows) - offsets[:-1]
+        total = int(offsets[-1])
+        events = torch.arange(total, device=rows.device)
+        events += torch.repeat_interleave(shift, lengths, output_size=total)
+        return Jagged(values=self.values.index_select(0, events), offsets=offsets)
 
     def to(self, device: torch.device) -> "Jagged":
         """The same histories on another device."""
@@ -54,3 +65,22 @@ class Batch:
             weights=self.weights.to(device, non_blocking=True),
             sequences={name: jagged.to(device) for name, jagged in self.sequences.items()},
         )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches of the same inputs, one after another; at least one batch."""
+    sequences = {}
+    for name in batches[0].sequences:
+        parts = [batch.sequences[name] for batch in batches]
+        lengths = torch.cat([part.offsets.diff() for part in parts])
+        sequences[name] = Jagged(
+            values=torch.cat([part.values for part in parts]),
+            offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        )
+    return Batch(
+        numeric=torch.cat([batch.numeric for batch in batches]),
+        ids=torch.cat([batch.ids for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        weights=torch.cat([batch.weights for batch in batches]),
+        sequences=sequences,
+    )

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from tamis.data.batch import Batch
+from tamis.data.schema import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,15 @@ class Output:
     def compared(self) -> tuple[Supervised, ...]:
         """What the training loss compares with the labels."""
         return (Supervised(logits=self.logits),) if self.supervised is None else self.supervised
+
+
+def probabilities_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """Predictions (B, T) in float64: probabilities of binary tasks, values of regression tasks."""
+    predictions = logits.to(torch.float64)
+    for index, task in enumerate(tasks):
+        if task.kind == "binary":
+            predictions[:, index] = predictions[:, index].sigmoid()
+    return predictions
 
 
 class Ranker(Protocol):

@@ -15,6 +15,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
 from tamis.errors import ArtifactError, ConfigError
 from tamis.models import catalog
+from tamis.models.output import probabilities_of
 from tamis.training.checkpoint import load_weights, save_weights
 from tamis.training.config import RunConfig, read_run_config
 from tamis.training.run_folder import verified_inputs
@@ -57,15 +58,6 @@ def choose_precision(
     return torch.bfloat16 if is_fast else torch.float32
 
 
-def probabilities_of(logits: torch.Tensor, tasks: tuple[Task, ...]) -> torch.Tensor:
-    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
-    predictions = logits.to(torch.float64)
-    for index, task in enumerate(tasks):
-        if task.kind != "regression":
-            predictions[:, index] = predictions[:, index].sigmoid()
-    return predictions
-
-
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -80,7 +72,7 @@ def predict(
     The model is put into evaluation mode and back into its former mode.
 
     Returns:
-        (N, T) float64: probabilities, but for regression tasks, whose are values.
+        (N, T) float64: probabilities of binary tasks, values of regression tasks.
     """
     parts = []
     with evaluation_mode(model):

@@ -1,0 +1,61 @@
+"""Rows of a batch picked and put together, histories with them."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tamis.data.batch import Batch, Jagged, concatenate
+
+
+def _jagged(rows: list[list[int]]) -> Jagged:
+    values = torch.tensor([value for row in rows for value in row], dtype=torch.int32)
+    lengths = torch.tensor([0, *map(len, rows)])
+    return Jagged(values=values.unsqueeze(1), offsets=lengths.cumsum(0))
+
+
+def _rows(jagged: Jagged) -> list[list[int]]:
+    bounds = jagged.offsets.tolist()
+    values = jagged.values[:, 0].tolist()
+    return [values[a:b] for a, b in pairwise(bounds)]
+
+
+_HISTORIES = st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=6)
+
+
+@given(_HISTORIES, st.data())
+def test_taken_histories_are_those_of_the_rows(rows: list[list[int]], data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9))
+
+    taken = _jagged(rows).take(torch.tensor(places, dtype=torch.int64))
+
+    assert _rows(taken) == [rows[place] for place in places]
+    assert taken.values.dtype == torch.int32
+
+
+def _batch(first: int, rows: list[list[int]]) -> Batch:
+    count = len(rows)
+    return Batch(
+        numeric=torch.full((count, 1), float(first)),
+        ids=torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1),
+        labels=torch.zeros(count, 2),
+        weights=torch.full((count,), first + 1.0),
+        sequences={"past": _jagged(rows)},
+    )
+
+
+def test_concatenated_batches_stand_one_after_another() -> None:
+    joined = concatenate([_batch(0, [[1, 2], []]), _batch(5, [[3]])])
+
+    assert joined.ids[:, 0].tolist() == [0, 1, 5]
+    assert joined.numeric[:, 0].tolist() == [0.0, 0.0, 5.0]
+    assert joined.weights.tolist() == [1.0, 1.0, 6.0]
+    assert joined.labels.shape == (3, 2)
+    assert _rows(joined.sequences["past"]) == [[1, 2], [], [3]]
+
+
+def test_row_that_is_not_there_cannot_be_taken() -> None:
+    with pytest.raises(IndexError):
+        _jagged([[1]]).take(torch.tensor([1]))
