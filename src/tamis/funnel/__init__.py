@@ -1,1 +1,1 @@
-"""The funnel: what its stages share. Imports no trainer."""
+"""The funnel: a request, stages that keep ever fewer ads, an auction; and offline replay."""
