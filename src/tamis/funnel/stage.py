@@ -1,0 +1,46 @@
+"""What a stage of the funnel is: scores for the candidates that it is given."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scored:
+    """What a stage made of its candidates, and what that took."""
+
+    candidates: Candidates
+    """Some or all of those it was given, in any order, with its own scores."""
+    scored_pairs: int = 0
+    """Pairs of request and ad that were computed, not read from a cache."""
+    flops: float | None = None
+    """Floating-point operations that took; None where the stage does not know."""
+    cache_lookups: int = 0
+    """What caches were asked for: whole answers, or single ads."""
+    cache_hits: int = 0
+    """How many of them were there."""
+    fallback: str = ""
+    """Why the candidates are as they came, with the scores of the stage before. Empty: they are
+    not."""
+
+
+class Stage(Protocol):
+    """One step of the funnel. Wrappers (a time-out, a cache) are stages around a stage.
+
+    The life of a stage: the funnel calls it once for each request, from one thread at a time unless
+    the stage stands in a ``TimeOut`` with several workers. A stage keeps no state of a request. It
+    may raise: the funnel then keeps the order of the stage before.
+    """
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """Score candidates.
+
+        Args:
+            request: Who asks.
+            candidates: What may be chosen, with the scores of the stage before.
+            keep: How many the funnel goes on with, at least 1. A stage that searches need find no
+                more; the funnel itself cuts what is returned.
+        """
+        ...
