@@ -1,0 +1,203 @@
+"""A stage around a trained model: one batched call for all candidates of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tamis.data.batch import Batch, Jagged
+from tamis.data.dataset import EncodedRows
+from tamis.data.schema import InputSpec, Schema, Task
+from tamis.errors import DataError, SchemaError
+from tamis.funnel.ads import AdTable, ValueFunction
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.request import Request
+from tamis.funnel.stage import Scored
+from tamis.funnel.stages import flops_of
+from tamis.models.output import probabilities_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AdFeatures:
+    """The encoded item fields of all N ads, ready to be gathered into batches.
+
+    Made by :meth:`of_rows`. A snapshot: features that change (a click rate, a budget) are as old as
+    the rows it was made of.
+    """
+
+    ids: Tensor
+    """(N, F_item) int64 table rows."""
+    id_columns: Tensor
+    """(F_item,) int64, their columns in ``Batch.ids``."""
+    numeric: Tensor
+    """(N, M_item) float32."""
+    numeric_columns: Tensor
+    """(M_item,) int64, their columns in ``Batch.numeric``."""
+    sequences: Mapping[str, Jagged] = field(default_factory=dict)
+    """By sequence group of the item's side."""
+
+    @staticmethod
+    def of_rows(rows: EncodedRows, schema: Schema, spec: InputSpec) -> "AdFeatures":
+        """Features of ads from encoded rows, row i being ad i.
+
+        Args:
+            rows: One row for each ad; only its item fields are read.
+            schema: Which fields are the item's.
+            spec: Inputs of the models, in order.
+
+        Raises:
+            DataError: The rows lack an item field.
+            SchemaError: A sequence group mixes fields of the item with others.
+        """
+        of_item = {item.name for item in schema.fields if item.side == "item"}
+        known = {*rows.ids, *rows.numeric}
+        for name in (*(item.name for item in spec.categorical), *spec.numeric):
+            if name in of_item and name not in known:
+                raise DataError(
+                    f"ads: rows must hold the item field {name!r}, got {', '.join(sorted(known))}. "
+                    f"Encode the ads with the schema of the models."
+                )
+        id_columns = [at for at, item in enumerate(spec.categorical) if item.name in of_item]
+        numeric_columns = [at for at, name in enumerate(spec.numeric) if name in of_item]
+        ids, numeric = np.empty((rows.num_rows, 0), np.int64), np.empty((rows.num_rows, 0))
+        if id_columns:
+            ids = np.stack([rows.ids[spec.categorical[at].name] for at in id_columns], axis=1)
+        if numeric_columns:
+            numeric = np.stack([rows.numeric[spec.numeric[at]] for at in numeric_columns], axis=1)
+        return AdFeatures(
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            id_columns=torch.tensor(id_columns, dtype=torch.int64),
+            numeric=torch.from_numpy(numeric.astype(np.float32)),
+            numeric_columns=torch.tensor(numeric_columns, dtype=torch.int64),
+            sequences=_item_sequences(rows, of_item, spec),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pairs(self, features: Batch, rows: Tensor, ads: Tensor) -> Batch:
+        """A batch of P pairs: user and context of one side, item of the other.
+
+        Args:
+            features: Encoded fields of user and context, a row for each request.
+            rows: (P,) int64 row in ``features`` of each pair.
+            ads: (P,) int64 ad of each pair.
+        """
+        ids = features.ids.to(torch.int64).index_select(0, rows)
+        ids[:, self.id_columns] = self.ids.index_select(0, ads)
+        numeric = features.numeric.index_select(0, rows)
+        numeric[:, self.numeric_columns] = self.numeric.index_select(0, ads)
+        sequences = {
+            name: self.sequences[name].take(ads) if name in self.sequences else history.take(rows)
+            for name, history in features.sequences.items()
+        }
+        return Batch(
+            numeric=numeric,
+            ids=ids,
+            labels=features.labels.index_select(0, rows),
+            weights=features.weights.index_select(0, rows),
+            sequences=sequences,
+        )
+
+
+class RankerStage:
+    """Candidates by the total value that a model's predictions give them."""
+
+    def __init__(
+        self,
+        ranker: nn.Module,
+        tasks: tuple[Task, ...],
+        features: AdFeatures,
+        ads: AdTable,
+        value: ValueFunction,
+        *,
+        precision: torch.dtype = torch.float32,
+        flops_per_pair: float | None = None,
+    ) -> None:
+        """Put the model into evaluation mode, for good.
+
+        Args:
+            ranker: A trained model of the catalog, on the CPU.
+            tasks: What it predicts, in the order of its logits.
+            features: Its inputs for every ad.
+            ads: Bids and quality of the same ads.
+            value: Combines predictions and bid.
+            precision: Type of matrix products: float32 or bfloat16.
+            flops_per_pair: Operations of one prediction, for the trace; None: not known.
+
+        Raises:
+            DataError: Features and attributes are not of the same number of ads.
+        """
+        if len(features) != len(ads):
+            raise DataError(
+                f"RankerStage: features and ads must be of the same ads, got {len(features)} and "
+                f"{len(ads)}. Make both from one list of ads."
+            )
+        self._ranker = ranker.eval()
+        self._tasks = tasks
+        self._features = features
+        self._ads = ads
+        self._value = value
+        self._precision = precision
+        self._flops_per_pair = flops_per_pair
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """Predictions and total value of each candidate.
+
+        Raises:
+            DataError: The request has no features.
+        """
+        del keep
+        if request.features is None:
+            raise DataError(
+                f"request {request.request_id}: must have features for a ranker, got none. Encode "
+                f"its user and context."
+            )
+        # In one order, whatever theirs: matrix products round a row by its place in the batch.
+        ads = np.sort(candidates.ads)
+        predictions = self.predict(request.features, np.zeros(len(ads), np.int64), ads)
+        scores = self._ads.total_value(self._value, predictions, ads)
+        return Scored(
+            candidates=Candidates(ads=ads, scores=scores, predictions=predictions),
+            scored_pairs=len(ads),
+            flops=flops_of(self._flops_per_pair, len(ads)),
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P pairs of any requests.
+
+        Args:
+            features: Encoded fields of user and context, a row for each request.
+            rows: (P,) row in ``features`` of each pair.
+            ads: (P,) ad of each pair.
+        """
+        pairs = self._features.pairs(features, torch.from_numpy(rows), torch.from_numpy(ads))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
+            logits = self._ranker(pairs).logits
+        found = probabilities_of(logits, self._tasks).numpy()
+        return {task.name: found[:, at].copy() for at, task in enumerate(self._tasks)}
+
+
+def _item_sequences(rows: EncodedRows, of_item: set[str], spec: InputSpec) -> dict[str, Jagged]:
+    sequences = {}
+    for group in spec.sequences:
+        members = [name for name in group.fields if name in of_item]
+        if not members:
+            continue
+        if len(members) < len(group.fields) or group.name not in rows.sequences:
+            raise SchemaError(
+                f"sequence group {group.name!r}: its fields must all be the item's and be in the "
+                f"ads' rows, or none be the item's, got {members} of {list(group.fields)}."
+            )
+        values, lengths = rows.sequences[group.name]
+        sequences[group.name] = Jagged(
+            values=torch.from_numpy(values),
+            offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+        )
+    return sequences

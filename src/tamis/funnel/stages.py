@@ -1,0 +1,99 @@
+"""Stages without a model of the catalog: popularity, any scoring function, exact dot products."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tamis.errors import DataError
+from tamis.funnel.candidates import Candidates, order_of_best
+from tamis.funnel.request import Request
+from tamis.funnel.stage import Scored
+
+ScoringFunction = Callable[[Request, NDArray[np.int64]], NDArray[np.float64]]
+"""Scores (n,) of n ads for a request."""
+
+
+class Popularity:
+    """Every ad by how often it was counted, the same for all requests."""
+
+    def __init__(self, counts: NDArray[np.float64]) -> None:
+        """Take the counts (N,) of all ads, such as clicks in the training rows."""
+        self._counts = counts
+
+    @classmethod
+    def of_events(cls, ads: NDArray[np.int64], *, num_ads: int) -> "Popularity":
+        """Count events: ``ads`` (n,) is the ad row of each."""
+        return cls(np.bincount(ads, minlength=num_ads).astype(np.float64))
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """The count of each candidate. Nothing is computed, so no pair is counted as scored."""
+        del request, keep
+        scores = self._counts[candidates.ads]
+        return Scored(candidates=Candidates(ads=candidates.ads, scores=scores))
+
+
+class ScoredBy:
+    """Candidates by the scores of a function, such as a booster or a model exported elsewhere."""
+
+    def __init__(self, function: ScoringFunction, *, flops_per_pair: float | None = None) -> None:
+        """Take the function, and the operations of one score where they are known."""
+        self._function = function
+        self._flops_per_pair = flops_per_pair
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """The function's score of each candidate."""
+        del keep
+        scores = np.asarray(self._function(request, candidates.ads), np.float64)
+        return Scored(
+            candidates=Candidates(ads=candidates.ads, scores=scores),
+            scored_pairs=len(candidates),
+            flops=flops_of(self._flops_per_pair, len(candidates)),
+        )
+
+
+class DotProduct:
+    """Exact retrieval: ``score = <query(request), item>``, every candidate compared."""
+
+    def __init__(
+        self, items: Float[Tensor, "N D"], query: Callable[[Request], Float[Tensor, " D"]]
+    ) -> None:
+        """Take the vectors of all ads, and what makes the vector of a request.
+
+        Raises:
+            DataError: The vectors are no matrix.
+        """
+        if items.ndim != 2:
+            raise DataError(
+                f"DotProduct: items must be one vector for each ad, got shape {tuple(items.shape)}."
+            )
+        self._items = items.detach()
+        self._query = query
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """The best candidates by their dot product with the request's vector."""
+        with torch.inference_mode():
+            query = self._query(request).to(self._items)
+            rows = torch.from_numpy(candidates.ads).to(self._items.device)
+            if 2 * len(candidates) < len(self._items):
+                products = self._items.index_select(0, rows) @ query
+            else:
+                # Reading all vectors in order is cheaper than gathering most of them.
+                products = (self._items @ query).index_select(0, rows)
+            scores = products.float().cpu().numpy()
+        # Cut here, so that only what is kept is widened to float64.
+        best = order_of_best(candidates.ads, scores, keep, seed=request.request_id)
+        found = Candidates(ads=candidates.ads[best], scores=scores[best].astype(np.float64))
+        return Scored(
+            candidates=found,
+            scored_pairs=len(candidates),
+            flops=2.0 * self._items.shape[1] * len(candidates),
+        )
+
+
+def flops_of(per_pair: float | None, pairs: int) -> float | None:
+    """Operations of some pairs; None where those of one are not known."""
+    return None if per_pair is None else per_pair * pairs

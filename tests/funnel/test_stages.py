@@ -1,0 +1,89 @@
+"""Stages without a model of the catalog."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.errors import DataError
+from tamis.funnel.ads import AdTable
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.funnel import Funnel, Step
+from tamis.funnel.request import Request
+from tamis.funnel.stages import DotProduct, Popularity, ScoredBy
+
+
+def _candidates(*ads: int) -> Candidates:
+    return Candidates(ads=np.array(ads, np.int64), scores=np.zeros(len(ads)))
+
+
+def test_popularity_counts_events_by_ad(make_request: Callable[..., Request]) -> None:
+    stage = Popularity.of_events(np.array([3, 1, 3, 3, 1]), num_ads=5)
+
+    scored = stage(make_request(), _candidates(4, 3, 1), 1)
+
+    assert scored.candidates.ads.tolist() == [4, 3, 1]
+    assert scored.candidates.scores.tolist() == [0, 3, 2]
+    assert scored.scored_pairs == 0
+
+
+def test_function_scores_the_candidates_of_its_request(
+    make_request: Callable[..., Request],
+) -> None:
+    stage = ScoredBy(lambda request, ads: ads * 1.0 + request.user, flops_per_pair=7)
+
+    scored = stage(make_request(user=100), _candidates(4, 3), 1)
+
+    assert scored.candidates.scores.tolist() == [104, 103]
+    assert scored.scored_pairs == 2
+    assert scored.flops == 14
+
+
+def test_operations_that_are_not_known_are_not_made_up(
+    make_request: Callable[..., Request],
+) -> None:
+    scored = ScoredBy(lambda request, ads: ads * 1.0)(make_request(), _candidates(4), 1)
+
+    assert scored.flops is None
+
+
+def _vectors(rows: int, width: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("count", [6, 30])  # few are gathered; most are read in order
+def test_dot_products_equal_a_loop(make_request: Callable[..., Request], count: int) -> None:
+    items, queries = _vectors(40, 5), _vectors(3, 5)
+    stage = DotProduct(items, lambda request: queries[request.user])
+    ads = np.random.default_rng(1).permutation(40)[:count]
+
+    scored = stage(make_request(user=2), _candidates(*ads), 4)
+
+    query = queries[2].double().numpy()
+    expected = {int(ad): float(items[ad].double().numpy() @ query) for ad in ads}
+    best = sorted(expected, key=lambda ad: -expected[ad])[:4]
+    assert scored.candidates.ads.tolist() == best
+    np.testing.assert_allclose(scored.candidates.scores, [expected[ad] for ad in best], rtol=1e-5)
+    assert scored.scored_pairs == count
+    assert scored.flops == 2 * 5 * count
+
+
+def test_retrieval_in_a_funnel_finds_the_best_of_all_ads(
+    make_ads: Callable[..., AdTable], make_request: Callable[..., Request], click_value: Any
+) -> None:
+    items = _vectors(500, 8)
+    stage = DotProduct(items, lambda request: items[request.user])
+    funnel = Funnel([Step(name="retrieval", stage=stage, keep=50)], make_ads(500), click_value)
+
+    trace = funnel.answer(make_request(user=17))
+
+    expected = torch.topk(items @ items[17], 50).indices
+    assert trace.stages[0].ads.tolist() == expected.tolist()
+    assert trace.stages[0].num_candidates == 500
+
+
+def test_vectors_must_be_a_matrix() -> None:
+    with pytest.raises(DataError, match=r"DotProduct: items must be one vector .* got shape \(4,"):
+        DotProduct(torch.zeros(4), lambda request: torch.zeros(4))
