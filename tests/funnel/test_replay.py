@@ -1,0 +1,363 @@
+"""Replay: sums that can be redone by hand, losses on the log's own rows, bounded memory."""
+
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch
+from tamis.data.hashing import hash_integers
+from tamis.errors import ConfigError, DataError
+from tamis.evaluation import evaluate_task
+from tamis.funnel.ads import AdTable
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.funnel import Funnel, Step
+from tamis.funnel.replay import Reference, golden_recall, replay, top_regret, value_kept
+from tamis.funnel.request import Impressions, Request
+from tamis.funnel.stage import Scored
+
+_NUM_ADS = 60
+
+
+class _PerRequest:
+    """Scores and click probabilities that depend on request and ad alike."""
+
+    def __init__(self, seed: int, clock: Any = None, ms: float = 0.0) -> None:
+        self.seed, self.clock, self.ms = seed, clock, ms
+
+    def clicks(self, request: Request, ads: NDArray[np.int64]) -> NDArray[np.float64]:
+        noise = hash_integers(ads, seed=1000 * self.seed + request.request_id)
+        result: NDArray[np.float64] = (noise >> np.uint64(40)).astype(np.float64) / 2**24
+        return result
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        if self.clock is not None:
+            self.clock.advance(self.ms)
+        clicks = self.clicks(request, candidates.ads)
+        found = Candidates(ads=candidates.ads, scores=clicks, predictions={"click": clicks})
+        return Scored(candidates=found, scored_pairs=len(candidates), flops=2.0 * len(candidates))
+
+
+@pytest.fixture
+def make_funnel(
+    make_ads: Callable[..., AdTable], click_value: Any, clock: Any
+) -> Callable[..., Funnel]:
+    """Of 60 ads 20, 8 and 4 are kept, in 1, 2 and 4 milliseconds."""
+
+    def make(first: Any = None, second: Any = None, last: Any = None) -> Funnel:
+        steps = [
+            Step(name="retrieval", stage=first or _PerRequest(1, clock, 1), keep=20),
+            Step(name="early", stage=second or _PerRequest(2, clock, 2), keep=8),
+            Step(name="final", stage=last or _PerRequest(3, clock, 4), keep=4),
+        ]
+        return Funnel(steps, make_ads(_NUM_ADS), click_value, clock=clock)
+
+    return make
+
+
+def _requests(count: int, **settings: Any) -> Iterator[Request]:
+    for number in range(count):
+        yield Request(request_id=number, user=0, time_micros=0, slots=2, **settings)
+
+
+def test_counts_and_times_add_up(make_funnel: Callable[..., Funnel], clock: Any) -> None:
+    done: list[int] = []
+
+    report = replay(make_funnel(), _requests(5), progress=done.append, clock=clock)
+
+    assert (report.requests, report.compared, done) == (5, 0, [1, 2, 3, 4, 5])
+    assert [stage.name for stage in report.stages] == ["retrieval", "early", "final", "auction"]
+    assert [stage.candidates_in for stage in report.stages] == [60, 20, 8, 4]
+    assert [stage.candidates_out for stage in report.stages] == [20, 8, 4, 2]
+    assert [stage.scored_pairs for stage in report.stages] == [60, 20, 8, 0]
+    assert [stage.flops for stage in report.stages] == [120, 40, 16, 0]
+    assert [stage.latency_ms.mean for stage in report.stages] == [1, 2, 4, 0]
+    assert report.latency_ms.mean == 7
+    assert report.seconds == pytest.approx(5 * 0.007)
+    assert report.requests_per_second == pytest.approx(1000 / 7)
+
+
+def test_slates_money_is_the_mean_over_requests(make_funnel: Callable[..., Funnel]) -> None:
+    funnel = make_funnel()
+    traces = [funnel.answer(request) for request in _requests(6)]
+
+    report = replay(funnel, _requests(6))
+
+    values = [trace.slate.values.sum() for trace in traces]
+    revenues = [float(trace.slate.prices @ trace.slate.rates) for trace in traces]
+    assert report.slate_value == pytest.approx(np.mean(values))
+    assert report.slate_revenue == pytest.approx(np.mean(revenues))
+
+
+def test_measures_equal_a_slow_loop(make_funnel: Callable[..., Funnel]) -> None:
+    funnel, truth = make_funnel(), _PerRequest(9)
+
+    report = replay(funnel, _requests(20), reference=Reference(stage=truth, scope="all"))
+
+    expected: dict[str, list[list[float]]] = {"recall": [], "value_kept": [], "regret": []}
+    for request in _requests(20):
+        values = truth.clicks(request, np.arange(_NUM_ADS))
+        trace = funnel.answer(request)
+        kept = [stage.ads.tolist() for stage in trace.stages] + [trace.slate.ads.tolist()]
+        rows: dict[str, list[float]] = {name: [] for name in expected}
+        for ads, size in zip(kept, (4, 4, 4, 2), strict=True):
+            golden = sorted(range(_NUM_ADS), key=lambda ad: -values[ad])[:size]
+            best = sorted(ads, key=lambda ad: -values[ad])[:size]
+            rows["recall"].append(len(set(golden) & set(ads)) / size)
+            rows["value_kept"].append(sum(values[best]) / sum(values[golden]))
+            rows["regret"].append(1 - values[best[0]] / values[golden[0]])
+        for name, found in rows.items():
+            expected[name].append(found)
+    for name, by_request in expected.items():
+        found = [stage.measures[name] for stage in report.stages]
+        assert found == pytest.approx(np.mean(by_request, axis=0).tolist())
+    assert report.compared == 20
+    # Retrieval at random keeps a third of the golden ads, 20 of 60; the others lose more.
+    assert 0 < report.stages[2].measures["recall"] < report.stages[0].measures["recall"] < 1
+
+
+def test_reference_as_every_stage_loses_nothing(make_funnel: Callable[..., Funnel]) -> None:
+    best = _PerRequest(9)
+
+    report = replay(
+        make_funnel(best, best, best),
+        _requests(10),
+        reference=Reference(stage=best, scope="all"),
+    )
+
+    for stage in report.stages:
+        assert stage.measures == {"recall": 1.0, "value_kept": 1.0, "regret": 0.0}
+
+
+def test_scope_first_leaves_the_first_stages_losses_out(
+    make_funnel: Callable[..., Funnel],
+) -> None:
+    best = _PerRequest(9)
+    funnel = make_funnel(None, best, best)
+
+    first = replay(funnel, _requests(10), reference=Reference(stage=best, scope="first"))
+    whole = replay(funnel, _requests(10), reference=Reference(stage=best, scope="all"))
+
+    assert [stage.measures["recall"] for stage in first.stages] == [1, 1, 1, 1]
+    assert whole.stages[0].measures["recall"] < 1
+
+
+def test_one_request_in_so_many_is_compared(make_funnel: Callable[..., Funnel]) -> None:
+    reference = Reference(stage=_PerRequest(9), scope="all", every=3)
+
+    assert replay(make_funnel(), _requests(7), reference=reference).compared == 3
+
+
+def test_measures_of_ones_own_take_the_place_of_the_usual_ones(
+    make_funnel: Callable[..., Funnel],
+) -> None:
+    report = replay(
+        make_funnel(),
+        _requests(3),
+        reference=Reference(stage=_PerRequest(9), scope="all"),
+        measures={"kept": lambda values, golden, kept: float(kept.sum() + len(values))},
+    )
+
+    assert [stage.measures for stage in report.stages] == [
+        {"kept": 80.0}, {"kept": 68.0}, {"kept": 64.0}, {"kept": 62.0}
+    ]  # fmt: skip
+
+
+def test_fallbacks_are_counted_by_reason_and_reasons_are_bounded(
+    make_funnel: Callable[..., Funnel],
+) -> None:
+    def fail(request: Request, candidates: Candidates, keep: int) -> Scored:
+        raise RuntimeError(f"of request {max(0, request.request_id - 9)}")
+
+    report = replay(make_funnel(None, fail), _requests(40))
+
+    fallbacks = report.stages[1].fallbacks
+    assert fallbacks["RuntimeError: of request 0"] == 10
+    assert len(fallbacks) == 21
+    assert fallbacks["other reasons"] == 40 - 10 - 19
+    assert report.stages[0].fallbacks == report.stages[2].fallbacks == {}
+
+
+def _row(user: int) -> Batch:
+    return Batch(
+        numeric=torch.zeros(1, 0),
+        ids=torch.tensor([[user]], dtype=torch.int32),
+        labels=torch.zeros(1, 1),
+        weights=torch.ones(1),
+    )
+
+
+class _Head:
+    """Predicts from user and ad, and notes how many pairs it is given at a time."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def predict(
+        self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        self.sizes.append(len(ads))
+        users = features.ids[:, 0].numpy()[rows]
+        return {"click": (1 + (users + ads) % 9) / 10, "hide": np.full(len(ads), 0.25)}
+
+
+def _impressions(count: int) -> Iterator[Request]:
+    generator = np.random.default_rng(2)
+    for number in range(count):
+        ads = generator.integers(0, _NUM_ADS, 3)
+        labels = (generator.random(3) < 0.3).astype(np.float32)
+        labels[generator.random(3) < 0.2] = np.nan
+        yield Request(
+            request_id=number,
+            user=number,
+            time_micros=0,
+            slots=2,
+            features=_row(number),
+            # One candidate: what was shown does not pass the funnel, and counts all the same.
+            candidates=np.array([5]),
+            shown=Impressions(ads=ads, labels={"click": labels}),
+        )
+
+
+def test_losses_are_on_every_impression_of_the_log(make_funnel: Callable[..., Funnel]) -> None:
+    head = _Head()
+
+    report = replay(make_funnel(), _impressions(1500), heads={"final": head})
+
+    labels = np.concatenate([r.shown.labels["click"] for r in _impressions(1500) if r.shown])
+    predicted = np.concatenate(
+        [(1 + (r.user + r.shown.ads) % 9) / 10 for r in _impressions(1500) if r.shown]
+    )
+    expected = evaluate_task(labels, predicted)
+    found = report.heads["final"]["click"]
+    assert found.rows == expected.rows
+    assert found.ne == pytest.approx(expected.ne)
+    assert found.log_loss == pytest.approx(expected.log_loss)
+    assert found.base_rate == pytest.approx(expected.base_rate)
+    # 4,500 impressions in two chunks; a request is never parted.
+    assert head.sizes == [4098, 402]
+    # A task that the log has no labels of is there, without numbers.
+    assert report.heads["final"]["hide"].to_json() == {
+        "rows": 0, "base_rate": None, "log_loss": None, "ne": None
+    }  # fmt: skip
+
+
+def test_labels_of_one_class_have_a_loss_and_no_ne(make_funnel: Callable[..., Funnel]) -> None:
+    shown = Impressions(ads=np.array([1, 2]), labels={"hide": np.zeros(2, np.float32)})
+    requests = _requests(3, features=_row(0), shown=shown)
+
+    found = replay(make_funnel(), requests, heads={"final": _Head()}).heads["final"]["hide"]
+
+    assert found.rows == 6
+    assert found.log_loss == pytest.approx(-np.log(0.75))
+    assert found.ne is None
+
+
+def test_memory_does_not_grow_with_the_requests(make_funnel: Callable[..., Funnel]) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def stream() -> Iterator[Request]:
+        nonlocal most
+        for number in range(300):
+            candidates = np.arange(_NUM_ADS)
+            alive.append(weakref.ref(candidates))
+            yield Request(request_id=number, user=0, time_micros=0, slots=2, candidates=candidates)
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    replay(make_funnel(), stream(), reference=Reference(stage=_PerRequest(9), scope="all"))
+
+    # The current request's, and that of the one before while its names still stand.
+    assert most <= 2
+
+
+def test_report_is_strict_json(make_funnel: Callable[..., Funnel]) -> None:
+    report = replay(
+        make_funnel(),
+        _impressions(4),
+        reference=Reference(stage=_PerRequest(9), scope="all"),
+        heads={"final": _Head()},
+    )
+
+    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
+
+    assert record["requests"] == 4
+    assert record["stages"][0]["measures"]["recall"] == report.stages[0].measures["recall"]
+    assert record["stages"][3]["name"] == "auction"
+    assert record["heads"]["final"]["click"]["rows"] == report.heads["final"]["click"].rows
+
+
+_VALUES = st.lists(st.floats(-5, 5), min_size=1, max_size=12)
+
+
+@given(_VALUES, st.data())
+def test_measures_stay_in_their_bounds(values: list[float], data: st.DataObject) -> None:
+    column = np.array(values)
+    size = data.draw(st.integers(1, len(values)))
+    golden = np.zeros(len(values), np.bool_)
+    golden[np.argsort(-column, kind="stable")[:size]] = True
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(values),
+                                       max_size=len(values))))  # fmt: skip
+
+    for measure in (golden_recall, value_kept, top_regret):
+        found = measure(column, golden, kept)
+        assert np.isnan(found) or 0 <= found <= 1
+    everything = np.ones(len(values), np.bool_)
+    assert golden_recall(column, golden, everything) == 1
+    if (column > 0).any():
+        assert value_kept(column, golden, golden) == value_kept(column, golden, everything) == 1
+        assert top_regret(column, golden, everything) == 0
+        assert value_kept(column, golden, ~everything) == 0
+        assert top_regret(column, golden, ~everything) == 1
+
+
+def test_known_measures() -> None:
+    values = np.array([8.0, 4.0, 2.0, -3.0])
+    golden = np.array([True, True, False, False])
+    kept = np.array([False, True, False, True])
+
+    assert golden_recall(values, golden, kept) == 0.5
+    # 4, and the ad of negative value as 0, of 8 + 4.
+    assert value_kept(values, golden, kept) == pytest.approx(4 / 12)
+    assert top_regret(values, golden, kept) == 0.5
+
+
+def test_request_whose_ads_are_all_worthless_cannot_tell() -> None:
+    values, golden = np.array([-1.0, 0.0]), np.array([False, True])
+
+    assert np.isnan(value_kept(values, golden, golden))
+    assert np.isnan(top_regret(values, golden, golden))
+
+
+def test_reference_that_leaves_candidates_out_is_refused(
+    make_funnel: Callable[..., Funnel],
+) -> None:
+    def half(request: Request, candidates: Candidates, keep: int) -> Scored:
+        return Scored(candidates=candidates.take(np.arange(30)))
+
+    with pytest.raises(DataError, match=r"must score all of 60 candidates, got 30"):
+        replay(make_funnel(), _requests(1), reference=Reference(stage=half, scope="all"))
+
+
+def test_empty_log_is_refused(make_funnel: Callable[..., Funnel]) -> None:
+    with pytest.raises(DataError, match=r"replay: must have at least one request, got none"):
+        replay(make_funnel(), [])
+
+
+def test_impressions_without_features_are_refused(make_funnel: Callable[..., Funnel]) -> None:
+    shown = Impressions(ads=np.array([1]), labels={})
+
+    with pytest.raises(DataError, match=r"request 0: must have features where impressions are"):
+        replay(make_funnel(), _requests(1, shown=shown), heads={"final": _Head()})
+
+
+def test_reference_of_no_request_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Reference.every: must be at least 1, got 0"):
+        Reference(stage=_PerRequest(9), scope="all", every=0)
