@@ -73,6 +73,7 @@ def test_counts_and_times_add_up(make_funnel: Callable[..., Funnel], clock: Any)
     report = replay(make_funnel(), _requests(5), progress=done.append, clock=clock)
 
     assert (report.requests, report.compared, done) == (5, 0, [1, 2, 3, 4, 5])
+    assert report.scope is None
     assert [stage.name for stage in report.stages] == ["retrieval", "early", "final", "auction"]
     assert [stage.candidates_in for stage in report.stages] == [60, 20, 8, 4]
     assert [stage.candidates_out for stage in report.stages] == [20, 8, 4, 2]
@@ -145,6 +146,7 @@ def test_scope_first_leaves_the_first_stages_losses_out(
     first = replay(funnel, _requests(10), reference=Reference(stage=best, scope="first"))
     whole = replay(funnel, _requests(10), reference=Reference(stage=best, scope="all"))
 
+    assert (first.scope, whole.scope) == ("first", "all")
     assert [stage.measures["recall"] for stage in first.stages] == [1, 1, 1, 1]
     assert whole.stages[0].measures["recall"] < 1
 

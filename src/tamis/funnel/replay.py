@@ -33,6 +33,11 @@ Measure = Callable[[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]], 
 values, whether they are golden, whether they are kept. NaN: the request cannot tell."""
 
 
+Scope = Literal["all", "first"]
+"""All candidates that a request starts from, so that every stage can lose value; or those that the
+first stage kept, whose own losses then do not show."""
+
+
 class PredictsPairs(Protocol):
     """A model whose predictions can be compared with labels, such as a ``RankerStage``."""
 
@@ -49,9 +54,8 @@ class Reference:
 
     stage: Stage
     """Gives the total values that count, usually the final stage. It must score every candidate."""
-    scope: Literal["all", "first"]
-    """Which candidates it scores: all that a request starts from, so that every stage can lose
-    value; or those that the first stage kept, whose own losses then do not show."""
+    scope: Scope
+    """Which candidates it scores."""
     every: int = 1
     """One request in so many is compared. At least 1."""
 
@@ -181,6 +185,8 @@ class ReplayReport:
     """Requests answered."""
     compared: int
     """Requests that were compared with the reference."""
+    scope: Scope | None
+    """Which candidates the reference scored; None without a reference."""
     seconds: float
     """Wall time of the replay, reading and comparing included."""
     latency_ms: Latency
@@ -205,6 +211,7 @@ class ReplayReport:
         return {
             "requests": self.requests,
             "compared": self.compared,
+            "scope": self.scope,
             "seconds": self.seconds,
             "requests_per_second": rate if np.isfinite(rate) else None,
             "latency_ms": self.latency_ms.to_json(),
@@ -274,6 +281,7 @@ def replay(
     return ReplayReport(
         requests=count,
         compared=compared,
+        scope=None if reference is None else reference.scope,
         seconds=(clock.now_ms() - started) / 1e3,
         latency_ms=latency,
         stages=tuple(total.summary() for total in (*sums, auction)),

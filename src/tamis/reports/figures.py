@@ -2,10 +2,11 @@
 
 import html
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 # matplotlib draws with these stand-ins; the page's style sheet then decides what they look like.
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
@@ -165,6 +166,64 @@ def matrix(
         return _svg(figure, title)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One column of bars in a figure of several."""
+
+    xlabel: str
+    """What the bars measure."""
+    values: Sequence[float | None]
+    """One for each name; None draws no bar."""
+    labels: Sequence[str]
+    """Text at the end of each bar."""
+    scale: Literal["linear", "share", "log"] = "linear"
+    """Of the axis: from 0 on; from 0 to 1 in percent; or logarithmic from 1 on."""
+
+
+def bar_panels(names: Sequence[str], panels: Sequence[Panel], *, title: str) -> str:
+    """Horizontal bars of the same names in two panels or more, the first name on top."""
+    width, height = 2.4 + 2.1 * len(panels), 1.1 + 0.34 * len(names)
+    with _axes(width=width, height=height, columns=len(panels)) as (figure, columns):
+        for color, axes, panel in zip(_SERIES, columns, panels, strict=False):
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_yticks(range(len(names)), names if axes is columns[0] else [""] * len(names))
+            axes.tick_params(axis="y", length=0)
+            axes.grid(visible=False, axis="y")
+            axes.set_xlabel(panel.xlabel)
+            _draw_bars(axes, panel, color)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+        return _svg(figure, title)
+
+
+def _draw_bars(axes: Any, panel: Panel, color: str) -> None:  # noqa: ANN401  (matplotlib is untyped)
+    base = 1.0 if panel.scale == "log" else 0.0
+    # On a logarithmic axis a bar cannot end below where all of them begin.
+    ends = [(at, max(v, base)) for at, v in enumerate(panel.values) if v is not None]
+    widths = [end - base for _, end in ends]
+    axes.barh([at for at, _ in ends], widths, left=base, color=color, height=0.62)
+    for at, end in ends:
+        axes.annotate(
+            panel.labels[at],
+            (end, at),
+            textcoords="offset points",
+            xytext=(4, 0),
+            va="center",
+            fontsize=8,
+            color=_MUTED,
+        )
+    largest = max((end for _, end in ends), default=1.0)
+    if panel.scale == "log":
+        axes.set_xscale("log")
+        axes.set_xlim(base, max(largest, 10.0) ** 1.4)  # room for the label of the longest bar
+        ticks = [10.0**power for power in range(0, int(math.log10(largest)) + 1, 2)]
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.minorticks_off()
+    else:
+        axes.set_xlim(base, (1.0 if panel.scale == "share" else largest or 1.0) * 1.4)
+    if panel.scale == "share":
+        axes.set_xticks([0.0, 0.5, 1.0], ["0%", "50%", "100%"])
+
+
 def _square(x: float, y: float, *, alpha: float) -> Any:  # noqa: ANN401  (matplotlib is untyped)
     from matplotlib.patches import Rectangle
 
@@ -172,14 +231,14 @@ def _square(x: float, y: float, *, alpha: float) -> Any:  # noqa: ANN401  (matpl
 
 
 @contextmanager
-def _axes(*, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def _axes(*, width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # A context of its own: the caller's matplotlib settings neither matter nor change.
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots()
+        yield figure, figure.subplots(ncols=columns)
 
 
 def _svg(figure: Any, title: str) -> str:  # noqa: ANN401  (matplotlib is untyped)
