@@ -67,6 +67,7 @@ class Slate:
             "ads": self.ads.tolist(),
             "prices": self.prices.tolist(),
             "values": [None if np.isnan(value) else value for value in self.values.tolist()],
+            "rates": [None if np.isnan(rate) else rate for rate in self.rates.tolist()],
         }
 
 
