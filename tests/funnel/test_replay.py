@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, concatenate
 from tamis.data.hashing import hash_integers
 from tamis.errors import ConfigError, DataError
 from tamis.evaluation import evaluate_task
@@ -249,6 +249,25 @@ def test_losses_are_on_every_impression_of_the_log(make_funnel: Callable[..., Fu
     assert report.heads["final"]["hide"].to_json() == {
         "rows": 0, "base_rate": None, "log_loss": None, "ne": None
     }  # fmt: skip
+
+
+def test_impressions_with_rows_of_their_own_are_predicted_from_them(
+    make_funnel: Callable[..., Funnel],
+) -> None:
+    own = concatenate([_row(3), _row(7)])
+    labels = {"click": np.array([1, 0], np.float32)}
+    shown = Impressions(ads=np.array([1, 2]), labels=labels, features=own)
+    shared = Impressions(ads=np.array([4, 5]), labels=labels)
+    requests = [
+        Request(request_id=at, user=0, time_micros=0, slots=1, features=_row(6), shown=part)
+        for at, part in enumerate((shared, shown, shared))
+    ]
+
+    found = replay(make_funnel(), requests, heads={"final": _Head()}).heads["final"]["click"]
+
+    # (1 + (user + ad) % 9) / 10: 0.2 and 0.3 of user 6, twice; 0.5 of user 3 and 0.1 of user 7.
+    losses = 2 * (np.log(0.2) + np.log(0.7)) + np.log(0.5) + np.log(0.9)
+    assert found.log_loss == pytest.approx(-losses / 6)
 
 
 def test_labels_of_one_class_have_a_loss_and_no_ne(make_funnel: Callable[..., Funnel]) -> None:

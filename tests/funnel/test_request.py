@@ -15,16 +15,23 @@ def test_numbers_out_of_range_are_refused(request_id: int, slots: int) -> None:
         Request(request_id=request_id, user=0, time_micros=0, slots=slots)
 
 
-def test_features_of_several_requests_are_refused() -> None:
-    rows = Batch(
+def _two_rows() -> Batch:
+    return Batch(
         numeric=torch.zeros(2, 0),
         ids=torch.zeros(2, 1, dtype=torch.int32),
         labels=torch.zeros(2, 1),
         weights=torch.ones(2),
     )
 
+
+def test_features_of_several_requests_are_refused() -> None:
     with pytest.raises(DataError, match=r"request 7: features must be one row, got 2"):
-        Request(request_id=7, user=0, time_micros=0, slots=1, features=rows)
+        Request(request_id=7, user=0, time_micros=0, slots=1, features=_two_rows())
+
+
+def test_features_of_other_impressions_are_refused() -> None:
+    with pytest.raises(DataError, match=r"must be one row for each of 3 ads shown, got 2"):
+        Impressions(ads=np.arange(3), labels={}, features=_two_rows())
 
 
 def test_a_label_for_each_ad_shown_is_needed() -> None:

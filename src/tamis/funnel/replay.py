@@ -429,18 +429,19 @@ class _HeadLosses:
     def __init__(self, heads: Mapping[str, PredictsPairs]) -> None:
         self._heads = heads
         self._sums: dict[str, dict[str, LogLossAccumulator]] = {name: {} for name in heads}
-        self._waiting: list[Request] = []
+        self._waiting: list[tuple[Batch, Impressions]] = []
         self._impressions = 0
 
     def add(self, request: Request) -> None:
         if request.shown is None or not len(request.shown.ads) or not self._heads:
             return
-        if request.features is None:
+        features = request.shown.features or request.features
+        if features is None:
             raise DataError(
                 f"request {request.request_id}: must have features where impressions are compared, "
                 f"got none. Encode its user and context, or leave heads out."
             )
-        self._waiting.append(request)
+        self._waiting.append((features, request.shown))
         self._impressions += len(request.shown.ads)
         if self._impressions >= _IMPRESSIONS_AT_A_TIME:
             self._flush()
@@ -455,9 +456,14 @@ class _HeadLosses:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        features = concatenate([r.features for r in self._waiting if r.features is not None])
-        shown = [r.shown for r in self._waiting if r.shown is not None]
-        rows = np.repeat(np.arange(len(shown)), [len(part.ads) for part in shown])
+        features = concatenate([rows for rows, _ in self._waiting])
+        shown = [part for _, part in self._waiting]
+        # A row for each impression; where they share one, it stands in for all of them.
+        counts = [
+            np.ones(rows.num_rows, np.int64) if part.features is not None else [len(part.ads)]
+            for rows, part in self._waiting
+        ]
+        rows = np.repeat(np.arange(features.num_rows), np.concatenate(counts))
         ads = np.concatenate([part.ads for part in shown])
         for name, model in self._heads.items():
             for task, predicted in model.predict(features, rows, ads).items():

@@ -18,6 +18,9 @@ class Impressions:
     """(n,) ad rows."""
     labels: Mapping[str, NDArray[np.float32]]
     """(n,) by task; NaN where not observed."""
+    features: Batch | None = None
+    """n rows: the encoded fields of user and context of each impression, such as the position at
+    which it was shown. None: all are as the request's."""
 
     def __post_init__(self) -> None:
         for task, labels in self.labels.items():
@@ -26,6 +29,11 @@ class Impressions:
                     f"labels of {task!r}: must be one for each of {len(self.ads)} ads shown, got "
                     f"shape {labels.shape}. Use NaN where a label was not observed."
                 )
+        if self.features is not None and self.features.num_rows != len(self.ads):
+            raise DataError(
+                f"impressions: features must be one row for each of {len(self.ads)} ads shown, got "
+                f"{self.features.num_rows}. Pass the rows of the log, or None."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,7 +43,7 @@ class Request:
     request_id: int
     """Number of the request; it also decides ties between equal scores. At least 0."""
     user: int
-    """Row of the user; caches know users by it."""
+    """Number of the user, by which caches know users."""
     time_micros: int
     """When it was asked, in microseconds since 1970 UTC."""
     slots: int

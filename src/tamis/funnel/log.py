@@ -1,0 +1,218 @@
+"""What replay needs of a logged split: its ads, and its requests one after another."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch, Jagged, concatenate
+from tamis.data.dataset import EncodedRows, Split
+from tamis.data.loader import Loader
+from tamis.data.schema import InputSpec, Schema
+from tamis.errors import DataError
+from tamis.funnel.request import Impressions, Request
+
+_ROWS_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoggedAds:
+    """The N ads that a log shows."""
+
+    codes: NDArray[np.int64]
+    """(N,) of the role ``item``, rising."""
+    rows: EncodedRows
+    """The item fields of each, as its last row in the log has them; ``AdFeatures.of_rows`` takes
+    them."""
+
+
+def logged_ads(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
+    """The ads of a split. Memory holds one column of it at a time.
+
+    Args:
+        split: Rows with the role ``item``, usually in the order of time.
+        schema: Which fields are the item's.
+        spec: Inputs, in order.
+
+    Raises:
+        DataError: The log does not say which ad a row shows.
+    """
+    item = split.role("item")
+    if item is None:
+        raise _no_role(split, "item")
+    # The first of the reversed rows is the last of the rows.
+    codes, last = np.unique(item[::-1], return_index=True)
+    at = len(item) - 1 - last
+    of_item = {field.name for field in schema.fields if field.side == "item"}
+    sequences = {}
+    for group in spec.sequences:
+        if of_item.issuperset(group.fields):
+            columns = [_histories_at(split, name, at) for name in group.fields]
+            values = np.stack([values for values, _ in columns], axis=1)
+            sequences[group.name] = (values, columns[0][1])
+    rows = EncodedRows(
+        row=np.arange(len(codes)),
+        numeric={name: split.numeric(name)[at] for name in spec.numeric if name in of_item},
+        ids={f.name: split.ids(f.name)[at] for f in spec.categorical if f.name in of_item},
+        sequences=sequences,
+    )
+    return LoggedAds(codes=codes, rows=rows)
+
+
+def logged_requests(
+    split: Split, spec: InputSpec, item_codes: NDArray[np.int64]
+) -> Iterator[Request]:
+    """Requests with what was shown, in the order of the log.
+
+    A request is made of rows that follow one another with the same code of the ``request`` role: a
+    log split at random has few such rows. It asks for as many ads as were shown; user and context
+    are those of its first row; each impression keeps those of its own. Whoever is not known counts
+    as a user of one request, so that no cache takes two for one. Memory does not grow with the log.
+
+    Args:
+        split: Rows with the roles ``request`` and ``item``; ``user`` and ``time`` where there are.
+        spec: Inputs, in order.
+        item_codes: (N,) code of each ad in the role ``item``, by ad row; no two alike.
+
+    Raises:
+        DataError: A role is missing, a row has no request, or shows an ad that is not in the table.
+    """
+    for role in ("request", "item"):
+        if not split.columns.has(f"role:{role}"):
+            raise _no_role(split, role)
+    by_code = np.argsort(item_codes, kind="stable")
+    waiting: _Rows | None = None
+    start = 0
+    loader = Loader(split, spec, batch_size=_ROWS_AT_A_TIME, shuffle=False)
+    for batch in loader.epoch(0):
+        roles = _roles(split, start, start + batch.num_rows)
+        _check_codes(split, roles["request"], start)
+        ads = _ads_of(roles["item"], item_codes, by_code, split, start)
+        start += batch.num_rows
+        code = roles["request"]
+        firsts = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]])).tolist()
+        for first, last in zip(firsts, [*firsts[1:], batch.num_rows], strict=True):
+            rows = _Rows(
+                code=int(code[first]),
+                user=int(roles["user"][first]),
+                time_micros=int(roles["time"][first]),
+                features=_rows_of(batch, first, last),
+                ads=ads[first:last],
+            )
+            if waiting is not None and waiting.code == rows.code:
+                # Its rows went on in the next batch.
+                rows = waiting.with_more(rows)
+            elif waiting is not None:
+                yield waiting.to_request(spec)
+            waiting = rows
+    if waiting is not None:
+        yield waiting.to_request(spec)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Rows:
+    """Rows of one request."""
+
+    code: int
+    user: int
+    time_micros: int
+    features: Batch
+    ads: NDArray[np.int64]
+
+    def with_more(self, later: "_Rows") -> "_Rows":
+        return _Rows(
+            code=self.code,
+            user=self.user,
+            time_micros=self.time_micros,
+            features=concatenate([self.features, later.features]),
+            ads=np.concatenate([self.ads, later.ads]),
+        )
+
+    def to_request(self, spec: InputSpec) -> Request:
+        labels = self.features.labels.numpy()
+        by_task = {task.name: labels[:, at] for at, task in enumerate(spec.tasks)}
+        return Request(
+            request_id=self.code,
+            user=self.user,
+            time_micros=self.time_micros,
+            slots=len(self.ads),
+            features=_rows_of(self.features, 0, 1),
+            shown=Impressions(ads=self.ads, labels=by_task, features=self.features),
+        )
+
+
+def _no_role(split: Split, role: str) -> DataError:
+    return DataError(
+        f"split {split.name!r}: must have the role {role!r}, got none. Name its column under "
+        f"[roles] in the schema and ingest the log anew."
+    )
+
+
+def _histories_at(
+    split: Split, name: str, rows: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Events and lengths of some rows of a jagged column."""
+    values, lengths = split.columns.read_jagged(name, 0, split.num_rows)
+    split.columns.release()
+    ends = np.cumsum(lengths)
+    picked = lengths[rows]
+    # Event k of the result lies (k - first event of its row) events into its source.
+    shift = (ends - lengths)[rows] - (np.cumsum(picked) - picked)
+    return values[np.arange(int(picked.sum())) + np.repeat(shift, picked)], picked
+
+
+def _roles(split: Split, start: int, stop: int) -> dict[str, NDArray[np.int64]]:
+    """Codes of some rows; where there is no time it is 0, where there is no user the request."""
+    found = {}
+    for role in ("request", "item", "user", "time"):
+        column = np.full((stop - start, 1), 0 if role == "time" else -1, np.int64)
+        if split.columns.has(f"role:{role}"):
+            split.columns.read_into([f"role:{role}"], start, stop, column)
+        found[role] = column[:, 0]
+    split.columns.release()
+    found["user"] = np.where(found["user"] < 0, found["request"], found["user"])
+    return found
+
+
+def _check_codes(split: Split, codes: NDArray[np.int64], start: int) -> None:
+    if (codes < 0).any():
+        raise DataError(
+            f"split {split.name!r}, row {start + int(np.argmax(codes < 0))}: must belong to a "
+            f"request, got none. Give every row of the log a request."
+        )
+
+
+def _ads_of(
+    codes: NDArray[np.int64],
+    item_codes: NDArray[np.int64],
+    by_code: NDArray[np.int64],
+    split: Split,
+    start: int,
+) -> NDArray[np.int64]:
+    places = np.searchsorted(item_codes, codes, sorter=by_code)
+    ads: NDArray[Any] = by_code[np.minimum(places, len(by_code) - 1)]
+    unknown = item_codes[ads] != codes
+    if unknown.any():
+        raise DataError(
+            f"split {split.name!r}, row {start + int(np.argmax(unknown))}: its ad must be one of "
+            f"the {len(item_codes)} of the table, got another. Make the table of all ads that the "
+            f"log shows."
+        )
+    return ads
+
+
+def _rows_of(batch: Batch, first: int, last: int) -> Batch:
+    sequences = {}
+    for name, jagged in batch.sequences.items():
+        offsets = jagged.offsets[first : last + 1]
+        events = jagged.values[int(offsets[0]) : int(offsets[-1])]
+        sequences[name] = Jagged(values=events, offsets=offsets - offsets[0])
+    return Batch(
+        numeric=batch.numeric[first:last],
+        ids=batch.ids[first:last],
+        labels=batch.labels[first:last],
+        weights=batch.weights[first:last],
+        sequences=sequences,
+    )

@@ -1,0 +1,251 @@
+"""Requests of a log: every impression once, features of the first row, refusals."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
+from tamis.data.ingest import ingest
+from tamis.data.loader import Loader
+from tamis.data.market import simulate
+from tamis.data.market.schema import market_schema
+from tamis.data.schema import Field, InputSpec, Schema
+from tamis.errors import DataError
+from tamis.evaluation import LogLossAccumulator
+from tamis.funnel import log
+from tamis.funnel.ads import AdTable
+from tamis.funnel.funnel import Funnel, Step
+from tamis.funnel.log import logged_ads, logged_requests
+from tamis.funnel.ranker import AdFeatures, RankerStage
+from tamis.funnel.replay import Reference, replay
+from tamis.models.deepfm import DeepFM, DeepFMConfig
+
+# Codes of the ads, in no order, as hashes are.
+_CODES = np.array([70, 10, 90, 30, 50])
+_SIZES = (3, 1, 4, 2, 5, 1, 1, 6)
+
+
+def _rows() -> EncodedRows:
+    generator = np.random.default_rng(3)
+    count = sum(_SIZES)
+    request = np.repeat(1000 - np.arange(len(_SIZES)), _SIZES)
+    lengths = generator.integers(0, 4, count).astype(np.int64)
+    return EncodedRows(
+        row=np.arange(count),
+        numeric={"price": np.arange(count, dtype=np.float32)},
+        ids={
+            "user": (request % 40).astype(np.int32),
+            "item": generator.integers(0, 30, count).astype(np.int32),
+        },
+        sequences={
+            "past": (
+                generator.integers(0, 30, (int(lengths.sum()), 1)).astype(np.int32),
+                lengths,
+            )
+        },
+        labels={
+            "click": generator.integers(0, 2, count).astype(np.float32),
+            "buy": np.full(count, np.nan, np.float32),
+        },
+        roles={
+            "request": request.astype(np.int64),
+            "item": _CODES[generator.integers(0, 5, count)],
+            "user": request.astype(np.int64) * 7,
+            "time": np.arange(count, dtype=np.int64) * 11,
+        },
+    )
+
+
+def _dataset(rows: EncodedRows, out: Path, schema: Schema, spec: InputSpec) -> Dataset:
+    with DatasetWriter(out, schema, spec) as writer:
+        (writer.encoders_path / "encoders.json").write_text("{}")
+        writer.append("test", rows)
+        return writer.finish({})
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 3, 4096])
+def test_every_impression_is_in_its_request_once(
+    tmp_path: Path,
+    schema: Schema,
+    spec: InputSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    rows_at_a_time: int,
+) -> None:
+    rows = _rows()
+    split = _dataset(rows, tmp_path / "data", schema, spec).split("test")
+    # Requests then lie across batches, some across several.
+    monkeypatch.setattr(log, "_ROWS_AT_A_TIME", rows_at_a_time)
+
+    requests = list(logged_requests(split, spec, _CODES))
+
+    assert [request.slots for request in requests] == list(_SIZES)
+    first = 0
+    bounds = np.concatenate([[0], np.cumsum(rows.sequences["past"][1])])
+    for request, size in zip(requests, _SIZES, strict=True):
+        assert request.request_id == rows.roles["request"][first]
+        assert request.user == rows.roles["user"][first]
+        assert request.time_micros == rows.roles["time"][first]
+        shown, features = request.shown, request.features
+        assert shown is not None
+        assert features is not None
+        own = slice(first, first + size)
+        assert _CODES[shown.ads].tolist() == rows.roles["item"][own].tolist()
+        assert shown.labels["click"].tolist() == rows.labels["click"][own].tolist()
+        assert np.isnan(shown.labels["buy"]).all()
+        assert features.ids.tolist() == [[rows.ids["user"][first], rows.ids["item"][first]]]
+        assert features.numeric.tolist() == [[first]]
+        assert shown.features is not None
+        assert shown.features.numeric[:, 0].tolist() == list(range(first, first + size))
+        history = rows.sequences["past"][0][bounds[first] : bounds[first + 1]]
+        assert features.sequences["past"].values.tolist() == history.tolist()
+        assert features.sequences["past"].offsets.tolist() == [0, len(history)]
+        first += size
+
+
+def test_ads_are_those_of_the_log_as_last_seen(tmp_path: Path, spec: InputSpec) -> None:
+    fields = (
+        Field(name="user", kind="categorical", side="user"),
+        Field(name="item", kind="categorical", side="item"),
+        Field(name="price", kind="numeric", side="item"),
+        Field(name="past", kind="sequence", shares="item", side="item"),
+    )
+    schema = Schema(fields=fields, tasks=spec.tasks)
+    rows = _rows()
+    split = _dataset(rows, tmp_path / "data", schema, spec).split("test")
+
+    ads = logged_ads(split, schema, spec)
+
+    item = rows.roles["item"].tolist()
+    assert ads.codes.tolist() == sorted(set(item))
+    bounds = np.concatenate([[0], np.cumsum(rows.sequences["past"][1])])
+    events = []
+    for at, code in enumerate(ads.codes.tolist()):
+        last = max(row for row, other in enumerate(item) if other == code)
+        assert ads.rows.numeric["price"][at] == last
+        assert ads.rows.ids["item"][at] == rows.ids["item"][last]
+        events += rows.sequences["past"][0][bounds[last] : bounds[last + 1], 0].tolist()
+        assert ads.rows.sequences["past"][1][at] == bounds[last + 1] - bounds[last]
+    assert ads.rows.sequences["past"][0][:, 0].tolist() == events
+    assert set(ads.rows.ids) == {"item"}
+
+
+def test_log_without_items_has_no_ads(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:
+    split = _dataset(_with_roles(item=None), tmp_path / "data", schema, spec).split("test")
+
+    with pytest.raises(DataError, match=r"split 'test': must have the role 'item', got none"):
+        logged_ads(split, schema, spec)
+
+
+def test_market_is_replayed_from_its_log(tmp_path: Path) -> None:
+    # 12,000 impressions, slates of 4, the last tenth of them by time; an untrained model.
+    simulate(12_000, tmp_path / "market", seed=1)
+    data = ingest(tmp_path / "market" / "logs", tmp_path / "data", schema=market_schema())
+    ads = logged_ads(data.split("test"), data.schema, data.spec)
+    count = len(ads.codes)
+    table = AdTable(
+        bid=np.ones(count),
+        billing=np.zeros(count, np.int8),
+        advertiser=ads.rows.ids["advertiser_id"].astype(np.int64),
+        quality=np.zeros(count),
+    )
+    value = _ClickValue()
+    features = AdFeatures.of_rows(ads.rows, data.schema, data.spec)
+    torch.manual_seed(0)
+    model = DeepFM(DeepFMConfig(hidden_units=(8,)), data.spec)
+    stage = RankerStage(model, data.spec.tasks, features, table, value)
+    funnel = Funnel([Step(name="final", stage=stage, keep=20)], table, value)
+
+    report = replay(
+        funnel,
+        logged_requests(data.split("test"), data.spec, ads.codes),
+        reference=Reference(stage=stage, scope="all", every=10),
+        heads={"final": stage},
+    )
+
+    # The log's own rows, in the log's order, through the same model.
+    loader = Loader(data.split("test"), data.spec, batch_size=4096, shuffle=False)
+    expected = LogLossAccumulator()
+    with torch.no_grad():
+        for batch in loader.epoch(0):
+            found = model(_with_item_fields_of(batch, features, data)).logits[:, 0].double()
+            expected.update(batch.labels[:, 0].numpy(), found.sigmoid().numpy())
+    assert report.heads["final"]["click"].rows == data.split("test").num_rows
+    assert report.heads["final"]["click"].log_loss == pytest.approx(expected.log_loss())
+    assert report.requests == pytest.approx(data.split("test").num_rows / 4, abs=1)
+    assert report.stages[0].candidates_in == count
+    assert report.stages[0].measures["recall"] == 1
+    assert report.stages[0].fallbacks == {}
+
+
+def _with_item_fields_of(batch: Batch, features: AdFeatures, data: Dataset) -> Batch:
+    """The item fields that the log changes over time, as the table of ads has them."""
+    item = data.split("test").role("item")
+    assert item is not None
+    ads = torch.from_numpy(np.searchsorted(np.unique(item), item))
+    return features.pairs(batch, torch.arange(batch.num_rows), ads)
+
+
+class _ClickValue:
+    def score(
+        self,
+        predictions: Mapping[str, NDArray[np.float64]],
+        bid: NDArray[np.float64],
+        billing: NDArray[Any],
+    ) -> NDArray[np.float64]:
+        return bid * predictions["click"]
+
+
+def _with_roles(**changes: Any) -> EncodedRows:
+    rows = _rows()
+    roles = {name: codes for name, codes in {**rows.roles, **changes}.items() if codes is not None}
+    return replace(rows, roles=roles)
+
+
+@pytest.mark.parametrize("role", ["request", "item"])
+def test_log_without_a_role_is_refused(
+    tmp_path: Path, schema: Schema, spec: InputSpec, role: str
+) -> None:
+    split = _dataset(_with_roles(**{role: None}), tmp_path / "data", schema, spec).split("test")
+
+    with pytest.raises(DataError, match=rf"split 'test': must have the role '{role}', got none"):
+        next(logged_requests(split, spec, _CODES))
+
+
+def test_log_without_users_and_times_is_read(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    rows = _with_roles(user=None, time=None)
+    split = _dataset(rows, tmp_path / "data", schema, spec).split("test")
+
+    requests = list(logged_requests(split, spec, _CODES))
+
+    assert [request.user for request in requests] == [request.request_id for request in requests]
+    assert {request.time_micros for request in requests} == {0}
+
+
+def test_row_without_a_request_is_named(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:
+    request = _rows().roles["request"].copy()
+    request[7] = -1
+    split = _dataset(_with_roles(request=request), tmp_path / "data", schema, spec).split("test")
+
+    with pytest.raises(DataError, match=r"split 'test', row 7: must belong to a request"):
+        list(logged_requests(split, spec, _CODES))
+
+
+@pytest.mark.parametrize("code", [5, 40, 99])
+def test_row_of_an_ad_that_is_not_in_the_table_is_named(
+    tmp_path: Path, schema: Schema, spec: InputSpec, code: int
+) -> None:
+    item = _rows().roles["item"].copy()
+    item[6] = code
+    split = _dataset(_with_roles(item=item), tmp_path / "data", schema, spec).split("test")
+
+    with pytest.raises(DataError, match=r"row 6: its ad must be one of the 5 of the table"):
+        list(logged_requests(split, spec, _CODES))
