@@ -287,8 +287,12 @@ def test_cache_hits_are_in_the_trace(
 def test_request_without_candidates_gets_no_ads(
     make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
 ) -> None:
-    trace = make_funnel().answer(make_request(candidates=np.empty(0, np.int64)))
+    def fail(request: Request, candidates: Candidates, keep: int) -> Scored:
+        raise AssertionError("a stage was asked about nothing")
 
+    trace = make_funnel(retrieval=fail).answer(make_request(candidates=np.empty(0, np.int64)))
+
+    assert [stage.fallback for stage in trace.stages] == ["", "", ""]
     assert [len(stage.ads) for stage in trace.stages] == [0, 0, 0]
     assert len(trace.slate.ads) == 0
 

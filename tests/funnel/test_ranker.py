@@ -28,6 +28,7 @@ from tamis.funnel.ranker import AdFeatures, RankerStage
 from tamis.funnel.request import Request
 from tamis.models.deepfm import DeepFM, DeepFMConfig
 from tamis.models.din import DIN, DINConfig
+from tamis.testing.stages import check_stage
 
 _NUM_ADS = 20
 _TASKS = (Task(name="click"), Task(name="spend", kind="regression"))
@@ -201,6 +202,14 @@ def test_order_of_candidates_does_not_change_a_bit(
 
     assert plain.ads.tolist() == turned.ads.tolist()
     assert plain.scores.tolist() == turned.scores.tolist()
+
+
+def test_stage_passes_the_suite(
+    make_ranker: Callable[..., RankerStage], make_request: Callable[..., Request]
+) -> None:
+    request = make_request(features=_features(3, [1, 2]))
+
+    check_stage(make_ranker(), request, np.array([4, 19, 0, 7, 11, 2, 3, 15]))
 
 
 def test_model_is_in_evaluation_mode(

@@ -142,7 +142,12 @@ class Funnel:
     ) -> tuple[Candidates, StageTrace]:
         before = self._clock.now_ms()
         try:
-            scored = stage(request, candidates, step.keep)
+            # Not every model bears a batch of no rows.
+            scored = (
+                stage(request, candidates, step.keep)
+                if len(candidates)
+                else Scored(candidates=candidates)
+            )
             wrong = self._what_is_wrong(scored, candidates)
         except Exception as error:  # noqa: BLE001  (no stage may lose a request)
             _log.warning("stage %s failed", step.name, exc_info=True)

@@ -75,18 +75,21 @@ class DotProduct:
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The best candidates by their dot product with the request's vector."""
+        # Reading all vectors in order is cheaper than gathering most of them.
+        reads_all = 2 * len(candidates) >= len(self._items)
+        # Gathered in one order, whatever theirs: a matrix product rounds a row by its place.
+        ads = candidates.ads if reads_all else np.sort(candidates.ads)
         with torch.inference_mode():
             query = self._query(request).to(self._items)
-            rows = torch.from_numpy(candidates.ads).to(self._items.device)
-            if 2 * len(candidates) < len(self._items):
-                products = self._items.index_select(0, rows) @ query
-            else:
-                # Reading all vectors in order is cheaper than gathering most of them.
+            rows = torch.from_numpy(ads).to(self._items.device)
+            if reads_all:
                 products = (self._items @ query).index_select(0, rows)
+            else:
+                products = self._items.index_select(0, rows) @ query
             scores = products.float().cpu().numpy()
         # Cut here, so that only what is kept is widened to float64.
-        best = order_of_best(candidates.ads, scores, keep, seed=request.request_id)
-        found = Candidates(ads=candidates.ads[best], scores=scores[best].astype(np.float64))
+        best = order_of_best(ads, scores, keep, seed=request.request_id)
+        found = Candidates(ads=ads[best], scores=scores[best].astype(np.float64))
         return Scored(
             candidates=found,
             scored_pairs=len(candidates),
