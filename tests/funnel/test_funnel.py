@@ -129,6 +129,16 @@ def test_candidates_never_grow_and_their_order_does_not_matter(
     assert trace.slate.prices.tolist() == again.slate.prices.tolist()
 
 
+def test_ties_fall_otherwise_for_every_request(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request], make_stage: Any
+) -> None:
+    funnel = make_funnel(retrieval=make_stage(lambda ads: np.zeros(len(ads))))
+
+    kept = [set(funnel.answer(make_request(at)).stages[0].ads.tolist()) for at in (1, 2, 1)]
+
+    assert kept[0] == kept[2] != kept[1]
+
+
 def _raise() -> None:
     raise RuntimeError("no memory")
 
