@@ -73,7 +73,18 @@ def test_answer_serves_no_other_question(
     scored = cached(make_request(user=user, time_micros=time_micros), _candidates(*ads), keep)
 
     assert scored.cache_hits == 0
-    assert scored.candidates.ads.tolist() == list(ads)
+    # The highest squares come first, as many as are kept.
+    assert scored.candidates.ads.tolist() == sorted(ads, reverse=True)[:keep]
+
+
+def test_only_what_is_kept_is_remembered(
+    make_stage: Any, make_request: Callable[..., Request]
+) -> None:
+    cached = CachedByUser(make_stage(_squares), max_users=2, time_to_live_ms=10)
+
+    first, second = (cached(make_request(), _candidates(*range(30)), 3) for _ in range(2))
+
+    assert first.candidates.ads.tolist() == second.candidates.ads.tolist() == [29, 28, 27]
 
 
 def test_user_seen_longest_ago_is_forgotten_first(

@@ -205,6 +205,20 @@ def test_answer_that_cannot_be_used_is_a_fallback(
     assert trace.stages[0].ads.tolist() == list(range(20))
 
 
+def test_fallback_keeps_the_candidates_that_came_whatever_is_returned_with_it(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
+) -> None:
+    def wrong(request: Request, candidates: Candidates, keep: int) -> Scored:
+        return Scored(candidates=candidates.take(np.array([3, 3])), fallback="late", scored_pairs=7)
+
+    trace = make_funnel(early=wrong).answer(make_request())
+
+    assert trace.stages[1].fallback == "late"
+    assert trace.stages[1].ads.tolist() == trace.stages[0].ads[:10].tolist()
+    # What was computed was computed.
+    assert trace.stages[1].scored_pairs == 7
+
+
 def test_stage_may_return_part_of_its_candidates(
     make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
 ) -> None:

@@ -65,12 +65,15 @@ class CachedByUser:
                 return Scored(candidates=answer.scored, cache_lookups=1, cache_hits=1)
         scored = self.stage(request, candidates, keep)
         if not scored.fallback:
+            # What the funnel would cut is not worth remembering: a stage may return all ads.
+            best = scored.candidates.best(keep, seed=request.request_id)
+            scored = replace(scored, candidates=best)
             with self._lock:
                 self._answers[request.user] = _Answer(
                     time_micros=request.time_micros,
                     asked=candidates.ads,
                     keep=keep,
-                    scored=scored.candidates,
+                    scored=best,
                 )
                 self._answers.move_to_end(request.user)
                 if len(self._answers) > self._max_users:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Candidates:
 
 
 def order_of_best(
-    ads: NDArray[np.int64], scores: NDArray[np.float64], keep: int, *, seed: int
+    ads: NDArray[np.int64], scores: NDArray[np.floating[Any]], keep: int, *, seed: int
 ) -> NDArray[np.int64]:
     """Positions of the highest scores, best first.
 

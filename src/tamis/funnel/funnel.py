@@ -141,20 +141,15 @@ class Funnel:
         self, step: Step, stage: Stage, request: Request, candidates: Candidates
     ) -> tuple[Candidates, StageTrace]:
         before = self._clock.now_ms()
+        scored = Scored(candidates=candidates)
         try:
-            # Not every model bears a batch of no rows.
-            scored = (
-                stage(request, candidates, step.keep)
-                if len(candidates)
-                else Scored(candidates=candidates)
-            )
-            wrong = self._what_is_wrong(scored, candidates)
+            if len(candidates):  # Not every model bears a batch of no rows.
+                scored = stage(request, candidates, step.keep)
+            fallback = scored.fallback or self._what_is_wrong(scored.candidates, candidates)
         except Exception as error:  # noqa: BLE001  (no stage may lose a request)
             _log.warning("stage %s failed", step.name, exc_info=True)
-            scored, wrong = Scored(candidates=candidates), f"{type(error).__name__}: {error}"
-        if wrong:
-            scored = Scored(candidates=candidates, fallback=wrong)
-        found = scored.candidates
+            fallback = f"{type(error).__name__}: {error}"
+        found = candidates if fallback else scored.candidates
         if candidates.predictions and not found.predictions:
             found = _with_predictions_of(found, candidates)
         kept = found.best(step.keep, seed=request.request_id)
@@ -168,13 +163,12 @@ class Funnel:
             flops=scored.flops,
             cache_lookups=scored.cache_lookups,
             cache_hits=scored.cache_hits,
-            fallback=scored.fallback,
+            fallback=fallback,
         )
 
-    def _what_is_wrong(self, scored: Scored, incoming: Candidates) -> str:
+    def _what_is_wrong(self, found: Candidates, incoming: Candidates) -> str:
         """Why a stage's answer cannot be used; empty where it can."""
-        found = scored.candidates
-        if scored.fallback or found is incoming:
+        if found is incoming:
             return ""
         columns = (found.scores, *found.predictions.values())
         if not all(np.isfinite(column).all() for column in columns):

@@ -16,10 +16,15 @@ class Latency:
     """Milliseconds of some calls; percentiles are within 0.5 %."""
 
     mean: float
+    """Mean."""
     p50: float
+    """Half of the calls took no longer."""
     p95: float
+    """95 % of the calls took no longer."""
     p99: float
+    """99 % of the calls took no longer."""
     max: float
+    """The slowest call."""
 
     def to_json(self) -> dict[str, float]:
         """Fields by name."""

@@ -29,9 +29,10 @@ class Scored:
 class Stage(Protocol):
     """One step of the funnel. Wrappers (a time-out, a cache) are stages around a stage.
 
-    The life of a stage: the funnel calls it once for each request, from one thread at a time unless
-    the stage stands in a ``TimeOut`` with several workers. A stage keeps no state of a request. It
-    may raise: the funnel then keeps the order of the stage before.
+    The life of a stage: the funnel calls it once for each request, from the thread that the request
+    is answered in, or from one of the workers of a ``TimeOut``; whoever answers requests in several
+    threads needs stages that bear it. A stage keeps no state of a request and writes into none of
+    its arguments. It may raise: the funnel then keeps the order of the stage before.
     """
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
