@@ -108,6 +108,23 @@ def test_cleared_cache_asks_again(make_stage: Any, make_request: Callable[..., R
     assert cached(make_request(), _candidates(1), 1).cache_hits == 0
 
 
+def test_answer_that_was_under_way_when_the_cache_was_cleared_is_not_remembered(
+    make_stage: Any, make_request: Callable[..., Request]
+) -> None:
+    stage = make_stage(_squares)
+    by_user = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    by_ad = CachedByAd(stage, num_ads=5, max_ads=5)
+
+    for cached, change in ((by_user, by_user.clear), (by_ad, lambda: by_ad.forget(np.array([1])))):
+        # The ad changes while the stage still computes with what it was before.
+        stage.before = change
+        cached(make_request(), _candidates(1), 1)
+        stage.before = lambda: None
+
+        assert cached(make_request(), _candidates(1), 1).cache_hits == 0
+        assert cached(make_request(), _candidates(1), 1).cache_hits == 1
+
+
 def test_fallback_is_not_remembered(make_request: Callable[..., Request]) -> None:
     by_user = CachedByUser(_Late(), max_users=2, time_to_live_ms=10)
     by_ad = CachedByAd(_Late(), num_ads=5, max_ads=5)
@@ -119,6 +136,21 @@ def test_fallback_is_not_remembered(make_request: Callable[..., Request]) -> Non
             assert scored.fallback == "late"
             assert scored.cache_hits == 0
             assert scored.candidates is asked
+
+
+def test_scores_that_are_not_finite_are_handed_on_and_not_remembered(
+    make_stage: Any, make_request: Callable[..., Request]
+) -> None:
+    stage = make_stage(lambda ads: np.where(ads == 2, np.nan, 1.0))
+    by_user = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    by_ad = CachedByAd(stage, num_ads=5, max_ads=5)
+
+    for cached in (by_user, by_ad):
+        for _ in range(2):
+            scored = cached(make_request(), _candidates(1, 2, 3), 2)
+            # The funnel sees them, and falls back; the next request may fare better.
+            assert np.isnan(scored.candidates.scores).sum() == 1
+            assert scored.cache_hits == 0
 
 
 def test_ads_that_are_remembered_are_not_asked_again(

@@ -20,6 +20,7 @@ from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.replay import Reference, replay
 from tamis.funnel.request import Impressions, Request
 from tamis.funnel.stage import Scored
+from tamis.funnel.trace import Trace
 
 _NUM_ADS = 60
 
@@ -67,10 +68,14 @@ def _requests(count: int, **settings: Any) -> Iterator[Request]:
 
 def test_counts_and_times_add_up(make_funnel: Callable[..., Funnel], clock: Any) -> None:
     done: list[int] = []
+    traces: list[Trace] = []
 
-    report = replay(make_funnel(), _requests(5), progress=done.append, clock=clock)
+    report = replay(
+        make_funnel(), _requests(5), observe=traces.append, progress=done.append, clock=clock
+    )
 
     assert (report.requests, report.compared, done) == (5, 0, [1, 2, 3, 4, 5])
+    assert [trace.request_id for trace in traces] == [0, 1, 2, 3, 4]
     assert report.scope is None
     assert [stage.name for stage in report.stages] == ["retrieval", "early", "final", "auction"]
     assert [stage.candidates_in for stage in report.stages] == [60, 20, 8, 4]

@@ -28,8 +28,8 @@ class CachedByUser:
 
     An answer is used again for the same candidates and the same number to keep, and no longer than
     its time to live. It knows nothing of the later request's context: choose a stage that hardly
-    reads it, such as retrieval. What fell back is not remembered. The users seen longest ago are
-    forgotten first.
+    reads it, such as retrieval. What fell back or is not finite is not remembered. The users seen
+    longest ago are forgotten first.
     """
 
     def __init__(self, stage: Stage, *, max_users: int, time_to_live_ms: float) -> None:
@@ -53,37 +53,43 @@ class CachedByUser:
         self._max_users = max_users
         self._time_to_live_micros = time_to_live_ms * 1e3
         self._answers: OrderedDict[int, _Answer] = OrderedDict()
+        # How often answers were cleared: one that was under way meanwhile is out of date.
+        self._clearings = 0
         # A late call in a TimeOut still runs while the next request asks.
         self._lock = threading.Lock()
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The remembered answer, or a new one."""
         with self._lock:
+            clearings = self._clearings
             answer = self._answers.get(request.user)
             if answer is not None and self._serves(answer, request, candidates, keep):
                 self._answers.move_to_end(request.user)
                 return Scored(candidates=answer.scored, cache_lookups=1, cache_hits=1)
         scored = self.stage(request, candidates, keep)
-        if not scored.fallback:
+        if not scored.fallback and scored.candidates.is_finite:
             # What the funnel would cut is not worth remembering: a stage may return all ads.
             best = scored.candidates.best(keep, seed=request.request_id)
             scored = replace(scored, candidates=best)
+            answer = _Answer(
+                time_micros=request.time_micros, asked=candidates.ads, keep=keep, scored=best
+            )
             with self._lock:
-                self._answers[request.user] = _Answer(
-                    time_micros=request.time_micros,
-                    asked=candidates.ads,
-                    keep=keep,
-                    scored=best,
-                )
-                self._answers.move_to_end(request.user)
-                if len(self._answers) > self._max_users:
-                    self._answers.popitem(last=False)
+                if clearings == self._clearings:
+                    self._remember(request.user, answer)
         return replace(scored, cache_lookups=scored.cache_lookups + 1)
 
     def clear(self) -> None:
         """Forget every answer, as after a change of the stage."""
         with self._lock:
+            self._clearings += 1
             self._answers.clear()
+
+    def _remember(self, user: int, answer: _Answer) -> None:
+        self._answers[user] = answer
+        self._answers.move_to_end(user)
+        if len(self._answers) > self._max_users:
+            self._answers.popitem(last=False)
 
     def _serves(self, answer: _Answer, request: Request, candidates: Candidates, keep: int) -> bool:
         age = request.time_micros - answer.time_micros
@@ -95,8 +101,8 @@ class CachedByAd:
     """A stage around a stage whose score of an ad depends on the ad alone, not on the request.
 
     Only ads that are not remembered reach the inner stage. The ads used longest ago are forgotten
-    first; an ad that has changed is forgotten by :meth:`forget`. What fell back is not remembered.
-    Everything is an array over ads or places: there is no Python per candidate.
+    first; an ad that has changed is forgotten by :meth:`forget`. What fell back or is not finite is
+    not remembered. Everything is an array over ads or places: there is no Python per candidate.
     """
 
     def __init__(self, stage: Stage, *, num_ads: int, max_ads: int) -> None:
@@ -122,6 +128,8 @@ class CachedByAd:
         # When a place was used last; free places come before all others.
         self._used = np.full(places, -1, np.int64)
         self._now = 0
+        # How often ads were forgotten: a score that was under way meanwhile may be out of date.
+        self._forgettings = 0
         self._scores = np.zeros(places)
         # Not known before the first answer.
         self._predictions: dict[str, NDArray[np.float64]] | None = None
@@ -133,6 +141,7 @@ class CachedByAd:
         del keep  # Which ads are the best is known only beside the remembered ones.
         with self._lock:
             self._now += 1
+            forgettings = self._forgettings
             places = self._place_of_ad[candidates.ads]
             known, missing = np.flatnonzero(places >= 0), np.flatnonzero(places < 0)
             self._used[places[known]] = self._now
@@ -146,7 +155,8 @@ class CachedByAd:
             joined = candidates
         else:
             with self._lock:
-                self._remember(made)
+                if made.is_finite and forgettings == self._forgettings:
+                    self._remember(made)
             joined = _joined(found, made)
         return replace(
             scored,
@@ -158,6 +168,7 @@ class CachedByAd:
     def forget(self, ads: NDArray[np.int64]) -> None:
         """Forget ads (n,) that have changed."""
         with self._lock:
+            self._forgettings += 1
             places = self._place_of_ad[ads]
             places = places[places >= 0]
             self._place_of_ad[self._ad_of_place[places]] = -1

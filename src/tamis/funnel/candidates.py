@@ -34,6 +34,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.ads)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all scores and predictions are finite; only then has their order a meaning."""
+        columns = (self.scores, *self.predictions.values())
+        return all(bool(np.isfinite(column).all()) for column in columns)
+
     def take(self, positions: NDArray[np.int64]) -> "Candidates":
         """The candidates at some positions, in that order."""
         return Candidates(

@@ -170,8 +170,7 @@ class Funnel:
         """Why a stage's answer cannot be used; empty where it can."""
         if found is incoming:
             return ""
-        columns = (found.scores, *found.predictions.values())
-        if not all(np.isfinite(column).all() for column in columns):
+        if not found.is_finite:
             return "returned a score or prediction that is not finite"
         if not len(found):
             return ""

@@ -46,6 +46,7 @@ def replay(
     reference: Reference | None = None,
     measures: Mapping[str, Measure] = DEFAULT_MEASURES,
     heads: Mapping[str, PredictsPairs] | None = None,
+    observe: Callable[[Trace], None] | None = None,
     progress: Callable[[int], None] | None = None,
     clock: Clock | None = None,
 ) -> ReplayReport:
@@ -62,6 +63,7 @@ def replay(
         reference: What to compare with; None leaves the measures out.
         measures: What to compute of each compared request and stage, by name.
         heads: Models to compare with the labels of ``Request.shown``, by name; binary tasks only.
+        observe: Told every trace, to keep some of them or to sum up what this does not.
         progress: Told how many requests are done, after each.
         clock: Tells the time of the whole; None for the machine's.
 
@@ -88,6 +90,8 @@ def replay(
             compared += 1
         losses.add(request)
         count += 1
+        if observe is not None:
+            observe(trace)
         if progress is not None:
             progress(count)
     latency = whole.summary()
