@@ -81,6 +81,30 @@ def test_slate_is_the_best_of_the_final_stage_at_the_second_price(
     np.testing.assert_allclose(trace.slate.prices, clicks[1:3] / clicks[:2])
 
 
+@pytest.mark.parametrize("column", ["bid", "quality"])
+def test_slate_follows_bids_and_quality_at_the_same_predictions(
+    make_ads: Callable[..., AdTable],
+    make_request: Callable[..., Request],
+    make_stage: Any,
+    click_value: Any,
+    column: str,
+) -> None:
+    # More clicks are expected of later rows; bids and quality here favour earlier ones by more.
+    changed = np.linspace(30, 1, _NUM_ADS)
+    final = make_stage(_clicks, {"click": _clicks})
+    steps = [Step(name="final", stage=final, keep=_NUM_ADS)]
+
+    plain, other = (
+        Funnel(steps, make_ads(_NUM_ADS, **columns), click_value).answer(make_request())
+        for columns in ({}, {column: changed})
+    )
+
+    assert plain.slate.ads.tolist() == [39, 38]
+    bids = changed if column == "bid" else np.ones(_NUM_ADS)
+    values = bids * _CLICKS + (changed if column == "quality" else 0)
+    assert other.slate.ads.tolist() == np.argsort(-values)[:2].tolist() != [39, 38]
+
+
 def test_json_form_is_whole(
     make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
 ) -> None:

@@ -144,7 +144,7 @@ def test_log_without_items_has_no_ads(tmp_path: Path, schema: Schema, spec: Inpu
 
 
 def test_market_is_replayed_from_its_log(tmp_path: Path) -> None:
-    # 12,000 impressions, slates of 4, the last tenth of them by time; an untrained model.
+    # Slates of 4, split by time; an untrained model.
     simulate(12_000, tmp_path / "market", seed=1)
     data = ingest(tmp_path / "market" / "logs", tmp_path / "data", schema=market_schema())
     ads = logged_ads(data.split("test"), data.schema, data.spec)
@@ -237,6 +237,13 @@ def test_row_without_a_request_is_named(tmp_path: Path, schema: Schema, spec: In
 
     with pytest.raises(DataError, match=r"split 'test', row 7: must belong to a request"):
         list(logged_requests(split, spec, _CODES))
+
+
+def test_table_without_ads_is_said(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:
+    split = _dataset(_rows(), tmp_path / "data", schema, spec).split("test")
+
+    with pytest.raises(DataError, match=r"row 0: its ad must be one of the 0 of the table"):
+        next(logged_requests(split, spec, np.empty(0, np.int64)))
 
 
 @pytest.mark.parametrize("code", [5, 40, 99])

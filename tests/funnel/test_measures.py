@@ -32,6 +32,17 @@ def test_measures_stay_in_their_bounds(values: list[float], data: st.DataObject)
         assert top_regret(column, golden, ~everything) == 1
 
 
+@given(st.permutations(range(8)), st.lists(st.booleans(), min_size=8, max_size=8))
+def test_order_of_the_ads_does_not_matter(order: list[int], kept: list[bool]) -> None:
+    values = np.array([3.0, -1, 0.1, 7, 0.3, 2, 0.7, 5])
+    golden, chosen = values >= 3, np.array(kept)
+
+    for measure in (golden_recall, soft_recall, value_kept, top_regret):
+        plain = measure(values, golden, chosen)
+        turned = measure(values[order], golden[order], chosen[order])
+        assert turned == plain or (np.isnan(turned) and np.isnan(plain))
+
+
 def test_known_measures() -> None:
     values = np.array([8.0, 4.0, 2.0, -3.0])
     golden = np.array([True, True, False, False])

@@ -191,15 +191,14 @@ def _ads_of(
     split: Split,
     start: int,
 ) -> NDArray[np.int64]:
-    places = np.searchsorted(item_codes, codes, sorter=by_code)
-    ads: NDArray[Any] = by_code[np.minimum(places, len(by_code) - 1)]
-    unknown = item_codes[ads] != codes
+    unknown = ~np.isin(codes, item_codes)
     if unknown.any():
         raise DataError(
             f"split {split.name!r}, row {start + int(np.argmax(unknown))}: its ad must be one of "
             f"the {len(item_codes)} of the table, got another. Make the table of all ads that the "
             f"log shows."
         )
+    ads: NDArray[np.int64] = by_code[np.searchsorted(item_codes, codes, sorter=by_code)]
     return ads
 
 

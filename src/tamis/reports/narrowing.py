@@ -30,7 +30,7 @@ def narrowing(record: Mapping[str, Any], *, title: str = "The funnel") -> str:
         panels.append(
             Panel(
                 xlabel="share of total value kept",
-                # What was not compared has no share: all but what the first stage kept, perhaps.
+                # Compared from the first stage on, what that was given has no share.
                 values=[1.0 if record["scope"] == "all" else None, *kept],
                 labels=["100%", *("" if share is None else f"{share:.1%}" for share in kept)],
                 scale="share",
