@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tamis.errors import DataError
 
 
-class ValueFunction(Protocol):
+class Valuation(Protocol):
     """Total value of an impression, without the ad's own quality; linear in the bid.
 
     ``bid * p_click * p_conversion - penalties`` is one, without the second factor for ads that pay
@@ -64,7 +64,7 @@ class AdTable:
 
     def total_value(
         self,
-        value: ValueFunction,
+        value: Valuation,
         predictions: Mapping[str, NDArray[np.float64]],
         ads: NDArray[np.int64],
     ) -> NDArray[np.float64]:
@@ -89,7 +89,7 @@ class AdTable:
 
     def linear_value(
         self,
-        value: ValueFunction,
+        value: Valuation,
         predictions: Mapping[str, NDArray[np.float64]],
         ads: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

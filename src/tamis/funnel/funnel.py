@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import ConfigError, DataError
-from tamis.funnel.ads import AdTable, ValueFunction
+from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.auction import Bids, Slate, fill_without_predictions, run_auction
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.clock import Clock, SystemClock
@@ -53,7 +53,7 @@ class Funnel:
         self,
         steps: Sequence[Step],
         ads: AdTable,
-        value: ValueFunction,
+        value: Valuation,
         *,
         reserve: float = 0.0,
         prior: NDArray[np.float64] | None = None,

@@ -12,7 +12,7 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.dataset import EncodedRows
 from tamis.data.schema import InputSpec, Schema, Task
 from tamis.errors import DataError, SchemaError
-from tamis.funnel.ads import AdTable, ValueFunction
+from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
@@ -112,7 +112,7 @@ class RankerStage:
         tasks: tuple[Task, ...],
         features: AdFeatures,
         ads: AdTable,
-        value: ValueFunction,
+        value: Valuation,
         *,
         precision: torch.dtype = torch.float32,
         flops_per_pair: float | None = None,

@@ -43,10 +43,10 @@ class Output:
 
 
 def probabilities_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Predictions (B, T) in float64: probabilities of binary tasks, values of regression tasks."""
+    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
     predictions = logits.to(torch.float64)
     for index, task in enumerate(tasks):
-        if task.kind == "binary":
+        if task.kind != "regression":
             predictions[:, index] = predictions[:, index].sigmoid()
     return predictions
 
