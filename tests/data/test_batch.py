@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.data.batch import Batch, Jagged, concatenate
@@ -26,6 +26,7 @@ _HISTORIES = st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_
 
 
 @given(_HISTORIES, st.data())
+@settings(deadline=None)
 def test_taken_histories_are_those_of_the_rows(rows: list[list[int]], data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9))
 

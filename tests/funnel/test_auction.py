@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
@@ -129,6 +129,7 @@ def _of(bidders: list[tuple[float, float, float, int]]) -> Bids:
 
 
 @given(_BIDDERS, st.integers(1, 5), _MONEY)
+@settings(deadline=None)
 def test_auction_equals_its_definition(
     bidders: list[tuple[float, float, float, int]], slots: int, reserve: float
 ) -> None:
@@ -145,6 +146,7 @@ def test_auction_equals_its_definition(
 
 
 @given(_BIDDERS, st.integers(1, 5), _MONEY)
+@settings(deadline=None)
 def test_prices_lie_between_reserve_and_bid_and_advertisers_differ(
     bidders: list[tuple[float, float, float, int]], slots: int, reserve: float
 ) -> None:
@@ -160,6 +162,7 @@ def test_prices_lie_between_reserve_and_bid_and_advertisers_differ(
 
 
 @given(_BIDDERS, st.integers(2, 4))
+@settings(deadline=None)
 def test_price_is_the_least_bid_that_keeps_the_place(
     bidders: list[tuple[float, float, float, int]], slots: int
 ) -> None:
@@ -184,6 +187,7 @@ def _utility(slate: Slate, bids: Bids, worth: np.ndarray, owner: int) -> float:
 
 
 @given(_BIDDERS, _MONEY, st.data())
+@settings(deadline=None)
 def test_in_a_single_slot_no_bidder_gains_by_misreporting(
     bidders: list[tuple[float, float, float, int]], reserve: float, data: st.DataObject
 ) -> None:
@@ -200,6 +204,7 @@ def test_in_a_single_slot_no_bidder_gains_by_misreporting(
 
 
 @given(_BIDDERS, st.data())
+@settings(deadline=None)
 def test_in_a_single_slot_no_advertiser_of_several_ads_gains_by_misreporting(
     bidders: list[tuple[float, float, float, int]], data: st.DataObject
 ) -> None:

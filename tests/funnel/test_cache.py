@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import ConfigError, DataError
@@ -201,6 +201,7 @@ def test_forgotten_ads_are_asked_again(
     st.lists(st.sets(st.integers(0, 11), min_size=1), min_size=1, max_size=12),
     st.integers(1, 8),
 )
+@settings(deadline=None)
 def test_cache_by_ad_is_bounded_and_right_whatever_it_is_asked(
     requests: list[set[int]], max_ads: int
 ) -> None:

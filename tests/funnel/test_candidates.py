@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.data.hashing import hash_integers
@@ -21,6 +21,7 @@ def _sorted_slowly(ads: list[int], scores: list[int], seed: int) -> list[int]:
 
 
 @given(_SCORES, st.integers(0, 31), st.integers(0, 9))
+@settings(deadline=None)
 def test_best_are_the_first_of_a_sort(scores: list[int], keep: int, seed: int) -> None:
     ads = [3 * place + 1 for place in range(len(scores))]
 
@@ -30,6 +31,7 @@ def test_best_are_the_first_of_a_sort(scores: list[int], keep: int, seed: int) -
 
 
 @given(_SCORES, st.integers(1, 31), st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_order_of_candidates_does_not_matter(scores: list[int], keep: int, random: object) -> None:
     ads = np.arange(len(scores))
     values = np.array(scores, np.float64)

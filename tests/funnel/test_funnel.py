@@ -125,7 +125,7 @@ def test_json_form_is_whole(
     st.integers(0, 5),
     st.randoms(use_true_random=False),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_candidates_never_grow_and_their_order_does_not_matter(
     make_funnel: Callable[..., Funnel],
     make_request: Callable[..., Request],

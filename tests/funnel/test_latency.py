@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.funnel.latency import LatencyHistogram
 
 
 @given(st.lists(st.floats(0.002, 1e5), min_size=1, max_size=200))
+@settings(deadline=None)
 def test_percentiles_are_within_half_a_percent_of_the_sorted_ones(times: list[float]) -> None:
     histogram = LatencyHistogram()
     for ms in times:

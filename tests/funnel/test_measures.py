@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.funnel.measures import golden_recall, soft_recall, top_regret, value_kept
@@ -11,6 +11,7 @@ _VALUES = st.lists(st.floats(-5, 5), min_size=1, max_size=12)
 
 
 @given(_VALUES, st.data())
+@settings(deadline=None)
 def test_measures_stay_in_their_bounds(values: list[float], data: st.DataObject) -> None:
     column = np.array(values)
     size = data.draw(st.integers(1, len(values)))
@@ -33,6 +34,7 @@ def test_measures_stay_in_their_bounds(values: list[float], data: st.DataObject)
 
 
 @given(st.permutations(range(8)), st.lists(st.booleans(), min_size=8, max_size=8))
+@settings(deadline=None)
 def test_order_of_the_ads_does_not_matter(order: list[int], kept: list[bool]) -> None:
     values = np.array([3.0, -1, 0.1, 7, 0.3, 2, 0.7, 5])
     golden, chosen = values >= 3, np.array(kept)
