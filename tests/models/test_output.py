@@ -8,12 +8,16 @@ from tamis.models.output import probabilities_of
 
 
 def test_logits_become_probabilities_in_float64_but_for_regression() -> None:
-    tasks = (Task(name="click"), Task(name="spend", kind="regression"))
-    logits = torch.tensor([[-20.0, 3.0]])
+    kinds = ("binary", "regression", "probability")
+    tasks = tuple(Task(name=kind, kind=kind) for kind in kinds)
+    logits = torch.tensor([[-20.0, 3.0, 0.0]])
 
     found = probabilities_of(logits, tasks)
 
     # 1 / (1 + e^20) = 2.0611536e-9, which float32 could not tell from its neighbours near 1.
     assert found[0, 0].item() == pytest.approx(2.061153618190204e-09, rel=1e-12)
-    assert found[0, 1].item() == 3.0
-    assert logits.tolist() == [[-20.0, 3.0]]
+    assert found[0, 1:].tolist() == [3.0, 0.5]
+    assert logits.tolist() == [[-20.0, 3.0, 0.0]]
+    exact = logits.double()
+    assert not torch.equal(probabilities_of(exact, tasks), exact)
+    assert exact.tolist() == [[-20.0, 3.0, 0.0]]
