@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tamis import config
 from tamis.data.encoders import Encoders
 from tamis.data.ingest import encode_log, ingest
-from tamis.data.schema import Field, Schema, Task
+from tamis.data.schema import Field, InputSpec, Roles, Schema, Task
 from tamis.data.splits import SplitConfig
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, DataError, SchemaError
 
 SCHEMA = Schema(
     fields=(
@@ -119,3 +120,54 @@ def test_sequences_of_one_group_with_other_lengths_are_named_with_their_row(
         DataError, match=r"new.parquet, column 'past_shop', row 41: .* got 3 beside"
     ):
         list(encode_log(tmp_path / "new.parquet", Encoders.load(folder, SCHEMA)))
+
+
+def test_spec_says_whom_each_input_describes_and_which_field_names_the_item(
+    tmp_path: Path,
+) -> None:
+    schema = Schema(
+        fields=(
+            Field(name="user", kind="categorical", side="user"),
+            Field(name="shop", kind="categorical", side="item"),
+            Field(name="ad", kind="categorical", column="ad_id", side="item"),
+            Field(name="age", kind="numeric", side="user"),
+            Field(name="hour", kind="numeric"),
+            Field(name="past", kind="sequence", group="events", side="user"),
+            Field(name="past_shop", kind="sequence", group="events", side="user"),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(item="ad_id"),
+    )
+    table = _table().rename_columns(["user", "age", "past", "past_shop", "click"])
+    for name in ("shop", "ad_id", "hour"):
+        table = table.append_column(name, table["age"])
+    pq.write_table(table, tmp_path / "log.parquet")
+    made = ingest(
+        tmp_path / "log.parquet", tmp_path / "d", schema=schema, split=SplitConfig(by="ratio")
+    )
+
+    assert made.spec.numeric_sides == ("user", "context")
+    assert [group.side for group in made.spec.sequences] == ["user"]
+    assert made.spec.categorical_of("item") == (1, 2)
+    assert made.spec.numeric_of("user") == (0,)
+    assert made.spec.item == "ad"
+
+
+def test_spec_of_earlier_datasets_has_no_sides() -> None:
+    table = {"numeric": ["price"], "categorical": [], "sequences": [], "tables": []}
+    spec = config.from_table(InputSpec, table | {"tasks": [{"name": "click"}]})
+
+    assert spec.numeric_of("context") == (0,)
+    assert spec.item == ""
+
+
+def test_sides_of_some_numbers_only_are_refused() -> None:
+    with pytest.raises(SchemaError, match="a side for each of 2 numeric features, got 1"):
+        InputSpec(
+            numeric=("a", "b"),
+            categorical=(),
+            sequences=(),
+            tables=(),
+            tasks=(),
+            numeric_sides=("user",),
+        )

@@ -302,7 +302,7 @@ class SequenceInput:
     max_length: int
     """Longest history L that ingest kept."""
     side: Side = "context"
-    """Whom the events describe: the side of the group's first field."""
+    """Whom the events describe."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,7 +320,29 @@ class InputSpec:
     tasks: tuple[Task, ...]
     """Labels, in the order of the logits."""
     numeric_sides: tuple[Side, ...] = ()
-    """Whom each of the M numeric features describes; empty: the context."""
+    """Whom each of the M numeric features describes; empty: all of them ``context``."""
+    item: str = ""
+    """Categorical field that holds the item's id, as the role ``item`` says. Empty: none does."""
+
+    def __post_init__(self) -> None:
+        if self.numeric_sides and len(self.numeric_sides) != len(self.numeric):
+            raise SchemaError(
+                f"spec.numeric_sides: must be empty or name a side for each of "
+                f"{len(self.numeric)} numeric features, got {len(self.numeric_sides)}."
+            )
+
+    def numeric_of(self, side: Side) -> tuple[int, ...]:
+        """Columns of ``Batch.numeric`` that describe a side."""
+        sides = self.numeric_sides or ("context",) * len(self.numeric)
+        return tuple(place for place, of in enumerate(sides) if of == side)
+
+    def categorical_of(self, side: Side) -> tuple[int, ...]:
+        """Columns of ``Batch.ids`` that describe a side."""
+        return tuple(place for place, item in enumerate(self.categorical) if item.side == side)
+
+    def sequences_of(self, side: Side) -> tuple[SequenceInput, ...]:
+        """Sequence groups that describe a side."""
+        return tuple(group for group in self.sequences if group.side == side)
 
     @property
     def num_rows_by_table(self) -> dict[str, int]:

@@ -62,6 +62,15 @@ class EmbeddingTables(nn.Module):
         return F.embedding(rows, self.weight, sparse=True)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def lookup_columns(
+        self, ids: Int[Tensor, "B F"], columns: Int[Tensor, " C"]
+    ) -> Float[Tensor, "B C D"]:
+        """Embeddings of some of the categorical fields of a batch."""
+        rows = ids.index_select(1, columns).to(torch.int64)
+        rows = rows + self.category_offsets.index_select(0, columns)
+        return F.embedding(rows, self.weight, sparse=True)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
         """Embeddings of every event of the sequence group ``name``, one per column."""
         return F.embedding(self._event_rows(name, jagged), self.weight, sparse=True)
