@@ -1,0 +1,307 @@
+"""The hierarchy: memberships, residuals, balance, temperature and the three ways to learn it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from tamis.nn.residual_index import (
+    BalanceQueue,
+    ResidualIndex,
+    nearest_path,
+    reconstruction_loss,
+    soft_assignment,
+)
+
+
+def _unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, width, generator=generator), dim=1)
+
+
+def _clustered(rows: int, seed: int = 0) -> torch.Tensor:
+    """Unit vectors in 4 groups of 3 subgroups each."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randn(4, 6, generator=torch.Generator().manual_seed(99))
+    parts = 0.3 * torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(98))
+    group = torch.randint(0, 4, (rows,), generator=generator)
+    part = torch.randint(0, 3, (rows,), generator=generator)
+    noise = 0.02 * torch.randn(rows, 6, generator=generator)
+    return F.normalize(groups[group] + parts[group, part] + noise, dim=1)
+
+
+def _soft(v: np.ndarray, centres: np.ndarray, alpha: float, scale: float) -> np.ndarray:
+    exponents = np.array([np.exp(-alpha * np.linalg.norm(v - c) / scale) for c in centres])
+    return exponents / exponents.sum()
+
+
+def test_memberships_and_nodes_equal_a_loop() -> None:
+    vectors, centres = _unit(5, 4), _unit(7, 4, seed=1)
+    weights, nodes = soft_assignment(vectors, centres, alpha=3.0, scale=0.8)
+
+    for row in range(5):
+        expected = _soft(vectors[row].double().numpy(), centres.double().numpy(), 3.0, 0.8)
+        np.testing.assert_allclose(weights[row].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            nodes[row].numpy(), expected @ centres.double().numpy(), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_node_known_answer() -> None:
+    # Distances 1 and 3; memberships 1 / (1 + exp(-2 log 2)) = 4/5 and 1/5 at alpha = log 2.
+    weights, node = soft_assignment(
+        torch.tensor([[0.0]]), torch.tensor([[1.0], [-3.0]]), alpha=float(np.log(2))
+    )
+
+    assert weights.flatten().tolist() == pytest.approx([0.8, 0.2], rel=1e-5)
+    assert node.item() == pytest.approx(0.8 * 1 - 0.2 * 3, rel=1e-5)
+
+
+def test_gradients_of_the_node_equal_finite_differences_in_item_and_centres() -> None:
+    vectors = _unit(4, 3).double().requires_grad_()
+    centres = _unit(5, 3, seed=1).double().requires_grad_()
+
+    def node(v: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return soft_assignment(v, c, alpha=4.0, scale=1.3)[1]
+
+    assert torch.autograd.gradcheck(node, (vectors, centres))
+    for gradient in torch.autograd.grad(node(vectors, centres).sum(), (vectors, centres)):
+        assert gradient.abs().max().item() > 1e-3
+
+
+def test_item_on_top_of_a_centre_has_finite_gradients() -> None:
+    centres = _unit(3, 4).requires_grad_()
+    vectors = centres.detach()[:1].clone().requires_grad_()
+    soft_assignment(vectors, centres, alpha=100.0)[1].sum().backward()
+
+    assert vectors.grad is not None
+    assert centres.grad is not None
+    assert vectors.grad.isfinite().all()
+    assert centres.grad.isfinite().all()
+
+
+def test_temperature_runs_from_equal_shares_to_the_nearest_node() -> None:
+    vectors, centres = _unit(20, 4), _unit(6, 4, seed=1)
+    equal, blend = soft_assignment(vectors, centres, alpha=0.0)
+    sharp, node = soft_assignment(vectors, centres, alpha=1e4)
+    codes, _ = nearest_path(vectors, [centres])
+
+    torch.testing.assert_close(equal, torch.full((20, 6), 1 / 6))
+    assert blend.var(0).max().item() < 1e-10  # all items would be one node
+    torch.testing.assert_close(node, centres[codes[:, 0]])
+    entropy = torch.special.entr(sharp).sum(1)
+    assert entropy.max().item() < 0.5
+
+
+def test_schedule_follows_the_power_of_the_step_and_then_holds() -> None:
+    index = ResidualIndex((3,), 4, alpha_max=40.0, alpha_exponent=2.0, alpha_steps=4)
+    found = []
+    for _ in range(6):
+        index.advance(_unit(8, 4))
+        found.append(index.alpha.item())
+
+    # The square of step / 4, times 40.
+    assert found == pytest.approx([2.5, 10.0, 22.5, 40.0, 40.0, 40.0])
+
+
+def _trained(**options: object) -> ResidualIndex:
+    index = ResidualIndex((4, 3), 6, **options)
+    index.train()
+    for step in range(8):
+        index.advance(_clustered(300, seed=step))
+    return index
+
+
+def test_hard_path_equals_a_loop_over_levels() -> None:
+    index = _trained()
+    vectors = _clustered(40, seed=77)
+    quantised = index.eval()(vectors)
+
+    for row in range(40):
+        left, total = vectors[row].double().numpy(), np.zeros(6)
+        for level, centres in enumerate(index.codebooks):
+            array = centres.detach().double().numpy()
+            code = int(np.argmin([np.linalg.norm(left - c) for c in array]))
+            left, total = left - array[code], total + array[code]
+            assert quantised.codes[row, level] == code
+            np.testing.assert_allclose(
+                quantised.nodes[level][row].detach().numpy(), total, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("is_soft", [True, False])
+def test_nodes_and_residuals_add_up_to_the_item(is_soft: bool) -> None:
+    index = _trained()
+    vectors = _clustered(50, seed=3)
+    quantised = index.soft(vectors) if is_soft else index.hard(vectors)
+
+    assert torch.equal(quantised.residuals[0], vectors)
+    for node, residual in zip(quantised.nodes, quantised.residuals[1:], strict=True):
+        torch.testing.assert_close(node + residual, vectors)
+
+
+def test_each_level_leaves_less_over_and_its_codes_matter() -> None:
+    index = _trained()
+    vectors = _clustered(400, seed=5)
+    quantised = index.hard(vectors)
+    norms = [residual.norm(dim=1).mean().item() for residual in quantised.residuals]
+    shuffled = index.codebooks[1][quantised.codes[torch.randperm(400), 1]]
+    broken = (vectors - quantised.nodes[0] - shuffled).norm(dim=1).mean().item()
+
+    assert norms[0] > norms[1] > norms[2]
+    assert broken > 1.3 * norms[2]
+
+
+def test_reconstruction_loss_is_the_weighted_mean_square() -> None:
+    index = _trained()
+    vectors, row_weights = _clustered(3, seed=4), torch.tensor([1.0, 0.0, 3.0])
+    quantised = index.soft(vectors)
+    squares = (vectors - quantised.nodes[-1]).square().sum(1)
+
+    expected = (squares[0] + 3 * squares[2]) / 4
+    torch.testing.assert_close(reconstruction_loss(quantised, row_weights), expected)
+    assert reconstruction_loss(quantised, torch.zeros(3)).item() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
+def test_balance_equals_the_stacked_rows_of_the_last_batches(
+    num_batches: int, rows: list[int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queue = BalanceQueue(4, num_batches)
+    batches = [torch.softmax(torch.randn(n, 4, generator=generator), 1) for n in rows]
+    for place, newest in enumerate(batches):
+        stacked = torch.cat(batches[max(0, place + 1 - num_batches) : place + 1])
+        expected = 4 * stacked.mean(0).square().sum()
+        torch.testing.assert_close(queue(newest), expected)
+
+
+def test_balance_is_one_where_nodes_are_used_alike_and_k_where_one_takes_all() -> None:
+    assert BalanceQueue(5, 1)(torch.eye(5)).item() == pytest.approx(1.0)
+    assert BalanceQueue(5, 1)(torch.eye(5)[:1].repeat(9, 1)).item() == pytest.approx(5.0)
+
+
+def test_only_the_newest_batch_carries_gradient() -> None:
+    queue = BalanceQueue(3, 4)
+    older = torch.softmax(torch.randn(6, 3), 1).requires_grad_()
+    newest = torch.softmax(torch.randn(6, 3), 1).requires_grad_()
+    queue(older)
+    (gradient,) = torch.autograd.grad(queue(newest), newest)
+    mean = torch.cat([older, newest]).detach().mean(0)
+
+    # d/da_jk of K sum_k mean_k^2 = 2 K mean_k / rows.
+    torch.testing.assert_close(gradient, (2 * 3 * mean / 12).expand(6, 3))
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(queue(newest), older)
+
+
+def test_queue_stays_as_it_is_in_evaluation() -> None:
+    queue = BalanceQueue(3, 2)
+    queue(torch.eye(3))
+    before = {name: value.clone() for name, value in queue.named_buffers()}
+    queue.eval()(torch.eye(3)[:1])
+
+    assert all(torch.equal(value, before[name]) for name, value in queue.named_buffers())
+
+
+def _learnt(balance_weight: float, queue_batches: int = 16) -> float:
+    """Perplexity over a corpus of one level that user feedback alone has moved, items and all.
+
+    The feedback tells two kinds of items apart, for which two nodes would do.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        corpus = _unit(256, 6, seed=3)
+        labels = (corpus[:, 0] > 0).float()
+        items = nn.Parameter(corpus.clone())
+        user = nn.Parameter(3 * _unit(1, 6, seed=9)[0])
+        index = ResidualIndex((16,), 6, alpha_max=20.0, alpha_steps=30, queue_batches=queue_batches)
+        index.advance(corpus[:32])
+        optimizer = torch.optim.Adam([*index.parameters(), items, user], lr=0.02)
+        for _ in range(400):
+            rows = torch.randint(0, 256, (16,))
+            index.step.add_(1)
+            quantised = index(F.normalize(items[rows], dim=1))
+            logits = quantised.nodes[0] @ user
+            loss = F.binary_cross_entropy_with_logits(logits, labels[rows])
+            loss = loss + balance_weight * index.balance[0](quantised.weights[0])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        share = index.hard(F.normalize(items.detach(), dim=1)).weights[0].mean(0)
+        return float(torch.special.entr(share).sum().exp())
+
+
+def test_balance_spreads_items_over_nodes_and_the_queue_matters() -> None:
+    balanced, unbalanced = _learnt(1.0), _learnt(0.0)
+
+    # The specification's bars: half of the nodes in use, a fifth fewer without the regulariser.
+    assert balanced >= 0.5 * 16
+    assert unbalanced < 0.8 * balanced
+    assert abs(_learnt(1.0, queue_batches=1) - balanced) > 0.1
+
+
+def test_codebooks_are_parameters_with_lti_and_constants_else() -> None:
+    assert [name for name, _ in _trained().named_parameters()] == ["codebook0", "codebook1"]
+    for learning in ("em", "sil"):
+        index = _trained(learning=learning, cluster_steps=3)
+        assert not list(index.parameters())
+        # The same names on disk, whatever the way of learning.
+        assert {"codebook0", "codebook1"} <= index.state_dict().keys()
+
+
+def test_lti_is_moved_by_no_k_means_after_the_first_batch() -> None:
+    index = ResidualIndex((4,), 6, cluster_steps=2).train()
+    random = index.codebooks[0].detach().clone()
+    index.advance(_clustered(100))
+    first = index.codebooks[0].detach().clone()
+    for step in range(5):
+        index.advance(_clustered(100, seed=step))
+
+    assert not torch.equal(first, random)
+    assert torch.equal(index.codebooks[0], first)
+
+
+def test_em_clusters_again_and_again_and_sil_once() -> None:
+    moved: dict[str, list[int]] = {}
+    for learning in ("em", "sil"):
+        index = ResidualIndex((4,), 6, learning=learning, cluster_steps=3, cluster_rows=100)
+        index.train().advance(_unit(100, 6))
+        for step in range(2, 10):
+            before, was_live = index.codebooks[0].clone(), bool(index.is_live)
+            index.advance(_unit(100, 6, seed=step))
+            if not torch.equal(before, index.codebooks[0]):
+                moved.setdefault(learning, []).append(step)
+            assert was_live == (learning == "em" or step > 3)
+
+    assert moved == {"em": [3, 6, 9], "sil": [3]}
+
+
+def test_k_means_sees_the_latest_rows_that_were_filled() -> None:
+    index = ResidualIndex((2,), 3, learning="em", cluster_steps=2, cluster_rows=50).train()
+    index.advance(_unit(10, 3))
+    assert len(index._seen()) == 10
+    index.advance(_unit(60, 3, seed=1))
+
+    assert torch.equal(index._seen(), _unit(60, 3, seed=1)[-50:])
+
+
+def test_all_state_is_in_buffers_and_parameters() -> None:
+    for learning in ("lti", "em", "sil"):
+        options = {"learning": learning, "cluster_steps": 4, "queue_batches": 3}
+        whole, resumed = (ResidualIndex((4, 3), 6, **options).train() for _ in range(2))
+        for step in range(5):
+            whole.advance(_clustered(50, seed=step))
+            whole(_clustered(50, seed=step))
+        resumed.load_state_dict(whole.state_dict())
+        for step in range(5, 9):
+            for index in (whole, resumed):
+                index.advance(_clustered(50, seed=step))
+                index(_clustered(50, seed=step))
+
+        left, right = whole.state_dict(), resumed.state_dict()
+        assert all(torch.equal(left[name], right[name]) for name in left)
