@@ -8,11 +8,12 @@ import torch
 
 from tamis.errors import ConfigError
 from tamis.models import catalog
+from tamis.models.monn import MoNNConfig
 from tamis.testing import models as conformance
 from tamis.training.objective import training_loss
 
 _NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
-_NOT_MODELS |= {"early_heads", "early_serving"}
+_NOT_MODELS |= {"early_heads", "early_serving", "monn"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
@@ -31,6 +32,8 @@ _SMALL_INTERFORMER: dict = {"head_units": (16,), "dot_units": 8, "module_tokens"
 _SMALL_LEVELS: dict = {"expert_units": ((12, 10), (8,))}
 _SMALL_EXPERTS: dict = _SMALL_LEVELS | {"tower_units": (6,)}
 _SMALL_EARLY: dict = {"tower_units": (12,), "head_units": (6,)}
+
+_SMALL_HSNN: dict = {"levels": (MoNNConfig(user_tokens=2),) * 2, "codebooks": (5,)}
 
 _PAIR = (
     {"name": "dcn_v2", "hidden_units": [8]},
@@ -128,6 +131,36 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("fm", {"embedding_dim": 3, "init_std": 0.1}),
+    ("hsnn", _SMALL_HSNN | {"index_learning": "em", "cluster_rows": 64, "bridge": "product"}),
+    ("hsnn", _SMALL_HSNN | {"index_learning": "sil", "cluster_steps": 1, "bridge": "sum"}),
+    (
+        "hsnn",
+        {
+            "levels": (MoNNConfig(modules=("dot", "attention"), attention_heads=2),),
+            "codebooks": (),
+            "item_tokens": 2,
+            "item_dim": 6,
+            "cross_tokens": 2,
+            "cross_dim": 5,
+        },
+    ),
+    (
+        "hsnn",
+        _SMALL_HSNN
+        | {
+            "item_layers": 2,
+            "cross_layers": 2,
+            "alpha_max": 20.0,
+            "alpha_exponent": 2.0,
+            "alpha_steps": 10,
+            "warmup_steps": 1,
+            "queue_batches": 2,
+            "reconstruction_weight": 1.0,
+            "balance_weight": 1.0,
+            "interaction_weight": 1.0,
+            "unlabelled_weight": 0.0,
+        },
+    ),
     ("interformer", _SMALL_INTERFORMER | {"flow": "to_fields", "gate": "mask", "backbone": "dot"}),
     (
         "interformer",
@@ -207,6 +240,7 @@ def test_every_option_is_varied_or_tested_by_itself() -> None:
     # Dropout makes a model random and batch norm makes rows depend on each other while training:
     # both are tested below and in the files of the models. Sizes need no variant.
     elsewhere = {"dropout", "first_dropout", "second_dropout", "attention_dropout", "init_std"}
+    elsewhere |= {"id_dropout"}
     sizes = {"num_layers", "num_cross_layers", "dot_units", "dense_units"}
     sizes |= {"attention_dim", "attention_units"}
     varied = {(name, key) for name, options in _VARIANTS for key in options}
@@ -294,23 +328,24 @@ def test_model_memorises_64_rows(name: str) -> None:
     entry = catalog.entry(name)
     spec = conformance.example_spec()
     batch = conformance.example_batch(spec, rows=64)
+    # Some models draw while training; what they draw must not depend on the tests before.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = entry.model(entry.config(), spec)
-    dense = [p for n, p in model.named_parameters() if not n.endswith("tables.weight")]
-    tables = [p for n, p in model.named_parameters() if n.endswith("tables.weight")]
-    optimizers = [torch.optim.Adam(dense, lr=3e-3), torch.optim.SparseAdam(tables, lr=0.02)]
-    for _ in range(150):
-        output = model(batch)
-        # What training minimises, the losses of an ensemble's members among it.
-        loss = training_loss(
-            output, batch.labels, batch.weights, spec.tasks, torch.ones(len(spec.tasks))
-        )
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        dense = [p for n, p in model.named_parameters() if not n.endswith("tables.weight")]
+        tables = [p for n, p in model.named_parameters() if n.endswith("tables.weight")]
+        optimizers = [torch.optim.Adam(dense, lr=3e-3), torch.optim.SparseAdam(tables, lr=0.02)]
+        for _ in range(150):
+            output = model(batch)
+            # What training minimises, the losses of an ensemble's members among it.
+            loss = training_loss(
+                output, batch.labels, batch.weights, spec.tasks, torch.ones(len(spec.tasks))
+            )
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
 
     found = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, batch.labels)
     # A constant guess costs 0.69 nats; one row that is not learnt would cost more than 0.01.

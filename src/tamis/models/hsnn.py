@@ -1,0 +1,500 @@
+"""HSNN: a hierarchy of nodes over the items, and a network for each of its levels, learnt together.
+
+The file is one thing: the config, the model, and the part of it that belongs to one level. What the
+networks are stands in ``monn.py``, what the hierarchy is in ``nn/residual_index.py``, and what
+serves a trained model in the package ``retrieval``, whose ``Scorer`` the model is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.models.monn import MoNN, MoNNConfig
+from tamis.models.output import Inspection, Output, Supervised
+from tamis.models.ranges import check_probabilities, check_ranges
+from tamis.nn.bridged_tower import Bridge, BridgedTower
+from tamis.nn.mlp import ExactLinear
+from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
+from tamis.nn.side_tokens import SideTokens
+
+Assignment = Literal["soft", "hard"]
+
+_LEVELS = (
+    MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
+    MoNNConfig(),
+    MoNNConfig(user_tokens=4, module_tokens=2, head_units=(32,), modules=("dot", "linear")),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HSNNConfig:
+    """Networks from the coarsest level to the items, and how their index is learnt."""
+
+    embedding_dim: int = 16
+    """Width D of an embedding. At least 1."""
+    levels: tuple[MoNNConfig, ...] = field(default=_LEVELS)
+    """The network of each level, the coarsest first and the items' last."""
+    codebooks: tuple[int, ...] = (32, 8)
+    """Nodes K_n of each index level's codebook: one number less than there are levels. Empty: no
+    index, and a single network that scores items."""
+    index_learning: IndexLearning = "lti"
+    """How the index is learnt: by gradients together with the networks (``lti``), by k-means in
+    turns with them (``em``), or once, on the items of a model without index (``sil``)."""
+    item_tokens: int = 1
+    """Vectors n_i that the item tower emits."""
+    item_dim: int = 32
+    """Their width d_i; n_i vectors side by side are what the index divides."""
+    item_layers: int = 1
+    """Layers of the item tower."""
+    cross_tokens: int = 1
+    """Vectors n_x of each level's interaction tower."""
+    cross_dim: int = 16
+    """Their width d_x."""
+    cross_layers: int = 1
+    """Layers of each interaction tower."""
+    attention_units: int = 16
+    """Hidden width of the towers' attention over pairs of tokens."""
+    bridge: Bridge = "attention"
+    """How the two branches of a tower's layer are fused."""
+    id_dropout: float = 0.2
+    """Probability of hiding an item's id while training, in [0, 1): a cold item has none, and
+    must be placed by its content."""
+    alpha_max: float = 50.0
+    """Sharpness of memberships at the end; distances are in units of their mean."""
+    alpha_exponent: float = 1.0
+    """Power by which sharpness grows with the step."""
+    alpha_steps: int = 1000
+    """Batches until memberships are as sharp as they get."""
+    warmup_steps: int = 200
+    """Batches over which the losses of the index grow linearly to their weights."""
+    queue_batches: int = 32
+    """Batches M that the balance of nodes is judged by."""
+    reconstruction_weight: float = 0.25
+    """Factor on the squared distance between items and their nodes. At least 0."""
+    balance_weight: float = 0.1
+    """Factor on the balance regulariser, which is 1 where all nodes of a level are used alike."""
+    interaction_weight: float = 0.1
+    """Factor on the squared distance of each index level's interaction vectors to the items'."""
+    unlabelled_weight: float = 1.0
+    """Factor on the cross entropy of index levels with the items' prediction, in rows without any
+    label."""
+    cluster_steps: int = 500
+    """Batches between two k-means (``em``), or before the only one (``sil``)."""
+    cluster_rows: int = 4096
+    """Latest item vectors that k-means sees."""
+    init_std: float = 0.01
+    """Standard deviation that embeddings start from."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if len(self.levels) != len(self.codebooks) + 1:
+            raise ConfigError(
+                f"model.levels: must be one more than the {len(self.codebooks)} codebooks, got "
+                f"{len(self.levels)}: each index level has a network, and the items have one."
+            )
+
+
+class HSNN(nn.Module):
+    """Networks o_n on nodes of a learnt hierarchy and on items; each level ensembles all coarser.
+
+    An item's vector v, of unit length, is written as a path of nodes, each the centre nearest to
+    what the nodes before leave over. Level n < N scores the user with the vector q_n of its node,
+    level N with the item itself; then ``z_n = W_n [o_1, ..., o_n] + b_n``. While training the index
+    by gradients, q_n is a blend of nodes that carries the gradient of each loss to codebooks and
+    item tower; in evaluation mode it is the nearest node. The losses are the cross entropy of every
+    z_n with the labels, and, for rows without any label, of z_n (n < N) with the items' prediction;
+    the squared distance of v to its last node; the balance of nodes; and, as cross features of
+    a node do not exist before an index is published, the squared distance of an index level's
+    interaction vectors, made of user and node, to those of the items. Only what is named as target
+    keeps its gradient to itself. A positive scale and a shift for each level and task calibrate
+    z_n, on their own, with all else detached: the logits of the output are calibrated ones.
+
+    Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
+    what is known once per request belongs to side ``user``. Labels may be soft, so a stronger
+    model's predictions of rows that were not shown can stand in their place.
+
+    Source:
+        HSNN, arXiv:2408.06653v3: mixture of networks, learning to index (algorithm 1), residual
+        levels, joint optimisation and its stabilisers, ensemble across levels.
+
+    Differs from the source:
+        All levels share tables and item tower. Sizes, loss weights, the calibration, the teacher of
+        unlabelled rows (the item level of the same step) and the inputs of the ensemble (logits)
+        were not published. Index-level interaction towers see the node in place of the item.
+        An item without a row in the id's table has zeros there, as ``id_dropout`` has trained it.
+    """
+
+    def __init__(self, config: HSNNConfig, spec: InputSpec) -> None:
+        """Build the networks for the inputs of ``spec``.
+
+        Raises:
+            ConfigError: A task is no binary one, or user or item have no field.
+        """
+        super().__init__()
+        check_probabilities(spec.tasks, why="Levels are calibrated as probabilities.")
+        self.config = config
+        self.task_names = tuple(task.name for task in spec.tasks)
+        self.tokens = SideTokens(spec, config.embedding_dim, init_std=config.init_std)
+        for side in ("user", "item"):
+            if not self.tokens.num_tokens[side]:
+                raise ConfigError(
+                    f"model: some field must be of side {side!r}, got none. Set side in "
+                    f"schema.toml."
+                )
+        self.id_column, self.id_place = _place_of_id(spec)
+        self.item_tower = self._tower(
+            self.tokens.num_tokens["item"],
+            config.embedding_dim,
+            num_layers=config.item_layers,
+            out_tokens=config.item_tokens,
+            out_dim=config.item_dim,
+        )
+        self.cross_tower: BridgedTower | None = None
+        if self.tokens.num_tokens["context"]:
+            self.cross_tower = self._tower(
+                self.tokens.num_tokens["context"],
+                config.embedding_dim,
+                num_layers=config.cross_layers,
+                out_tokens=config.cross_tokens,
+                out_dim=config.cross_dim,
+            )
+        self.index = ResidualIndex(
+            config.codebooks,
+            config.item_tokens * config.item_dim,
+            learning=config.index_learning,
+            alpha_max=config.alpha_max,
+            alpha_exponent=config.alpha_exponent,
+            alpha_steps=config.alpha_steps,
+            queue_batches=config.queue_batches,
+            cluster_steps=config.cluster_steps,
+            cluster_rows=config.cluster_rows,
+        )
+        self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
+
+    def forward(self, batch: Batch) -> Output:
+        """Calibrated logits (B, T) of the items' level; every level is supervised."""
+        items = self.encode_items(batch)
+        if self.training and self.config.codebooks:
+            self.index.advance(items.detach())
+        quantised = self.index(items) if self.config.codebooks else None
+        nodes = () if quantised is None else quantised.nodes
+        raw, interactions = self._score(batch, items, nodes)
+        calibrated = [
+            level.calibrated(z.detach()) for level, z in zip(self._parts, raw, strict=True)
+        ]
+        losses: dict[str, Tensor] = {}
+        if self.training and quantised is not None:
+            losses = self._losses(quantised, interactions, batch.weights)
+        return Output(
+            logits=calibrated[-1],
+            auxiliary_losses=losses,
+            supervised=self._supervised(raw, calibrated, batch.labels),
+        )
+
+    def level_logits(
+        self, batch: Batch, nodes: Assignment | Sequence[Float[Tensor, "B W"]]
+    ) -> Float[Tensor, "B N T"]:
+        """Calibrated logits of every level.
+
+        Args:
+            batch: Rows of the data.
+            nodes: What index levels see of each row's item: a blend of nodes, the nearest ones, or
+                vectors of its nodes' representatives, one tensor for each index level.
+        """
+        items = self.encode_items(batch)
+        if nodes == "soft":
+            vectors: Sequence[Tensor] = self.index.soft(items).nodes
+        else:
+            vectors = self.index.hard(items).nodes if isinstance(nodes, str) else nodes
+        raw, _ = self._score(batch, items, vectors)
+        logits = [level.calibrated(z) for level, z in zip(self._parts, raw, strict=True)]
+        return torch.stack(logits, dim=1)
+
+    # What serves the model: see tamis.retrieval.scorer.
+
+    @property
+    def num_levels(self) -> int:
+        """Levels N, that of the items included."""
+        return len(self.levels)
+
+    @property
+    def codebooks(self) -> list[Tensor]:
+        """Centres (K_n, W) of each index level, the coarsest first."""
+        return self.index.codebooks
+
+    def encode_items(self, items: Batch, *, by_content: bool = False) -> Float[Tensor, "B W"]:
+        """Item vectors of unit length; only the item side of the batch is read.
+
+        Args:
+            items: A row for each item.
+            by_content: Whether ids are hidden, as for an item that no training has seen.
+        """
+        tokens = self.tokens(items, "item")
+        if self.id_place is not None:
+            # Row 0 of the table stands for all ids that training has not seen: it says nothing.
+            seen = items.ids[:, self.id_column] != 0
+            if self.training:
+                seen = seen & (torch.rand(seen.shape, device=seen.device) >= self.config.id_dropout)
+            if by_content:
+                seen = torch.zeros_like(seen)
+            shown = torch.ones_like(tokens[:, :, 0])
+            shown[:, self.id_place] = seen.to(tokens.dtype)
+            tokens = tokens * shown.unsqueeze(2)
+        return F.normalize(self.item_tower(tokens).flatten(1), dim=1)
+
+    def encode_user(self, users: Batch) -> list[Tensor]:
+        """Vectors (B, n_u, d_u) for each level; only the user side of the batch is read."""
+        tokens = self.tokens(users, "user")
+        return [level.user_tower(tokens) for level in self._parts]
+
+    def pair_logits(
+        self,
+        level: int,
+        user: Float[Tensor, "#B U DU"],
+        items: Float[Tensor, "B W"],
+        pairs: Batch | None,
+    ) -> Float[Tensor, "B T"]:
+        """Logits o of one level, before the ensemble.
+
+        Args:
+            level: Place of the level, 0 for the coarsest.
+            user: The level's own vectors of the user, one row for all pairs or one for each.
+            items: Vectors of items, or of what stands for nodes.
+            pairs: The pairs' context side; read by the last level alone.
+
+        Raises:
+            ValueError: The last level gets no context side though the model has one.
+        """
+        of_item = items.unflatten(1, (self.config.item_tokens, -1))
+        cross = self._interactions(level, user, of_item, pairs)
+        return self._parts[level].network(user, of_item, cross)
+
+    def ensemble(self, level: int, logits: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:
+        """Calibrated logits of a level, from the logits o of this and all coarser levels."""
+        part = self._parts[level]
+        return part.calibrated(part.joined(self._known(logits)))
+
+    def inspections(self, batch: Batch) -> list[Inspection]:
+        """How the traffic of a batch spreads over the nodes of each level."""
+        if not self.config.codebooks:
+            return []
+        items = self.encode_items(batch)
+        soft, hard = self.index.soft(items), self.index.hard(items)
+        columns = []
+        for level, weights in enumerate(soft.weights):
+            share = hard.weights[level].mean(0)
+            columns.append(
+                torch.stack(
+                    [
+                        torch.special.entr(share).sum().exp() / len(share),
+                        share.max() * len(share),
+                        torch.special.entr(weights).sum(1).mean(),
+                        hard.residuals[level + 1].norm(dim=1).mean(),
+                    ]
+                )
+            )
+        return [
+            Inspection(
+                title="Traffic over the nodes of each index level",
+                rows=(
+                    "perplexity, as a share of the nodes",
+                    "largest node, in shares of the mean",
+                    "entropy of a row's memberships, in nats",
+                    "distance of an item to its node",
+                ),
+                columns=tuple(f"level {place + 1}" for place in range(len(columns))),
+                values=torch.stack(columns, dim=1),
+            )
+        ]
+
+    @property
+    def _parts(self) -> list["_Level"]:
+        return [cast("_Level", level) for level in self.levels]
+
+    def _score(
+        self, batch: Batch, items: Tensor, nodes: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Ensembles z_n and interaction vectors of every level."""
+        users = self.encode_user(batch)
+        outputs: list[Tensor] = []
+        interactions: list[Tensor | None] = []
+        for place, vectors in enumerate((*nodes, items)):
+            of_item = vectors.unflatten(1, (self.config.item_tokens, -1))
+            cross = self._interactions(place, users[place], of_item, batch)
+            outputs.append(self._parts[place].network(users[place], of_item, cross))
+            interactions.append(cross)
+        stacked = self._known(torch.stack(outputs, dim=1))
+        raw = [level.joined(stacked[:, : place + 1]) for place, level in enumerate(self._parts)]
+        return raw, interactions
+
+    def _interactions(
+        self, level: int, user: Tensor, of_item: Tensor, pairs: Batch | None
+    ) -> Tensor | None:
+        """Interaction vectors: of the pairs' features at the items, of user and node above."""
+        if self.cross_tower is None:
+            return None
+        if level < self.num_levels - 1:
+            return self._parts[level].interact(user, of_item)
+        if pairs is None:
+            raise ValueError(
+                "hsnn: pairs must be given at the items' level, got None: the model has fields of "
+                "side context. Give a function that makes them."
+            )
+        return self.cross_tower(self.tokens(pairs, "context"))
+
+    def _known(self, outputs: Tensor) -> Tensor:
+        """Outputs without those of index levels as long as there is no index."""
+        if self.config.index_learning != "sil" or not self.config.codebooks:
+            return outputs
+        is_item = torch.arange(outputs.shape[1], device=outputs.device) == self.num_levels - 1
+        return outputs * (is_item | self.index.is_live).unsqueeze(1)
+
+    def _supervised(
+        self, raw: Sequence[Tensor], calibrated: Sequence[Tensor], labels: Tensor
+    ) -> tuple[Supervised, ...]:
+        nothing = torch.full_like(labels, torch.nan)
+        # Before there is an index, its levels have nothing to say and nothing to learn from.
+        of_nodes = torch.where(self.index.is_live, labels, nothing)
+        targets = [of_nodes] * (len(raw) - 1) + [labels]
+        compared = [
+            Supervised(logits=logits, labels=target)
+            for levels in (raw, calibrated)
+            for logits, target in zip(levels, targets, strict=True)
+        ]
+        if self.config.unlabelled_weight:
+            is_unlabelled = labels.isnan().all(1, keepdim=True) & self.index.is_live
+            taught = torch.where(is_unlabelled, torch.sigmoid(raw[-1].detach()), nothing)
+            compared += [
+                Supervised(logits=z, labels=taught, weight=self.config.unlabelled_weight)
+                for z in raw[:-1]
+            ]
+        return tuple(compared)
+
+    def _losses(
+        self, quantised: Quantised, interactions: Sequence[Tensor | None], row_weights: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        if config.index_learning == "lti":
+            ramp = (self.index.step / config.warmup_steps).clamp(max=1.0)
+            left = reconstruction_loss(quantised, row_weights)
+            losses["reconstruction"] = ramp * config.reconstruction_weight * left
+            pairs = zip(self.index.balance, quantised.weights, strict=True)
+            uneven = torch.stack([queue(weights) for queue, weights in pairs]).sum()
+            losses["balance"] = ramp * config.balance_weight * uneven
+        target = interactions[-1]
+        if target is not None:
+            apart = torch.stack(
+                [F.mse_loss(x, target.detach()) for x in interactions[:-1] if x is not None]
+            )
+            losses["interaction"] = config.interaction_weight * apart.sum() * self.index.is_live
+        return losses
+
+    def _level(self, place: int) -> "_Level":
+        config, settings = self.config, self.config.levels[place]
+        user_tower = self._tower(
+            self.tokens.num_tokens["user"],
+            config.embedding_dim,
+            num_layers=settings.user_layers,
+            out_tokens=settings.user_tokens,
+            out_dim=settings.user_dim,
+        )
+        node_tower = None
+        has_cross = self.cross_tower is not None
+        if has_cross and place < len(config.codebooks):
+            node_tower = self._tower(
+                settings.user_tokens + config.item_tokens,
+                config.cross_dim,
+                num_layers=config.cross_layers,
+                out_tokens=config.cross_tokens,
+                out_dim=config.cross_dim,
+            )
+        network = MoNN(
+            settings,
+            item_tokens=config.item_tokens,
+            item_dim=config.item_dim,
+            cross_tokens=config.cross_tokens if has_cross else 0,
+            cross_dim=config.cross_dim,
+            num_tasks=len(self.task_names),
+        )
+        return _Level(config, settings, user_tower, node_tower, network, num_inputs=place + 1)
+
+    def _tower(
+        self, in_tokens: int, width: int, *, num_layers: int, out_tokens: int, out_dim: int
+    ) -> BridgedTower:
+        return BridgedTower(
+            in_tokens,
+            width,
+            num_layers=num_layers,
+            out_tokens=out_tokens,
+            out_dim=out_dim,
+            attention_units=self.config.attention_units,
+            bridge=self.config.bridge,
+        )
+
+
+class _Level(nn.Module):
+    """What belongs to one level: towers, network, ensemble with coarser levels, calibration."""
+
+    def __init__(
+        self,
+        config: HSNNConfig,
+        settings: MoNNConfig,
+        user_tower: BridgedTower,
+        node_tower: BridgedTower | None,
+        network: MoNN,
+        *,
+        num_inputs: int,
+    ) -> None:
+        super().__init__()
+        self.user_tower, self.network, self.node_tower = user_tower, network, node_tower
+        if node_tower is not None:
+            self.of_user = nn.Linear(settings.user_dim, config.cross_dim)
+            self.of_node = nn.Linear(config.item_dim, config.cross_dim)
+        num_tasks = network.head.out_dim
+        self.weigh = ExactLinear(num_inputs * num_tasks, num_tasks)
+        with torch.no_grad():  # its own logits at first, whatever the coarser levels say
+            self.weigh.weight[:, -num_tasks:] = torch.eye(num_tasks)
+        self.log_scale = nn.Parameter(torch.zeros(num_tasks))
+        self.shift = nn.Parameter(torch.zeros(num_tasks))
+
+    def interact(self, user: Tensor, node: Tensor) -> Tensor:
+        """Interaction vectors of user and node."""
+        assert self.node_tower is not None
+        of_user = self.of_user(user).expand(len(node), -1, -1)
+        return self.node_tower(torch.cat([of_user, self.of_node(node)], dim=1).float())
+
+    def joined(self, outputs: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:
+        """The ensemble z of this level's logits with those of coarser levels."""
+        return self.weigh(outputs.flatten(1))
+
+    def calibrated(self, logits: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Logits whose probabilities are those of the labels; their order stays."""
+        return logits * self.log_scale.exp() + self.shift
+
+
+def _place_of_id(spec: InputSpec) -> tuple[int, int | None]:
+    """The id's column in a batch and its place among the item's tokens, if any field is the id.
+
+    Raises:
+        ConfigError: It is not of side item.
+    """
+    columns = spec.categorical_of("item")
+    names = [spec.categorical[column].name for column in columns]
+    if not spec.item:
+        return 0, None
+    if spec.item not in names:
+        raise ConfigError(
+            f"model: field {spec.item!r} holds the item's id, so its side must be 'item'. Set side "
+            f"in schema.toml."
+        )
+    place = names.index(spec.item)
+    return columns[place], place

@@ -1,0 +1,120 @@
+"""MoNN, the network that scores a user with an item or with a node of an index."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tamis.errors import ConfigError
+from tamis.models.dhen import DHENConfig, dhen_layers
+from tamis.models.ranges import check_ranges
+from tamis.nn.mlp import MLP
+from tamis.nn.token_mixers import MixerName
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoNNConfig:
+    """One network: its user tower and what stands above all towers."""
+
+    user_tokens: int = 8
+    """Vectors n_u that the user tower emits. At least 1."""
+    user_dim: int = 16
+    """Their width d_u."""
+    user_layers: int = 1
+    """Layers of the user tower, which is computed once per request."""
+    width: int = 16
+    """Common width d that user, item and cross vectors are mapped to."""
+    num_layers: int = 1
+    """DHEN layers on them."""
+    modules: tuple[MixerName, ...] = ("dot", "linear", "dcn_v2")
+    """Modules side by side in each of these layers; at least two different ones."""
+    module_tokens: int = 4
+    """Tokens that each module emits."""
+    dot_units: int = 64
+    """Hidden width of the dot module."""
+    attention_heads: int = 1
+    """Heads of the attention module; divide ``width``."""
+    head_units: tuple[int, ...] = (64,)
+    """Hidden widths of the MLP above the layers; may be empty."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if len(set(self.modules)) < 2:
+            raise ConfigError(
+                f"model.levels.modules: must name two different modules, got {self.modules}: an "
+                f"ensemble of one kind is none."
+            )
+        self.over_arch()
+
+    def over_arch(self) -> DHENConfig:
+        """The layers above the towers."""
+        return DHENConfig(
+            embedding_dim=self.width,
+            num_layers=self.num_layers,
+            modules=self.modules,
+            module_tokens=self.module_tokens,
+            dot_units=self.dot_units,
+            attention_heads=self.attention_heads,
+        )
+
+
+class MoNN(nn.Module):
+    """Vectors of three towers, mapped to one width, through DHEN layers and an MLP to T logits.
+
+    Source:
+        HSNN, arXiv:2408.06653, section on the mixture of neural networks: user, item and
+        interaction towers, and an OverArch in the manner of DHEN.
+
+    Differs from the source:
+        The towers stand outside, as a node has no item tower of its own. How vectors of different
+        widths meet was not published; here a linear map for each tower.
+    """
+
+    def __init__(
+        self,
+        config: MoNNConfig,
+        *,
+        item_tokens: int,
+        item_dim: int,
+        cross_tokens: int,
+        cross_dim: int,
+        num_tasks: int,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            config: Its sizes.
+            item_tokens: Vectors n_i of an item or node.
+            item_dim: Their width.
+            cross_tokens: Vectors n_x about a pair; 0 where nothing is known of pairs.
+            cross_dim: Their width.
+            num_tasks: Tasks T.
+        """
+        super().__init__()
+        self.of_user = MLP(config.user_dim, (), out_dim=config.width)
+        self.of_item = MLP(item_dim, (), out_dim=config.width)
+        self.of_cross = MLP(cross_dim, (), out_dim=config.width) if cross_tokens else None
+        in_tokens = config.user_tokens + item_tokens + cross_tokens
+        self.layers, count = dhen_layers(config.over_arch(), in_tokens)
+        self.head = MLP(
+            count * config.width, config.head_units, out_dim=num_tasks, makes_logits=True
+        )
+
+    def forward(
+        self,
+        user: Float[Tensor, "#B U DU"],
+        item: Float[Tensor, "B I DI"],
+        cross: Float[Tensor, "B X DX"] | None,
+    ) -> Float[Tensor, "B T"]:
+        """Logits of pairs.
+
+        Args:
+            user: Of the user tower; a single row is the user of every pair.
+            item: Of the item tower, or vectors of nodes in their place.
+            cross: Of the interaction tower, where there is one.
+        """
+        parts = [self.of_user(user).expand(len(item), -1, -1), self.of_item(item)]
+        if self.of_cross is not None:
+            parts.append(self.of_cross(cross))
+        return self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
