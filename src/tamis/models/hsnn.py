@@ -5,16 +5,19 @@ networks are stands in ``monn.py``, what the hierarchy is in ``nn/residual_index
 serves a trained model in the package ``retrieval``, whose ``Scorer`` the model is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from functools import partial
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.monn import MoNN, MoNNConfig
@@ -26,6 +29,7 @@ from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, rec
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
+Result = TypeVar("Result")
 
 _LEVELS = (
     MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
@@ -140,7 +144,7 @@ class HSNN(nn.Module):
         """
         super().__init__()
         check_probabilities(spec.tasks, why="Levels are calibrated as probabilities.")
-        self.config = config
+        self.config, self.spec = config, spec
         self.task_names = tuple(task.name for task in spec.tasks)
         self.tokens = SideTokens(spec, config.embedding_dim, init_std=config.init_std)
         for side in ("user", "item"):
@@ -281,6 +285,26 @@ class HSNN(nn.Module):
         """Calibrated logits of a level, from the logits o of this and all coarser levels."""
         part = self._parts[level]
         return part.calibrated(part.joined(self._known(logits)))
+
+    def count_flops(self) -> tuple[int, tuple[int, ...]]:
+        """Operations of one user's towers, and of one more pair at each level.
+
+        Matrix products count, a multiplication with its addition as two; element-wise operations,
+        norms and lookups do not.
+        """
+        weight = self.tokens.numeric_weight
+        with torch.inference_mode():
+            one, two = (_blank_batch(self.spec, rows, weight.device) for rows in (1, 2))
+            user_flops, users = _counted(lambda: self.encode_user(one))
+            pair_flops = []
+            for level, user in enumerate(users):
+                costs = []
+                for rows in (one, two):
+                    items = self.encode_items(rows)
+                    score = partial(self.pair_logits, level, user, items, rows)
+                    costs.append(_counted(score)[0])
+                pair_flops.append(costs[1] - costs[0])
+        return user_flops, tuple(pair_flops)
 
     def inspections(self, batch: Batch) -> list[Inspection]:
         """How the traffic of a batch spreads over the nodes of each level."""
@@ -479,6 +503,33 @@ class _Level(nn.Module):
     def calibrated(self, logits: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Logits whose probabilities are those of the labels; their order stays."""
         return logits * self.log_scale.exp() + self.shift
+
+
+def _counted(compute: Callable[[], Result]) -> tuple[int, Result]:
+    """Floating-point operations of a computation, and its result."""
+    # Attention as plain matrix products: the counter does not know every fused kernel.
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        result = compute()
+    return int(counter.get_total_flops()), result
+
+
+def _blank_batch(spec: InputSpec, rows: int, device: torch.device) -> Batch:
+    """Rows of nothing: unknown categories, empty histories, zeros."""
+    sequences = {
+        group.name: Jagged(
+            values=torch.zeros(0, len(group.fields), dtype=torch.int64),
+            offsets=torch.zeros(rows + 1, dtype=torch.int64),
+        )
+        for group in spec.sequences
+    }
+    return Batch(
+        numeric=torch.zeros(rows, len(spec.numeric)),
+        ids=torch.zeros(rows, len(spec.categorical), dtype=torch.int64),
+        labels=torch.full((rows, len(spec.tasks)), torch.nan),
+        weights=torch.ones(rows),
+        sequences=sequences,
+    ).to(device)
 
 
 def _place_of_id(spec: InputSpec) -> tuple[int, int | None]:

@@ -1,0 +1,205 @@
+"""Beam search through an index: from a user to the best items, level by level, with its cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tamis.data.batch import Batch
+from tamis.errors import DataError
+from tamis.retrieval.scorer import Scorer
+from tamis.retrieval.snapshot import IndexSnapshot, check_versions
+
+_PAIRS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Who asks, and how to tell what is known of him and an item."""
+
+    user: Batch
+    """One row, of which the user side is read."""
+    pairs: Callable[[Tensor], Batch] | None = None
+    """Rows whose context side tells of the user with each of the items (C,) that are given by id;
+    None where the model has no such features."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelTrace:
+    """What one level of a search cost."""
+
+    nodes: int
+    """Nodes that are occupied; at the last level the items of the index."""
+    pairs: int
+    """Nodes, or items, that were scored."""
+    kept: int
+    """How many of them went on."""
+    flops: int
+    """Floating-point operations of their scores; see :meth:`Scorer.count_flops`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """What a search cost; operations are modelled, not measured."""
+
+    levels: tuple[LevelTrace, ...]
+    """The coarsest first, the items last."""
+    user_flops: int
+    """Operations of the user towers, once per request."""
+
+    @property
+    def pairs(self) -> int:
+        """Scores of nodes and items together."""
+        return sum(level.pairs for level in self.levels)
+
+    @property
+    def flops(self) -> int:
+        """Operations of the whole request."""
+        return self.user_flops + sum(level.flops for level in self.levels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The best items of a request, the best one first."""
+
+    ids: Tensor
+    """(k,) int64, or fewer where fewer items were reached."""
+    scores: Tensor
+    """(k,) float32."""
+    trace: Trace
+    """What it took to find them."""
+
+
+class Retriever:
+    """A model and a snapshot of its own, ready to answer requests.
+
+    The score of a node or item is ``sum_t w_t sigmoid(z_t)``, where z are the calibrated logits of
+    its level's ensemble with all coarser ones. Of equal scores the one that is first in the tree
+    wins. Weights must not change as long as a retriever uses them.
+
+    Source:
+        HSNN, arXiv:2408.06653, algorithm 2.
+
+    Differs from the source:
+        Children are the occupied ones of the nodes that are kept, so what is scored on a level is
+        bounded by their number. How tasks become one score was not published.
+    """
+
+    def __init__(
+        self, scorer: Scorer, snapshot: IndexSnapshot, *, task_weights: Sequence[float] = ()
+    ) -> None:
+        """Put both together.
+
+        Args:
+            scorer: The model, in evaluation mode.
+            snapshot: An index that was published from it.
+            task_weights: Weight w_t of each task; empty weighs them alike.
+
+        Raises:
+            ArtifactError: The snapshot was published from other weights.
+            ValueError: The model is in training mode.
+        """
+        if scorer.training:
+            raise ValueError(
+                "retriever: the model must be in evaluation mode, got training mode. Call eval()."
+            )
+        check_versions(scorer, snapshot)
+        self.scorer, self.snapshot = scorer, snapshot
+        self.task_weights = tuple(task_weights)
+        self._user_flops, self._pair_flops = scorer.count_flops()
+
+    def exact(self, request: Request, k: int) -> Found:
+        """The best k items of all, every node and item scored."""
+        return self.search(request, k, self.snapshot.tree.num_nodes)
+
+    def search(self, request: Request, k: int, beams: Sequence[int]) -> Found:
+        """The best k items under the nodes that are kept.
+
+        Args:
+            request: Who asks.
+            k: Items to find. At least 1.
+            beams: Nodes to keep at each index level, the coarsest first. At least 1.
+
+        Raises:
+            ValueError: A number is out of range, or there is not one beam for each index level.
+            DataError: The user is not one row.
+        """
+        index_levels = self.scorer.num_levels - 1
+        if len(beams) != index_levels or k < 1 or any(beam < 1 for beam in beams):
+            raise ValueError(
+                f"search: k and a beam for each of {index_levels} index levels must be at least "
+                f"1, got k={k} and beams={tuple(beams)}."
+            )
+        if request.user.num_rows != 1:
+            raise DataError(f"search: the user must be one row, got {request.user.num_rows}.")
+        tree, members = self.snapshot.tree, self.snapshot.members
+        totals = (*tree.num_nodes, tree.num_items)
+        levels: list[LevelTrace] = []
+        with torch.inference_mode():
+            users = self.scorer.encode_user(request.user)
+            candidates = torch.arange(totals[0], device=members.ids.device)
+            outputs = None
+            for level, width in enumerate((*beams, k)):
+                is_item = level == index_levels
+                places = candidates
+                if not is_item:
+                    places = tree.representatives[level].index_select(0, candidates)
+                own = self._score(level, users[level], places, request if is_item else None)
+                outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
+                scores = self._scores(level, outputs)
+                kept = best_places(scores, width)
+                levels.append(
+                    LevelTrace(
+                        nodes=totals[level],
+                        pairs=len(candidates),
+                        kept=len(kept),
+                        flops=len(candidates) * self._pair_flops[level],
+                    )
+                )
+                if is_item:
+                    order = kept[torch.argsort(-scores.index_select(0, kept), stable=True)]
+                    places = candidates.index_select(0, order)
+                    ids, scores = members.ids.index_select(0, places), scores[order]
+                    break
+                candidates, lengths = tree.expand(level, candidates.index_select(0, kept))
+                outputs = torch.repeat_interleave(
+                    outputs.index_select(0, kept), lengths, dim=0, output_size=len(candidates)
+                )
+        trace = Trace(levels=tuple(levels), user_flops=self._user_flops)
+        return Found(ids=ids, scores=scores, trace=trace)
+
+    def _score(
+        self, level: int, user: Tensor, places: Tensor, request: Request | None
+    ) -> Float[Tensor, "C 1 T"]:
+        """A level's own logits of the items at some places; features of pairs for a request."""
+        members, parts = self.snapshot.members, []
+        for some in places.split(_PAIRS_AT_ONCE):
+            pairs = None
+            if request is not None and request.pairs is not None:
+                pairs = request.pairs(members.ids.index_select(0, some))
+            vectors = members.vectors.index_select(0, some)
+            parts.append(self.scorer.pair_logits(level, user, vectors, pairs))
+        return torch.cat(parts).unsqueeze(1)
+
+    def _scores(self, level: int, outputs: Tensor) -> Float[Tensor, " C"]:
+        probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
+        weights = self.task_weights or (1.0,) * probabilities.shape[1]
+        return (probabilities * probabilities.new_tensor(weights)).sum(1)
+
+
+def best_places(scores: Float[Tensor, " C"], count: int) -> Int[Tensor, " K"]:
+    """Places of the highest scores, in order of place; of equal scores the first ones.
+
+    Example:
+        >>> best_places(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist()
+        [1, 2]
+    """
+    if count >= len(scores):
+        return torch.arange(len(scores), device=scores.device)
+    # Which of several equal scores topk returns is left open, so it is asked for the value alone.
+    least = torch.topk(scores, count).values[-1]
+    above = scores > least
+    ties = (scores == least).nonzero().squeeze(1)[: count - int(above.sum())]
+    return torch.cat([above.nonzero().squeeze(1), ties]).sort().values
