@@ -290,6 +290,20 @@ def test_k_means_sees_the_latest_rows_that_were_filled() -> None:
     assert torch.equal(index._seen(), _unit(60, 3, seed=1)[-50:])
 
 
+def test_autocast_rounds_nothing_of_an_index() -> None:
+    found = []
+    for enabled in (False, True):
+        index, vectors = _trained(alpha_max=20.0, alpha_steps=5), _clustered(300, seed=9)
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            index.advance(vectors)
+            soft = index.soft(vectors)
+            loss = index.balance[0](soft.weights[0])
+        found.append((*soft.nodes, index.hard(vectors).codes, loss, index.balance[0].sums))
+
+    for exact, under_autocast in zip(*found, strict=True):
+        assert torch.equal(exact, under_autocast)
+
+
 def test_all_state_is_in_buffers_and_parameters() -> None:
     for learning in ("lti", "em", "sil"):
         options = {"learning": learning, "cluster_steps": 4, "queue_batches": 3}

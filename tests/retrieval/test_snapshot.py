@@ -89,6 +89,21 @@ def test_representative_is_the_member_nearest_to_its_node(
     assert set(chosen.tolist()) == _nearest(snapshot, level)
 
 
+def test_representatives_of_items_are_those_of_their_nodes(snapshot: IndexSnapshot) -> None:
+    ids = torch.tensor([300, 7, 7, 41])
+    paths, chosen = _paths(snapshot), {}
+    for level, places in enumerate(snapshot.tree.representatives):
+        for place in places.tolist():
+            path = tuple(snapshot.members.codes[place, : level + 1].tolist())
+            chosen[path] = snapshot.members.vectors[place]
+
+    for level, vectors in enumerate(snapshot.representatives_of(ids)):
+        expected = torch.stack([chosen[paths[i][: level + 1]] for i in ids.tolist()])
+        assert torch.equal(vectors, expected)
+    with pytest.raises(DataError, match="ids must be indexed, got 999"):
+        snapshot.representatives_of(torch.tensor([5, 999]))
+
+
 def test_removed_item_represents_nothing_any_more(snapshot: IndexSnapshot) -> None:
     for _ in range(3):
         dead = torch.cat([snapshot.members.ids[r] for r in snapshot.tree.representatives]).unique()

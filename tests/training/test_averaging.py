@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
 from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.residual_index import ResidualIndex
 from tamis.training.averaging import WeightAverage
 from tamis.training.optimizers import RowAdam, RowwiseAdagrad
 
@@ -111,3 +112,28 @@ def test_average_goes_on_from_its_state() -> None:
         expected = _values(model)
     with other.swapped_in(5):
         assert all(torch.equal(value, expected[k]) for k, value in _values(model).items())
+
+
+def test_state_of_an_index_is_not_averaged() -> None:
+    index = ResidualIndex((3,), 4, learning="em", cluster_steps=1, cluster_rows=20).train()
+    average = WeightAverage(index, decay=0.9, total_steps=3)
+    for step in range(3):
+        average.before_update(step)
+        index.advance(torch.randn(20, 4, generator=torch.Generator().manual_seed(step)))
+    before = {name: value.clone() for name, value in index.state_dict().items()}
+
+    with average.swapped_in(3):
+        assert all(torch.equal(value, before[name]) for name, value in index.state_dict().items())
+
+
+def test_codebooks_that_are_weights_are_averaged() -> None:
+    index = ResidualIndex((3,), 4).train()
+    average = WeightAverage(index, decay=0.9, total_steps=1)
+    before = index.codebooks[0].detach().clone()
+    with torch.no_grad():
+        index.codebooks[0].add_(1.0)
+        after = index.codebooks[0].detach().clone()
+
+    with average.swapped_in(1):
+        # The decay of step 1 is 2 / 11.
+        torch.testing.assert_close(index.codebooks[0].detach(), before.lerp(after, 9 / 11))

@@ -29,7 +29,7 @@ from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, rec
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 _LEVELS = (
     MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
@@ -117,13 +117,15 @@ class HSNN(nn.Module):
     z_n with the labels, and, for rows without any label, of z_n (n < N) with the items' prediction;
     the squared distance of v to its last node; the balance of nodes; and, as cross features of
     a node do not exist before an index is published, the squared distance of an index level's
-    interaction vectors, made of user and node, to those of the items. Only what is named as target
-    keeps its gradient to itself. A positive scale and a shift for each level and task calibrate
-    z_n, on their own, with all else detached: the logits of the output are calibrated ones.
+    interaction vectors, made of user and node, to those of the items. No gradient flows into what
+    others are drawn to: the items' prediction and the items' interaction vectors. A positive scale
+    and a shift for each level and task calibrate z_n; their loss moves them alone. The logits of
+    the output are calibrated ones.
 
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
-    what is known once per request belongs to side ``user``. Labels may be soft, so a stronger
-    model's predictions of rows that were not shown can stand in their place.
+    what is known once per request belongs to side ``user``. Labels of a batch may be soft, so a
+    stronger model's predictions of rows that were not shown can stand in their place; ingest writes
+    0 and 1 alone.
 
     Source:
         HSNN, arXiv:2408.06653v3: mixture of networks, learning to index (algorithm 1), residual
@@ -131,9 +133,10 @@ class HSNN(nn.Module):
 
     Differs from the source:
         All levels share tables and item tower. Sizes, loss weights, the calibration, the teacher of
-        unlabelled rows (the item level of the same step) and the inputs of the ensemble (logits)
-        were not published. Index-level interaction towers see the node in place of the item.
-        An item without a row in the id's table has zeros there, as ``id_dropout`` has trained it.
+        unlabelled rows (the item level of the same step) and the inputs of the ensemble (logits of
+        all tasks) were not published. Index-level interaction towers see the node in place of the
+        item. An item without a row in the id's table has zeros there, as ``id_dropout`` has
+        trained it.
     """
 
     def __init__(self, config: HSNNConfig, spec: InputSpec) -> None:
@@ -505,7 +508,7 @@ class _Level(nn.Module):
         return logits * self.log_scale.exp() + self.shift
 
 
-def _counted(compute: Callable[[], Result]) -> tuple[int, Result]:
+def _counted(compute: Callable[[], _Result]) -> tuple[int, _Result]:
     """Floating-point operations of a computation, and its result."""
     # Attention as plain matrix products: the counter does not know every fused kernel.
     counter = FlopCounterMode(display=False)

@@ -8,10 +8,12 @@ from torch import Tensor
 def squared_distances(
     points: Float[Tensor, "N D"], centres: Float[Tensor, "K D"]
 ) -> Float[Tensor, "N K"]:
-    """Squared Euclidean distances, never below 0."""
-    # |p|^2 - 2 p'c + |c|^2: one matrix product instead of N K differences.
-    lengths = points.square().sum(1, keepdim=True)
-    return (lengths - 2 * points @ centres.T + centres.square().sum(1)).clamp_min(0)
+    """Squared Euclidean distances, never below 0, in full precision also under autocast."""
+    # |p|^2 - 2 p'c + |c|^2: one matrix product instead of N K differences. The differences of such
+    # sums are small, and bfloat16 would leave nothing of them.
+    with torch.autocast(points.device.type, enabled=False):
+        lengths = points.square().sum(1, keepdim=True)
+        return (lengths - 2 * points @ centres.T + centres.square().sum(1)).clamp_min(0)
 
 
 @torch.no_grad()

@@ -48,7 +48,9 @@ def soft_assignment(
     """
     distances = (squared_distances(vectors, centres) + _LEAST_SQUARE).sqrt()
     weights = torch.softmax(-alpha * distances / scale, dim=1)
-    return weights, weights @ centres
+    # In full precision also under autocast: what is left over is a small difference.
+    with torch.autocast(vectors.device.type, enabled=False):
+        return weights, weights @ centres
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +100,9 @@ class BalanceQueue(nn.Module):
         slot = self.turn % len(self.sums)
         total = weights.sum(0)
         older = (torch.arange(len(self.sums), device=slot.device) != slot).to(total.dtype)
-        rows = older @ self.counts + len(weights)
-        mean = (older @ self.sums + total) / rows
+        # No matrix products, which autocast would round.
+        rows = (older * self.counts).sum() + len(weights)
+        mean = ((older.unsqueeze(1) * self.sums).sum(0) + total) / rows
         if self.training:
             with torch.no_grad():
                 self.sums.index_copy_(0, slot, total.detach().unsqueeze(0))

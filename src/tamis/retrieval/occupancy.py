@@ -32,7 +32,7 @@ def occupancy(snapshot: IndexSnapshot) -> tuple[LevelOccupancy, ...]:
     members = snapshot.members
     for level, centres in enumerate(snapshot.codebooks):
         used = torch.bincount(members.codes[:, level], minlength=len(centres)).double()
-        sizes = _sizes(snapshot, level)
+        sizes = snapshot.tree.bounds(level).diff().double()
         levels.append(
             LevelOccupancy(
                 codes=len(centres),
@@ -44,14 +44,6 @@ def occupancy(snapshot: IndexSnapshot) -> tuple[LevelOccupancy, ...]:
             )
         )
     return tuple(levels)
-
-
-def _sizes(snapshot: IndexSnapshot, level: int) -> Tensor:
-    """Items of each occupied node of a level."""
-    bounds = snapshot.tree.children[level]
-    for finer in snapshot.tree.children[level + 1 :]:
-        bounds = finer.index_select(0, bounds)
-    return bounds.diff().double()
 
 
 def _gini(sizes: Tensor) -> float:

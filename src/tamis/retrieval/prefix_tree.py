@@ -30,6 +30,13 @@ class PrefixTree:
         """Occupied nodes of each level."""
         return tuple(len(places) for places in self.representatives)
 
+    def bounds(self, level: int) -> Int[Tensor, " N"]:
+        """Offsets (nodes + 1,) of the items under each node of a level."""
+        offsets = self.children[level]
+        for finer in self.children[level + 1 :]:
+            offsets = finer.index_select(0, offsets)
+        return offsets
+
     def expand(
         self, level: int, nodes: Int[Tensor, " B"]
     ) -> tuple[Int[Tensor, " C"], Int[Tensor, " B"]]:

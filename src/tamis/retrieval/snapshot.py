@@ -136,6 +136,26 @@ class IndexSnapshot:
             raise DataError(f"index: an item must be left, got all {self.num_items} to remove.")
         return self._assembled(self.weights_version, self.codebooks, self.members.take(kept))
 
+    def representatives_of(self, ids: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
+        """Vectors (B, W) of what stands for the nodes of some items, level by level.
+
+        With them a model shows how far its levels are from what they are served with.
+
+        Raises:
+            DataError: An id is not there.
+        """
+        known, order = self.members.ids.sort()
+        found = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
+        if not torch.equal(known[found], ids.to(known.dtype)):
+            missing = ids[known[found] != ids]
+            raise DataError(f"index: ids must be indexed, got {int(missing[0])}. Add it first.")
+        places = order[found]
+        vectors = []
+        for level, chosen in enumerate(self.tree.representatives):
+            nodes = torch.searchsorted(self.tree.bounds(level), places, right=True) - 1
+            vectors.append(self.members.vectors[chosen[nodes]])
+        return tuple(vectors)
+
     def save(self, folder: Path) -> None:
         """Write the snapshot into a new folder.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tamis.nn.residual_index import ResidualIndex
 from tamis.training.optimizers import table_parameters
 
 _ROWS_AT_ONCE = 1 << 18
@@ -20,7 +21,8 @@ class WeightAverage:
     batch) on tables of any size. Averages take as much memory as the weights, and four bytes per
     table row.
 
-    Floating-point buffers, such as the statistics of batch norm, are averaged as weights are.
+    Floating-point buffers, such as the statistics of batch norm, are averaged as weights are; those
+    of a learnt index are not, as the mean of two clusterings is none.
 
     Source:
         Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control
@@ -38,10 +40,16 @@ class WeightAverage:
         tables = {id(table) for table in table_parameters(model)}
         self._dense: dict[str, Tensor] = {}
         self._tables: dict[str, nn.Parameter] = {}
+        of_index = {
+            id(buffer)
+            for module in model.modules()
+            if isinstance(module, ResidualIndex)
+            for buffer in module.buffers()
+        }
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if isinstance(value, nn.Parameter) and id(value) in tables:
                 self._tables[name] = value
-            elif value.is_floating_point():
+            elif value.is_floating_point() and id(value) not in of_index:
                 self._dense[name] = value
         self._averages = {
             name: value.detach().clone() for name, value in (self._dense | self._tables).items()
