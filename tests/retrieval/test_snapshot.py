@@ -104,6 +104,17 @@ def test_representatives_of_items_are_those_of_their_nodes(snapshot: IndexSnapsh
         snapshot.representatives_of(torch.tensor([5, 999]))
 
 
+def test_every_tensor_moves_to_another_device(snapshot: IndexSnapshot) -> None:
+    moved = snapshot.to(torch.device("meta"))
+    tensors = [*moved.codebooks, *moved.tree.children, *moved.tree.representatives]
+    members = moved.members
+    tensors += [members.ids, members.vectors, members.codes, members.distances]
+
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.version == snapshot.version
+    assert moved.tree.num_nodes == snapshot.tree.num_nodes
+
+
 def test_removed_item_represents_nothing_any_more(snapshot: IndexSnapshot) -> None:
     for _ in range(3):
         dead = torch.cat([snapshot.members.ids[r] for r in snapshot.tree.representatives]).unique()
@@ -336,6 +347,13 @@ def test_removal_names_an_id_that_is_not_there(snapshot: IndexSnapshot) -> None:
         snapshot.remove(torch.tensor([3, 999]))
     with pytest.raises(DataError, match="an item must be left, got all 300 to remove"):
         snapshot.remove(torch.arange(1, 301))
+
+
+def test_ids_must_be_as_many_as_rows(world: Any, snapshot: IndexSnapshot) -> None:
+    features = world.features(torch.tensor([301, 302]))
+
+    with pytest.raises(DataError, match="as many as rows of features, got 1 and 2"):
+        snapshot.add(world.model, torch.tensor([301]), features)
 
 
 def test_corpus_without_items_is_refused(world: Any) -> None:

@@ -25,11 +25,11 @@ def kmeans(
     start: Float[Tensor, "K D"] | None = None,
     max_rounds: int = 25,
 ) -> Float[Tensor, "K D"]:
-    """Centres whose members' mean they are, by Lloyd's rounds from k-means++.
+    """Centres that are the means of the points nearest to them, by Lloyd's rounds.
 
-    After each round a centre without members moves onto the point that is farthest from its own
-    centre, the next dead one onto the next farthest. Where there are fewer different points than
-    centres the rest stays dead, as no split of the points could fill it.
+    They start as k-means++ draws them. After each round a centre without members moves onto the
+    point that is farthest from its own centre, the next dead one onto the next farthest. Where
+    there are fewer different points than centres the rest stays dead, as no split could fill it.
 
     Args:
         points: At least one.

@@ -7,7 +7,7 @@ that neither the order of items nor the way they came in can be told from it.
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,10 @@ class Members:
     distances: Tensor
     """(V, L) float32: squared distance of each item to its node, level by level."""
 
-    def take(self, places: Tensor) -> "Members":
-        """Some of the items, in the given order."""
-        return Members(
-            **{
-                field.name: getattr(self, field.name).index_select(0, places)
-                for field in dataclasses.fields(self)
-            }
-        )
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Members":
+        """The same change to all four."""
+        fields = dataclasses.fields(self)
+        return Members(**{field.name: change(getattr(self, field.name)) for field in fields})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +91,8 @@ class IndexSnapshot:
 
         Raises:
             ValueError: The model is in training mode.
-            DataError: There is no item, an id stands twice, or a vector is no finite number.
+            DataError: There is no item, an id stands twice, ids are not as many as rows, or a
+                vector is no finite number.
         """
         codebooks = tuple(centres.detach().clone() for centres in scorer.codebooks)
         parts = [_encoded(scorer, codebooks, ids, items) for ids, items in corpus]
@@ -114,7 +111,8 @@ class IndexSnapshot:
         Raises:
             ArtifactError: The model has other weights.
             ValueError: The model is in training mode.
-            DataError: An id is there already or stands twice, or a vector is no finite number.
+            DataError: An id is there already or stands twice, ids are not as many as rows, or a
+                vector is no finite number.
         """
         check_versions(scorer, self)
         new = _encoded(scorer, self.codebooks, ids, items, by_content=True)
@@ -131,10 +129,29 @@ class IndexSnapshot:
             raise DataError(
                 f"index: ids to remove must be indexed, got {int(ids[~known][0])}. Remove it once."
             )
-        kept = (~torch.isin(self.members.ids, ids)).nonzero().squeeze(1)
-        if not len(kept):
+        kept = ~torch.isin(self.members.ids, ids)
+        if not bool(kept.any()):
             raise DataError(f"index: an item must be left, got all {self.num_items} to remove.")
-        return self._assembled(self.weights_version, self.codebooks, self.members.take(kept))
+        left = self.members.map(lambda tensor: tensor[kept])
+        return self._assembled(self.weights_version, self.codebooks, left)
+
+    def to(self, device: torch.device) -> "IndexSnapshot":
+        """The same snapshot on another device."""
+
+        def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(device) for tensor in tensors)
+
+        tree = dataclasses.replace(
+            self.tree,
+            children=moved(self.tree.children),
+            representatives=moved(self.tree.representatives),
+        )
+        return dataclasses.replace(
+            self,
+            codebooks=moved(self.codebooks),
+            members=self.members.map(lambda tensor: tensor.to(device)),
+            tree=tree,
+        )
 
     def representatives_of(self, ids: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
         """Vectors (B, W) of what stands for the nodes of some items, level by level.
@@ -237,7 +254,7 @@ class IndexSnapshot:
     ) -> "IndexSnapshot":
         """What follows from the members: their order, the tree and the stamp."""
         order = sorted_places(members.ids, members.codes)
-        members = members.take(order)
+        members = members.map(lambda tensor: tensor[order])
         ascending = members.ids.sort().values
         twice = ascending[1:][ascending.diff() == 0]
         if len(twice):
@@ -325,6 +342,11 @@ def _encoded(
     *,
     by_content: bool = False,
 ) -> Members:
+    if len(ids) != items.num_rows:
+        raise DataError(
+            f"index: ids must be as many as rows of features, got {len(ids)} and "
+            f"{items.num_rows}. Give an id to each row."
+        )
     if scorer.training:
         raise ValueError(
             "index: the model must be in evaluation mode, got training mode, in which it hides "
