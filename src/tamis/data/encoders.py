@@ -36,7 +36,6 @@ from tamis.data.schema import (
     InputSpec,
     Schema,
     SequenceInput,
-    Side,
     Table,
 )
 from tamis.data.times import as_microseconds
@@ -80,19 +79,14 @@ class Encoders:
                 fields=tuple(item.name for item in members),
                 tables=tuple(item.shares or item.name for item in members),
                 max_length=max(item.max_length for item in members),
-                side=_side_of(members),
+                side=members[0].side,
             )
             for name, members in schema.sequence_groups.items()
         )
         sizes = {name: vocabulary.num_rows for name, vocabulary in self.vocabularies.items()}
         sizes |= {n: e.num_buckets + 1 for n, e in self.numeric.items() if e.num_buckets}
-        numbers = [item for item in schema.fields if item.kind == "numeric"]
-        numeric = [item for item in numbers if not item.is_category]
-        items = [
-            item.name
-            for item in schema.fields
-            if item.kind == "categorical" and item.source == schema.roles.item
-        ]
+        numeric = tuple(f for f in schema.fields if f.kind == "numeric" and not f.is_category)
+        items = [f.name for f in schema.fields if f.is_category and f.source == schema.roles.item]
         return InputSpec(
             numeric=tuple(item.name for item in numeric),
             categorical=categorical,
@@ -386,9 +380,3 @@ def required_columns(schema: Schema, *, inputs_only: bool) -> list[str]:
         roles = (getattr(schema.roles, r) for r in ("time", "user", "item", "request", "weight"))
         names += [name for name in roles if name]
     return list(dict.fromkeys(names))
-
-
-def _side_of(members: tuple[Field, ...]) -> Side:
-    """The side of a group of events: that of all its columns, or ``context`` where they differ."""
-    sides = {item.side for item in members}
-    return sides.pop() if len(sides) == 1 else "context"

@@ -302,7 +302,7 @@ class SequenceInput:
     max_length: int
     """Longest history L that ingest kept."""
     side: Side = "context"
-    """Whom the events describe."""
+    """Whom the events describe: the side of the group's first field."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,7 +320,7 @@ class InputSpec:
     tasks: tuple[Task, ...]
     """Labels, in the order of the logits."""
     numeric_sides: tuple[Side, ...] = ()
-    """Whom each of the M numeric features describes; empty: all of them ``context``."""
+    """Whom each of the M numeric features describes; empty: the context."""
     item: str = ""
     """Categorical field that holds the item's id, as the role ``item`` says. Empty: none does."""
 

@@ -124,8 +124,7 @@ class HSNN(nn.Module):
 
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
     what is known once per request belongs to side ``user``. Labels of a batch may be soft, so a
-    stronger model's predictions of rows that were not shown can stand in their place; ingest writes
-    0 and 1 alone.
+    stronger model's predictions of rows that were not shown can stand in their place.
 
     Source:
         HSNN, arXiv:2408.06653v3: mixture of networks, learning to index (algorithm 1), residual

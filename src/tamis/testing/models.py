@@ -62,7 +62,7 @@ def check_model(
 def example_spec(
     *, num_tasks: int = 1, num_numeric: int = 2, num_categorical: int = 3, sequences: bool = True
 ) -> InputSpec:
-    """A small spec with all sides; the history has two columns, which share tables with fields."""
+    """A small spec; the sequence group has two columns, which share tables with fields."""
     names = [f"field{index}" for index in range(num_categorical)]
     tables = [Table(name=name, num_rows=_VALUES) for name in names]
     groups: tuple[SequenceInput, ...] = ()
