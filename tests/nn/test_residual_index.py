@@ -143,6 +143,30 @@ def test_nodes_and_residuals_add_up_to_the_item(is_soft: bool) -> None:
         torch.testing.assert_close(node + residual, vectors)
 
 
+def test_gradients_pass_through_every_residual() -> None:
+    index = ResidualIndex((4, 3), 3, alpha_max=4.0).double().eval()
+    index.step.fill_(index.alpha_steps)
+    index.scales.fill_(1.3)
+    vectors = _unit(5, 3).double().requires_grad_()
+    direction = _unit(5, 3, seed=8).double()
+    inputs = [vectors, *index.codebooks]
+
+    def last_node() -> torch.Tensor:
+        return (index.soft(vectors).nodes[-1] * direction).sum()
+
+    for tensor, gradient in zip(inputs, torch.autograd.grad(last_node(), inputs), strict=True):
+        differences = torch.empty_like(tensor)
+        with torch.no_grad():
+            for place in range(tensor.numel()):
+                entry = tensor.view(-1)[place]
+                entry.add_(1e-6)
+                above = last_node()
+                entry.sub_(2e-6)
+                differences.view(-1)[place] = (above - last_node()) / 2e-6
+                entry.add_(1e-6)
+        torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-7)
+
+
 def test_each_level_leaves_less_over_and_its_codes_matter() -> None:
     index = _trained()
     vectors = _clustered(400, seed=5)

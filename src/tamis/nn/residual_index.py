@@ -125,8 +125,8 @@ class ResidualIndex(nn.Module):
     Differs from the source:
         Codebooks start as the k-means of the first batch. Distances are divided by the running
         mean of all distances of the level, so that the temperature means the same on every level.
-        ``em`` and ``sil`` cluster the latest item vectors of the traffic;
-        :meth:`fit` takes those of a corpus.
+        ``em`` and ``sil`` cluster the latest item vectors of the traffic; :meth:`fit` takes those
+        of a corpus.
     """
 
     step: Tensor
@@ -209,14 +209,15 @@ class ResidualIndex(nn.Module):
 
     def hard(self, vectors: Float[Tensor, "B D"]) -> Quantised:
         """The nearest centre of each level and no other, as a published index has it."""
-        nodes, weights, residuals = [torch.zeros_like(vectors)], [], [vectors]
-        for centres in self.codebooks:
-            codes = squared_distances(residuals[-1], centres).argmin(1)
-            node = centres.index_select(0, codes)
-            weights.append(F.one_hot(codes, len(centres)).to(vectors.dtype))
-            nodes.append(nodes[-1] + node)
-            residuals.append(residuals[-1] - node)
-        return Quantised(nodes=tuple(nodes[1:]), weights=tuple(weights), residuals=tuple(residuals))
+        if not self.sizes:
+            return Quantised(nodes=(), weights=(), residuals=(vectors,))
+        codes, nodes = nearest_path(vectors, self.codebooks)
+        shares = [F.one_hot(codes[:, n], size) for n, size in enumerate(self.sizes)]
+        return Quantised(
+            nodes=nodes,
+            weights=tuple(share.to(vectors.dtype) for share in shares),
+            residuals=(vectors, *(vectors - node for node in nodes)),
+        )
 
     def forward(self, vectors: Float[Tensor, "B D"]) -> Quantised:
         """What this step's networks see: soft while codebooks are trained, hard otherwise."""
@@ -253,12 +254,11 @@ class ResidualIndex(nn.Module):
             seed: Decides where k-means starts.
             is_warm: Whether it starts from the codebooks as they are instead.
         """
-        residuals = vectors
+        left = vectors
         for level, centres in enumerate(self.codebooks):
             start = centres if is_warm else None
-            centres.copy_(kmeans(residuals, len(centres), seed=seed + level, start=start))
-            codes = squared_distances(residuals, centres).argmin(1)
-            residuals = residuals - centres.index_select(0, codes)
+            centres.copy_(kmeans(left, len(centres), seed=seed + level, start=start))
+            left = vectors - nearest_path(vectors, self.codebooks[: level + 1])[1][-1]
 
     def _seen(self) -> Tensor:
         """Latest vectors, without the places that no row has filled yet."""

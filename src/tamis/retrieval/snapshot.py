@@ -80,14 +80,13 @@ class IndexSnapshot:
         return len(self.members.ids)
 
     @classmethod
-    def publish(
-        cls, scorer: Scorer, corpus: Iterable[tuple[Int[Tensor, " B"], Batch]]
-    ) -> "IndexSnapshot":
+    def publish(cls, scorer: Scorer, corpus: Iterable[tuple[Tensor, Batch]]) -> "IndexSnapshot":
         """Index a corpus.
 
         Args:
             scorer: The model, in evaluation mode.
-            corpus: Ids and features of items, some at a time; only the item side is read.
+            corpus: Integer ids (B,) and the features of as many items, some at a time; only the
+                item side is read.
 
         Raises:
             ValueError: The model is in training mode.
