@@ -262,6 +262,13 @@ def test_impossible_searches_are_refused(
         retriever.search(world.request(1), k, beams)
 
 
+def test_weights_must_be_one_for_each_task(world: Any, snapshot: IndexSnapshot) -> None:
+    retriever = Retriever(world.model, snapshot, task_weights=(1.0,))
+
+    with pytest.raises(ValueError, match="must be one for each of 2 tasks, got 1"):
+        retriever.exact(world.request(1), 5)
+
+
 def test_two_users_in_one_request_are_refused(world: Any, retriever: Retriever) -> None:
     request = Request(user=world.features(torch.tensor([1, 2])))
 

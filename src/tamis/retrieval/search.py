@@ -123,7 +123,8 @@ class Retriever:
             beams: Nodes to keep at each index level, the coarsest first. At least 1.
 
         Raises:
-            ValueError: A number is out of range, or there is not one beam for each index level.
+            ValueError: A number is out of range, or there is not one beam for each index level or
+                one weight for each task.
             DataError: The user is not one row.
         """
         index_levels = self.scorer.num_levels - 1
@@ -185,7 +186,13 @@ class Retriever:
 
     def _scores(self, level: int, outputs: Tensor) -> Float[Tensor, " C"]:
         probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
-        weights = self.task_weights or (1.0,) * probabilities.shape[1]
+        num_tasks = probabilities.shape[1]
+        weights = self.task_weights or (1.0,) * num_tasks
+        if len(weights) != num_tasks:
+            raise ValueError(
+                f"retriever: task_weights must be one for each of {num_tasks} tasks, got "
+                f"{len(weights)}."
+            )
         return (probabilities * probabilities.new_tensor(weights)).sum(1)
 
 
