@@ -331,10 +331,15 @@ class InputSpec:
                 f"{len(self.numeric)} numeric features, got {len(self.numeric_sides)}."
             )
 
+    @property
+    def sides_of_numeric(self) -> tuple[Side, ...]:
+        """Whom each of the M numeric features describes, said or not."""
+        unsaid: Side = "context"
+        return self.numeric_sides or (unsaid,) * len(self.numeric)
+
     def numeric_of(self, side: Side) -> tuple[int, ...]:
         """Columns of ``Batch.numeric`` that describe a side."""
-        sides = self.numeric_sides or ("context",) * len(self.numeric)
-        return tuple(place for place, of in enumerate(sides) if of == side)
+        return tuple(place for place, of in enumerate(self.sides_of_numeric) if of == side)
 
     def categorical_of(self, side: Side) -> tuple[int, ...]:
         """Columns of ``Batch.ids`` that describe a side."""

@@ -6,18 +6,11 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Side
 
 
-def numeric_side(spec: InputSpec, place: int) -> Side:
-    """Whom the numeric feature at a place describes."""
-    return spec.numeric_sides[place] if spec.numeric_sides else "context"
-
-
 def side_spec(spec: InputSpec, side: Side) -> InputSpec:
     """The inputs of one side, in their order, with the tables that they use and no others."""
-    categorical = tuple(item for item in spec.categorical if item.side == side)
-    sequences = tuple(group for group in spec.sequences if group.side == side)
-    numeric = tuple(
-        name for place, name in enumerate(spec.numeric) if numeric_side(spec, place) == side
-    )
+    categorical = tuple(spec.categorical[place] for place in spec.categorical_of(side))
+    sequences = spec.sequences_of(side)
+    numeric = tuple(spec.numeric[place] for place in spec.numeric_of(side))
     used = {item.table for item in categorical}
     used |= {table for group in sequences for table in group.tables}
     return replace(
@@ -27,20 +20,15 @@ def side_spec(spec: InputSpec, side: Side) -> InputSpec:
         sequences=sequences,
         tables=tuple(table for table in spec.tables if table.name in used),
         numeric_sides=(side,) * len(numeric),
+        item=spec.item if spec.item in {item.name for item in categorical} else "",
     )
 
 
 def side_batch(batch: Batch, spec: InputSpec, side: Side) -> Batch:
     """The same rows with the inputs of one side, as a model of :func:`side_spec` takes them."""
-    numeric = [place for place, _ in enumerate(spec.numeric) if numeric_side(spec, place) == side]
-    ids = [place for place, item in enumerate(spec.categorical) if item.side == side]
     return replace(
         batch,
-        numeric=batch.numeric[:, numeric],
-        ids=batch.ids[:, ids],
-        sequences={
-            group.name: batch.sequences[group.name]
-            for group in spec.sequences
-            if group.side == side
-        },
+        numeric=batch.numeric[:, list(spec.numeric_of(side))],
+        ids=batch.ids[:, list(spec.categorical_of(side))],
+        sequences={group.name: batch.sequences[group.name] for group in spec.sequences_of(side)},
     )

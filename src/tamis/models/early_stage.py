@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Side, Task
-from tamis.data.sides import numeric_side, side_spec
+from tamis.data.sides import side_spec
 from tamis.errors import ConfigError
 from tamis.models.early_heads import DotHeads, ExpertHeads, PairHeads, SharedHeads
 from tamis.models.early_serving import (
@@ -210,8 +210,8 @@ def _columns(spec: InputSpec, side: Side, width: int) -> list[int]:
     """Columns of ``FlatInputs`` that hold what a side brings along, in their order."""
     widths = [(item.side, width) for item in spec.categorical]
     widths += [(group.side, width) for group in spec.sequences for _ in group.fields]
-    widths += [(numeric_side(spec, place), 1) for place in range(len(spec.numeric))]
     owners = [owner for owner, count in widths for _ in range(count)]
+    owners += spec.sides_of_numeric
     return [column for column, owner in enumerate(owners) if owner == side]
 
 
