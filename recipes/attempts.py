@@ -29,9 +29,13 @@ ATTEMPTS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"modules": ["dot", "linear"], "dot_units": 1024, **ONE_LAYER}
     },
     "modules: dot, linear and dcn_v2": {"model": {"modules": ["dot", "linear", "dcn_v2"]}},
+    "modules: attention, linear and dot": {"model": {"modules": ["attention", "linear", "dot"]}},
     "depth: one layer": {"model": ONE_LAYER},
     "depth: three layers": {"model": {"num_layers": 3}},
     "norm between layers": {"model": {"norm": True}},
+    "norm between layers; attention, linear and dot": {
+        "model": {"norm": True, "modules": ["attention", "linear", "dot"]}
+    },
     "optimizer: dense step size 1e-3": {"optimizer": {"dense_lr": 1e-3}},
     "optimizer: step size 5e-4 on tables": {"optimizer": {"embedding_lr": 5e-4}},
 }
