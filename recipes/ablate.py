@@ -110,8 +110,8 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
         model["num_layers"] = int(rest)
     elif kind == "gate":
         model["gate"] = rest
-    elif kind == "literal":
-        model["style"] = "literal"
+    elif variant == "other-style":
+        model["style"] = {"literal": "residual", "residual": "literal"}[model["style"]]
     else:
         model |= {
             "pma": {"pooled_tokens": 0},

@@ -28,6 +28,12 @@ ATTEMPTS: dict[str, dict[str, dict[str, Any]]] = {
     "modules: the same, 1,024 units behind the products": {
         "model": {"modules": ["dot", "linear"], "dot_units": 1024, **ONE_LAYER}
     },
+    "modules: dot alone, one layer": {
+        "model": {"modules": ["dot"], "dot_units": 1024, **ONE_LAYER}
+    },
+    "modules: the same without a shortcut, so that the head sees products alone": {
+        "model": {"modules": ["dot"], "dot_units": 1024, "shortcut": "none", **ONE_LAYER}
+    },
     "modules: dot, linear and dcn_v2": {"model": {"modules": ["dot", "linear", "dcn_v2"]}},
     "modules: attention, linear and dot": {"model": {"modules": ["attention", "linear", "dot"]}},
     "depth: one layer": {"model": ONE_LAYER},

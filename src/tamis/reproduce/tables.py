@@ -127,7 +127,7 @@ INTERFORMER_VARIANTS = (
     *(f"early-{kind}" for kind in ("mlp", "attention")),
     *(f"no-{name}" for name in ("pma", "recent", "gate", "pffn", "mha", "cls", "rope")),
     *(f"gate-{name}" for name in ("tanh", "sigmoid", "mask")),
-    "literal",
+    "other-style",
     *(f"depth-{layers}" for layers in (1, 3, 4)),
 )
 ADATT_VARIANTS = (
