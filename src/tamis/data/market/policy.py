@@ -28,16 +28,26 @@ def draw_candidates(
     Raises:
         DataError: No ad is alive.
     """
+    alive = living_ads(ads, day)
+    weights = np.cumsum(ads.popularity[alive])
+    drawn = generator.random((requests, rules.candidates)) * weights[-1]
+    candidates: Ints = np.sort(alive[np.searchsorted(weights, drawn)], axis=1).astype(np.int32)
+    return candidates
+
+
+def living_ads(ads: Ads, day: float) -> Ints:
+    """Ads that are alive at a time in days since the start of the log, rising.
+
+    Raises:
+        DataError: There is none.
+    """
     alive = np.flatnonzero((ads.born <= day) & (day < ads.dies))
     if not len(alive):
         raise DataError(
             f"market: at least one ad must be alive at every hour, got none on day {day:.2f}. "
             f"Raise min_ads or mean_lifetime_days in the rules."
         )
-    weights = np.cumsum(ads.popularity[alive])
-    drawn = generator.random((requests, rules.candidates)) * weights[-1]
-    candidates: Ints = np.sort(alive[np.searchsorted(weights, drawn)], axis=1).astype(np.int32)
-    return candidates
+    return alive.astype(np.int32)
 
 
 def policy_scores(

@@ -14,7 +14,18 @@ from tamis.data.market.population import Ads, Floats, Ints, Population, Users
 # 2024-01-01 00:00 UTC, a Monday, in microseconds since 1970.
 START_MICROS = 1_704_067_200_000_000
 HOUR_MICROS = 3_600_000_000
-_STAMP = pa.timestamp("us", tz="UTC")
+STAMP = pa.timestamp("us", tz="UTC")
+"""Type of the log's times."""
+LOG_COLUMNS = (
+    *("impression_id", "request_id", "event_time"),
+    *("user_id", "age", "gender", "country"),
+    *("ad_id", "campaign_id", "advertiser_id", "category", "format"),
+    *("device", "placement", "position", "hour", "weekday"),
+    *("bid_micros", "price", "ad_age_days", "ad_click_rate", "budget_left"),
+    *("user_requests", "history_ads", "history_categories"),
+    *("click", "conversion", "conversion_time", "hide"),
+)
+"""Columns of the log, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,40 +78,94 @@ def log_table(
     Returns:
         A row per impression, in the same order.
     """
-    users, ads, ad = population.users, population.ads, shown.ad
-    history_ads, history_categories = _history_columns(shown.history, ads)
+    ad = shown.ad
+    request = request_columns(
+        population,
+        shown.user,
+        shown.device,
+        shown.placement,
+        shown.history,
+        counters.user_requests,
+        hour=hour,
+    )
+    item = ad_columns(population.ads, ad, counters.ad_click_rate, counters.budget_left, hour=hour)
     columns: dict[str, Any] = {
         "impression_id": impression_id,
         "request_id": impression_id // slate,
-        "event_time": pa.array(event_micros, _STAMP),
-        "user_id": shown.user,
-        "age": _text(users.age[shown.user], names.AGES),
-        "gender": _text(users.gender[shown.user], names.GENDERS),
-        "country": _text(users.country[shown.user], names.COUNTRIES),
+        "event_time": pa.array(event_micros, STAMP),
+        **request,
+        **item,
+        "position": shown.position,
+        "click": events.click.astype(np.int8),
+        "conversion": pa.array(events.conversion.astype(np.int8), mask=~events.click),
+        "conversion_time": pa.array(events.conversion_micros, mask=~events.conversion).cast(STAMP),
+        "hide": events.hide.astype(np.int8),
+    }
+    return pa.table({name: columns[name] for name in LOG_COLUMNS})
+
+
+def request_columns(
+    population: Population,
+    user: Ints,
+    device: Ints,
+    placement: Ints,
+    history: Ints,
+    user_requests: NDArray[np.int64],
+    *,
+    hour: int,
+) -> dict[str, Any]:
+    """What a log shows of user and context, but for the position, by column.
+
+    Args:
+        population: Users and ads.
+        user: (n,) users.
+        device: (n,) codes.
+        placement: (n,) codes.
+        history: (n, H) ads that the user clicked, newest first; -1 where there are fewer.
+        user_requests: (n,) requests of the user so far.
+        hour: Hours since the start of the log.
+    """
+    users = population.users
+    history_ads, history_categories = _history_columns(history, population.ads)
+    return {
+        "user_id": user,
+        "age": _text(users.age[user], names.AGES),
+        "gender": _text(users.gender[user], names.GENDERS),
+        "country": _text(users.country[user], names.COUNTRIES),
+        "device": _text(device, names.DEVICES),
+        "placement": _text(placement, names.PLACEMENTS),
+        "hour": np.full(len(user), hour % 24, np.int32),
+        "weekday": np.full(len(user), hour // 24 % 7, np.int32),
+        "user_requests": user_requests,
+        "history_ads": history_ads,
+        "history_categories": history_categories,
+    }
+
+
+def ad_columns(
+    ads: Ads, ad: Ints, click_rate: Floats, budget_left: Floats, *, hour: int
+) -> dict[str, Any]:
+    """What a log shows of ads, by column.
+
+    Args:
+        ads: All ads.
+        ad: (n,) ads.
+        click_rate: (n,) smoothed click rate of each so far.
+        budget_left: (n,) share of the day's planned impressions that are left.
+        hour: Hours since the start of the log.
+    """
+    return {
         "ad_id": ad,
         "campaign_id": ads.campaign[ad],
         "advertiser_id": ads.advertiser[ad],
         "category": ads.category[ad],
         "format": _text(ads.format[ad], names.FORMATS),
-        "device": _text(shown.device, names.DEVICES),
-        "placement": _text(shown.placement, names.PLACEMENTS),
-        "position": shown.position,
-        "hour": np.full(len(ad), hour % 24, np.int32),
-        "weekday": np.full(len(ad), hour // 24 % 7, np.int32),
         "bid_micros": ads.bid_micros[ad],
         "price": ads.price[ad],
         "ad_age_days": np.float32(hour / 24) - ads.born[ad],
-        "ad_click_rate": counters.ad_click_rate,
-        "budget_left": counters.budget_left,
-        "user_requests": counters.user_requests,
-        "history_ads": history_ads,
-        "history_categories": history_categories,
-        "click": events.click.astype(np.int8),
-        "conversion": pa.array(events.conversion.astype(np.int8), mask=~events.click),
-        "conversion_time": pa.array(events.conversion_micros, mask=~events.conversion).cast(_STAMP),
-        "hide": events.hide.astype(np.int8),
+        "ad_click_rate": click_rate,
+        "budget_left": budget_left,
     }
-    return pa.table(columns)
 
 
 def users_table(users: Users) -> pa.Table:
@@ -148,7 +213,7 @@ def _history_columns(history: Ints, ads: Ads) -> tuple[pa.Array, pa.Array]:
 
 def _day_times(days: Floats) -> pa.Array:
     micros = np.rint(days.astype(np.float64) * 24 * HOUR_MICROS).astype(np.int64)
-    return pa.array(START_MICROS + micros, _STAMP)
+    return pa.array(START_MICROS + micros, STAMP)
 
 
 def _text(codes: Ints, labels: tuple[str, ...]) -> pa.DictionaryArray:
