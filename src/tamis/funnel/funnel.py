@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,8 +97,15 @@ class Funnel:
         )
         self._corpus = Candidates(ads=np.arange(len(ads)), scores=scores)
 
-    def answer(self, request: Request) -> Trace:
+    def answer(
+        self, request: Request, *, observe: Callable[[Candidates], None] | None = None
+    ) -> Trace:
         """The slate for a request, and how it came about.
+
+        Args:
+            request: Who asks.
+            observe: Told of each step, in order, what it goes on with before the cut: the trace
+                keeps no scores of what is dropped.
 
         Raises:
             DataError: The request names an ad that there is not.
@@ -107,7 +114,7 @@ class Funnel:
         candidates = self.start(request)
         traces = []
         for step, stage in zip(self.steps, self._stages, strict=True):
-            candidates, trace = self._run(step, stage, request, candidates)
+            candidates, trace = self._run(step, stage, request, candidates, observe)
             traces.append(trace)
         before = self._clock.now_ms()
         slate, fallback = self._auction(request, candidates)
@@ -138,7 +145,12 @@ class Funnel:
         return Candidates(ads=ads, scores=self._corpus.scores[ads])
 
     def _run(
-        self, step: Step, stage: Stage, request: Request, candidates: Candidates
+        self,
+        step: Step,
+        stage: Stage,
+        request: Request,
+        candidates: Candidates,
+        observe: Callable[[Candidates], None] | None,
     ) -> tuple[Candidates, StageTrace]:
         before = self._clock.now_ms()
         scored = Scored(candidates=candidates)
@@ -152,6 +164,8 @@ class Funnel:
         found = candidates if fallback else scored.candidates
         if candidates.predictions and not found.predictions:
             found = _with_predictions_of(found, candidates)
+        if observe is not None:
+            observe(found)
         kept = found.best(step.keep, seed=request.request_id)
         return kept, StageTrace(
             name=step.name,
