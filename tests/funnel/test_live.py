@@ -193,9 +193,9 @@ class _Truth:
         self.ads = ad_table(requests.ad_features)
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        at = int(np.searchsorted(self.requests.request_id, request.request_id))
         ads = candidates.ads
-        chances = self.market.chances(np.full(len(ads), at), self.requests.ad[ads])
+        number = np.full(len(ads), request.request_id)
+        chances = self.market.chances(number, self.requests.ad[ads])
         predictions = {name: getattr(chances, name) for name in ("click", "conversion", "hide")}
         scores = self.ads.total_value(VALUE, predictions, ads)
         return Scored(candidates=Candidates(ads=ads, scores=scores, predictions=predictions))

@@ -6,7 +6,7 @@ intervals hold for one look at the end; ``sequential.py`` has those that allow m
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,16 @@ class UserTotals:
     """(U,) hides."""
     value: NDArray[np.float64]
     """(U,) total value."""
+
+    def ratio(self, metric: ExperimentMetric) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Numerator (U,) and denominator (U,) of a metric, for :func:`arm_difference`."""
+        ratios: dict[ExperimentMetric, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
+            "click_rate": (self.clicks, self.impressions),
+            "conversion_rate": (self.conversions, self.settled_clicks),
+            "hide_rate": (self.hides, self.impressions),
+            "value_per_user": (self.value, np.ones(self.value.size)),
+        }
+        return ratios[metric]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,20 +230,14 @@ def compare_arms(
     Raises:
         DataError: An arm has fewer than two users, or no impression or settled click.
     """
-    ratios: dict[ExperimentMetric, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
-        "click_rate": (totals.clicks, totals.impressions),
-        "conversion_rate": (totals.conversions, totals.settled_clicks),
-        "hide_rate": (totals.hides, totals.impressions),
-        "value_per_user": (totals.value, np.ones(totals.value.size)),
-    }
     treated_users = int(np.count_nonzero(totals.is_treated))
     return ExperimentResult(
         sample_ratio=sample_ratio(
             totals.is_treated.size - treated_users, treated_users, treated_share=treated_share
         ),
         differences=tuple(
-            arm_difference(name, totals.is_treated, top, bottom, confidence=confidence)
-            for name, (top, bottom) in ratios.items()
+            arm_difference(metric, totals.is_treated, *totals.ratio(metric), confidence=confidence)
+            for metric in get_args(ExperimentMetric)
         ),
     )
 

@@ -208,7 +208,9 @@ def test_chances_handed_out_are_those_of_the_truth_of_what_is_shown() -> None:
         slates = inner(requests)
         request, place = np.nonzero(slates.ads >= 0)
         position = (place + 1).astype(np.int32)
-        told.append(market.chances(request, slates.ads[request, place], position))
+        told.append(
+            market.chances(requests.request_id[request], slates.ads[request, place], position)
+        )
         return slates
 
     for hour in market.serve(asks, days=2):
@@ -355,7 +357,19 @@ def test_truth_is_not_told_between_hours() -> None:
     with pytest.raises(DataError, match="an hour must be being served, got none"):
         market.chances(np.zeros(1, np.int64), np.zeros(1, np.int32))
     with pytest.raises(DataError, match="an hour must be being served, got none"):
-        market.logging_candidates(np.random.default_rng(0))
+        market.logging_candidates(np.zeros(1, np.int64), np.random.default_rng(0))
+
+
+def test_truth_is_told_of_requests_of_the_hour_alone() -> None:
+    market = LiveMarket(ROWS, seed=4, rules=RULES)
+    market.serve_hour(RandomPolicy(seed=0))
+
+    def asks_for_the_past(requests: LiveRequests) -> Slates:
+        market.chances(requests.request_id - 1, requests.ad[:1].repeat(len(requests)))
+        return Slates(ads=np.full((len(requests), 4), -1, np.int32))
+
+    with pytest.raises(DataError, match="requests must be of hour 1, got"):
+        market.serve_hour(asks_for_the_past)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_logging_policy_states_the_chances_of_its_slates() -> None:
     drawn = []
 
     def watch(requests: LiveRequests) -> Slates:
-        candidates, scores = market.logging_candidates(np.random.default_rng([5, requests.hour]))
+        generator = np.random.default_rng([5, requests.hour])
+        candidates, scores = market.logging_candidates(requests.request_id, generator)
         drawn.append((candidates, scores, policy(requests)))
         return drawn[-1][2]
 
@@ -121,7 +122,7 @@ def test_truth_policy_shows_the_most_valuable_ads_of_a_loop() -> None:
         nonlocal empty
         slates = policy(requests)
         for row in range(0, len(requests), 7):
-            pairs = np.full(len(requests.ad), row)
+            pairs = np.full(len(requests.ad), requests.request_id[row])
             worth = value(market.chances(pairs, requests.ad), requests.ad)
             best = sorted(zip(-worth, requests.ad, strict=True))[:4]
             wanted = [ad if worst <= 0 else -1 for worst, ad in best]

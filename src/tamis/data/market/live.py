@@ -13,7 +13,7 @@ from tamis.data.market.population import Ints
 from tamis.data.market.rules import MarketRules
 from tamis.data.market.running import Asked, Luck, RunningMarket
 from tamis.data.market.serving import CandidateScores, LiveRequests, Policy, Slates
-from tamis.data.market.tables import STAMP, ads_table, users_table
+from tamis.data.market.tables import HOUR_MICROS, STAMP, START_MICROS, ads_table, users_table
 from tamis.errors import DataError
 
 ANSWER = "answer"
@@ -33,6 +33,19 @@ class JudgedCandidates:
     """(m,) who asked."""
     truth: TrueProbabilities
     """(m,) chances at the first position."""
+
+    def take(self, rows: NDArray[np.bool_]) -> "JudgedCandidates":
+        """Candidates by a mask (m,) that parts no request."""
+        return JudgedCandidates(
+            scores=self.scores.take(rows),
+            request_id=self.request_id[rows],
+            user=self.user[rows],
+            truth=TrueProbabilities(
+                click=self.truth.click[rows],
+                conversion=self.truth.conversion[rows],
+                hide=self.truth.hide[rows],
+            ),
+        )
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
         """Candidates and truth as Arrow tables of the same rows; scores in columns by stage."""
@@ -133,6 +146,11 @@ class LiveMarket:
         return self._hour
 
     @property
+    def now_micros(self) -> int:
+        """Start of the next hour, in microseconds since 1970 UTC: what was served lies before."""
+        return START_MICROS + self._hour * HOUR_MICROS
+
+    @property
     def is_over(self) -> bool:
         """Whether all days were served."""
         return self._hour == len(self._until) - 1
@@ -159,17 +177,25 @@ class LiveMarket:
         Raises:
             DataError: Fewer days are left, or the policy's answers cannot be shown.
         """
+        self.require_days(days)
         end = self._hour + 24 * days
-        if days < 1 or end > len(self._until) - 1:
-            raise DataError(
-                f"LiveMarket.serve: days must be from 1 to the "
-                f"{(len(self._until) - 1 - self._hour) // 24} that are left, got {days}. Give the "
-                f"market more days in its rules."
-            )
         while self._hour < end:
             served = self.serve_hour(policy)
             if served is not None:
                 yield served
+
+    def require_days(self, days: int) -> None:
+        """Check that so many days are left, before work is begun that needs them.
+
+        Raises:
+            DataError: They are not.
+        """
+        left = (len(self._until) - 1 - self._hour) // 24
+        if not 1 <= days <= left:
+            raise DataError(
+                f"LiveMarket: days must be from 1 to the {left} that are left, got {days}. Give "
+                f"the market more days in its rules."
+            )
 
     def serve_hour(self, policy: Policy) -> ServedHour | None:
         """Serve the next hour; None where it has no requests.
@@ -192,47 +218,54 @@ class LiveMarket:
         return served
 
     def chances(
-        self, request: NDArray[np.int64], ad: Ints, position: Ints | None = None
+        self, request_id: NDArray[np.int64], ad: Ints, position: Ints | None = None
     ) -> TrueProbabilities:
         """True probabilities of any pairs, for whoever must know the truth: a judge, or an oracle.
 
         They are those of the hour that is being served, so a policy may ask while it answers.
 
         Args:
-            request: (m,) place of each pair's request among those of the hour.
+            request_id: (m,) number of each pair's request, which is of this hour.
             ad: (m,) living ads.
             position: (m,) from 1; None for the first.
 
         Raises:
-            DataError: No hour is being served.
+            DataError: A request is not of the hour, or no hour is being served.
         """
-        if self._asked is None:
-            raise DataError(
-                "LiveMarket.chances: an hour must be being served, got none. Ask from within the "
-                "policy."
-            )
-        return self._chances(self._asked, request, ad, position)
+        asked, place = self._places(request_id)
+        return self._chances(asked, place, ad, position)
 
     def logging_candidates(
-        self, generator: np.random.Generator
+        self, request_id: NDArray[np.int64], generator: np.random.Generator
     ) -> tuple[Ints, NDArray[np.float32]]:
         """What the market's own logging policy would choose from, and what it values it at.
 
         Args:
+            request_id: (n,) numbers of requests of the hour that is being served.
             generator: Source of the draw of candidates.
 
         Returns:
-            (n, C) ads and (n, C) scores for the requests of the hour that is being served.
+            (n, C) ads, sorted within a request, and (n, C) scores.
 
         Raises:
-            DataError: No hour is being served.
+            DataError: A request is not of the hour, or no hour is being served.
         """
+        asked, place = self._places(request_id)
+        return self._running.score_candidates(asked.take(place), generator)
+
+    def _places(self, request_id: NDArray[np.int64]) -> tuple[Asked, NDArray[np.int64]]:
+        """The hour that is being served, and the places of some of its requests."""
         if self._asked is None:
             raise DataError(
-                "LiveMarket.logging_candidates: an hour must be being served, got none. Ask from "
-                "within the policy."
+                "LiveMarket: an hour must be being served, got none. Ask from within the policy."
             )
-        return self._running.score_candidates(self._asked, generator)
+        place = request_id - self._asked.request_id[0]
+        if len(place) and not (place.min() >= 0 and place.max() < len(self._asked.user)):
+            raise DataError(
+                f"LiveMarket: requests must be of hour {self._asked.hour}, got "
+                f"{request_id.min()} to {request_id.max()}. Ask for those that are being answered."
+            )
+        return self._asked, place
 
     def _serve(self, policy: Policy, first: int, last: int) -> ServedHour:
         running = self._running

@@ -34,7 +34,7 @@ class LoggingPolicy:
         """Slates with propensities."""
         generator = np.random.default_rng([self._seed, requests.hour])
         rules = self._market.rules
-        candidates, scores = self._market.logging_candidates(generator)
+        candidates, scores = self._market.logging_candidates(requests.request_id, generator)
         slates = logging_policy.choose_slates(candidates, scores, rules=rules, generator=generator)
         chances = logging_policy.slate_propensities(candidates, scores, rules=rules)
         column = (candidates[:, None, :] == slates[:, :, None]).argmax(axis=2)
@@ -86,7 +86,8 @@ class TruthPolicy:
         for first in range(0, len(requests), step):
             rows = np.arange(first, min(first + step, len(requests)))
             pairs = np.tile(requests.ad, len(rows))
-            chances = self._market.chances(np.repeat(rows, num_ads), pairs)
+            request_id = np.repeat(requests.request_id[rows], num_ads)
+            chances = self._market.chances(request_id, pairs)
             worth = self._value(chances, pairs).reshape(len(rows), num_ads)
             best = np.argsort(-worth, axis=1, kind="stable")[:, :places]
             is_worth = np.take_along_axis(worth, best, axis=1) >= 0

@@ -42,6 +42,16 @@ class Asked:
     placement: Ints
     """(n,) who asks, and codes of where."""
 
+    def take(self, rows: NDArray[np.int64]) -> "Asked":
+        """Some of the requests, by place."""
+        return Asked(
+            hour=self.hour,
+            request_id=self.request_id[rows],
+            user=self.user[rows],
+            device=self.device[rows],
+            placement=self.placement[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Luck:
