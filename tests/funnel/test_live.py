@@ -292,6 +292,20 @@ def test_step_that_falls_back_hides_nothing_of_the_others(
         assert (part.scores.predictions["click"] == 0.5).all()
 
 
+def test_hour_without_a_judged_request_tells_of_none() -> None:
+    everything = _market().ads()
+    step = Step(name="bids", stage=ScoredBy(lambda _, ads: ads * 1.0), keep=4)
+    funnel = Funnel([step], ad_table(everything), VALUE)
+    served = ServedFunnel(funnel=funnel, ad=np.arange(everything.num_rows))
+
+    policy = FunnelPolicy(lambda _: served, judge_every=10**6)
+    hours = list(_market(judge_every=1).serve(policy, days=1))
+
+    # Request 0 alone; the market adds no judgement of its own, whose stages would be others.
+    stages = [[part.scores.stages for part in hour.candidates] for hour in hours]
+    assert stages == [[("known", "bids", "auction")], *[[]] * 23]
+
+
 def test_numbers_of_the_ads_must_be_those_of_the_funnel() -> None:
     ads = ad_table(_market().ads().slice(0, 3))
     funnel = Funnel([Step(name="one", stage=Popularity(np.ones(3)), keep=3)], ads, VALUE)

@@ -224,25 +224,31 @@ class _Recorder:
         return trace.slate
 
     def candidates(self) -> tuple[CandidateScores, ...]:
-        """All that was kept, as one part; none where no request was judged."""
-        if not self._parts:
-            return ()
+        """All that was kept, as one part; it has no rows where no request was judged."""
+        num_stages = len(self._stages)
+        nobody = CandidateScores(
+            stages=self._stages,
+            request=np.zeros(0, np.int64),
+            ad=np.zeros(0, np.int32),
+            survived=np.zeros(0, np.int8),
+            scores=np.zeros((0, num_stages), np.float32),
+        )
+        parts = self._parts or [nobody]
         # A step that fell back predicts nothing, so that parts may name different tasks.
-        tasks = dict.fromkeys(task for part in self._parts for task in part.predictions)
+        tasks = dict.fromkeys(task for part in parts for task in part.predictions)
         unknown = np.full(len(self._requests.ad), np.nan, np.float32)
+        predictions = {
+            task: np.concatenate([part.predictions.get(task, unknown) for part in parts])
+            for task in tasks
+        }
         return (
             CandidateScores(
                 stages=self._stages,
-                request=np.concatenate([part.request for part in self._parts]),
-                ad=np.concatenate([part.ad for part in self._parts]),
-                survived=np.concatenate([part.survived for part in self._parts]),
-                scores=np.concatenate([part.scores for part in self._parts]),
-                predictions={
-                    task: np.concatenate(
-                        [part.predictions.get(task, unknown) for part in self._parts]
-                    )
-                    for task in tasks
-                },
+                request=np.concatenate([part.request for part in parts]),
+                ad=np.concatenate([part.ad for part in parts]),
+                survived=np.concatenate([part.survived for part in parts]),
+                scores=np.concatenate([part.scores for part in parts]),
+                predictions=predictions,
             ),
         )
 

@@ -71,8 +71,8 @@ class ServedHour:
 
     hour: int
     """Hours since the start of the market."""
-    requests: int
-    """Requests of the hour, those that got no ad included."""
+    user: NDArray[np.int32]
+    """(n,) who asked, for each request of the hour, those that got no ad included."""
     living: NDArray[np.int32]
     """(A,) ads that were alive."""
     log: pa.Table
@@ -85,6 +85,11 @@ class ServedHour:
     ``propensity``, null where it said nothing."""
     candidates: tuple[JudgedCandidates, ...]
     """Candidates of some requests, by funnel that chose from them."""
+
+    @property
+    def requests(self) -> int:
+        """Requests of the hour."""
+        return len(self.user)
 
 
 class LiveMarket:
@@ -289,7 +294,7 @@ class LiveMarket:
         is_shown = (slates.ads >= 0).reshape(-1)
         return ServedHour(
             hour=asked.hour,
-            requests=len(requests),
+            user=requests.user,
             living=requests.ad,
             log=log,
             truth=truth,

@@ -125,7 +125,7 @@ class Slates:
     there is an ad. None: the policy knows none."""
     candidates: tuple[CandidateScores, ...] = ()
     """What the ads were chosen from, by funnel that chose; no request stands in two of them. Empty:
-    not told."""
+    not told, and the market judges some requests itself; a part without rows: told of none."""
 
     def check(self, requests: LiveRequests) -> None:
         """Refuse answers that the market cannot show.
