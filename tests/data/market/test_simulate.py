@@ -12,7 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tamis.data.market import MarketRules, simulate
+from tamis.data.ingest import ingest
+from tamis.data.market import (
+    CandidateScores,
+    LiveMarket,
+    LiveRequests,
+    MarketRules,
+    RandomPolicy,
+    Slates,
+    market_schema,
+    simulate,
+    simulate_served,
+)
 from tamis.data.market import simulate as simulate_function
 from tamis.errors import DataError, RunInUseError
 
@@ -235,6 +246,99 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
 def test_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seed: must be at least 0, got -1"):
         simulate(1000, tmp_path / "m", seed=-1)
+
+
+RULES = MarketRules(days=3, click_rate=0.2)
+
+
+class TwoFunnels:
+    """Random slates; tells one candidate of each request, by another funnel every other hour."""
+
+    def __init__(self) -> None:
+        self.inner = RandomPolicy(seed=0)
+
+    def __call__(self, requests: LiveRequests) -> Slates:
+        slates, count = self.inner(requests), len(requests)
+        stages = ("early", "final") if requests.hour % 2 else ("one",)
+        part = CandidateScores(
+            stages=stages,
+            request=np.arange(count),
+            ad=slates.ads[:, 0],
+            survived=np.full(count, len(stages), np.int8),
+            scores=np.tile(np.arange(1.0, len(stages) + 1, dtype=np.float32), (count, 1)),
+        )
+        return Slates(ads=slates.ads, propensities=slates.propensities, candidates=(part,))
+
+
+def test_served_market_is_written_as_it_was_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[simulate_function.__module__], "ROWS_PER_FILE", 3000)
+    told: list[int] = []
+    market = LiveMarket(12_000, seed=1, rules=RULES)
+    list(market.serve(TwoFunnels(), days=1))
+
+    summary = simulate_served(market, TwoFunnels(), tmp_path / "m", days=2, progress=told.append)
+
+    again = LiveMarket(12_000, seed=1, rules=RULES)
+    hours = list(again.serve(TwoFunnels(), days=3))[24:]
+    assert summary.rows == told[-1] == 8000
+    for folder, expected in (
+        ("logs", [hour.log for hour in hours]),
+        ("truth", [hour.truth for hour in hours]),
+        ("slates", [hour.slates for hour in hours]),
+        ("candidate_truth", [part.tables()[1] for hour in hours for part in hour.candidates]),
+    ):
+        parts = sorted((tmp_path / "m" / folder).iterdir())
+        assert [part.name for part in parts] == [f"part-0000{at}.parquet" for at in range(3)]
+        written = pa.concat_tables([pq.read_table(part) for part in parts])
+        assert written.to_pylist() == pa.concat_tables(expected).to_pylist()
+    candidates = pq.read_table(tmp_path / "m" / "candidates").to_pylist()
+    truth = pq.read_table(tmp_path / "m" / "candidate_truth").to_pylist()
+    shown = pa.concat_tables([hour.log for hour in hours])
+    of_hour = dict(zip(shown["request_id"].to_pylist(), shown["hour"].to_pylist(), strict=True))
+    assert len(candidates) == len(truth) == 2000
+    for row, chances in zip(candidates, truth, strict=True):
+        assert (row["request_id"], row["ad_id"]) == (chances["request_id"], chances["ad_id"])
+        scores = [row[f"score_{name}"] for name in ("one", "early", "final")]
+        two = of_hour[row["request_id"]] % 2 == 1
+        assert scores == ([None, 1.0, 2.0] if two else [1.0, None, None])
+        assert row["stages"] == ("early,final" if two else "one")
+    written = json.loads((tmp_path / "m" / "market.json").read_text())
+    assert (written["kind"], written["served"]) == ("market", {"first_hour": 24, "days": 2})
+    assert written["sha256"] == {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in _files(tmp_path / "m").items()
+        if name != "market.json"
+    }
+
+
+def test_served_market_is_ingested_as_any_market(tmp_path: Path) -> None:
+    market = LiveMarket(12_000, seed=1, rules=RULES)
+    simulate_served(market, TwoFunnels(), tmp_path / "m", days=3)
+
+    dataset = ingest(tmp_path / "m", tmp_path / "d", schema=market_schema())
+
+    assert sum(dataset.manifest["rows"].values()) == 12_000
+    truth = dataset.split("test").truth()
+    assert truth is not None
+    whole = pq.read_table(tmp_path / "m" / "truth")["click"].to_numpy()
+    assert np.array_equal(truth["click"], whole[-len(truth["click"]) :])
+
+
+def test_policy_that_shows_nothing_leaves_an_unfinished_folder(tmp_path: Path) -> None:
+    def nothing(requests: LiveRequests) -> Slates:
+        return Slates(ads=np.full((len(requests), requests.slots), -1, np.int32))
+
+    market = LiveMarket(4000, rules=RULES)
+    with pytest.raises(DataError, match="must get impressions, got none in 1 days"):
+        simulate_served(market, nothing, tmp_path / "m", days=1)
+    with pytest.raises(DataError, match="days must be from 1 to the 2 that are left, got 3"):
+        simulate_served(market, nothing, tmp_path / "m", days=3)
+    assert not (tmp_path / "m" / "market.json").exists()
+
+    # What it left is known as such and written over.
+    assert simulate_served(market, RandomPolicy(seed=0), tmp_path / "m", days=1).rows > 1000
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A simulated ad market whose true event probabilities are known. Its rules: ``docs/market.md``."""
 
+from tamis.data.market.folder import MarketSummary
 from tamis.data.market.live import JudgedCandidates, LiveMarket, ServedHour, known_at
 from tamis.data.market.policies import Exploring, LoggingPolicy, RandomPolicy, TruthPolicy
 from tamis.data.market.rules import MarketRules
@@ -11,7 +12,7 @@ from tamis.data.market.serving import (
     Slates,
     merge_slates,
 )
-from tamis.data.market.simulate import MarketSummary, simulate
+from tamis.data.market.simulate import simulate, simulate_served
 
 __all__ = [
     "CandidateScores",
@@ -31,4 +32,5 @@ __all__ = [
     "market_schema",
     "merge_slates",
     "simulate",
+    "simulate_served",
 ]

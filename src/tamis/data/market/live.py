@@ -140,8 +140,9 @@ class LiveMarket:
             if value < least:
                 raise DataError(f"LiveMarket.{name}: must be at least {least}, got {value}.")
         self.rules, self.seed, self.judge_every = rules, seed, judge_every
-        self._running = RunningMarket(rows, rules, seed)
-        self._until = np.concatenate([[0], self._running.traffic()])
+        # The state behind, with all that is true: for those who write and judge, not for policies.
+        self.running = RunningMarket(rows, rules, seed)
+        self._until = np.concatenate([[0], self.running.traffic()])
         self._hour = 0
         self._asked: Asked | None = None
 
@@ -163,18 +164,18 @@ class LiveMarket:
     @property
     def num_users(self) -> int:
         """Users of the population, by ``user_id`` from 0."""
-        return len(self._running.population.users.age)
+        return len(self.running.population.users.age)
 
     def users(self) -> pa.Table:
         """What is known of every user."""
-        return users_table(self._running.population.users)
+        return users_table(self.running.population.users)
 
     def ads(self) -> pa.Table:
         """What is known of every ad of the market, those that are not born yet included.
 
         For whoever judges; a policy is told of an ad when it is born.
         """
-        return ads_table(self._running.population.ads)
+        return ads_table(self.running.population.ads)
 
     def serve(self, policy: Policy, *, days: int) -> Iterator[ServedHour]:
         """Serve the hours until ``days`` more days are over; those without requests are left out.
@@ -216,7 +217,7 @@ class LiveMarket:
                 f"more days in its rules."
             )
         if self._hour % 24 == 0:
-            self._running.begin_day()
+            self.running.begin_day()
         first, last = (int(bound) for bound in self._until[self._hour : self._hour + 2])
         served = self._serve(policy, first, last) if last > first else None
         self._hour += 1
@@ -256,7 +257,7 @@ class LiveMarket:
             DataError: A request is not of the hour, or no hour is being served.
         """
         asked, place = self._places(request_id)
-        return self._running.score_candidates(asked.take(place), generator)
+        return self.running.score_candidates(asked.take(place), generator)
 
     def _places(self, request_id: NDArray[np.int64]) -> tuple[Asked, NDArray[np.int64]]:
         """The hour that is being served, and the places of some of its requests."""
@@ -273,7 +274,7 @@ class LiveMarket:
         return self._asked, place
 
     def _serve(self, policy: Policy, first: int, last: int) -> ServedHour:
-        running = self._running
+        running = self.running
         generator = running.generator(self._hour)
         asked = running.ask(self._hour, first, last, generator)
         luck = running.draw_luck(asked, generator)
@@ -309,7 +310,7 @@ class LiveMarket:
         )
 
     def _requests(self, asked: Asked, luck: Luck) -> LiveRequests:
-        running, slate = self._running, self.rules.slate
+        running, slate = self.running, self.rules.slate
         living = running.living(asked.hour)
         features = pa.table(
             {
@@ -342,7 +343,7 @@ class LiveMarket:
     def _chances(
         self, asked: Asked, request: NDArray[np.int64], ad: Ints, position: Ints | None
     ) -> TrueProbabilities:
-        running = self._running
+        running = self.running
         place = np.ones(len(ad), np.int32) if position is None else position
         pairs = running.pairs(asked, request, ad, place)
         return behaviour.true_probabilities(
