@@ -16,6 +16,7 @@ from tamis.data.market import (
     Slates,
     merge_slates,
 )
+from tamis.data.market.tables import HOUR_MICROS
 from tamis.errors import ConfigError
 from tamis.evaluation.experiment import (
     ExperimentMetric,
@@ -29,8 +30,6 @@ from tamis.evaluation.stages import StageLosses
 from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.live import true_losses
 from tamis.funnel.outcomes import Outcomes, outcomes
-
-_HOUR_MICROS = 3_600_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +102,8 @@ class AbTest:
     """The metrics that were looked at daily. Only conversions known at the look count. Value is per
     user and day here, so that a longer test has no larger difference to find."""
     control_losses: StageLosses | None
-    """What the control's stages truly lost; None where none of its requests were judged."""
+    """What the control's stages truly lost; None where none of its requests were judged, such as
+    those of a policy that tells no candidates beside one that does."""
     treatment_losses: StageLosses | None
     """The same of the treatment."""
 
@@ -212,7 +212,7 @@ def totals_by_user(
         attribution_hours: Within which a conversion counts.
         now_micros: What is known then; None: everything that ever comes.
     """
-    window = round(attribution_hours * _HOUR_MICROS)
+    window = round(attribution_hours * HOUR_MICROS)
     sums = np.zeros((6, len(is_treated)))
     for part in found:
         by_end = part.time_micros + window

@@ -200,14 +200,13 @@ class _Recorder:
         survived = np.zeros(num_ads, np.int8)
         survived[self._living[self._rows]] = 1
         scores = np.full((num_ads, len(self._stages)), np.nan, np.float32)
-        predictions: dict[str, NDArray[np.float32]] = {}
         for stage, (found, kept) in enumerate(zip(seen, trace.stages, strict=True), start=1):
-            ad = self._living[found.ads]
-            scores[ad, stage] = found.scores
+            scores[self._living[found.ads], stage] = found.scores
             survived[self._living[kept.ads]] += 1
-            for task, values in found.predictions.items():
-                column = predictions.setdefault(task, np.full(num_ads, np.nan, np.float32))
-                column[ad] = values
+        predictions: dict[str, NDArray[np.float32]] = {}
+        for task, values in seen[-1].predictions.items():
+            predictions[task] = np.full(num_ads, np.nan, np.float32)
+            predictions[task][self._living[seen[-1].ads]] = values
         shown = self._living[trace.slate.ads]
         survived[shown] += 1
         scores[shown, -1] = trace.slate.values

@@ -116,8 +116,8 @@ def run_rounds(
 
     Raises:
         ConfigError: ``rounds`` is below 1.
-        DataError: The market has not so many days left, an answer cannot be shown, or fewer than
-            two users were shown ads in a round.
+        DataError: The market has not so many days left, an answer cannot be shown, funnels of a
+            round have different stages, or fewer than two users were shown ads in it.
     """
     if rounds < 1:
         raise ConfigError(f"run_rounds.rounds: must be at least 1, got {rounds}.")

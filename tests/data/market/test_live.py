@@ -360,6 +360,19 @@ def test_truth_is_not_told_between_hours() -> None:
         market.logging_candidates(np.zeros(1, np.int64), np.random.default_rng(0))
 
 
+def test_policy_cannot_change_who_asked() -> None:
+    def changes(requests: LiveRequests) -> Slates:
+        for values in (requests.user, requests.request_id, requests.time_micros):
+            with pytest.raises(ValueError, match="read-only"):
+                values[0] = 1
+        return RandomPolicy(seed=0)(requests)
+
+    hour = LiveMarket(ROWS, seed=4, rules=RULES).serve_hour(changes)
+
+    assert hour is not None
+    assert hour.log.equals(_run(RandomPolicy(seed=0))[0].log)
+
+
 def test_truth_is_told_of_requests_of_the_hour_alone() -> None:
     market = LiveMarket(ROWS, seed=4, rules=RULES)
     market.serve_hour(RandomPolicy(seed=0))

@@ -42,7 +42,7 @@ def _candidates(**changes: Any) -> CandidateScores:
     return CandidateScores(**(columns | changes))
 
 
-_GOOD = _ints([2, 5], [9, -1], [-1, -1])
+_GOOD = _ints([2, -1], [9, -1], [-1, -1])
 
 
 def test_answers_with_empty_places_at_the_end_pass(requests: LiveRequests) -> None:
@@ -67,7 +67,7 @@ def test_answers_with_empty_places_at_the_end_pass(requests: LiveRequests) -> No
         ({"ads": _ints([2, 5], [9, 9], [-1, -1])}, r"request 21: an ad must stand once.*\[9, 9\]"),
         ({"ads": _ints([2, 5], [9, -1], [-1, 2])}, r"request 22: empty places must be the last"),
         ({"prices": np.full((3, 2), -0.5)}, r"prices of hour 7: must be finite and not negative"),
-        ({"prices": np.full((3, 2), np.inf)}, r"not negative, got inf \(3 such places\)"),
+        ({"prices": np.full((3, 2), np.inf)}, r"not negative, got inf \(2 such places\)"),
         ({"prices": np.ones((3, 3))}, r"Slates\.prices: must be of shape"),
         ({"propensities": np.zeros((3, 2))}, r"propensities of hour 7: must be in \(0, 1\], got 0"),
         ({"propensities": np.full((3, 2), 1.5)}, r"in \(0, 1\], got 1\.5"),
@@ -76,12 +76,17 @@ def test_answers_with_empty_places_at_the_end_pass(requests: LiveRequests) -> No
         ({"candidates": (_candidates(ad=_ints(2, 5, -1)),)}, "candidates of hour 7.*got ad -1"),
         ({"candidates": (_candidates(ad=_ints(2, 2, 9)),)}, "stand once in a request, got 1 rep"),
         ({"candidates": (_candidates(), _candidates())}, "must stand in one part, got 20"),
+        # Ad 5 of request 20 is shown and did not survive; survived and is not; is no candidate.
+        ({"ads": _ints([2, 5], [9, -1], [-1, -1])}, r"request 20: .* must be .* shown, got \[2\]"),
+        ({"ads": _ints([-1, -1], [9, -1], [-1, -1])}, r"request 20: .* must be .* got \[2\] for"),
+        ({"ads": _ints([2, 9], [9, -1], [-1, -1])}, r"request 20: .* got \[2\] for \[2, 9\]"),
+        ({"ads": _ints([2, -1], [9, -1], [9, -1])}, r"request 22: .* got \[\] for \[9, -1\]"),
     ],
 )
 def test_answer_that_cannot_be_shown_is_refused(
     requests: LiveRequests, changes: dict[str, Any], message: str
 ) -> None:
-    slates = dataclasses.replace(Slates(ads=_GOOD), **changes)
+    slates = dataclasses.replace(Slates(ads=_GOOD, candidates=(_candidates(),)), **changes)
 
     with pytest.raises(DataError, match=message):
         slates.check(requests)
@@ -105,7 +110,7 @@ def test_candidates_that_do_not_fit_are_refused(changes: dict[str, Any], message
 
 def test_answers_of_two_policies_are_merged_request_by_request(requests: LiveRequests) -> None:
     first = Slates(ads=_ints([2, 5], [9, -1]), prices=np.array([[1.0, 2.0], [3.0, np.nan]]))
-    part = _candidates(request=np.array([0, 0, 0]))
+    part = _candidates(request=np.array([0, 0, 0]), survived=np.array([2, 2, 1], np.int8))
     second = Slates(ads=_ints([5, 2]), propensities=np.array([[0.25, 0.5]]), candidates=(part,))
 
     merged = merge_slates([(np.array([2, 0]), first), (np.array([1]), second)], requests)

@@ -252,7 +252,7 @@ RULES = MarketRules(days=3, click_rate=0.2)
 
 
 class TwoFunnels:
-    """Random slates; tells one candidate of each request, by another funnel every other hour."""
+    """Random slates; tells of those alone, by another funnel every other hour."""
 
     def __init__(self) -> None:
         self.inner = RandomPolicy(seed=0)
@@ -262,10 +262,10 @@ class TwoFunnels:
         stages = ("early", "final") if requests.hour % 2 else ("one",)
         part = CandidateScores(
             stages=stages,
-            request=np.arange(count),
-            ad=slates.ads[:, 0],
-            survived=np.full(count, len(stages), np.int8),
-            scores=np.tile(np.arange(1.0, len(stages) + 1, dtype=np.float32), (count, 1)),
+            request=np.repeat(np.arange(count), 4),
+            ad=slates.ads.reshape(-1),
+            survived=np.full(4 * count, len(stages), np.int8),
+            scores=np.tile(np.arange(1.0, len(stages) + 1, dtype=np.float32), (4 * count, 1)),
         )
         return Slates(ads=slates.ads, propensities=slates.propensities, candidates=(part,))
 
@@ -297,7 +297,7 @@ def test_served_market_is_written_as_it_was_served(
     truth = pq.read_table(tmp_path / "m" / "candidate_truth").to_pylist()
     shown = pa.concat_tables([hour.log for hour in hours])
     of_hour = dict(zip(shown["request_id"].to_pylist(), shown["hour"].to_pylist(), strict=True))
-    assert len(candidates) == len(truth) == 2000
+    assert len(candidates) == len(truth) == 8000
     for row, chances in zip(candidates, truth, strict=True):
         assert (row["request_id"], row["ad_id"]) == (chances["request_id"], chances["ad_id"])
         scores = [row[f"score_{name}"] for name in ("one", "early", "final")]

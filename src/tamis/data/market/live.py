@@ -73,8 +73,8 @@ class ServedHour:
     """Hours since the start of the market."""
     user: NDArray[np.int32]
     """(n,) who asked, for each request of the hour, those that got no ad included."""
-    living: NDArray[np.int32]
-    """(A,) ads that were alive."""
+    ads: pa.Table
+    """A row for each ad that was alive, by ``ad_id``, with the columns that the log shows of it."""
     log: pa.Table
     """A row for each impression, with the columns of an ordinary log. The conversions and their
     times are those that will come: :func:`known_at` takes the future out."""
@@ -85,6 +85,12 @@ class ServedHour:
     ``propensity``, null where it said nothing."""
     candidates: tuple[JudgedCandidates, ...]
     """Candidates of some requests, by funnel that chose from them."""
+
+    @property
+    def living(self) -> NDArray[np.int32]:
+        """Ads (A,) that were alive, rising."""
+        living: NDArray[np.int32] = self.ads["ad_id"].to_numpy()
+        return living
 
     @property
     def requests(self) -> int:
@@ -278,6 +284,9 @@ class LiveMarket:
         generator = running.generator(self._hour)
         asked = running.ask(self._hour, first, last, generator)
         luck = running.draw_luck(asked, generator)
+        for shared in (asked.request_id, asked.user, luck.micros):
+            # The policy sees these very arrays: it must not change who asked.
+            shared.flags.writeable = False
         requests = self._requests(asked, luck)
         self._asked = asked
         try:
@@ -296,7 +305,7 @@ class LiveMarket:
         return ServedHour(
             hour=asked.hour,
             user=requests.user,
-            living=requests.ad,
+            ads=requests.ad_features,
             log=log,
             truth=truth,
             slates=pa.table(
@@ -362,15 +371,11 @@ def known_at(log: pa.Table, time_micros: int) -> pa.Table:
     """
     log = log.filter(log["event_time"].cast(pa.int64()).to_numpy() < time_micros)
     click = log["click"].to_numpy() == 1
-    converted = (
-        log["conversion_time"].cast(pa.int64()).combine_chunks().fill_null(np.iinfo(np.int64).max)
-    )
-    has_come = converted.to_numpy(zero_copy_only=False) < time_micros
+    times = log["conversion_time"].cast(pa.int64()).fill_null(np.iinfo(np.int64).max).to_numpy()
+    has_come = times < time_micros
     columns = {
         "conversion": pa.array(has_come.astype(np.int8), mask=~click),
-        "conversion_time": pa.array(converted.to_numpy(zero_copy_only=False), mask=~has_come).cast(
-            STAMP
-        ),
+        "conversion_time": pa.array(times, mask=~has_come).cast(STAMP),
     }
     for name, values in columns.items():
         log = log.set_column(log.column_names.index(name), name, values)

@@ -68,9 +68,10 @@ class RandomPolicy:
 
 
 class TruthPolicy:
-    """Shows the ads that are truly worth most: what no policy can beat on average.
+    """Shows the ads that are truly worth most at the first position, the best first.
 
-    That holds within a request. What a click changes for later requests it does not see.
+    Its regret is 0 in every request. As a bound on what policies can earn it is nearly, not quite,
+    the best: it minds neither how places change the order nor what a click does to later requests.
     """
 
     def __init__(self, market: LiveMarket, value: TrueValue) -> None:

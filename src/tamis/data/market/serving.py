@@ -59,7 +59,7 @@ class CandidateScores:
     """
 
     stages: tuple[str, ...]
-    """Names of the stages, first to last; what was shown survived them all."""
+    """Names of the stages, first to last; what survived them all was shown."""
     request: NDArray[np.int64]
     """(m,) place of the request among those of the hour."""
     ad: NDArray[np.int32]
@@ -69,7 +69,7 @@ class CandidateScores:
     scores: NDArray[np.float32]
     """(m, S) of each stage; NaN where it gave none."""
     predictions: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(m,) by task, of the last stage that predicted; NaN where none did."""
+    """(m,) by task, as the last stage went on with them; NaN for what did not come so far."""
 
     def __post_init__(self) -> None:
         shape = self.request.shape
@@ -219,11 +219,30 @@ class Slates:
                     f"candidates of hour {requests.hour}: an ad must stand once in a request, got "
                     f"{len(pair) - len(np.unique(pair))} repeats. Keep one row of each."
                 )
+            self._check_survivors(requests, part)
         if (places > 1).any():
             raise DataError(
                 f"candidates of hour {requests.hour}: a request must stand in one part, got "
                 f"{requests.request_id[int(np.argmax(places > 1))]} in several. One funnel answers "
                 f"a request."
+            )
+
+    def _check_survivors(self, requests: LiveRequests, part: CandidateScores) -> None:
+        """What came through is what is shown: else the regret would be of another slate."""
+        survivors = part.survived == len(part.stages)
+        is_shown = (self.ads[part.request] == part.ad[:, None]).any(axis=1)
+        judged = np.unique(part.request)
+        shown = np.count_nonzero(self.ads >= 0, axis=1)
+        counts = np.bincount(part.request[survivors], minlength=len(requests))
+        wrong = np.unique(part.request[survivors != is_shown])
+        wrong = np.concatenate([wrong, judged[counts[judged] != shown[judged]]])
+        if len(wrong):
+            at = int(wrong[0])
+            got = np.sort(part.ad[survivors & (part.request == at)]).tolist()
+            raise DataError(
+                f"request {requests.request_id[at]}: the candidates that survived all stages must "
+                f"be the ads that are shown, got {got} for "
+                f"{self.ads[at].tolist()}. Give every candidate, and count its stages."
             )
 
 
