@@ -34,6 +34,9 @@ class KnownLog:
     candidates: pa.Table
     """A row for each candidate of the judged requests: ``request_id``, ``ad_id``, ``survived``,
     ``stages``, and scores and predictions by stage and task, null where there are none."""
+    ads: pa.Table
+    """A row for each ad of each hour in which it lived: ``market_hour`` since the market's start,
+    and the log's columns of the ad as they were then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -184,4 +187,9 @@ def _known(served: list[ServedHour], now_micros: int) -> KnownLog:
         candidates=pa.concat_tables(candidates, promote_options="permissive")
         if candidates
         else pa.table({}),
+        ads=pa.concat_tables([_with_hour(hour.ads, hour.hour) for hour in served]),
     )
+
+
+def _with_hour(ads: pa.Table, hour: int) -> pa.Table:
+    return ads.append_column("market_hour", pa.array(np.full(ads.num_rows, hour, np.int64)))
