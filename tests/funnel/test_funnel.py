@@ -69,6 +69,28 @@ def test_trace_adds_up(
     assert [stage.fallback for stage in trace.stages] == ["", "", ""]
 
 
+def test_observer_is_told_all_scores_before_each_cut_and_changes_nothing(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request], make_stage: Any
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("broken")
+
+    funnel = make_funnel(early=make_stage(_noise(2), before=fails))
+    seen: list[Candidates] = []
+
+    trace = funnel.answer(make_request(3), observe=seen.append)
+
+    assert [len(found) for found in seen] == [40, 20, 10]
+    assert sorted(seen[0].ads.tolist()) == list(range(40))
+    assert np.array_equal(seen[0].scores, _noise(1)(seen[0].ads))
+    # The early stage failed: its candidates go on with the scores of the one before.
+    assert np.array_equal(seen[1].scores, _noise(1)(seen[1].ads))
+    assert np.array_equal(seen[2].predictions["click"], _clicks(seen[2].ads))
+    for found, stage in zip(seen, trace.stages, strict=True):
+        assert found.best(len(stage.ads), seed=3).ads.tolist() == stage.ads.tolist()
+    assert trace.to_json() == funnel.answer(make_request(3)).to_json()
+
+
 def test_slate_is_the_best_of_the_final_stage_at_the_second_price(
     make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
 ) -> None:

@@ -98,9 +98,10 @@ class AbTest:
     result: ExperimentResult
     """The split and the four metrics over all assigned users. Conversions are those within the
     window of attribution, and all of them have been waited for."""
-    guarded: Mapping[ExperimentMetric, GuardedMetric]
-    """The metrics that were looked at daily. Only conversions known at the look count. Value is per
-    user and day here, so that a longer test has no larger difference to find."""
+    guarded: Mapping[ExperimentMetric, GuardedMetric | None]
+    """The metrics that were looked at daily; None where no day had an event in both arms. Only
+    conversions known at the look count. Value is per user and day here, so that a longer test has
+    no larger difference to find."""
     control_losses: StageLosses | None
     """What the control's stages truly lost; None where none of its requests were judged, such as
     those of a policy that tells no candidates beside one that does."""
@@ -246,7 +247,7 @@ def guard(
     *,
     smallest: float,
     confidence: float = 0.95,
-) -> GuardedMetric:
+) -> GuardedMetric | None:
     """Always-valid intervals of one metric from the totals at the end of each day.
 
     Args:
@@ -255,8 +256,8 @@ def guard(
         smallest: The smallest difference that matters; see :func:`run_ab_test`.
         confidence: Coverage over all looks, in (0, 1).
 
-    Raises:
-        DataError: No day has an event in both arms.
+    Returns:
+        The metric from the first day on that has an event in both arms; None if none has.
     """
     days, differences, errors = [], [], []
     for day, totals in enumerate(at_looks, start=1):
@@ -272,6 +273,8 @@ def guard(
         days.append(day)
         differences.append(difference.difference)
         errors.append(difference.standard_error)
+    if not days:
+        return None
     return GuardedMetric(
         days=np.array(days, np.int64),
         looks=always_valid_looks(differences, errors, mixture_sd=smallest, confidence=confidence),
