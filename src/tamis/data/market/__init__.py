@@ -1,7 +1,8 @@
 """A simulated ad market whose true event probabilities are known. Its rules: ``docs/market.md``."""
 
 from tamis.data.market.folder import MarketSummary
-from tamis.data.market.live import JudgedCandidates, LiveMarket, ServedHour, known_at
+from tamis.data.market.judged import JudgedCandidates
+from tamis.data.market.live import LiveMarket, ServedHour, known_at
 from tamis.data.market.policies import Exploring, LoggingPolicy, RandomPolicy, TruthPolicy
 from tamis.data.market.rules import MarketRules
 from tamis.data.market.schema import market_schema
