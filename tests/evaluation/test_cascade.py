@@ -18,6 +18,7 @@ from tamis.evaluation.cascade import (
     soft_recall,
     top_regret,
     value_divergence,
+    value_kept,
     value_lost,
 )
 
@@ -189,6 +190,35 @@ def test_random_order_keeps_its_share_of_the_value() -> None:
     expected = 20 / 200 * value.sum(axis=1) / best
     error = np.std(found - expected) / math.sqrt(300)
     assert found.mean() == pytest.approx(expected.mean(), abs=4 * error)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_value_kept_equals_a_loop_and_is_one_where_the_golden_survive(seed, golden) -> None:
+    rng = np.random.default_rng(seed)
+    offsets, value, score = jagged(seed)
+    ranked = rank_candidates(offsets, value, score)
+    survives = rng.random(value.size) < 0.5
+    found = value_kept(ranked, survives, golden)
+    for index, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        worth, alive = value[start:stop], survives[start:stop]
+        best = sum(sorted(worth, reverse=True)[:golden])
+        reached = sum(sorted(worth[alive], reverse=True)[:golden])
+        expected = reached / best if best > 0 else math.nan
+        assert found[index] == pytest.approx(expected, nan_ok=True)
+    everything = value_kept(ranked, np.ones(value.size, bool), golden)
+    assert (everything[~np.isnan(everything)] == 1.0).all()
+
+
+def test_value_kept_of_two_requests_by_hand() -> None:
+    # Of 5 + 3 the survivors reach 3 + 1; the second request keeps one of two places of 6 + 2.
+    ranked = rank_candidates([0, 4, 6], [1.0, 5.0, 3.0, 0.5, 2.0, 6.0], np.zeros(6))
+    survives = np.array([True, False, True, True, True, False])
+    assert value_kept(ranked, survives, 2).tolist() == [0.5, 0.25]
+    # One place in the first: 3 of 5.
+    assert value_kept(ranked, survives, [1, 2]) == pytest.approx([0.6, 0.25])
+    with pytest.raises(DataError, match=r"each of 6 candidates, got dtype int64 and shape \(2,\)"):
+        value_kept(ranked, [1, 0], 2)
 
 
 def test_constant_scores_get_no_more_than_a_random_order() -> None:

@@ -27,6 +27,7 @@ from tamis.evaluation.cascade import (
     soft_recall,
     top_regret,
     value_divergence,
+    value_kept,
     value_lost,
 )
 from tamis.evaluation.cross_fitting import cross_fit
@@ -141,6 +142,7 @@ __all__ = [
     "top_regret",
     "user_totals",
     "value_divergence",
+    "value_kept",
     "value_lost",
     "value_weighted_inversions",
 ]

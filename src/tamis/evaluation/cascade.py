@@ -111,6 +111,49 @@ def soft_recall(
     return np.clip(1.0 - _ratio(lost, ranked.sums(best)), 0.0, 1.0)
 
 
+def value_kept(
+    ranked: RankedCandidates, survives: ArrayLike, golden: ArrayLike
+) -> NDArray[np.float64]:
+    """Value that the best survivors of a stage reach, over that of the most valuable candidates.
+
+    Unlike :func:`soft_recall` it minds only what later stages can still choose: a stage that keeps
+    all the most valuable candidates loses nothing, whatever else it keeps.
+
+    Args:
+        ranked: The candidates of every request; scores play no part.
+        survives: (N,) whether the stage keeps each candidate.
+        golden: K_f, how many are shown in the end: one number, or (R,) numbers. Where fewer
+            survive, the other places are worth nothing.
+
+    Returns:
+        (R,) numbers in [0, 1], exactly 1 where the most valuable survive; nan where these are
+        worth nothing.
+
+    Raises:
+        DataError: A number is below 1, a value is below 0, or ``survives`` is not one per
+            candidate.
+    """
+    alive = np.asarray(survives)
+    if alive.dtype != np.bool_ or alive.shape != ranked.value.shape:
+        raise DataError(
+            f"value_kept: survives must be true or false for each of {ranked.value.size} "
+            f"candidates, got dtype {alive.dtype} and shape {alive.shape}. Pass a mask."
+        )
+    counts = _counts(ranked, golden)
+    ordered = _worth(ranked, "value_kept", shift=False)[ranked.by_value]
+    alive = alive[ranked.by_value]
+    first = ranked.offsets[:-1]
+    # Place of each survivor among those of its request, the most valuable first.
+    upto = np.cumsum(alive)
+    place = upto - 1 - (upto - alive)[first][ranked.request]
+    chosen = alive & (place < counts[ranked.request])
+    reached = np.zeros_like(ordered)
+    reached[(first[ranked.request] + place)[chosen]] = ordered[chosen]
+    best = ordered * _is_kept(ranked, counts)
+    # From differences by place, as in soft_recall.
+    return np.clip(1.0 - _ratio(ranked.sums(best - reached), ranked.sums(best)), 0.0, 1.0)
+
+
 def value_lost(ranked: RankedCandidates, keep: ArrayLike) -> NDArray[np.float64]:
     """Value that the most valuable candidates have above those kept.
 

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tamis.errors import ConfigError, DataError
-from tamis.funnel.candidates import order_of_best
 from tamis.funnel.clock import Clock, SystemClock
+from tamis.funnel.comparison import Comparison
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.latency import LatencyHistogram
-from tamis.funnel.measures import DEFAULT_MEASURES, Measure
 from tamis.funnel.report import ReplayReport, Scope
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Stage
@@ -44,7 +41,6 @@ def replay(
     requests: Iterable[Request],
     *,
     reference: Reference | None = None,
-    measures: Mapping[str, Measure] = DEFAULT_MEASURES,
     heads: Mapping[str, PredictsPairs] | None = None,
     observe: Callable[[Trace], None] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -52,16 +48,16 @@ def replay(
 ) -> ReplayReport:
     """Answer every request of a stream and sum up.
 
-    Golden are the ads that the reference values most, as many as the last stage keeps; for the
-    auction as many as there are slots. Losses of models are on every impression of the log, whether
-    or not the funnel would have let it through: so they are on the same rows for every funnel.
-    Memory does not grow with the requests.
+    Golden are the ads that the reference values most, above nothing, as many as the last stage
+    keeps; for the auction as many as there are slots. Where ads of equal value stand on both sides
+    of that cut, none of them is golden. Losses of models are on every impression of the log,
+    whether or not the funnel would have let it through: so they are on the same rows for every
+    funnel. Memory does not grow with the requests.
 
     Args:
         funnel: Answers the requests.
         requests: In the order in which they came; read once, one at a time.
         reference: What to compare with; None leaves the measures out.
-        measures: What to compute of each compared request and stage, by name.
         heads: Models to compare with the labels of ``Request.shown``, by name; binary tasks only.
         observe: Told every trace, to keep some of them or to sum up what this does not.
         progress: Told how many requests are done, after each.
@@ -73,20 +69,19 @@ def replay(
     """
     clock = SystemClock() if clock is None else clock
     started = clock.now_ms()
-    tallies = [StageTally(step.name, measures) for step in funnel.steps]
-    auction = StageTally(AUCTION, measures)
+    names = [*(step.name for step in funnel.steps), AUCTION]
+    tallies, comparison = [StageTally(name) for name in names], Comparison(len(names))
     whole, slates = LatencyHistogram(), SlateTally()
     losses = HeadTally(heads or {})
     count = compared = 0
     for request in requests:
         trace = funnel.answer(request)
-        for tally, stage in zip(tallies, trace.stages, strict=True):
+        for tally, stage in zip(tallies, (*trace.stages, _auction_as_stage(trace)), strict=True):
             tally.add(stage)
-        auction.add(_auction_as_stage(trace))
         whole.add(trace.elapsed_ms)
         slates.add(trace.slate)
         if reference is not None and count % reference.every == 0:
-            _compare(funnel, reference, request, trace, tallies, auction)
+            _compare(funnel, reference, request, trace, comparison)
             compared += 1
         losses.add(request)
         count += 1
@@ -103,7 +98,9 @@ def replay(
         scope=None if reference is None else reference.scope,
         seconds=(clock.now_ms() - started) / 1e3,
         latency_ms=latency,
-        stages=tuple(tally.summary() for tally in (*tallies, auction)),
+        stages=tuple(
+            tally.summary(kept) for tally, kept in zip(tallies, comparison.summary(), strict=True)
+        ),
         slate_value=slates.value,
         slate_revenue=slates.revenue,
         heads=losses.summary(),
@@ -115,14 +112,17 @@ def _compare(
     reference: Reference,
     request: Request,
     trace: Trace,
-    tallies: list[StageTally],
-    auction: StageTally,
+    comparison: Comparison,
 ) -> None:
-    """Value one request's candidates by the reference and measure what each stage kept."""
+    """Value one request's candidates by the reference, beside how far each of them came."""
+    # A funnel never widens: what a stage kept, all stages before it kept.
+    survived_of_ad = np.zeros(len(funnel.ads), np.int64)
+    for stage in trace.stages:
+        survived_of_ad[stage.ads] += 1
+    survived_of_ad[trace.slate.ads] += 1
     start = funnel.start(request)
     if reference.scope == "first":
-        kept = trace.stages[0].ads.astype(np.int64)
-        start = start.take(np.flatnonzero(_is_in(start.ads, kept, len(funnel.ads))))
+        start = start.take(np.flatnonzero(survived_of_ad[start.ads] > 0))
     if not len(start):
         return
     scored = reference.stage(request, start, len(start))
@@ -133,22 +133,8 @@ def _compare(
             f"candidates, got {np.isfinite(values).sum()} scores and the fallback "
             f"{scored.fallback!r}. Give a stage that scores every one, without a time-out."
         )
-    order = order_of_best(ads, values, len(ads), seed=request.request_id)
-
-    def measure(tally: StageTally, kept: NDArray[Any], num_golden: int) -> None:
-        golden = np.zeros(len(ads), np.bool_)
-        golden[order[:num_golden]] = True
-        tally.measure(values, golden, _is_in(ads, kept, len(funnel.ads)))
-
-    for tally, stage in zip(tallies, trace.stages, strict=True):
-        measure(tally, stage.ads, funnel.steps[-1].keep)
-    measure(auction, trace.slate.ads, request.slots)
-
-
-def _is_in(ads: NDArray[np.int64], chosen: NDArray[Any], num_ads: int) -> NDArray[np.bool_]:
-    is_chosen = np.zeros(num_ads, np.bool_)
-    is_chosen[chosen] = True
-    return is_chosen[ads]
+    golden = [funnel.steps[-1].keep] * len(funnel.steps) + [request.slots]
+    comparison.add(values, survived_of_ad[ads], golden)
 
 
 def _auction_as_stage(trace: Trace) -> StageTrace:

@@ -36,7 +36,10 @@ class StageSummary:
     fallbacks: Mapping[str, int]
     """Requests that kept the order of the stage before, by reason."""
     measures: Mapping[str, float | None]
-    """Mean over the requests that were compared, by name; None where none could tell."""
+    """By name of ``comparison.MEASURES``, mean over the requests that were compared; None where
+    none could tell."""
+    measures_by_value: Mapping[str, float | None]
+    """The same with every request weighed by the total value of its candidates."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields by name."""
@@ -51,6 +54,7 @@ class StageSummary:
             "cache_hits": self.cache_hits,
             "fallbacks": dict(self.fallbacks),
             "measures": dict(self.measures),
+            "measures_by_value": dict(self.measures_by_value),
         }
 
 

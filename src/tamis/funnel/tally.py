@@ -11,8 +11,8 @@ from tamis.data.batch import Batch, concatenate
 from tamis.errors import DataError
 from tamis.evaluation import LogLossAccumulator
 from tamis.funnel.auction import Slate
+from tamis.funnel.comparison import Kept
 from tamis.funnel.latency import LatencyHistogram
-from tamis.funnel.measures import Measure
 from tamis.funnel.report import HeadLoss, StageSummary
 from tamis.funnel.request import Impressions, Request
 from tamis.funnel.trace import StageTrace
@@ -35,12 +35,9 @@ class PredictsPairs(Protocol):
 class StageTally:
     """Sums of one stage over requests."""
 
-    def __init__(self, name: str, measures: Mapping[str, Measure]) -> None:
-        """Start with none, for measures by name."""
+    def __init__(self, name: str) -> None:
+        """Start with none."""
         self._name = name
-        self._measures = measures
-        # Sum and number of the requests that could tell.
-        self._measured = {measure: np.zeros(2) for measure in measures}
         self._requests = self._in = self._out = self._pairs = 0
         self._lookups = self._hits = 0
         self._flops: float | None = 0.0
@@ -65,20 +62,8 @@ class StageTally:
         if self._flops is not None:
             self._flops += stage.flops or 0.0
 
-    def measure(
-        self,
-        values: NDArray[np.float64],
-        golden: NDArray[np.bool_],
-        kept: NDArray[np.bool_],
-    ) -> None:
-        """Add the measures of one request; columns as :data:`Measure` takes them."""
-        for name, function in self._measures.items():
-            found = function(values, golden, kept)
-            if not np.isnan(found):
-                self._measured[name] += (found, 1)
-
-    def summary(self) -> StageSummary:
-        """Means and sums over the requests; at least one."""
+    def summary(self, kept: Kept) -> StageSummary:
+        """Means and sums over the requests, at least one, beside what the stage kept of value."""
         latency = self._latency.summary()
         assert latency is not None
         return StageSummary(
@@ -91,10 +76,8 @@ class StageTally:
             cache_lookups=self._lookups,
             cache_hits=self._hits,
             fallbacks=dict(self._fallbacks.most_common()),
-            measures={
-                name: float(total / number) if number else None
-                for name, (total, number) in self._measured.items()
-            },
+            measures=kept.plain,
+            measures_by_value=kept.by_value,
         )
 
 
