@@ -21,7 +21,9 @@ from tamis.data.schema import (
     Task,
 )
 from tamis.errors import DataError, SchemaError
+from tamis.evaluation.calibrators import GroupedCalibrator, PlattCalibrator
 from tamis.funnel.ads import AdTable
+from tamis.funnel.calibration import Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.ranker import AdFeatures, RankerStage
@@ -184,6 +186,26 @@ def test_stage_scores_by_total_value_and_hands_predictions_on(
     assert found.scores.tolist() == (bids * found.predictions["click"]).tolist()
     assert set(found.predictions) == {"click", "spend"}
     assert (scored.scored_pairs, scored.flops) == (3, 300)
+
+
+def test_calibration_comes_before_the_total_value(
+    make_ranker: Callable[..., RankerStage], make_request: Callable[..., Request]
+) -> None:
+    double = PlattCalibrator(slope=1.0, intercept=float(np.log(2)))
+    maps = {"click": GroupedCalibrator(by_group={}, other=double)}
+    request = make_request(features=_features(3, [1]))
+    candidates = Candidates(ads=np.array([7, 2, 5]), scores=np.zeros(3))
+
+    plain = make_ranker(model := _deepfm())(request, candidates, 3).candidates
+    stage = make_ranker(model, calibration=Calibration(by_task=maps))
+    found = stage(request, candidates, 3).candidates
+
+    odds = plain.predictions["click"] / (1 - plain.predictions["click"])
+    expected = 2 * odds / (1 + 2 * odds)
+    np.testing.assert_allclose(found.predictions["click"], expected, rtol=1e-12)
+    bids = np.linspace(1, 3, _NUM_ADS)[found.ads]
+    np.testing.assert_allclose(found.scores, bids * expected, rtol=1e-12)
+    assert found.predictions["spend"].tolist() == plain.predictions["spend"].tolist()
 
 
 def test_order_of_candidates_does_not_change_a_bit(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tamis.data.batch import Batch, concatenate
 from tamis.data.hashing import hash_integers
+from tamis.data.schema import Task
 from tamis.errors import ConfigError, DataError
 from tamis.evaluation import evaluate_task
 from tamis.funnel.ads import AdTable
@@ -211,6 +212,8 @@ def _row(user: int) -> Batch:
 class _Head:
     """Predicts from user and ad, and notes how many pairs it is given at a time."""
 
+    tasks = (Task(name="click"), Task(name="hide"), Task(name="spend", kind="regression"))
+
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
@@ -219,7 +222,11 @@ class _Head:
     ) -> Mapping[str, NDArray[np.float64]]:
         self.sizes.append(len(ads))
         users = features.ids[:, 0].numpy()[rows]
-        return {"click": (1 + (users + ads) % 9) / 10, "hide": np.full(len(ads), 0.25)}
+        return {
+            "click": (1 + (users + ads) % 9) / 10,
+            "hide": np.full(len(ads), 0.25),
+            "spend": np.full(len(ads), 17.0),
+        }
 
 
 def _impressions(count: int) -> Iterator[Request]:
@@ -257,6 +264,8 @@ def test_losses_are_on_every_impression_of_the_log(make_funnel: Callable[..., Fu
     assert found.base_rate == pytest.approx(expected.base_rate)
     # 4,500 impressions in two chunks; a request is never parted.
     assert head.sizes == [4098, 402]
+    # Money has no entropy.
+    assert set(report.heads["final"]) == {"click", "hide"}
     # A task that the log has no labels of is there, without numbers.
     assert report.heads["final"]["hide"].to_json() == {
         "rows": 0, "base_rate": None, "log_loss": None, "ne": None

@@ -82,6 +82,23 @@ def test_exported_parts_score_as_the_model_does(spec, bottom, head, distillation
     np.testing.assert_allclose(found, logits.double().sigmoid().numpy(), atol=1e-5)
 
 
+def test_queries_of_many_requests_are_scored_with_an_ad_each() -> None:
+    spec = replace(_WITH_CONTEXT, tasks=(*_TASKS, Task(name="liking", kind="regression")))
+    model, batch = _model(spec), example_batch(spec, rows=9)
+    parts = model.export()
+    parts.ad_table.add(np.arange(9), parts.embed_ads(side_batch(batch, spec, "item")))
+    users = parts.embed_user(side_batch(batch, spec, "user"))
+
+    found = parts.score(parts.query(users, side_batch(batch, spec, "context")), np.arange(9))
+
+    with torch.inference_mode():
+        logits = served_logits(model(batch).logits, spec.tasks, "distilled").double().numpy()
+    np.testing.assert_allclose(found["click"], 1 / (1 + np.exp(-logits[:, 0])), atol=1e-5)
+    # A regression's values have no sigmoid.
+    np.testing.assert_allclose(found["liking"], logits[:, 2], atol=1e-5)
+    assert not ((found["liking"] >= 0) & (found["liking"] <= 1)).all()
+
+
 def test_scorer_holds_the_heads_that_serve_and_no_others() -> None:
     model = _model()
     parts = {head: model.export(head=head) for head in ("label", "distilled", "mean")}

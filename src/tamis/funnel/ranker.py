@@ -13,6 +13,7 @@ from tamis.data.dataset import EncodedRows
 from tamis.data.schema import InputSpec, Schema, Task
 from tamis.errors import DataError, SchemaError
 from tamis.funnel.ads import AdTable, Valuation
+from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
@@ -78,6 +79,20 @@ class AdFeatures:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def of_ads(self, ads: Tensor) -> Batch:
+        """A batch of the item's inputs alone, as ``side_batch`` gives them.
+
+        Args:
+            ads: (P,) int64 ads, a row for each.
+        """
+        return Batch(
+            numeric=self.numeric.index_select(0, ads),
+            ids=self.ids.index_select(0, ads),
+            labels=self.numeric.new_empty(len(ads), 0),
+            weights=self.numeric.new_ones(len(ads)),
+            sequences={name: words.take(ads) for name, words in self.sequences.items()},
+        )
+
     def pairs(self, features: Batch, rows: Tensor, ads: Tensor) -> Batch:
         """A batch of P pairs: user and context of one side, item of the other.
 
@@ -114,6 +129,7 @@ class RankerStage:
         ads: AdTable,
         value: Valuation,
         *,
+        calibration: Calibration = UNCALIBRATED,
         precision: torch.dtype = torch.float32,
         flops_per_pair: float | None = None,
     ) -> None:
@@ -125,6 +141,7 @@ class RankerStage:
             features: Its inputs for every ad.
             ads: Bids and quality of the same ads.
             value: Combines predictions and bid.
+            calibration: What predictions pass through before they are used.
             precision: Type of matrix products: float32 or bfloat16.
             flops_per_pair: Operations of one prediction, for the trace; None: not known.
 
@@ -136,11 +153,12 @@ class RankerStage:
                 f"RankerStage: features and ads must be of the same ads, got {len(features)} and "
                 f"{len(ads)}. Make both from one list of ads."
             )
+        self.tasks = tasks
         self._ranker = ranker.eval()
-        self._tasks = tasks
         self._features = features
         self._ads = ads
         self._value = value
+        self._calibration = calibration
         self._precision = precision
         self._flops_per_pair = flops_per_pair
 
@@ -180,8 +198,9 @@ class RankerStage:
         pairs = self._features.pairs(features, torch.from_numpy(rows), torch.from_numpy(ads))
         with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
             logits = self._ranker(pairs).logits
-        found = probabilities_of(logits, self._tasks).numpy()
-        return {task.name: found[:, at].copy() for at, task in enumerate(self._tasks)}
+        found = probabilities_of(logits, self.tasks).numpy()
+        predictions = {task.name: found[:, at].copy() for at, task in enumerate(self.tasks)}
+        return self._calibration.apply(predictions, self._ads.billing[ads])
 
 
 def _item_sequences(rows: EncodedRows, of_item: set[str], spec: InputSpec) -> dict[str, Jagged]:

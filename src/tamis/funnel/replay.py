@@ -58,7 +58,7 @@ def replay(
         funnel: Answers the requests.
         requests: In the order in which they came; read once, one at a time.
         reference: What to compare with; None leaves the measures out.
-        heads: Models to compare with the labels of ``Request.shown``, by name; binary tasks only.
+        heads: Models whose binary tasks are compared with the labels of ``Request.shown``, by name.
         observe: Told every trace, to keep some of them or to sum up what this does not.
         progress: Told how many requests are done, after each.
         clock: Tells the time of the whole; None for the machine's.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.data.batch import Batch, concatenate
+from tamis.data.schema import Task
 from tamis.errors import DataError
 from tamis.evaluation import LogLossAccumulator
 from tamis.funnel.auction import Slate
@@ -24,6 +25,11 @@ _IMPRESSIONS_AT_A_TIME = 4096
 
 class PredictsPairs(Protocol):
     """A model whose predictions can be compared with labels, such as a ``RankerStage``."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts; the binary ones are compared."""
+        ...
 
     def predict(
         self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
@@ -157,9 +163,11 @@ class HeadTally:
         rows = np.repeat(np.arange(features.num_rows), np.concatenate(counts))
         ads = np.concatenate([part.ads for part in shown])
         for name, model in self._heads.items():
-            for task, predicted in model.predict(features, rows, ads).items():
-                sums = self._sums[name].setdefault(task, LogLossAccumulator())
-                sums.update(_labels_of(task, shown), predicted)
+            predictions = model.predict(features, rows, ads)
+            for task in model.tasks:
+                if task.kind == "binary":
+                    sums = self._sums[name].setdefault(task.name, LogLossAccumulator())
+                    sums.update(_labels_of(task.name, shown), predictions[task.name])
         self._waiting, self._impressions = [], 0
 
 

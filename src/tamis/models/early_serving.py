@@ -14,6 +14,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import Task
 from tamis.errors import DataError
 from tamis.models.early_heads import PairHeads
+from tamis.models.output import probabilities_of
 from tamis.nn.embedding import FlatInputs
 
 ServedHead = Literal["label", "distilled", "mean"]
@@ -216,8 +217,8 @@ class EarlyStageParts:
     """A request's inputs to a vector; None where the schema has no context fields."""
     scorer: PairScorer
     """Vectors of a request and of its candidates to logits."""
-    task_names: tuple[str, ...]
-    """Names of the L served tasks."""
+    tasks: tuple[Task, ...]
+    """The L served tasks."""
 
     @torch.inference_mode()
     def embed_user(self, user: Batch) -> Float[Tensor, "R A"]:
@@ -256,23 +257,25 @@ class EarlyStageParts:
 
     @torch.inference_mode()
     def score(
-        self, query: Float[Tensor, "1 Q"], ads: NDArray[np.int64]
+        self, query: Float[Tensor, "R Q"], ads: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
-        """Probabilities of the served tasks for all candidates of one request, in one call.
+        """Predictions of the served tasks in one call.
 
         Args:
-            query: Of :meth:`query`.
-            ads: (N,) ids of the candidates in the table of ads.
+            query: Of :meth:`query`: that of one request, whose candidates the ads are, or one for
+                each ad.
+            ads: (N,) ids in the table of ads.
 
         Returns:
-            (N,) by task; of a chain the factors, as a value function multiplies them.
+            (N,) by task: probabilities, but for regression tasks, whose are values; of a chain the
+            factors, as a value function multiplies them.
 
         Raises:
             DataError: An ad is not in the table.
         """
         logits = self.scorer(query, self.ad_table.lookup(ads))
-        probabilities = logits.double().sigmoid().cpu().numpy()
-        return dict(zip(self.task_names, probabilities.T, strict=True))
+        predictions = probabilities_of(logits, self.tasks).cpu().numpy()
+        return {task.name: predictions[:, at].copy() for at, task in enumerate(self.tasks)}
 
 
 def _distinct(ads: NDArray[np.int64]) -> list[int]:

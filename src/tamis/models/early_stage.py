@@ -175,7 +175,7 @@ class EarlyStage(nn.Module):
             ad_table=AdTable(self.config.tower_dim, device=self.inputs.tables.weight.device),
             context_tower=towers.get("context"),
             scorer=PairScorer(self.heads, served).eval(),
-            task_names=tuple(task.name for task in label_tasks(self.spec.tasks)),
+            tasks=label_tasks(self.spec.tasks),
         )
 
     def _side_tower(self, side: Side) -> SideTower:
