@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from tamis.data.schema import InputSpec
 from tamis.errors import ArtifactError
@@ -16,9 +16,7 @@ from tamis.models import catalog
 from tamis.training.checkpoint import (
     Trainee,
     load_newest_checkpoint,
-    load_weights,
     save_checkpoint,
-    save_weights,
 )
 from tamis.training.config import OptimizerConfig
 from tamis.training.optimizers import build_optimizers
@@ -147,13 +145,6 @@ def test_folder_without_checkpoints_leaves_the_trainee_alone(
     assert all(torch.equal(value, before[key]) for key, value in _weights(trainee).items())
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    save_weights(tmp_path / "w.safetensors", nn.Linear(2, 3))
-
-    with pytest.raises(ArtifactError, match=r"(?s)must fit the model .*size mismatch"):
-        load_weights(tmp_path / "w.safetensors", nn.Linear(2, 4))
-
-
 def test_full_disk_leaves_the_checkpoint_before_it(
     make_trainee: Callable[..., Trainee], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +158,9 @@ def test_full_disk_leaves_the_checkpoint_before_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(safetensors.torch, "save_file", fail)
-        with pytest.raises(ArtifactError, match=r"No space left.*earlier checkpoints are unharmed"):
+        with pytest.raises(
+            ArtifactError, match=r"No space left.*what stood there before is unharmed"
+        ):
             save_checkpoint(tmp_path, trainee)
 
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000000"]

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tamis import artifacts, config
-from tamis.errors import ArtifactError, StorageError
+from tamis.errors import ArtifactError
+from tamis.models.weights import load_tensors, load_weights, save_tensors, save_weights
 from tamis.training.averaging import WeightAverage
 from tamis.training.schedules import Progress
 
@@ -57,7 +56,7 @@ def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
         tensors |= _generator_state()
         if trainee.average is not None:
             tensors |= {f"ema.{name}": value for name, value in trainee.average.state().items()}
-        _save_tensors(draft / "state.safetensors", tensors)
+        save_tensors(draft / "state.safetensors", tensors)
         state = {"progress": config.to_table(trainee.progress), "optimizers": scalars}
         artifacts.write_json(draft / "state.json", state)
         artifacts.write_manifest(
@@ -111,46 +110,6 @@ def newest_step(folder: Path) -> int:
     return next((int(path.name.removeprefix("step-")) for path in _checkpoints(folder)), 0)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters and buffers as safetensors, atomically.
-
-    Raises:
-        StorageError: The disk is full or the folder cannot be written.
-    """
-    _save_tensors(path, {name: value.detach() for name, value in model.state_dict().items()})
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Read weights into a model of the same config.
-
-    Raises:
-        ArtifactError: The file is damaged or belongs to another model.
-    """
-    tensors = _load_tensors(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: must fit the model of config.toml, got {error}") from error
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    try:
-        with artifacts.atomic_path(path) as temporary:
-            safetensors.torch.save_file(plain, temporary)
-    except SafetensorError as error:  # safetensors has its own word for a full disk
-        raise StorageError(
-            f"{path}: must be writable, got {error}. Free space; earlier checkpoints are unharmed."
-        ) from error
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: must be whole safetensors, got {error}.") from error
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True) if folder.exists() else []
 
@@ -181,7 +140,7 @@ def _generator_state() -> dict[str, Tensor]:
 
 def _restore(checkpoint: Path, trainee: Trainee) -> None:
     load_weights(checkpoint / "model.safetensors", trainee.model)
-    tensors = _load_tensors(checkpoint / "state.safetensors")
+    tensors = load_tensors(checkpoint / "state.safetensors")
     state = json.loads((checkpoint / "state.json").read_text())
     for name, optimizer in trainee.optimizers.items():
         loaded = optimizer.state_dict()

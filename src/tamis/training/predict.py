@@ -16,7 +16,8 @@ from tamis.data.schema import InputSpec, Task
 from tamis.errors import ArtifactError, ConfigError
 from tamis.models import catalog
 from tamis.models.output import probabilities_of
-from tamis.training.checkpoint import load_weights, save_weights
+from tamis.models.trained import TrainedModel
+from tamis.models.weights import load_weights, save_weights
 from tamis.training.config import RunConfig, read_run_config
 from tamis.training.run_folder import verified_inputs
 
@@ -124,11 +125,20 @@ def load_model(run: Path, *, device: torch.device) -> tuple[nn.Module, InputSpec
     Raises:
         ArtifactError: The run is unfinished, or its weights or inputs are damaged.
     """
-    spec = load_run_spec(run)
-    settings = load_run_config(run)
-    model = catalog.entry(settings.model_name).model(settings.model, spec)
-    load_best_weights(run, model)
-    return model.to(device), spec
+    model = load_trained(run)
+    return model.module.to(device), model.spec
+
+
+def load_trained(run: Path) -> TrainedModel:
+    """The model of a finished run, on the CPU, with what it was built from.
+
+    Raises:
+        ArtifactError: The run is unfinished, or its weights or inputs are damaged.
+    """
+    spec, settings = load_run_spec(run), load_run_config(run)
+    module = catalog.entry(settings.model_name).model(settings.model, spec)
+    load_best_weights(run, module)
+    return TrainedModel(name=settings.model_name, config=settings.model, spec=spec, module=module)
 
 
 def save_best_weights(run: Path, model: nn.Module, *, step: int) -> None:

@@ -1,0 +1,70 @@
+"""A trained model of the catalog as it leaves its run: everything needed to build it again.
+
+model.json          name, config and tasks
+model.safetensors   weights
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tamis import artifacts, config
+from tamis.data.schema import InputSpec
+from tamis.errors import ArtifactError, ConfigError
+from tamis.models import catalog
+from tamis.models.weights import load_weights, save_weights
+
+_MODEL, _WEIGHTS = "model.json", "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainedModel:
+    """A model and what it was built from."""
+
+    name: str
+    """Name in the catalog."""
+    config: Any
+    """The catalog's config class of that name."""
+    spec: InputSpec
+    """Its inputs and tasks."""
+    module: nn.Module
+    """The model with its weights, on the CPU."""
+
+
+def write_model(folder: Path, model: TrainedModel) -> None:
+    """Write a model into an existing folder, which the caller seals.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    record = {
+        "name": model.name,
+        "config": config.to_table(model.config),
+        "spec": config.to_table(model.spec),
+    }
+    artifacts.write_json(folder / _MODEL, record)
+    save_weights(folder / _WEIGHTS, model.module)
+
+
+def read_model(folder: Path) -> TrainedModel:
+    """Read what :func:`write_model` wrote; every weight is the same.
+
+    Raises:
+        ArtifactError: A file is missing or damaged, or of a model that this tamis does not know.
+    """
+    record = artifacts.read_json(folder / _MODEL)
+    try:
+        name = record["name"]
+        entry = catalog.entry(name)
+        settings = config.from_table(entry.config, record["config"], where="model")
+        spec = config.from_table(InputSpec, record["spec"], where="spec")
+        module = entry.model(settings, spec)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / _MODEL}: must describe a model that this tamis can build, got {error}. "
+            f"Read it with the tamis that wrote it, or publish anew."
+        ) from error
+    load_weights(folder / _WEIGHTS, module)
+    return TrainedModel(name=name, config=settings, spec=spec, module=module.eval())
