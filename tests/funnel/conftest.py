@@ -2,17 +2,39 @@
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.ingest import ingest
+from tamis.data.market import simulate
+from tamis.data.market.schema import market_schema
+from tamis.data.schema import InputSpec, Task
+from tamis.evaluation.calibrators import GroupedCalibrator, IsotonicCalibrator, PlattCalibrator
 from tamis.funnel.ads import AdTable
+from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
+from tamis.funnel.calibration import Calibration
 from tamis.funnel.candidates import Candidates
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import logged_ads
+from tamis.funnel.plans import (
+    EarlyStagePlan,
+    EarlyStageSettings,
+    PopularityPlan,
+    RankerPlan,
+    RankerSettings,
+)
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
+from tamis.funnel.value import ValueWeights
+from tamis.models import catalog
+from tamis.models.trained import TrainedModel
 
 Function = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
@@ -103,3 +125,83 @@ def make_request() -> Callable[..., Request]:
         return Request(request_id=request_id, **(settings | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def market_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small simulated market, split by time."""
+    folder = tmp_path_factory.mktemp("market")
+    simulate(6000, folder / "market", seed=2)
+    return ingest(folder / "market", folder / "data", schema=market_schema())
+
+
+def _untrained(spec: InputSpec, name: str, **options: Any) -> TrainedModel:
+    entry = catalog.entry(name)
+    settings = entry.config(**options)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = entry.model(settings, spec).eval()
+    return TrainedModel(name=name, config=settings, spec=spec, module=module)
+
+
+def _inventory(data: Dataset) -> Inventory:
+    ads = logged_ads(data.split("train"), data.schema, data.spec)
+    generator, count = np.random.default_rng(0), len(ads.codes)
+    attributes = AdTable(
+        bid=generator.lognormal(size=count),
+        billing=np.array(["click", "conversion"])[generator.integers(0, 2, count)],
+        advertiser=ads.rows.ids["advertiser_id"].astype(np.int64),
+        quality=generator.normal(0, 0.01, count),
+    )
+    popularity = generator.integers(0, 50, count).astype(np.float64)
+    return Inventory(codes=ads.codes, attributes=attributes, rows=ads.rows, popularity=popularity)
+
+
+def _early_spec(whole: InputSpec) -> InputSpec:
+    """Without histories and with fewer fields, in another order; with the tasks of distillation."""
+    dropped = {"campaign_id", "hour"}
+    categorical = tuple(item for item in reversed(whole.categorical) if item.name not in dropped)
+    used = {item.table for item in categorical}
+    return replace(
+        whole,
+        categorical=categorical,
+        sequences=(),
+        tables=tuple(table for table in whole.tables if table.name in used),
+        numeric=whole.numeric[:3],
+        numeric_sides=whole.numeric_sides[:3],
+        tasks=(*whole.tasks, Task(name="final_click", kind="probability", distils="click")),
+    )
+
+
+@pytest.fixture(scope="session")
+def blueprint(market_data: Dataset) -> Blueprint:
+    """Popular ads, an early stage and a final one, neither of them trained."""
+    spec = market_data.spec
+    sizes = {"tower_units": (8,), "tower_dim": 6, "bottom_units": (9,), "head_units": ()}
+    early = _untrained(_early_spec(spec), "early_stage", init_std=0.5, **sizes)
+    final = _untrained(spec, "din", hidden_units=(8,), init_std=0.5)
+    platt = PlattCalibrator(slope=0.9, intercept=1 / 3)
+    steps = IsotonicCalibrator(predicted=(0.1, 0.7), calibrated=(0.05, 2 / 3))
+    of_click = GroupedCalibrator(by_group={"click": platt}, other=steps)
+    stages = (
+        PlannedStage(budget=Budget(name="popular", keep=60), plan=PopularityPlan()),
+        PlannedStage(
+            budget=Budget(name="early", keep=12),
+            plan=EarlyStagePlan(
+                model=early,
+                settings=EarlyStageSettings(max_users=50, flops_per_pair=300.0),
+                calibration=Calibration(by_task={"click": of_click}),
+            ),
+        ),
+        PlannedStage(
+            budget=Budget(name="final", keep=6, budget_ms=60_000.0),
+            plan=RankerPlan(model=final, settings=RankerSettings(flops_per_pair=1e4)),
+        ),
+    )
+    return Blueprint(
+        encoders=Encoders.load(market_data.encoders_path, market_data.schema),
+        inventory=_inventory(market_data),
+        weights=ValueWeights(penalties={"hide": 0.1}),
+        stages=stages,
+        reserve=0.01,
+    )

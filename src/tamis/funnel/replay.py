@@ -14,10 +14,7 @@ from tamis.funnel.report import ReplayReport, Scope
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Stage
 from tamis.funnel.tally import HeadTally, PredictsPairs, SlateTally, StageTally
-from tamis.funnel.trace import StageTrace, Trace
-
-AUCTION = "auction"
-"""Name under which the slate is summed up beside the stages."""
+from tamis.funnel.trace import AUCTION, StageTrace, Trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from tamis.funnel.auction import Slate
 
+AUCTION = "auction"
+"""Name under which the slate is summed up beside the stages."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StageTrace:

@@ -1,0 +1,106 @@
+"""What a whole funnel is made of, before it is built and after it was read from a bundle."""
+
+from dataclasses import dataclass
+
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import check_encoding
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.funnel.funnel import Funnel, Step
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.plans import Plan, Surroundings
+from tamis.funnel.value import ValueFunction, ValueWeights
+
+_IN_NAMES = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A stage's place in the funnel, and what it may spend."""
+
+    name: str
+    """Name in traces, reports and folders: small letters, digits, ``_`` and ``-``."""
+    keep: int
+    """Candidates that go on. At least 1."""
+    budget_ms: float | None = None
+    """Milliseconds after which it falls back; None: as long as it likes."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not _IN_NAMES.issuperset(self.name):
+            raise ConfigError(
+                f"stage {self.name!r}: name must be of small letters, digits, _ and -, as it names "
+                f"a folder. Rename it."
+            )
+        if self.keep < 1 or (self.budget_ms is not None and not self.budget_ms > 0):
+            raise ConfigError(
+                f"stage {self.name!r}: keep must be at least 1 and budget_ms positive, got keep="
+                f"{self.keep!r}, budget_ms={self.budget_ms!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlannedStage:
+    """One stage."""
+
+    budget: Budget
+    """Its name and budgets."""
+    plan: Plan
+    """How to build it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Blueprint:
+    """Everything that a funnel answers with."""
+
+    encoders: Encoders
+    """From a raw request to the features that stages read, and the schema of it."""
+    inventory: Inventory
+    """All ads."""
+    weights: ValueWeights
+    """Constants of the total value."""
+    stages: tuple[PlannedStage, ...]
+    """First to last."""
+    reserve: float = 0.0
+    """Least price of a billed event, money. At least 0."""
+
+    def build(self, requests: Encoders | None = None) -> Funnel:
+        """A new funnel; two of one blueprint give the same bits for the same requests.
+
+        Args:
+            requests: What the requests' features are encoded with, where that is more than the
+                funnel reads, or in another order; None for the funnel's own encoders.
+
+        Raises:
+            SchemaError: A stage reads what the requests lack.
+            ConfigError: The stages do not make a funnel.
+        """
+        if requests is not None:
+            check_encoding(requests, self.encoders, where="funnel")
+        value = ValueFunction(self.weights)
+        surroundings = Surroundings(
+            schema=self.encoders.schema,
+            requests=self.encoders.spec if requests is None else requests.spec,
+            inventory=self.inventory,
+            value=value,
+        )
+        steps = [
+            Step(
+                name=stage.budget.name,
+                stage=stage.plan.build(surroundings),
+                keep=stage.budget.keep,
+                budget_ms=stage.budget.budget_ms,
+            )
+            for stage in self.stages
+        ]
+        return Funnel(
+            steps,
+            self.inventory.attributes,
+            value,
+            reserve=self.reserve,
+            prior=self.inventory.popularity,
+        )
+
+    @property
+    def spec(self) -> InputSpec:
+        """Inputs of the requests' features, as the funnel's own encoders make them."""
+        return self.encoders.spec

@@ -1,0 +1,134 @@
+"""The ads of a funnel: their codes in a log, what the auction knows of them, what models read.
+
+ads.json          ways of billing, in the order of their codes, and sequence groups
+ads.safetensors   a column for each attribute and field
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tamis import artifacts
+from tamis.data.dataset import EncodedRows
+from tamis.errors import ArtifactError, DataError
+from tamis.funnel.ads import AdTable
+from tamis.funnel.value import BILLING
+from tamis.models.weights import load_tensors, save_tensors
+
+_GROUPS, _COLUMNS = "ads.json", "ads.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Inventory:
+    """All N ads, by ad row."""
+
+    codes: NDArray[np.int64]
+    """(N,) of the role ``item`` in a log; no two alike."""
+    attributes: AdTable
+    """What the auction knows; billing is in the words of ``value.BILLING``."""
+    rows: EncodedRows
+    """Item fields of each, as ``AdFeatures.of_rows`` takes them."""
+    popularity: NDArray[np.float64]
+    """(N,) finite; how often each ad was clicked, say. It orders the ads where the first stage
+    falls back."""
+
+    def __post_init__(self) -> None:
+        counts = {
+            "codes": len(self.codes),
+            "rows": self.rows.num_rows,
+            "popularity": len(self.popularity),
+        }
+        for name, count in counts.items():
+            if count != len(self.attributes):
+                raise DataError(
+                    f"inventory: {name} must be one for each of {len(self.attributes)} ads, got "
+                    f"{count}. Make all columns from one list of ads."
+                )
+        if len(np.unique(self.codes)) < len(self.codes):
+            raise DataError(
+                f"inventory: codes must differ, got {len(self.codes)} of which "
+                f"{len(np.unique(self.codes))} differ. List every ad once."
+            )
+        unknown = ~np.isin(self.attributes.billing, BILLING)
+        if unknown.any():
+            raise DataError(
+                f"inventory: billing must be one of {BILLING}, got "
+                f"{self.attributes.billing[int(np.argmax(unknown))].item()!r} for ad "
+                f"{int(np.argmax(unknown))}. Say what each ad pays for."
+            )
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def write_inventory(folder: Path, inventory: Inventory) -> None:
+    """Write ads into an existing folder, which the caller seals.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    ads, rows = inventory.attributes, inventory.rows
+    columns: dict[str, NDArray[Any]] = {
+        "codes": inventory.codes,
+        "popularity": inventory.popularity,
+        "bid": ads.bid,
+        "billing": np.searchsorted(BILLING, ads.billing).astype(np.uint8),
+        "advertiser": ads.advertiser,
+        "quality": ads.quality,
+        **{f"numeric.{name}": values for name, values in rows.numeric.items()},
+        **{f"ids.{name}": values for name, values in rows.ids.items()},
+    }
+    for name, (events, lengths) in rows.sequences.items():
+        columns |= {f"events.{name}": events, f"lengths.{name}": lengths}
+    # A copy where a column is a view of another, as safetensors takes no part of a memory.
+    tensors = {name: torch.from_numpy(np.array(values)) for name, values in columns.items()}
+    save_tensors(folder / _COLUMNS, tensors)
+    artifacts.write_json(folder / _GROUPS, {"billing": BILLING, "sequences": list(rows.sequences)})
+
+
+def read_inventory(folder: Path) -> Inventory:
+    """Read what :func:`write_inventory` wrote; every number is the same.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+    """
+    columns = {name: tensor.numpy() for name, tensor in load_tensors(folder / _COLUMNS).items()}
+    record = artifacts.read_json(folder / _GROUPS)
+    try:
+        attributes = AdTable(
+            bid=columns["bid"],
+            billing=np.array(record["billing"])[columns["billing"]],
+            advertiser=columns["advertiser"],
+            quality=columns["quality"],
+        )
+        rows = EncodedRows(
+            row=np.arange(len(columns["codes"])),
+            numeric=_starting_with("numeric.", columns),
+            ids=_starting_with("ids.", columns),
+            sequences={
+                name: (columns[f"events.{name}"], columns[f"lengths.{name}"])
+                for name in record["sequences"]
+            },
+        )
+        return Inventory(
+            codes=columns["codes"],
+            attributes=attributes,
+            rows=rows,
+            popularity=columns["popularity"],
+        )
+    except (KeyError, TypeError, IndexError, DataError) as error:
+        raise ArtifactError(
+            f"{folder}: must hold whole columns of ads, got {error}. Publish anew."
+        ) from error
+
+
+def _starting_with(prefix: str, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {
+        name.removeprefix(prefix): values
+        for name, values in columns.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,134 @@
+"""Stages from plans: the model's own predictions, whatever columns the requests have."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.batch import concatenate
+from tamis.data.dataset import Dataset
+from tamis.data.inputs import InputSelection
+from tamis.errors import ArtifactError, ConfigError
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.early import EarlyStageRanker
+from tamis.funnel.log import logged_requests
+from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart, Surroundings
+from tamis.funnel.ranker import AdFeatures, RankerStage
+from tamis.funnel.request import Request
+from tamis.funnel.value import ValueFunction
+from tamis.models.early_serving import served_logits
+from tamis.testing.stages import check_stage
+
+
+def _surroundings(blueprint: Blueprint) -> Surroundings:
+    return Surroundings(
+        schema=blueprint.encoders.schema,
+        requests=blueprint.spec,
+        inventory=blueprint.inventory,
+        value=ValueFunction(blueprint.weights),
+    )
+
+
+def _requests(blueprint: Blueprint, data: Dataset, count: int) -> list[Request]:
+    stream = logged_requests(data.split("train"), data.spec, blueprint.inventory.codes)
+    return [next(stream) for _ in range(count)]
+
+
+def test_every_kind_is_in_the_table_under_its_own_name() -> None:
+    assert {name: plan.kind for name, plan in PLANS.items()} == {
+        "popularity": "popularity", "early": "early", "ranker": "ranker"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_stages_pass_the_suite(blueprint: Blueprint, market_data: Dataset, at: int) -> None:
+    stage = blueprint.stages[at].plan.build(_surroundings(blueprint))
+    (request,) = _requests(blueprint, market_data, 1)
+
+    check_stage(stage, request, np.array([14, 3, 9, 25, 0, 7, 2, 31]))
+
+
+def test_model_of_fewer_inputs_reads_its_own_columns(
+    blueprint: Blueprint, market_data: Dataset
+) -> None:
+    plan = blueprint.stages[1].plan
+    assert isinstance(plan, EarlyStagePlan)
+    stage = replace(plan, calibration=type(plan.calibration)()).build(_surroundings(blueprint))
+    assert isinstance(stage, ReadsPart)
+    assert isinstance(stage.stage, EarlyStageRanker)
+    whole = concatenate([r.features for r in _requests(blueprint, market_data, 8) if r.features])
+    rows, ads = np.arange(8), np.arange(8) * 5
+
+    found = stage.predict(whole, rows, ads)
+
+    # The model itself, on rows whose columns were picked by hand.
+    spec, names = plan.model.spec, [item.name for item in blueprint.spec.categorical]
+    by_hand = replace(
+        whole,
+        ids=whole.ids[:, [names.index(item.name) for item in spec.categorical]],
+        numeric=whole.numeric[:, :3],
+        sequences={},
+    )
+    features = AdFeatures.of_rows(blueprint.inventory.rows, blueprint.encoders.schema, spec)
+    pairs = features.pairs(by_hand, torch.from_numpy(rows), torch.from_numpy(ads))
+    with torch.inference_mode():
+        logits = served_logits(plan.model.module(pairs).logits, spec.tasks, "distilled")
+    expected = logits.double().sigmoid().numpy()
+    np.testing.assert_allclose(np.stack(list(found.values()), axis=1), expected, atol=1e-6)
+    assert expected.std(axis=0).min() > 1e-4
+
+
+def test_model_of_the_requests_inputs_reads_them_as_they_are(blueprint: Blueprint) -> None:
+    stage = blueprint.stages[2].plan.build(_surroundings(blueprint))
+
+    assert isinstance(stage, RankerStage)
+
+
+def test_request_without_features_is_refused_by_the_stage_itself(blueprint: Blueprint) -> None:
+    stage = blueprint.stages[1].plan.build(_surroundings(blueprint))
+    request = Request(request_id=3, user=0, time_micros=0, slots=1)
+
+    with pytest.raises(ValueError, match=r"request 3: must have features for a ranker"):
+        stage(request, Candidates(ads=np.arange(2), scores=np.zeros(2)), 1)
+
+
+def test_whole_is_wider_than_the_part(blueprint: Blueprint) -> None:
+    # The fixture tests nothing of the columns unless they stand in another order.
+    plan = blueprint.stages[1].plan
+    assert isinstance(plan, EarlyStagePlan)
+    select = InputSelection(blueprint.spec, plan.model.spec)
+    assert select._ids.tolist() == sorted(select._ids.tolist(), reverse=True)
+    assert len(select._ids) < len(blueprint.spec.categorical)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_plan_survives_the_disk(blueprint: Blueprint, tmp_path: Path, at: int) -> None:
+    plan = blueprint.stages[at].plan
+    plan.write(tmp_path)
+
+    found = PLANS[plan.kind].read(tmp_path)
+
+    assert type(found) is type(plan)
+    if isinstance(plan, (EarlyStagePlan, RankerPlan)):
+        assert isinstance(found, (EarlyStagePlan, RankerPlan))
+        assert (found.settings, found.calibration) == (plan.settings, plan.calibration)
+        assert found.model.spec == plan.model.spec
+
+
+def test_early_stage_of_another_model_is_refused(blueprint: Blueprint) -> None:
+    final = blueprint.stages[2].plan
+    assert isinstance(final, RankerPlan)
+
+    with pytest.raises(ConfigError, match=r"kind 'early': model must be 'early_stage', got 'din'"):
+        EarlyStagePlan(model=final.model)
+
+
+def test_settings_that_are_not_known_are_refused(blueprint: Blueprint, tmp_path: Path) -> None:
+    blueprint.stages[1].plan.write(tmp_path)
+    (tmp_path / "settings.json").write_text('{"heads": "label"}')
+
+    with pytest.raises(ArtifactError, match=r"settings.json: heads: must be a known key"):
+        EarlyStagePlan.read(tmp_path)
