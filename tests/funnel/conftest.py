@@ -145,7 +145,7 @@ def _untrained(spec: InputSpec, name: str, **options: Any) -> TrainedModel:
 
 
 def _inventory(data: Dataset) -> Inventory:
-    ads = logged_ads(data.split("train"), data.schema, data.spec)
+    ads = logged_ads([data.split("train")], data.schema, data.spec)
     generator, count = np.random.default_rng(0), len(ads.codes)
     attributes = AdTable(
         bid=generator.lognormal(size=count),

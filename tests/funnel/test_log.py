@@ -22,7 +22,7 @@ from tamis.evaluation import LogLossAccumulator
 from tamis.funnel import log
 from tamis.funnel.ads import AdTable
 from tamis.funnel.funnel import Funnel, Step
-from tamis.funnel.log import logged_ads, logged_requests
+from tamis.funnel.log import count_requests, logged_ads, logged_requests
 from tamis.funnel.ranker import AdFeatures, RankerStage
 from tamis.funnel.replay import Reference, replay
 from tamis.models.deepfm import DeepFM, DeepFMConfig
@@ -120,7 +120,7 @@ def test_ads_are_those_of_the_log_as_last_seen(tmp_path: Path, spec: InputSpec) 
     rows = _rows()
     split = _dataset(rows, tmp_path / "data", schema, spec).split("test")
 
-    ads = logged_ads(split, schema, spec)
+    ads = logged_ads([split], schema, spec)
 
     item = rows.roles["item"].tolist()
     assert ads.codes.tolist() == sorted(set(item))
@@ -136,18 +136,106 @@ def test_ads_are_those_of_the_log_as_last_seen(tmp_path: Path, spec: InputSpec) 
     assert set(ads.rows.ids) == {"item"}
 
 
+def test_ads_of_several_splits_are_as_the_last_of_them_has_them(
+    tmp_path: Path, spec: InputSpec
+) -> None:
+    fields = (
+        Field(name="user", kind="categorical", side="user"),
+        Field(name="item", kind="categorical", side="item"),
+        Field(name="price", kind="numeric", side="item"),
+        Field(name="past", kind="sequence", shares="item", side="item"),
+    )
+    schema, rows = Schema(fields=fields, tasks=spec.tasks), _rows()
+    # The later split never shows ad 70, and the earlier one never ad 90.
+    item = rows.roles["item"]
+    is_early = np.arange(len(item)) < 14
+    early, late = rows.select(is_early & (item != 90)), rows.select(~is_early & (item != 70))
+    with DatasetWriter(tmp_path / "data", schema, spec) as writer:
+        (writer.encoders_path / "encoders.json").write_text("{}")
+        writer.append("train", early)
+        writer.append("valid", late)
+        data = writer.finish({})
+
+    ads = logged_ads([data.split("train"), data.split("valid")], schema, spec)
+
+    assert sorted(ads.codes.tolist()) == [10, 30, 50, 70, 90]
+    lengths, events = ads.rows.sequences["past"][1], []
+    for at, code in enumerate(ads.codes.tolist()):
+        # Prices are row numbers.
+        newest = early if code == 70 else late
+        last = int(np.flatnonzero(newest.roles["item"] == code)[-1])
+        assert ads.rows.numeric["price"][at] == newest.numeric["price"][last]
+        assert ads.rows.ids["item"][at] == newest.ids["item"][last]
+        bounds = np.concatenate([[0], np.cumsum(newest.sequences["past"][1])])
+        assert lengths[at] == bounds[last + 1] - bounds[last]
+        events += newest.sequences["past"][0][bounds[last] : bounds[last + 1], 0].tolist()
+    assert ads.rows.sequences["past"][0][:, 0].tolist() == events
+
+
+@pytest.mark.parametrize("rows_at_a_time", [2, 4096])
+def test_ads_that_came_later_are_counted_and_left_out_of_what_was_shown(
+    tmp_path: Path,
+    schema: Schema,
+    spec: InputSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    rows_at_a_time: int,
+) -> None:
+    split = _dataset(_rows(), tmp_path / "data", schema, spec).split("test")
+    monkeypatch.setattr(log, "_ROWS_AT_A_TIME", rows_at_a_time)
+    whole = list(logged_requests(split, spec, _CODES))
+    unknown: list[int] = []
+
+    # Without ads 70 and 90, at places 0 and 2 of the whole table.
+    found = list(logged_requests(split, spec, np.array([10, 30, 50]), on_unknown=unknown.append))
+
+    assert [request.slots for request in found] == list(_SIZES)
+    left = 0
+    for request, before in zip(found, whole, strict=True):
+        assert request.shown is not None
+        assert before.shown is not None
+        known = np.isin(before.shown.ads, [1, 3, 4])
+        left += int((~known).sum())
+        codes = np.array([10, 30, 50])[request.shown.ads]
+        assert codes.tolist() == _CODES[before.shown.ads[known]].tolist()
+        assert (
+            request.shown.labels["click"].tolist() == before.shown.labels["click"][known].tolist()
+        )
+        ours, theirs = request.shown.features, before.shown.features
+        assert ours is not None
+        assert theirs is not None
+        assert ours.numeric.tolist() == theirs.numeric[torch.from_numpy(known)].tolist()
+        lengths = theirs.sequences["past"].offsets.diff()[torch.from_numpy(known)]
+        assert ours.sequences["past"].offsets.diff().tolist() == lengths.tolist()
+        # The request itself is that of its first row, whatever that shows.
+        assert request.features is not None
+        assert before.features is not None
+        assert request.features.numeric.tolist() == before.features.numeric.tolist()
+    assert sum(unknown) == left > 0
+
+
+def test_requests_are_counted_as_they_are_read(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    split = _dataset(_rows(), tmp_path / "data", schema, spec).split("test")
+    without = _dataset(_with_roles(request=None), tmp_path / "other", schema, spec).split("test")
+
+    assert count_requests(split) == len(_SIZES)
+    with pytest.raises(DataError, match=r"must have the role 'request', got none"):
+        count_requests(without)
+
+
 def test_log_without_items_has_no_ads(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:
     split = _dataset(_with_roles(item=None), tmp_path / "data", schema, spec).split("test")
 
     with pytest.raises(DataError, match=r"split 'test': must have the role 'item', got none"):
-        logged_ads(split, schema, spec)
+        logged_ads([split], schema, spec)
 
 
 def test_market_is_replayed_from_its_log(tmp_path: Path) -> None:
     # Slates of 4, split by time; an untrained model.
     simulate(12_000, tmp_path / "market", seed=1)
     data = ingest(tmp_path / "market" / "logs", tmp_path / "data", schema=market_schema())
-    ads = logged_ads(data.split("test"), data.schema, data.spec)
+    ads = logged_ads([data.split("test")], data.schema, data.spec)
     count = len(ads.codes)
     table = AdTable(
         bid=np.ones(count),

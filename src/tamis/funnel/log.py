@@ -1,11 +1,13 @@
 """What replay needs of a logged split: its ads, and its requests one after another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tamis.data.batch import Batch, Jagged, concatenate
 from tamis.data.dataset import EncodedRows, Split
@@ -22,47 +24,54 @@ class LoggedAds:
     """The N ads that a log shows."""
 
     codes: NDArray[np.int64]
-    """(N,) of the role ``item``, rising."""
+    """(N,) of the role ``item``; no two alike."""
     rows: EncodedRows
     """The item fields of each, as its last row in the log has them; ``AdFeatures.of_rows`` takes
     them."""
 
 
-def logged_ads(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
-    """The ads of a split. Memory holds one column of it at a time.
+def logged_ads(splits: Sequence[Split], schema: Schema, spec: InputSpec) -> LoggedAds:
+    """The ads of some splits of a log. Memory holds one column of a split at a time.
+
+    Leave out the splits that a funnel is measured on: features such as an ad's click rate would
+    tell what happened in them.
 
     Args:
-        split: Rows with the role ``item``, usually in the order of time.
+        splits: At least one, in the order of time, whose rows have the role ``item``.
         schema: Which fields are the item's.
         spec: Inputs, in order.
 
     Raises:
         DataError: The log does not say which ad a row shows.
     """
-    item = split.role("item")
-    if item is None:
-        raise _no_role(split, "item")
-    # The first of the reversed rows is the last of the rows.
-    codes, last = np.unique(item[::-1], return_index=True)
-    at = len(item) - 1 - last
-    of_item = {field.name for field in schema.fields if field.side == "item"}
-    sequences = {}
-    for group in spec.sequences:
-        if of_item.issuperset(group.fields):
-            columns = [_histories_at(split, name, at) for name in group.fields]
-            values = np.stack([values for values, _ in columns], axis=1)
-            sequences[group.name] = (values, columns[0][1])
-    rows = EncodedRows(
-        row=np.arange(len(codes)),
-        numeric={name: split.numeric(name)[at] for name in spec.numeric if name in of_item},
-        ids={f.name: split.ids(f.name)[at] for f in spec.categorical if f.name in of_item},
-        sequences=sequences,
-    )
-    return LoggedAds(codes=codes, rows=rows)
+    codes, parts = np.empty(0, np.int64), []
+    for split in reversed(splits):
+        found = _ads_of_split(split, schema, spec)
+        # What a later split has seen of an ad is newer.
+        is_new = ~np.isin(found.codes, codes)
+        codes = np.concatenate([codes, found.codes[is_new]])
+        parts.append(found.rows.select(is_new))
+    return LoggedAds(codes=codes, rows=_joined(parts))
+
+
+def count_requests(split: Split) -> int:
+    """How many requests :func:`logged_requests` gives.
+
+    Raises:
+        DataError: The log does not say which request a row belongs to.
+    """
+    codes = split.role("request")
+    if codes is None:
+        raise _no_role(split, "request")
+    return int(np.count_nonzero(np.diff(codes))) + 1
 
 
 def logged_requests(
-    split: Split, spec: InputSpec, item_codes: NDArray[np.int64]
+    split: Split,
+    spec: InputSpec,
+    item_codes: NDArray[np.int64],
+    *,
+    on_unknown: Callable[[int], None] | None = None,
 ) -> Iterator[Request]:
     """Requests with what was shown, in the order of the log.
 
@@ -75,6 +84,9 @@ def logged_requests(
         split: Rows with the roles ``request`` and ``item``; ``user`` and ``time`` where there are.
         spec: Inputs, in order.
         item_codes: (N,) code of each ad in the role ``item``, by ad row; no two alike.
+        on_unknown: Told how many impressions of a batch of rows show ads that are not in the table,
+            such as those that came later; they are left out of what was shown, and still count as
+            slots. None: they are refused.
 
     Raises:
         DataError: A role is missing, a row has no request, or shows an ad that is not in the table.
@@ -89,7 +101,11 @@ def logged_requests(
     for batch in loader.epoch(0):
         roles = _roles(split, start, start + batch.num_rows)
         _check_codes(split, roles["request"], start)
-        ads = _ads_of(roles["item"], item_codes, by_code, split, start)
+        ads = _ads_of(roles["item"], item_codes, by_code)
+        if (unknown := int(np.count_nonzero(ads < 0))) and on_unknown is None:
+            raise _unknown_ad(split, start + int(np.argmax(ads < 0)), len(item_codes))
+        if unknown and on_unknown is not None:
+            on_unknown(unknown)
         start += batch.num_rows
         code = roles["request"]
         firsts = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]])).tolist()
@@ -113,7 +129,7 @@ def logged_requests(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Rows:
-    """Rows of one request."""
+    """Rows of one request; ad -1 is not in the table."""
 
     code: int
     user: int
@@ -131,7 +147,10 @@ class _Rows:
         )
 
     def to_request(self, spec: InputSpec) -> Request:
-        labels = self.features.labels.numpy()
+        known, features = self.ads >= 0, self.features
+        if not known.all():
+            features = _picked(features, torch.from_numpy(np.flatnonzero(known)))
+        labels = features.labels.numpy()
         by_task = {task.name: labels[:, at] for at, task in enumerate(spec.tasks)}
         return Request(
             request_id=self.code,
@@ -139,8 +158,51 @@ class _Rows:
             time_micros=self.time_micros,
             slots=len(self.ads),
             features=_rows_of(self.features, 0, 1),
-            shown=Impressions(ads=self.ads, labels=by_task, features=self.features),
+            shown=Impressions(ads=self.ads[known], labels=by_task, features=features),
         )
+
+
+def _ads_of_split(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
+    item = split.role("item")
+    if item is None:
+        raise _no_role(split, "item")
+    # The first of the reversed rows is the last of the rows.
+    codes, last = np.unique(item[::-1], return_index=True)
+    at = len(item) - 1 - last
+    of_item = {field.name for field in schema.fields if field.side == "item"}
+    sequences = {}
+    for group in spec.sequences:
+        if of_item.issuperset(group.fields):
+            columns = [_histories_at(split, name, at) for name in group.fields]
+            values = np.stack([values for values, _ in columns], axis=1)
+            sequences[group.name] = (values, columns[0][1])
+    rows = EncodedRows(
+        row=np.arange(len(codes)),
+        numeric={name: split.numeric(name)[at] for name in spec.numeric if name in of_item},
+        ids={f.name: split.ids(f.name)[at] for f in spec.categorical if f.name in of_item},
+        sequences=sequences,
+    )
+    return LoggedAds(codes=codes, rows=rows)
+
+
+def _joined(parts: Sequence[EncodedRows]) -> EncodedRows:
+    """Item fields of several splits' ads, one after another."""
+
+    def joined(name: str, column: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, column)[name] for part in parts])
+
+    return EncodedRows(
+        row=np.arange(sum(part.num_rows for part in parts)),
+        numeric={name: joined(name, "numeric") for name in parts[0].numeric},
+        ids={name: joined(name, "ids") for name in parts[0].ids},
+        sequences={
+            name: (
+                np.concatenate([part.sequences[name][0] for part in parts]),
+                np.concatenate([part.sequences[name][1] for part in parts]),
+            )
+            for name in parts[0].sequences
+        },
+    )
 
 
 def _no_role(split: Split, role: str) -> DataError:
@@ -185,21 +247,30 @@ def _check_codes(split: Split, codes: NDArray[np.int64], start: int) -> None:
 
 
 def _ads_of(
-    codes: NDArray[np.int64],
-    item_codes: NDArray[np.int64],
-    by_code: NDArray[np.int64],
-    split: Split,
-    start: int,
+    codes: NDArray[np.int64], item_codes: NDArray[np.int64], by_code: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    unknown = ~np.isin(codes, item_codes)
-    if unknown.any():
-        raise DataError(
-            f"split {split.name!r}, row {start + int(np.argmax(unknown))}: its ad must be one of "
-            f"the {len(item_codes)} of the table, got another. Make the table of all ads that the "
-            f"log shows."
-        )
-    ads: NDArray[np.int64] = by_code[np.searchsorted(item_codes, codes, sorter=by_code)]
+    """Ad rows of codes; -1 where the table has none."""
+    ads = np.full(len(codes), -1)
+    known = np.isin(codes, item_codes)
+    ads[known] = by_code[np.searchsorted(item_codes, codes[known], sorter=by_code)]
     return ads
+
+
+def _unknown_ad(split: Split, row: int, num_ads: int) -> DataError:
+    return DataError(
+        f"split {split.name!r}, row {row}: its ad must be one of the {num_ads} of the table, got "
+        f"another. Make the table of all ads that the log shows."
+    )
+
+
+def _picked(batch: Batch, rows: Tensor) -> Batch:
+    return Batch(
+        numeric=batch.numeric[rows],
+        ids=batch.ids[rows],
+        labels=batch.labels[rows],
+        weights=batch.weights[rows],
+        sequences={name: jagged.take(rows) for name, jagged in batch.sequences.items()},
+    )
 
 
 def _rows_of(batch: Batch, first: int, last: int) -> Batch:
