@@ -23,6 +23,7 @@ from tamis.data.market import simulate as _simulate
 from tamis.data.schema import InputSpec, Schema, load_schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
 from tamis.errors import ConfigError, DataError
+from tamis.process import prepare_process as prepare_process
 
 if TYPE_CHECKING:
     from tamis.importers.imported import Imported
@@ -64,49 +65,6 @@ class Run:
     def predict(self, source: Source) -> pa.Table:
         """Predict new rows; labels need not be there. See :func:`predict`."""
         return predict(self.path, source)
-
-
-def prepare_process(threads: int = 0) -> int:
-    """Set up this process for long computations: how many threads, and what freed memory becomes.
-
-    Args:
-        threads: At most this many in every library together; 0 takes every core that the process
-            may use.
-
-    Returns:
-        The number of threads.
-    """
-    import os
-
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(threads, cores or 1) if threads else cores or 1
-    torch.set_num_threads(count)
-    pa.set_cpu_count(count)
-    pa.set_io_thread_count(1)
-    _keep_freed_memory()
-    return count
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the large blocks that each training step frees, to hand them out again.
-
-    By default it returns them to the system, and the kernel clears each page again at the next
-    step: a tenth (float32) to a fifth (bfloat16) of a step on a CPU. Other C libraries have no such
-    setting and stay as they are.
-    """
-    import ctypes
-    import sys
-
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
-    for setting, value in ((trim_threshold, 2**31 - 1), (mmap_threshold, 2**30), (arena_max, 1)):
-        mallopt(setting, value)
 
 
 def simulate(
