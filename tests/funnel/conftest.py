@@ -16,6 +16,7 @@ from tamis.data.ingest import ingest
 from tamis.data.market import simulate
 from tamis.data.market.schema import market_schema
 from tamis.data.schema import InputSpec, Task
+from tamis.data.vocabulary import Vocabulary
 from tamis.evaluation.calibrators import GroupedCalibrator, IsotonicCalibrator, PlattCalibrator
 from tamis.funnel.ads import AdTable
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
@@ -157,19 +158,27 @@ def _inventory(data: Dataset) -> Inventory:
     return Inventory(codes=ads.codes, attributes=attributes, rows=ads.rows, popularity=popularity)
 
 
-def _early_spec(whole: InputSpec) -> InputSpec:
-    """Without histories and with fewer fields, in another order; with the tasks of distillation."""
-    dropped = {"campaign_id", "hour"}
-    categorical = tuple(item for item in reversed(whole.categorical) if item.name not in dropped)
-    used = {item.table for item in categorical}
-    return replace(
-        whole,
-        categorical=categorical,
-        sequences=(),
-        tables=tuple(table for table in whole.tables if table.name in used),
-        numeric=whole.numeric[:3],
-        numeric_sides=whole.numeric_sides[:3],
-        tasks=(*whole.tasks, Task(name="final_click", kind="probability", distils="click")),
+def _early_encoders(whole: Encoders) -> Encoders:
+    """Without histories and with fewer fields, in another order; half of the ads are unknown."""
+    dropped = {"campaign_id", "hour", "history_ads", "history_categories", "price", "user_requests"}
+    fields = tuple(item for item in reversed(whole.schema.fields) if item.name not in dropped)
+    known = {item.name for item in fields}
+    vocabularies = {name: v for name, v in whole.vocabularies.items() if name in known}
+    ads = vocabularies["ad_id"].values
+    assert ads is not None
+    half = ads.take(list(range(len(ads) - 1, 0, -2)))
+    vocabularies["ad_id"] = Vocabulary(values=half, num_rows=len(half) + 1)
+    return Encoders(
+        schema=replace(
+            whole.schema,
+            fields=fields,
+            tasks=(
+                *whole.schema.tasks,
+                Task(name="final_click", kind="probability", distils="click"),
+            ),
+        ),
+        vocabularies=vocabularies,
+        numeric={name: encoder for name, encoder in whole.numeric.items() if name in known},
     )
 
 
@@ -177,8 +186,10 @@ def _early_spec(whole: InputSpec) -> InputSpec:
 def blueprint(market_data: Dataset) -> Blueprint:
     """Popular ads, an early stage and a final one, neither of them trained."""
     spec = market_data.spec
+    encoders = Encoders.load(market_data.encoders_path, market_data.schema)
+    narrow = _early_encoders(encoders)
     sizes = {"tower_units": (8,), "tower_dim": 6, "bottom_units": (9,), "head_units": ()}
-    early = _untrained(_early_spec(spec), "early_stage", init_std=0.5, **sizes)
+    early = _untrained(narrow.spec, "early_stage", init_std=0.5, **sizes)
     final = _untrained(spec, "din", hidden_units=(8,), init_std=0.5)
     platt = PlattCalibrator(slope=0.9, intercept=1 / 3)
     steps = IsotonicCalibrator(predicted=(0.1, 0.7), calibrated=(0.05, 2 / 3))
@@ -189,6 +200,7 @@ def blueprint(market_data: Dataset) -> Blueprint:
             budget=Budget(name="early", keep=12),
             plan=EarlyStagePlan(
                 model=early,
+                encoders=narrow,
                 settings=EarlyStageSettings(max_users=50, flops_per_pair=300.0),
                 calibration=Calibration(by_task={"click": of_click}),
             ),
@@ -199,7 +211,7 @@ def blueprint(market_data: Dataset) -> Blueprint:
         ),
     )
     return Blueprint(
-        encoders=Encoders.load(market_data.encoders_path, market_data.schema),
+        encoders=encoders,
         inventory=_inventory(market_data),
         weights=ValueWeights(penalties={"hide": 0.1}),
         stages=stages,

@@ -7,10 +7,12 @@ import pytest
 
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
 from tamis.data.schema import Task
 from tamis.errors import ConfigError, SchemaError
 from tamis.funnel.blueprint import Blueprint, Budget
 from tamis.funnel.log import logged_requests
+from tamis.funnel.plans import EarlyStagePlan
 from tamis.funnel.request import Request
 
 
@@ -48,16 +50,29 @@ def _without_gender(encoders: Encoders) -> Encoders:
 def test_requests_may_hold_more_than_the_funnel_reads(
     blueprint: Blueprint, market_data: Dataset
 ) -> None:
-    whole = blueprint.encoders
-    # The early stage of the fixture reads the gender; leave it out of the final one's world.
-    stages = (blueprint.stages[0],)
-    narrow = replace(blueprint, encoders=_without_gender(whole), stages=stages)
+    # A funnel of the early stage alone, whose own encoders are all that it has.
+    early = blueprint.stages[1]
+    assert isinstance(early.plan, EarlyStagePlan)
+    assert early.plan.encoders is not None
+    select = InputSelection(blueprint.encoders, early.plan.encoders, where="test")
+    ads = blueprint.inventory
+    alone = replace(
+        blueprint,
+        encoders=early.plan.encoders,
+        stages=(replace(early, plan=replace(early.plan, encoders=None)),),
+        inventory=replace(ads, rows=select.of_fields(ads.rows)),
+    )
+    beside = replace(blueprint, stages=(early,))
     codes = blueprint.inventory.codes
     request = next(logged_requests(market_data.split("train"), market_data.spec, codes))
+    assert request.features is not None
+    narrow = replace(request, shown=None, features=select(request.features))
 
-    trace = narrow.build(whole).answer(request)
-
-    assert len(trace.stages[0].ads) == 60
+    expected = alone.build().answer(narrow).stages[0]
+    for trace in (alone.build(blueprint.encoders).answer(request), beside.build().answer(request)):
+        assert trace.stages[0].fallback == ""
+        assert trace.stages[0].ads.tolist() == expected.ads.tolist()
+        assert trace.stages[0].scores.tolist() == expected.scores.tolist()
 
 
 def test_requests_of_the_same_inputs_and_other_tasks_give_the_same_answers(
@@ -96,7 +111,7 @@ def test_requests_of_the_same_inputs_and_other_tasks_give_the_same_answers(
 
 
 def test_requests_that_lack_an_input_are_refused(blueprint: Blueprint) -> None:
-    with pytest.raises(SchemaError, match=r"funnel: field 'gender' must be a category of the user"):
+    with pytest.raises(SchemaError, match=r"stage: field 'gender' must be a category of the user"):
         blueprint.build(_without_gender(blueprint.encoders))
 
 

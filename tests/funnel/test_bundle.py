@@ -14,7 +14,7 @@ from tamis.data.dataset import Dataset
 from tamis.errors import ArtifactError, ConfigError, DataError, StorageError
 from tamis.funnel import bundle
 from tamis.funnel.blueprint import Blueprint
-from tamis.funnel.bundle import load_bundle, read_bundle, release_of, write_bundle
+from tamis.funnel.bundle import load_bundle, read_bundle, write_bundle
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.log import logged_requests
 from tamis.funnel.request import Request
@@ -75,7 +75,7 @@ def test_published_funnel_gives_the_same_bits(
 
 
 def test_reading_gives_what_was_written(published: Path, blueprint: Blueprint) -> None:
-    found = read_bundle(published)
+    found = read_bundle(published).blueprint
 
     assert found.weights == blueprint.weights
     assert (found.reserve, found.spec) == (blueprint.reserve, blueprint.spec)
@@ -86,10 +86,10 @@ def test_reading_gives_what_was_written(published: Path, blueprint: Blueprint) -
 def test_release_names_the_contents(published: Path, blueprint: Blueprint, tmp_path: Path) -> None:
     again = write_bundle(tmp_path / "again", blueprint)
 
-    assert release_of(published) == again
-    assert release_of(published.with_name("second")) != again
+    assert read_bundle(published).release == again
+    assert read_bundle(published.with_name("second")).release != again
     # Publishing what was read is publishing the same.
-    assert write_bundle(tmp_path / "copy", read_bundle(published)) == again
+    assert write_bundle(tmp_path / "copy", read_bundle(published).blueprint) == again
     manifest = json.loads((published / "manifest.json").read_text())
     assert manifest["made_with"].keys() == {"tamis", "torch", "numpy", "safetensors"}
     parts = ["funnel", "inputs", "ads", "stages/popular", "stages/early", "stages/final"]
@@ -104,8 +104,8 @@ def test_nothing_in_a_bundle_is_pickled(published: Path) -> None:
 
 @pytest.mark.parametrize("part", ["stages/early", "funnel", "inputs", "ads"])
 def test_part_of_another_publishing_is_named(published: Path, part: str) -> None:
-    ours = release_of(published)[:12]
-    theirs = release_of(published.with_name("second"))[:12]
+    ours = read_bundle(published).release[:12]
+    theirs = read_bundle(published.with_name("second")).release[:12]
     shutil.rmtree(published / part)
     shutil.copytree(published.with_name("second") / part, published / part)
 
@@ -134,7 +134,7 @@ def test_part_that_was_altered_and_sealed_anew_is_refused(published: Path) -> No
         part,
         kind="part of a bundle",
         version=1,
-        files=[file for file in part.iterdir() if file.name != "manifest.json"],
+        files=[path for path in part.rglob("*.*") if path.name != "manifest.json"],
         payload={"release": json.loads((published / "manifest.json").read_text())["release"]},
     )
 
@@ -150,6 +150,7 @@ def test_part_that_was_altered_and_sealed_anew_is_refused(published: Path) -> No
         "inputs/encoders/encoders.json",
         "ads/ads.safetensors",
         "stages/early/model.safetensors",
+        "stages/early/encoders/encoders.json",
         "stages/final/model.json",
     ],
 )
@@ -207,11 +208,11 @@ def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_taken_place_is_left_alone(published: Path, blueprint: Blueprint) -> None:
-    before = release_of(published)
+    before = read_bundle(published).release
 
     with pytest.raises(DataError, match=r"first: must not exist or be empty, got files in it"):
         write_bundle(published, replace(blueprint, reserve=0.5))
-    assert release_of(published) == before
+    assert read_bundle(published).release == before
 
 
 def test_failed_publishing_leaves_nothing(
@@ -240,4 +241,6 @@ def test_empty_folder_is_a_place(blueprint: Blueprint, tmp_path: Path) -> None:
 
     write_bundle(tmp_path / "b", blueprint)
 
-    assert np.array_equal(read_bundle(tmp_path / "b").inventory.codes, blueprint.inventory.codes)
+    assert np.array_equal(
+        read_bundle(tmp_path / "b").blueprint.inventory.codes, blueprint.inventory.codes
+    )

@@ -9,24 +9,23 @@ import torch
 
 from tamis.data.batch import concatenate
 from tamis.data.dataset import Dataset
-from tamis.data.inputs import InputSelection
-from tamis.errors import ArtifactError, ConfigError
+from tamis.errors import ArtifactError, ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart, Surroundings
-from tamis.funnel.ranker import AdFeatures, RankerStage
+from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
-from tamis.funnel.value import ValueFunction
+from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.models.early_serving import served_logits
 from tamis.testing.stages import check_stage
 
 
 def _surroundings(blueprint: Blueprint) -> Surroundings:
     return Surroundings(
-        schema=blueprint.encoders.schema,
-        requests=blueprint.spec,
+        encoders=blueprint.encoders,
+        requests=blueprint.encoders,
         inventory=blueprint.inventory,
         value=ValueFunction(blueprint.weights),
     )
@@ -64,16 +63,25 @@ def test_model_of_fewer_inputs_reads_its_own_columns(
 
     found = stage.predict(whole, rows, ads)
 
-    # The model itself, on rows whose columns were picked by hand.
+    # The model itself, on rows that were made by hand, category by category.
+    assert plan.encoders is not None
     spec, names = plan.model.spec, [item.name for item in blueprint.spec.categorical]
-    by_hand = replace(
-        whole,
-        ids=whole.ids[:, [names.index(item.name) for item in spec.categorical]],
-        numeric=whole.numeric[:, :3],
-        sequences={},
-    )
-    features = AdFeatures.of_rows(blueprint.inventory.rows, blueprint.encoders.schema, spec)
-    pairs = features.pairs(by_hand, torch.from_numpy(rows), torch.from_numpy(ads))
+    by_hand = whole.ids[:, [names.index(item.name) for item in spec.categorical]].clone()
+    inventory = blueprint.inventory.rows
+    for column, item in enumerate(spec.categorical):
+        before = blueprint.encoders.vocabularies[item.name].values.to_pylist()
+        after = plan.encoders.vocabularies[item.name].values.to_pylist()
+        of_item = inventory.ids.get(item.name)
+        for row in rows.tolist():
+            had = int(by_hand[row, column] if of_item is None else of_item[ads[row]])
+            text = before[had - 1] if had else None
+            by_hand[row, column] = after.index(text) + 1 if text in after else 0
+    numbers = [blueprint.spec.numeric.index(name) for name in spec.numeric]
+    numeric = whole.numeric[:, numbers].clone()
+    for column, name in enumerate(spec.numeric):
+        if name in inventory.numeric:
+            numeric[:, column] = torch.from_numpy(inventory.numeric[name][ads])
+    pairs = replace(whole, ids=by_hand, numeric=numeric, sequences={})
     with torch.inference_mode():
         logits = served_logits(plan.model.module(pairs).logits, spec.tasks, "distilled")
     expected = logits.double().sigmoid().numpy()
@@ -95,13 +103,14 @@ def test_request_without_features_is_refused_by_the_stage_itself(blueprint: Blue
         stage(request, Candidates(ads=np.arange(2), scores=np.zeros(2)), 1)
 
 
-def test_whole_is_wider_than_the_part(blueprint: Blueprint) -> None:
-    # The fixture tests nothing of the columns unless they stand in another order.
-    plan = blueprint.stages[1].plan
-    assert isinstance(plan, EarlyStagePlan)
-    select = InputSelection(blueprint.spec, plan.model.spec)
-    assert select._ids.tolist() == sorted(select._ids.tolist(), reverse=True)
-    assert len(select._ids) < len(blueprint.spec.categorical)
+@pytest.mark.parametrize("at", [1, 2])
+def test_stage_that_lacks_a_prediction_of_the_value_is_refused(
+    blueprint: Blueprint, at: int
+) -> None:
+    wants_more = replace(blueprint, weights=ValueWeights(penalties={"report": 1.0}))
+
+    with pytest.raises(DataError, match=r"predictions must hold 'report', got click, conversion"):
+        blueprint.stages[at].plan.build(_surroundings(wants_more))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -116,6 +125,9 @@ def test_plan_survives_the_disk(blueprint: Blueprint, tmp_path: Path, at: int) -
         assert isinstance(found, (EarlyStagePlan, RankerPlan))
         assert (found.settings, found.calibration) == (plan.settings, plan.calibration)
         assert found.model.spec == plan.model.spec
+        assert (found.encoders is None) == (plan.encoders is None)
+        if found.encoders is not None:
+            assert found.encoders.spec == plan.model.spec
 
 
 def test_early_stage_of_another_model_is_refused(blueprint: Blueprint) -> None:

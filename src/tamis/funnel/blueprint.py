@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from tamis.data.encoders import Encoders
-from tamis.data.inputs import check_encoding
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.funnel.funnel import Funnel, Step
@@ -74,12 +73,10 @@ class Blueprint:
             SchemaError: A stage reads what the requests lack.
             ConfigError: The stages do not make a funnel.
         """
-        if requests is not None:
-            check_encoding(requests, self.encoders, where="funnel")
         value = ValueFunction(self.weights)
         surroundings = Surroundings(
-            schema=self.encoders.schema,
-            requests=self.encoders.spec if requests is None else requests.spec,
+            encoders=self.encoders,
+            requests=self.encoders if requests is None else requests,
             inventory=self.inventory,
             value=value,
         )

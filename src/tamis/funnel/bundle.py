@@ -13,6 +13,7 @@ release is a hash of the contents of all parts, so a part of another publishing 
 import importlib.metadata
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ BUNDLE_VERSION = 1
 _KIND, _PART_KIND = "bundle", "part of a bundle"
 _FUNNEL, _INPUTS, _ADS, _STAGES = "funnel", "inputs", "ads", "stages"
 _MADE_WITH = ("tamis", "torch", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bundle:
+    """A published funnel as it was read."""
+
+    release: str
+    """Name of its contents, 64 hexadecimal digits."""
+    blueprint: Blueprint
+    """What is in it."""
 
 
 def write_bundle(path: Path, blueprint: Blueprint) -> str:
@@ -67,14 +78,14 @@ def write_bundle(path: Path, blueprint: Blueprint) -> str:
     return release
 
 
-def read_bundle(path: Path) -> Blueprint:
+def read_bundle(path: Path) -> Bundle:
     """Read a published funnel; every file is hashed first.
 
     Raises:
         ArtifactError: The folder is no bundle of this version, a file is missing or altered, or
             parts were published apart from one another; these are named.
     """
-    release_of(path)
+    release = _verified_release(path)
     record = artifacts.read_json(path / _FUNNEL / "funnel.json")
     schema = load_schema(path / _INPUTS / "schema.toml")
     try:
@@ -92,13 +103,14 @@ def read_bundle(path: Path) -> Blueprint:
             f"{path / _FUNNEL}: must describe stages that this tamis knows, got {error}. Read it "
             f"with the tamis that published it, or publish anew."
         ) from error
-    return Blueprint(
+    blueprint = Blueprint(
         encoders=Encoders.load(path / _INPUTS / "encoders", schema),
         inventory=read_inventory(path / _ADS),
         weights=weights,
         stages=stages,
         reserve=reserve,
     )
+    return Bundle(release=release, blueprint=blueprint)
 
 
 def load_bundle(path: Path) -> Funnel:
@@ -107,15 +119,11 @@ def load_bundle(path: Path) -> Funnel:
     Raises:
         ArtifactError: As :func:`read_bundle` does.
     """
-    return read_bundle(path).build()
+    return read_bundle(path).blueprint.build()
 
 
-def release_of(path: Path) -> str:
-    """The release of a bundle, after every file of it was hashed.
-
-    Raises:
-        ArtifactError: A file is missing or altered, or parts do not belong together.
-    """
+def _verified_release(path: Path) -> str:
+    """The release, after every file was hashed and every part was found to be of it."""
     manifest = artifacts.read_manifest(path, kind=_KIND, version=BUNDLE_VERSION, verify=True)
     release, contents = str(manifest.get("release")), manifest.get("parts")
     if not isinstance(contents, dict) or config.fingerprint(contents) != release:

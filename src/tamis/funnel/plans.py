@@ -1,6 +1,6 @@
 """What stages are made of: enough to build each again, and to write it into a bundle.
 
-A stage that comes later, such as the search of a learnt index, is one more class with these three
+A stage that comes later, such as the search of a learnt index, is one more class with these
 methods and one more row in ``PLANS``; whatever it needs, such as a snapshot of the index, it writes
 into the folder that it is given.
 """
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.batch import Batch
-from tamis.data.inputs import InputSelection, reads_the_same
-from tamis.data.schema import InputSpec, Schema, Task
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
+from tamis.data.schema import Task, load_schema
 from tamis.errors import ArtifactError, ConfigError
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
@@ -27,12 +28,13 @@ from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored, Stage
 from tamis.funnel.stages import Popularity
 from tamis.funnel.value import ValueFunction
-from tamis.models.early_serving import ServedHead
+from tamis.models.early_serving import ServedHead, label_tasks
 from tamis.models.early_stage import EarlyStage
 from tamis.models.trained import TrainedModel, read_model, write_model
 
 Precision = Literal["float32", "bfloat16"]
 _SETTINGS, _CALIBRATION = "settings.json", "calibration.json"
+_ENCODERS, _SCHEMA = "encoders", "schema.toml"
 _Settings = TypeVar("_Settings")
 
 
@@ -40,10 +42,10 @@ _Settings = TypeVar("_Settings")
 class Surroundings:
     """What the stages of a funnel share."""
 
-    schema: Schema
-    """Which fields are the item's."""
-    requests: InputSpec
-    """Inputs of the requests' features."""
+    encoders: Encoders
+    """Encoders of the ads."""
+    requests: Encoders
+    """Encoders of the requests' features."""
     inventory: Inventory
     """All ads."""
     value: ValueFunction
@@ -56,8 +58,18 @@ class Plan(Protocol):
     kind: ClassVar[str]
     """Its row in ``PLANS``."""
 
+    @property
+    def model_name(self) -> str:
+        """Name in the catalog of the model that it runs; empty where it runs none."""
+        ...
+
     def build(self, surroundings: Surroundings) -> Stage:
-        """A new stage, with caches of its own."""
+        """A new stage, with caches of its own.
+
+        Raises:
+            DataError: The stage does not predict what the value of the ads needs.
+            SchemaError: It reads what the requests or the ads lack.
+        """
         ...
 
     def write(self, folder: Path) -> None:
@@ -75,6 +87,11 @@ class PopularityPlan:
     """Ads by the popularity of the inventory."""
 
     kind: ClassVar[str] = "popularity"
+
+    @property
+    def model_name(self) -> str:
+        """None."""
+        return ""
 
     def build(self, surroundings: Surroundings) -> Stage:
         """A ``Popularity``."""
@@ -108,34 +125,44 @@ class RankerPlan:
 
     model: TrainedModel
     """The model."""
+    encoders: Encoders | None = None
+    """What it was trained with, where that is other than the funnel's; None: the funnel's."""
     settings: RankerSettings = RankerSettings()
     """How it serves."""
     calibration: Calibration = UNCALIBRATED
     """What its predictions pass through."""
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
     def build(self, surroundings: Surroundings) -> Stage:
         """A ``RankerStage``."""
+        _check_predictions(surroundings, self.model.spec.tasks)
+        reads = self.encoders or surroundings.encoders
         stage = RankerStage(
             self.model.module,
             self.model.spec.tasks,
-            _features(surroundings, self.model.spec),
+            _features(surroundings, reads),
             surroundings.inventory.attributes,
             surroundings.value,
             calibration=self.calibration,
             precision=getattr(torch, self.settings.precision),
             flops_per_pair=self.settings.flops_per_pair,
         )
-        return _reading(stage, surroundings.requests, self.model.spec)
+        return _reading(stage, surroundings.requests, reads)
 
     def write(self, folder: Path) -> None:
-        """Write model, settings and calibration."""
-        _write_served(folder, self.model, self.settings, self.calibration)
+        """Write model, encoders, settings and calibration."""
+        _write_served(folder, self)
 
     @classmethod
     def read(cls, folder: Path) -> "RankerPlan":
         """Read what :meth:`write` wrote."""
         return cls(
             model=read_model(folder),
+            encoders=_read_encoders(folder),
             settings=_settings(RankerSettings, folder),
             calibration=Calibration.from_json(artifacts.read_json(folder / _CALIBRATION)),
         )
@@ -163,6 +190,8 @@ class EarlyStagePlan:
 
     model: TrainedModel
     """An ``EarlyStage``."""
+    encoders: Encoders | None = None
+    """What it was trained with, where that is other than the funnel's; None: the funnel's."""
     settings: EarlyStageSettings = EarlyStageSettings()
     """How it serves."""
     calibration: Calibration = UNCALIBRATED
@@ -175,14 +204,21 @@ class EarlyStagePlan:
                 f"Use kind = 'ranker'."
             )
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
     def build(self, surroundings: Surroundings) -> Stage:
         """An ``EarlyStageRanker``."""
         spec, module = self.model.spec, self.model.module
+        _check_predictions(surroundings, label_tasks(spec.tasks))
+        reads = self.encoders or surroundings.encoders
         assert isinstance(module, EarlyStage)
         stage = EarlyStageRanker(
             module.export(head=self.settings.head),
             spec,
-            _features(surroundings, spec),
+            _features(surroundings, reads),
             surroundings.inventory.attributes,
             surroundings.value,
             max_users=self.settings.max_users,
@@ -190,17 +226,18 @@ class EarlyStagePlan:
             calibration=self.calibration,
             flops_per_pair=self.settings.flops_per_pair,
         )
-        return _reading(stage, surroundings.requests, spec)
+        return _reading(stage, surroundings.requests, reads)
 
     def write(self, folder: Path) -> None:
-        """Write model, settings and calibration."""
-        _write_served(folder, self.model, self.settings, self.calibration)
+        """Write model, encoders, settings and calibration."""
+        _write_served(folder, self)
 
     @classmethod
     def read(cls, folder: Path) -> "EarlyStagePlan":
         """Read what :meth:`write` wrote."""
         return cls(
             model=read_model(folder),
+            encoders=_read_encoders(folder),
             settings=_settings(EarlyStageSettings, folder),
             calibration=Calibration.from_json(artifacts.read_json(folder / _CALIBRATION)),
         )
@@ -213,24 +250,13 @@ PLANS: dict[str, type[Plan]] = {
 
 
 class ReadsPart:
-    """A model's stage that reads some of the requests' inputs, or in another order."""
+    """A model's stage that reads a part of the requests' inputs."""
 
-    def __init__(
-        self, stage: RankerStage | EarlyStageRanker, requests: InputSpec, reads: InputSpec
-    ) -> None:
-        """Find the columns.
-
-        Args:
-            stage: The stage.
-            requests: Inputs of the requests' features.
-            reads: Inputs of the stage's model.
-
-        Raises:
-            SchemaError: The requests lack an input of the model.
-        """
+    def __init__(self, stage: RankerStage | EarlyStageRanker, select: InputSelection) -> None:
+        """Take the stage, and what makes its inputs of the requests'."""
         self.stage = stage
         self.tasks: tuple[Task, ...] = stage.tasks
-        self._select = InputSelection(requests, reads)
+        self._select = select
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """Score candidates by the part of the request."""
@@ -245,23 +271,38 @@ class ReadsPart:
         return self.stage.predict(self._select(features), rows, ads)
 
 
-def _features(surroundings: Surroundings, spec: InputSpec) -> AdFeatures:
-    return AdFeatures.of_rows(surroundings.inventory.rows, surroundings.schema, spec)
+def _check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> None:
+    """Ask for a value now: in a request, what is missing would be a fallback every time."""
+    constants = {task.name: np.full(1, 0.5) for task in tasks}
+    for billing in np.unique(surroundings.inventory.attributes.billing):
+        surroundings.value.score(constants, np.ones(1), np.array([billing]))
 
 
-def _reading(stage: RankerStage | EarlyStageRanker, requests: InputSpec, reads: InputSpec) -> Stage:
-    return stage if reads_the_same(requests, reads) else ReadsPart(stage, requests, reads)
+def _features(surroundings: Surroundings, reads: Encoders) -> AdFeatures:
+    select = InputSelection(surroundings.encoders, reads, where="stage")
+    rows = select.of_fields(surroundings.inventory.rows)
+    return AdFeatures.of_rows(rows, reads.schema, reads.spec)
 
 
-def _write_served(
-    folder: Path,
-    model: TrainedModel,
-    settings: RankerSettings | EarlyStageSettings,
-    calibration: Calibration,
-) -> None:
-    write_model(folder, model)
-    artifacts.write_json(folder / _SETTINGS, config.to_table(settings))
-    artifacts.write_json(folder / _CALIBRATION, calibration.to_json())
+def _reading(stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: Encoders) -> Stage:
+    select = InputSelection(requests, reads, where="stage")
+    return stage if select.changes_nothing else ReadsPart(stage, select)
+
+
+def _write_served(folder: Path, plan: RankerPlan | EarlyStagePlan) -> None:
+    write_model(folder, plan.model)
+    artifacts.write_json(folder / _SETTINGS, config.to_table(plan.settings))
+    artifacts.write_json(folder / _CALIBRATION, plan.calibration.to_json())
+    if plan.encoders is not None:
+        (folder / _ENCODERS).mkdir()
+        plan.encoders.save(folder / _ENCODERS)
+        artifacts.write_text(folder / _SCHEMA, plan.encoders.schema.to_toml())
+
+
+def _read_encoders(folder: Path) -> Encoders | None:
+    if not (folder / _ENCODERS).exists():
+        return None
+    return Encoders.load(folder / _ENCODERS, load_schema(folder / _SCHEMA))
 
 
 def _settings(cls: type[_Settings], folder: Path) -> _Settings:
