@@ -86,3 +86,24 @@ def make_dataset(tmp_path: Path, schema: Schema, spec: InputSpec) -> Callable[..
             return writer.finish({})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def market_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a simulated ``market``, its dataset ``data``, and runs ``early``, ``final``."""
+    from tamis import api
+
+    folder = tmp_path_factory.mktemp("market_world")
+    api.simulate(6000, folder / "market", seed=4)
+    dataset = api.ingest(folder / "market", folder / "data")
+    fast = ("training.max_epochs=1", "training.batch_size=512", "model.embedding_dim=4")
+    early = ("model.tower_units=[8]", "model.tower_dim=4", "model.bottom_units=[8]")
+    models = {
+        "early": ("early_stage", (*early, "model.head_units=[]")),
+        "final": ("deepfm", ("model.hidden_units=[8]",)),
+    }
+    for name, (model, settings) in models.items():
+        api.train(
+            dataset, model=model, settings=(*fast, *settings), run=folder / name, report=False
+        )
+    return folder

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ _OTHER_REASONS = "other reasons"
 _IMPRESSIONS_AT_A_TIME = 4096
 
 
+@runtime_checkable
 class PredictsPairs(Protocol):
     """A model whose predictions can be compared with labels, such as a ``RankerStage``."""
 

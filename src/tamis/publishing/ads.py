@@ -1,0 +1,129 @@
+"""The inventory of a funnel: features from a log, bids from a table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tamis.data.columns import Origin, as_codes, as_floats, source_column
+from tamis.data.dataset import Dataset
+from tamis.data.readers import column_names, discover, read_chunks
+from tamis.errors import DataError
+from tamis.funnel.ads import AdTable
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import logged_ads
+from tamis.publishing.recipe import AdsRecipe
+
+
+def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
+    """The ads that some splits of a dataset show.
+
+    Popularity is the number of positives of the first task.
+
+    Raises:
+        DataError: The log does not say which ad a row shows, a split is missing, or the table of
+            ads cannot be read, lacks one of them or has it twice.
+    """
+    splits = [dataset.split(name) for name in recipe.splits]
+    ads = logged_ads(splits, dataset.schema, dataset.spec)
+    order = np.argsort(ads.codes)
+    popularity = np.zeros(len(ads.codes))
+    for split in splits:
+        item = split.role("item")
+        assert item is not None  # else there were no ads
+        rows = order[np.searchsorted(ads.codes, item, sorter=order)]
+        popularity += np.bincount(rows, split.labels()[:, 0] > 0, minlength=len(ads.codes))
+    return Inventory(
+        codes=ads.codes,
+        attributes=_attributes(recipe, ads.codes, dataset.schema.roles.item),
+        rows=ads.rows,
+        popularity=popularity,
+    )
+
+
+def _attributes(recipe: AdsRecipe, codes: NDArray[np.int64], item: str) -> AdTable:
+    count = len(codes)
+    if not recipe.table:
+        return AdTable(
+            bid=np.ones(count),
+            billing=np.full(count, recipe.pays_for),
+            advertiser=np.arange(count),
+            quality=np.zeros(count),
+        )
+    table = _Table.read(recipe, recipe.item or item)
+    rows = _rows_of(table, codes)
+    return AdTable(
+        bid=table.floats(recipe.bid)[rows] * recipe.bid_unit,
+        billing=(
+            table.texts(recipe.billing)[rows] if recipe.billing else np.full(count, recipe.pays_for)
+        ),
+        advertiser=table.codes(recipe.advertiser)[rows] if recipe.advertiser else np.arange(count),
+        quality=table.floats(recipe.quality)[rows] if recipe.quality else np.zeros(count),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Table:
+    """The table of ads as it was read."""
+
+    rows: pa.Table
+    item: str
+    origin: Origin
+
+    @staticmethod
+    def read(recipe: AdsRecipe, item: str) -> "_Table":
+        (file, *more) = discover(Path(recipe.table))
+        if more:
+            raise DataError(
+                f"{recipe.table}: must be one file of ads, got {1 + len(more)}. Name the file."
+            )
+        names = (item, recipe.bid, recipe.advertiser, recipe.billing, recipe.quality)
+        numeric = frozenset(name for name in (recipe.bid, recipe.quality) if name)
+        columns = list(dict.fromkeys(name for name in names if name))
+        origin, found = Origin(file=str(file.path)), column_names(file)
+        for name in columns:
+            if name not in found:
+                raise DataError(
+                    f"{origin}: must hold column {name!r}, got {', '.join(found)}. Name another "
+                    f"column under [ads], or another file."
+                )
+        chunks = list(read_chunks(file, columns=columns, numeric=numeric))
+        if not chunks:
+            raise DataError(f"{origin}: must hold ads, got a header only. Name another file.")
+        return _Table(rows=pa.concat_tables(chunks), item=item, origin=origin)
+
+    def codes(self, name: str) -> NDArray[np.int64]:
+        return as_codes(source_column(self.rows, name, origin=self.origin))
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        column = source_column(self.rows, name, origin=self.origin)
+        return as_floats(column, origin=self.origin.of(name))
+
+    def texts(self, name: str) -> NDArray[np.str_]:
+        column = source_column(self.rows, name, origin=self.origin)
+        return np.array([str(value) for value in column.to_pylist()])
+
+
+def _rows_of(table: _Table, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row of the table of each ad."""
+    known = table.codes(table.item)
+    order = np.argsort(known, kind="stable")
+    ordered = known[order]
+    twice = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
+    if len(twice):
+        row = int(order[twice[0] + 1])
+        raise DataError(
+            f"{table.origin.of(table.item).row(row)}: every ad must stand in one row, got it a "
+            f"second time. Keep the row that holds."
+        )
+    at = np.minimum(np.searchsorted(ordered, codes), len(ordered) - 1)
+    missing = int(np.count_nonzero(ordered[at] != codes))
+    if missing:
+        raise DataError(
+            f"{table.origin.of(table.item)}: must hold every ad that the log shows, got none for "
+            f"{missing:,} of {len(codes):,}. Add them, or name another column of ids as ads.item."
+        )
+    rows: NDArray[np.int64] = order[at]
+    return rows

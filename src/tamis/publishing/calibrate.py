@@ -1,0 +1,103 @@
+"""Calibration of the predictions that a run serves, fitted on the rows that it was validated on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.data.dataset import Dataset
+from tamis.data.schema import Task
+from tamis.errors import DataError
+from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
+from tamis.funnel.calibration import Calibration
+from tamis.funnel.inventory import Inventory
+from tamis.models.early_serving import ServedHead, label_tasks, served_tasks
+from tamis.training.compare import read_predictions
+
+_OF_NO_AD = "unknown"
+"""Group of rows whose ad is not in the inventory; it serves nobody, yet counts for all rows."""
+
+
+def fit_calibration(
+    run: Path,
+    dataset: Dataset,
+    inventory: Inventory,
+    *,
+    method: CalibrationMethod,
+    head: ServedHead | None,
+) -> Calibration:
+    """A map for each served task and way of billing, from the run's predictions.
+
+    A head that imitates the final stage is compared with its predictions, every other one with
+    labels.
+
+    Args:
+        run: Folder of a finished run.
+        dataset: What it was trained on.
+        inventory: How ads are billed.
+        method: How to fit.
+        head: Which head of an early-stage ranker serves; None: the model's own predictions.
+
+    Raises:
+        ArtifactError: The predictions are damaged.
+        DataError: The log does not say which ad a row shows, or a task cannot be fitted.
+    """
+    table = read_predictions(run / "predictions", "valid")
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    groups = _billing(dataset, inventory)
+    found = {}
+    for task, target, predicted in _served(columns, dataset.spec.tasks, head):
+        try:
+            found[task] = fit_by_group(
+                method, target, predicted, groups, weights=columns.get("weight")
+            )
+        except DataError as error:
+            raise DataError(
+                f"{run}, task {task!r}, split 'valid': {error} Or leave calibration out."
+            ) from error
+    return Calibration(by_task=found)
+
+
+def _served(
+    columns: dict[str, NDArray[np.float64]], tasks: tuple[Task, ...], head: ServedHead | None
+) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """Name, targets and predictions of each binary task that serves."""
+    chosen: list[tuple[Task, tuple[Task, ...]]]
+    if head is None:
+        chosen = [(task, (task,)) for task in tasks]
+    else:
+        places = served_tasks(tasks, head)
+        chosen = [
+            (task, tuple(tasks[place] for place in group))
+            for task, group in zip(label_tasks(tasks), places, strict=True)
+        ]
+    for task, heads in chosen:
+        if task.kind == "binary":
+            # The last is the one that imitates, where one does.
+            target = columns[f"label:{heads[-1].name}"]
+            parts = [columns[f"prediction:{item.name}"] for item in heads]
+            yield task.name, target, parts[0] if len(parts) == 1 else _mean_of_logits(parts)
+
+
+def _mean_of_logits(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        logit = np.mean([np.log(part) - np.log1p(-part) for part in parts], axis=0)
+    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -logit))
+    return probabilities
+
+
+def _billing(dataset: Dataset, inventory: Inventory) -> NDArray[np.str_]:
+    """How the ad of each row of the validation split is billed."""
+    item = dataset.split("valid").role("item")
+    if item is None:
+        raise DataError(
+            f"{dataset.path}: must have the role 'item' to calibrate by billing, got none. Name "
+            f"its column under [roles] in the schema and ingest the log anew."
+        )
+    order = np.argsort(inventory.codes)
+    known = np.isin(item, inventory.codes)
+    groups = np.full(len(item), _OF_NO_AD, dtype="<U16")
+    rows = order[np.searchsorted(inventory.codes, item[known], sorter=order)]
+    groups[known] = inventory.attributes.billing[rows]
+    return groups

@@ -1,0 +1,152 @@
+"""From a recipe and finished runs to a blueprint, from which a funnel is built or published."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tamis import artifacts
+from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
+from tamis.data.schema import load_schema
+from tamis.errors import DataError
+from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
+from tamis.funnel.bundle import write_bundle
+from tamis.funnel.calibration import UNCALIBRATED, Calibration
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.plans import (
+    EarlyStagePlan,
+    EarlyStageSettings,
+    Plan,
+    PopularityPlan,
+    RankerPlan,
+    RankerSettings,
+)
+from tamis.models.early_serving import ServedHead
+from tamis.models.early_stage import EarlyStage
+from tamis.publishing.ads import make_inventory
+from tamis.publishing.calibrate import fit_calibration
+from tamis.publishing.recipe import FunnelRecipe, StageRecipe, read_recipe
+from tamis.training.cost import count_call_flops
+from tamis.training.predict import load_trained
+from tamis.training.run_folder import check_finished, verified_inputs
+
+_CANDIDATES = 1000
+"""Candidates over which the cost of the request's part of an early stage is shared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Publication:
+    """A funnel that was published."""
+
+    path: Path
+    """Folder of the bundle."""
+    release: str
+    """Name of its contents, 64 hexadecimal digits."""
+    blueprint: Blueprint
+    """What is in it."""
+
+
+def publish(recipe: Path, out: Path) -> Publication:
+    """Publish the funnel of a recipe file as a bundle.
+
+    Raises:
+        ConfigError: The recipe is wrong, or its stages do not make a funnel.
+        TamisError: As :func:`make_blueprint` and ``write_bundle`` do.
+    """
+    blueprint = make_blueprint(read_recipe(recipe))
+    return Publication(path=out, release=write_bundle(out, blueprint), blueprint=blueprint)
+
+
+def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
+    """Collect everything that the funnel of a recipe answers with.
+
+    Raises:
+        ArtifactError: A run is unfinished, or a run or the dataset is damaged.
+        ConfigError: A stage's run is of another kind of model.
+        DataError: The ads cannot be made, or a calibration cannot be fitted.
+        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise.
+    """
+    runs = [Path(stage.run) for stage in recipe.stages if stage.run]
+    for run in runs:
+        check_finished(run)
+    path = Path(recipe.dataset) if recipe.dataset else _dataset_of(runs[-1])
+    dataset = Dataset.open(path, verify=True)
+    encoders = Encoders.load(dataset.encoders_path, dataset.schema)
+    inventory = make_inventory(recipe.ads, dataset)
+    stages = tuple(
+        PlannedStage(
+            budget=Budget(name=stage.name, keep=stage.keep, budget_ms=stage.budget_ms),
+            plan=_plan(stage, encoders, inventory),
+        )
+        for stage in recipe.stages
+    )
+    return Blueprint(
+        encoders=encoders,
+        inventory=inventory,
+        weights=recipe.value,
+        stages=stages,
+        reserve=recipe.reserve,
+    )
+
+
+def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
+    if stage.kind == "popularity":
+        return PopularityPlan()
+    run = Path(stage.run)
+    own = _encoders_of(run, encoders, stage.name)
+    model = load_trained(run)
+    if stage.kind == "ranker":
+        flops = artifacts.read_json(run / "run.json").get("forward_flops_per_row")
+        settings = RankerSettings(precision=stage.precision or "float32", flops_per_pair=flops)
+        calibration = _calibration(stage, inventory, head=None)
+        return RankerPlan(model=model, encoders=own, settings=settings, calibration=calibration)
+    given = {
+        name: value
+        for name in ("head", "max_users", "time_to_live_ms")
+        if (value := getattr(stage, name)) is not None
+    }
+    serving = EarlyStageSettings(**given)
+    # Made before it is calibrated, as it refuses runs of other models.
+    plan = EarlyStagePlan(model=model, encoders=own, settings=serving)
+    assert isinstance(model.module, EarlyStage)
+    return replace(
+        plan,
+        settings=replace(serving, flops_per_pair=_flops_per_pair(model.module, serving.head)),
+        calibration=_calibration(stage, inventory, head=serving.head),
+    )
+
+
+def _encoders_of(run: Path, funnels: Encoders, name: str) -> Encoders | None:
+    """What a run was trained with; None where the funnel's own encoders do the same."""
+    verified_inputs(run)
+    own = Encoders.load(run / "inputs" / "encoders", load_schema(run / "inputs" / "schema.toml"))
+    selection = InputSelection(funnels, own, where=f"stage {name!r}, {run}")
+    return None if selection.changes_nothing else own
+
+
+def _calibration(
+    stage: StageRecipe, inventory: Inventory, *, head: ServedHead | None
+) -> Calibration:
+    if stage.calibration is None:
+        return UNCALIBRATED
+    run = Path(stage.run)
+    dataset = Dataset.open(_dataset_of(run))
+    if dataset.fingerprint != artifacts.read_json(run / "run.json")["dataset"]["fingerprint"]:
+        raise DataError(
+            f"{dataset.path}: must be the dataset of {run} to calibrate its predictions, got "
+            f"another in its place. Put it back, or leave calibration out."
+        )
+    return fit_calibration(run, dataset, inventory, method=stage.calibration, head=head)
+
+
+def _dataset_of(run: Path) -> Path:
+    return Path(artifacts.read_json(run / "run.json")["dataset"]["path"])
+
+
+def _flops_per_pair(model: EarlyStage, head: ServedHead) -> float:
+    parts, width = model.export(head=head), model.config.tower_dim
+    queries = 1 if parts.context_tower is None else 2
+    vectors = (torch.zeros(1, queries * width), torch.zeros(_CANDIDATES, width))
+    return count_call_flops(parts.scorer, *vectors) / _CANDIDATES

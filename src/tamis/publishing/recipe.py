@@ -1,0 +1,133 @@
+"""What a person writes to publish a funnel: runs, budgets, where bids are, weights of the value."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from tamis import config
+from tamis.errors import ConfigError
+from tamis.evaluation.calibrators import CalibrationMethod
+from tamis.funnel.blueprint import Budget
+from tamis.funnel.plans import Precision
+from tamis.funnel.value import ValueWeights
+from tamis.models.early_serving import ServedHead
+
+_SETTINGS_OF_KIND = {
+    "popularity": set[str](),
+    "early": {"run", "calibration", "head", "max_users", "time_to_live_ms"},
+    "ranker": {"run", "calibration", "precision"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRecipe:
+    """One stage."""
+
+    name: str
+    """Name in traces, reports and folders."""
+    kind: Literal["popularity", "early", "ranker"]
+    """Ads by how often they were clicked; an early-stage ranker, whose towers are cached; or any
+    model of the catalog, run on every candidate."""
+    keep: int
+    """Candidates that go on. At least 1."""
+    budget_ms: float | None = None
+    """Milliseconds after which the stage falls back; absent: as long as it likes."""
+    run: str = ""
+    """Folder of the finished run whose model serves; not for ``popularity``."""
+    calibration: CalibrationMethod | None = None
+    """How predictions are calibrated, for each way of billing, on the run's validation split;
+    absent: they are left as they are. Isotonic maps tie candidates."""
+    head: ServedHead | None = None
+    """Which head gives a task's prediction; absent: ``distilled``. For ``early`` only."""
+    max_users: int | None = None
+    """Most users whose vectors are kept; absent: 100,000. For ``early`` only."""
+    time_to_live_ms: float | None = None
+    """How long a user's vector serves; absent: a minute. For ``early`` only."""
+    precision: Precision | None = None
+    """Type of matrix products; absent: float32. For ``ranker`` only."""
+
+    def __post_init__(self) -> None:
+        allowed = _SETTINGS_OF_KIND[self.kind] | {"name", "kind", "keep", "budget_ms"}
+        for item in fields(self):
+            if item.name not in allowed and getattr(self, item.name) not in (None, ""):
+                raise ConfigError(
+                    f"stage {self.name!r}: {item.name} must be left out for kind {self.kind!r}, "
+                    f"got {getattr(self, item.name)!r}. Remove it, or take another kind."
+                )
+        if self.kind != "popularity" and not self.run:
+            raise ConfigError(
+                f"stage {self.name!r}: run must name a finished run for kind {self.kind!r}, got "
+                f"none. Train a model and give its folder."
+            )
+        Budget(name=self.name, keep=self.keep, budget_ms=self.budget_ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdsRecipe:
+    """Where the ads are, and what they bid. Columns are those of ``table``."""
+
+    table: str = ""
+    """Parquet, CSV or JSON file with a row for each ad. Empty: every ad bids 1 and is alone with
+    its advertiser, as where a log has no auction."""
+    item: str = ""
+    """Column of the ad's id. Empty: as in the log."""
+    bid: str = "bid"
+    """Column of the bid for one billed event."""
+    bid_unit: float = 1.0
+    """Money of one unit of the bid, such as 1e-6 for micros. Positive."""
+    advertiser: str = ""
+    """Column of the advertiser. Empty: each ad is alone with its own."""
+    billing: str = ""
+    """Column that says ``click`` or ``conversion``. Empty: ``pays_for``."""
+    pays_for: Literal["click", "conversion"] = "click"
+    """What all ads pay for where no column says it."""
+    quality: str = ""
+    """Column of the money that an impression is worth whatever is bid. Empty: 0."""
+    splits: tuple[str, ...] = ("train", "valid")
+    """Splits of the dataset, in the order of time, whose ads are taken, with features as their
+    last rows there have them. Leave out those that the funnel is measured on."""
+
+    def __post_init__(self) -> None:
+        if not self.bid_unit > 0 or not self.splits:
+            raise ConfigError(
+                f"ads: bid_unit must be positive and splits name at least one, got bid_unit="
+                f"{self.bid_unit!r}, splits={self.splits!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FunnelRecipe:
+    """A whole funnel."""
+
+    stages: tuple[StageRecipe, ...]
+    """First to last, each keeping no more than the one before."""
+    dataset: str = ""
+    """Dataset whose encoders and ads serve; every stage's fields are among its. Empty: that of the
+    last stage's run."""
+    ads: AdsRecipe = AdsRecipe()
+    """Where the ads are."""
+    value: ValueWeights = field(default_factory=ValueWeights)
+    """Weights of the total value."""
+    reserve: float = 0.0
+    """Least price of a billed event, money. At least 0."""
+
+    def __post_init__(self) -> None:
+        if not self.dataset and not any(stage.run for stage in self.stages):
+            raise ConfigError(
+                "dataset: must be named where no stage has a run, got none. Name the dataset, or "
+                "add a stage with a run."
+            )
+
+
+def read_recipe(path: Path) -> FunnelRecipe:
+    """Read a funnel's recipe.
+
+    Raises:
+        ConfigError: The file is no TOML, or a key is unknown, missing, mistyped or out of range;
+            the file is named.
+    """
+    table = config.read_toml(path)
+    try:
+        return config.from_table(FunnelRecipe, table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

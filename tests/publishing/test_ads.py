@@ -1,0 +1,125 @@
+"""Ads of a log with the bids of a table: row for row, and refusals of tables that do not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.columns import as_codes
+from tamis.data.dataset import Dataset
+from tamis.errors import DataError
+from tamis.publishing.ads import make_inventory
+from tamis.publishing.recipe import AdsRecipe
+
+
+@pytest.fixture(scope="module")
+def data(market_world: Path) -> Dataset:
+    return Dataset.open(market_world / "data")
+
+
+def _table(market_world: Path) -> pa.Table:
+    """The market's ads, with a way of billing and a quality for each."""
+    ads = pq.read_table(market_world / "market" / "ads.parquet")
+    number = ads["ad_id"].to_numpy()
+    billing = np.array(["click", "conversion"])[number % 2]
+    ads = ads.append_column("pays", pa.array(billing))
+    return ads.append_column("worth", pa.array(number / 7 - 3))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_ads_bid_what_their_row_says(
+    market_world: Path, tmp_path: Path, data: Dataset, ending: str
+) -> None:
+    table, path = _table(market_world), tmp_path / f"ads.{ending}"
+    # In another order than the log's.
+    table = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    (pq.write_table if ending == "parquet" else pyarrow.csv.write_csv)(table, path)
+    recipe = AdsRecipe(
+        table=str(path),
+        bid="bid_micros",
+        bid_unit=1e-6,
+        advertiser="advertiser_id",
+        billing="pays",
+        quality="worth",
+    )
+
+    found = make_inventory(recipe, data)
+
+    def codes(name: str) -> list[int]:
+        return as_codes(table[name].combine_chunks()).tolist()
+
+    by_code = dict(zip(codes("ad_id"), table.to_pylist(), strict=True))
+    owners = dict(zip(table["advertiser_id"].to_pylist(), codes("advertiser_id"), strict=True))
+    ads = found.attributes
+    for at, code in enumerate(found.codes.tolist()):
+        row = by_code[code]
+        assert ads.bid[at] == row["bid_micros"] * 1e-6
+        assert ads.billing[at] == row["pays"]
+        assert ads.quality[at] == pytest.approx(row["worth"], rel=1e-15)
+        assert ads.advertiser[at] == owners[row["advertiser_id"]]
+    assert len(set(ads.billing.tolist())) == 2
+
+
+def test_ads_are_those_of_the_splits_and_popular_by_clicks(data: Dataset) -> None:
+    found = make_inventory(AdsRecipe(splits=("train",)), data)
+
+    split = data.split("train")
+    item, clicks = split.role("item"), split.labels()[:, 0]
+    assert item is not None
+    assert sorted(found.codes.tolist()) == sorted(set(item.tolist()))
+    for at in (0, 5, len(found) - 1):
+        assert found.popularity[at] == clicks[item == found.codes[at]].sum()
+    assert found.popularity.sum() == clicks.sum()
+    both = make_inventory(AdsRecipe(), data)
+    assert len(both) > len(found)
+
+
+def test_ads_without_a_table_bid_alike_and_compete(data: Dataset) -> None:
+    found = make_inventory(AdsRecipe(pays_for="conversion"), data).attributes
+
+    assert set(found.bid.tolist()) == {1.0}
+    assert set(found.billing.tolist()) == {"conversion"}
+    assert len(set(found.advertiser.tolist())) == len(found)
+    assert not found.quality.any()
+
+
+def _refused(tmp_path: Path, data: Dataset, table: pa.Table, message: str, **settings: str) -> None:
+    pq.write_table(table, tmp_path / "ads.parquet")
+    recipe = AdsRecipe(table=str(tmp_path / "ads.parquet"), bid="bid_micros", **settings)
+    with pytest.raises(DataError, match=message):
+        make_inventory(recipe, data)
+
+
+def test_tables_that_do_not_fit_are_refused(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    ads = _table(market_world)
+    shown = make_inventory(AdsRecipe(), data).codes
+    is_shown = np.isin(as_codes(ads["ad_id"].combine_chunks()), shown)
+    fewer = ads.filter(pa.array(~is_shown | (np.cumsum(is_shown) > 3)))
+
+    _refused(tmp_path, data, fewer, rf"got none for 3 of {len(shown)}. Add them, or name another")
+    twice = pa.concat_tables([ads, ads.slice(4, 1)])
+    _refused(tmp_path, data, twice, rf"'ad_id', row {len(ads) + 1}: every ad must stand in one row")
+    _refused(tmp_path, data, ads.drop_columns("bid_micros"), r"must hold column 'bid_micros', got")
+    _refused(tmp_path, data, ads.slice(0, 0), r"must hold ads, got a header only")
+    _refused(tmp_path, data, ads, r"billing must be one of .* got '\d+' for ad 0", billing="ad_id")
+    _refused(tmp_path, data, ads, r"must hold column 'owner', got ad_id", advertiser="owner")
+
+
+def test_folder_of_several_files_is_no_table(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    for name in "ab":
+        pq.write_table(_table(market_world), tmp_path / f"{name}.parquet")
+
+    with pytest.raises(DataError, match=r"must be one file of ads, got 2. Name the file"):
+        make_inventory(AdsRecipe(table=str(tmp_path)), data)
+
+
+def test_split_that_there_is_not_is_refused(data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"must have a split 'later', got train, valid, test"):
+        make_inventory(AdsRecipe(splits=("later",)), data)

@@ -1,0 +1,174 @@
+"""From runs to a blueprint: the runs' own predictions, subsets of inputs, and refusals."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tamis import api
+from tamis.data.dataset import Dataset
+from tamis.data.loader import Loader
+from tamis.data.market.schema import market_schema
+from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
+from tamis.evaluation.calibrators import IsotonicCalibrator
+from tamis.funnel.bundle import read_bundle
+from tamis.funnel.plans import EarlyStagePlan, RankerPlan, ReadsPart
+from tamis.funnel.ranker import RankerStage
+from tamis.funnel.tally import PredictsPairs
+from tamis.publishing.make import make_blueprint, publish
+from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe
+from tamis.training.compare import read_predictions
+
+
+def _recipe(world: Path, *, early: str = "early", **options: object) -> FunnelRecipe:
+    stages = (
+        StageRecipe(name="popular", kind="popularity", keep=80),
+        StageRecipe(name="early", kind="early", keep=20, run=str(world / early), **options),  # type: ignore[arg-type]
+        StageRecipe(name="final", kind="ranker", keep=5, run=str(world / "final"), budget_ms=1e5),
+    )
+    ads = AdsRecipe(table=str(world / "market" / "ads.parquet"), bid="bid_micros", bid_unit=1e-6)
+    return FunnelRecipe(stages=stages, ads=ads)
+
+
+def _check_predictions(run: Path, stage: PredictsPairs, codes: np.ndarray, data: Dataset) -> None:
+    """Compare a stage with what its run predicted, on the last row of each ad of the test split.
+
+    The inventory must be of that split: there it has the ads' features as these rows do.
+    """
+    split = data.split("test")
+    item = split.role("item")
+    assert item is not None
+    (batch,) = Loader(split, data.spec, batch_size=10_000, shuffle=False).epoch(0)
+    known, last = np.unique(item[::-1], return_index=True)
+    rows = len(item) - 1 - last
+    order = np.argsort(codes)
+
+    found = stage.predict(batch, rows, order[np.searchsorted(codes, known, sorter=order)])
+
+    saved = read_predictions(run / "predictions", "test")
+    for task in ("click", "conversion", "hide"):
+        expected = saved[f"prediction:{task}"].to_numpy()[rows]
+        # Runs predict in bfloat16 where the machine multiplies it fast: 8 bits of a logit.
+        np.testing.assert_allclose(found[task], expected, rtol=0.03)
+        assert np.corrcoef(found[task], expected)[0, 1] > 0.99
+
+
+def test_final_stage_predicts_what_its_run_predicted(market_world: Path) -> None:
+    blueprint = make_blueprint(replace(_recipe(market_world), ads=AdsRecipe(splits=("test",))))
+    stage = blueprint.build().steps[2].stage
+    assert isinstance(stage, RankerStage)
+
+    data = Dataset.open(market_world / "data")
+    _check_predictions(market_world / "final", stage, blueprint.inventory.codes, data)
+
+
+def test_recipe_becomes_a_blueprint(market_world: Path) -> None:
+    blueprint = make_blueprint(_recipe(market_world, head="label", max_users=7))
+
+    assert [stage.budget.name for stage in blueprint.stages] == ["popular", "early", "final"]
+    early, final = blueprint.stages[1].plan, blueprint.stages[2].plan
+    assert isinstance(early, EarlyStagePlan)
+    assert isinstance(final, RankerPlan)
+    assert (early.settings.head, early.settings.max_users) == ("label", 7)
+    # 12 of query and ad to 8 units, of which the query's part is shared by 1000 candidates, and
+    # three heads on them; a multiplication with its addition is two.
+    assert early.settings.flops_per_pair == 2 * (4 * 8 + 8 * 8 / 1000 + 3 * 8)
+    record = json.loads((market_world / "final" / "run.json").read_text())
+    assert final.settings.flops_per_pair == record["forward_flops_per_row"]
+    assert not early.calibration.by_task
+    assert blueprint.inventory.attributes.bid.max() < 1e3  # money, not micros
+
+
+def test_calibration_is_fitted_where_it_is_asked_for(market_world: Path) -> None:
+    plan = make_blueprint(_recipe(market_world, calibration="isotonic")).stages[1].plan
+
+    assert isinstance(plan, EarlyStagePlan)
+    assert plan.calibration.by_task.keys() == {"click", "conversion", "hide"}
+    assert isinstance(plan.calibration.by_task["click"].other, IsotonicCalibrator)
+
+
+def test_early_stage_of_fewer_fields_is_served_beside_the_final_one(
+    market_world: Path, tmp_path: Path
+) -> None:
+    schema = market_schema()
+    dropped = {"history_ads", "history_categories", "campaign_id", "user_requests"}
+    fields = tuple(item for item in schema.fields if item.name not in dropped)
+    data = api.ingest(
+        market_world / "market", tmp_path / "narrow", schema=replace(schema, fields=fields)
+    )
+    settings = ["training.max_epochs=1", "model.tower_units=[4]", "model.tower_dim=4"]
+    api.train(data, model="early_stage", settings=settings, run=tmp_path / "early", report=False)
+
+    recipe = _recipe(market_world, early=str(tmp_path / "early"))
+    blueprint = make_blueprint(replace(recipe, ads=AdsRecipe(splits=("test",))))
+
+    # Without histories the table of ads knows fewer of them, in another order.
+    plan = blueprint.stages[1].plan
+    assert isinstance(plan, EarlyStagePlan)
+    assert plan.encoders is not None
+    sizes = [e.spec.num_rows_by_table["ad_id"] for e in (plan.encoders, blueprint.encoders)]
+    assert sizes[0] < sizes[1]
+    stage = blueprint.build().steps[1].stage
+    assert isinstance(stage, ReadsPart)
+    wide = Dataset.open(market_world / "data")
+    _check_predictions(tmp_path / "early", stage, blueprint.inventory.codes, wide)
+    # The other way round the final stage would read what a request does not hold.
+    backwards = replace(_recipe(market_world), dataset=str(tmp_path / "narrow"))
+    with pytest.raises(SchemaError, match=r"stage 'early', .*field 'user_requests' must be a num"):
+        make_blueprint(backwards)
+
+
+def test_run_of_other_encoders_is_refused(market_world: Path, tmp_path: Path) -> None:
+    other = api.ingest(
+        market_world / "market",
+        tmp_path / "other",
+        split=api.split_config("ratio", valid=0.2, test=0.2),
+    )
+    api.train(other, model="lr", settings=["training.max_epochs=1"], run=tmp_path / "lr",
+              report=False)  # fmt: skip
+    recipe = _recipe(market_world)
+    last = replace(recipe.stages[2], run=str(tmp_path / "lr"))
+    mixed = replace(recipe, stages=(*recipe.stages[:2], last), dataset=str(market_world / "data"))
+
+    with pytest.raises(SchemaError, match=r"stage 'final', .*lr: (table|field) '\w+' must be"):
+        make_blueprint(mixed)
+
+
+def test_run_of_another_model_is_no_early_stage(market_world: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model must be 'early_stage', got 'deepfm'"):
+        make_blueprint(_recipe(market_world, early="final"))
+
+
+def test_unfinished_run_is_refused(market_world: Path, tmp_path: Path) -> None:
+    shutil.copytree(market_world / "early", tmp_path / "early")
+    (tmp_path / "early" / "metrics.json").unlink()
+
+    with pytest.raises(ArtifactError, match=r"must be a finished run, got status"):
+        make_blueprint(_recipe(market_world, early=str(tmp_path / "early")))
+
+
+def test_calibration_on_another_dataset_is_refused(market_world: Path, tmp_path: Path) -> None:
+    shutil.copytree(market_world / "early", tmp_path / "early")
+    path = tmp_path / "early" / "run.json"
+    record = json.loads(path.read_text())
+    record["dataset"]["fingerprint"] = "f" * 64
+    path.write_text(json.dumps(record))
+
+    with pytest.raises(DataError, match=r"data: must be the dataset of .*early to calibrate"):
+        make_blueprint(_recipe(market_world, early=str(tmp_path / "early"), calibration="isotonic"))
+
+
+def test_publication_is_what_stands_on_disk(market_world: Path, tmp_path: Path) -> None:
+    (tmp_path / "funnel.toml").write_text(
+        f'dataset = "{market_world / "data"}"\n[[stages]]\nname = "popular"\n'
+        f'kind = "popularity"\nkeep = 3\n'
+    )
+
+    made = publish(tmp_path / "funnel.toml", tmp_path / "bundle")
+
+    found = read_bundle(made.path)
+    assert found.release == made.release
+    assert len(found.blueprint.inventory) == len(made.blueprint.inventory)

@@ -1,0 +1,98 @@
+"""A funnel's recipe: what it may hold, and what is said where it holds something else."""
+
+from pathlib import Path
+
+import pytest
+
+from tamis.errors import ConfigError
+from tamis.funnel.value import ValueWeights
+from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe, read_recipe
+
+_STAGE = {"name": "final", "kind": "ranker", "keep": 4, "run": "runs/final"}
+
+
+def test_whole_recipe_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "funnel.toml"
+    path.write_text(
+        """
+        reserve = 0.5
+        dataset = "data"
+        [ads]
+        table = "ads.csv"
+        bid_unit = 1e-6
+        splits = ["train"]
+        [value]
+        penalties = {hide = 2}
+        [[stages]]
+        name = "early"
+        kind = "early"
+        run = "runs/early"
+        head = "mean"
+        keep = 50
+        budget_ms = 20
+        calibration = "platt"
+        [[stages]]
+        name = "final"
+        kind = "ranker"
+        run = "runs/final"
+        precision = "bfloat16"
+        keep = 4
+        """
+    )
+
+    found = read_recipe(path)
+
+    assert found == FunnelRecipe(
+        reserve=0.5,
+        dataset="data",
+        ads=AdsRecipe(table="ads.csv", bid_unit=1e-6, splits=("train",)),
+        value=ValueWeights(penalties={"hide": 2.0}),
+        stages=(
+            StageRecipe(
+                name="early", kind="early", run="runs/early", head="mean", keep=50, budget_ms=20.0,
+                calibration="platt",
+            ),
+            StageRecipe(
+                name="final", kind="ranker", run="runs/final", precision="bfloat16", keep=4
+            ),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "popularity"}, r"'final': run must be left out for kind 'popularity', got 'runs"),
+        ({"head": "label"}, r"head must be left out for kind 'ranker', got 'label'. Remove it"),
+        ({"max_users": 7}, r"max_users must be left out for kind 'ranker', got 7"),
+        ({"kind": "early", "precision": "float32"}, r"precision must be left out for kind 'early'"),
+        ({"run": ""}, r"stage 'final': run must name a finished run for kind 'ranker', got none"),
+        ({"name": "Final"}, r"stage 'Final': name must be of small letters"),
+        ({"keep": 0}, r"keep must be at least 1"),
+    ],
+)
+def test_stage_that_cannot_be_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StageRecipe(**{**_STAGE, **changes})
+
+
+def test_dataset_is_named_where_no_run_has_one() -> None:
+    popular = StageRecipe(name="popular", kind="popularity", keep=3)
+
+    with pytest.raises(ConfigError, match=r"dataset: must be named where no stage has a run"):
+        FunnelRecipe(stages=(popular,))
+    assert FunnelRecipe(stages=(popular,), dataset="data").ads.splits == ("train", "valid")
+
+
+@pytest.mark.parametrize("changes", [{"bid_unit": 0.0}, {"splits": ()}])
+def test_ads_out_of_range_are_refused(changes: dict) -> None:
+    with pytest.raises(ConfigError, match=r"bid_unit must be positive and splits name at least"):
+        AdsRecipe(**changes)
+
+
+def test_file_and_key_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "funnel.toml"
+    path.write_text('[[stages]]\nname = "a"\nkind = "popularity"\nkeeps = 3\n')
+
+    with pytest.raises(ConfigError, match=r"funnel.toml: stages\[0\].keeps: must be a known key"):
+        read_recipe(path)
