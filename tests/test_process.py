@@ -7,13 +7,13 @@ import pytest
 _PAGES_WORKER = """
 import resource, sys
 import torch
-from tamis.process import prepare_process
+from tamis import api
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 if sys.argv[1] == "prepared":
-    prepare_process(1)
+    api.prepare_process(1)
 for _ in range(2):
     torch.ones(2**24)
 before = faults()

@@ -1,4 +1,4 @@
-"""The library in a few calls: simulate, ingest, train, evaluate, predict, compare, report.
+"""The library in a few calls: simulate, ingest, train, evaluate, predict, compare, publish, replay.
 
 Everything here wires the layers below; the command line calls the same functions.
 """
@@ -26,7 +26,9 @@ from tamis.errors import ConfigError, DataError
 from tamis.process import prepare_process as prepare_process
 
 if TYPE_CHECKING:
+    from tamis.funnel.report import Scope
     from tamis.importers.imported import Imported
+    from tamis.publishing.make import Publication
     from tamis.training.compare import Comparison
     from tamis.training.config import RunConfig
     from tamis.training.loop import Observer
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 DATASETS = Path("datasets")
+REPLAYS = Path("replays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +291,8 @@ def train(
         chosen = dataclasses.replace(
             chosen, training=dataclasses.replace(chosen.training, batch_size=size)
         )
-    folder = Path(run) if run is not None else _next_run(data.path.name, chosen.model_name)
+    name = f"{data.path.name}-{chosen.model_name}"
+    folder = Path(run) if run is not None else _next_folder(RUNS, name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
     with artifacts.disk_errors(folder):
@@ -410,6 +414,74 @@ def compare(
     return compare_runs(_folder(first), _folder(second), split=split)
 
 
+def publish(recipe: Path | str, out: Path | str) -> "Publication":
+    """Publish finished runs as a funnel.
+
+    Args:
+        recipe: TOML file with stages, budgets, ads and weights of the value; see
+            :class:`tamis.publishing.recipe.FunnelRecipe`.
+        out: Folder of the bundle; must not exist or be empty.
+
+    Raises:
+        ArtifactError: A run is unfinished, or a run or the dataset is damaged.
+        ConfigError: A setting is wrong, or the stages do not make a funnel.
+        DataError: ``out`` is taken, or ads or calibrations cannot be made.
+        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise.
+        StorageError: The disk is full or ``out`` cannot be written.
+    """
+    from tamis.publishing.make import publish as _publish
+
+    return _publish(Path(recipe), Path(out))
+
+
+def replay(
+    bundle: Path | str,
+    data: Dataset | Path | str,
+    *,
+    split: str = "test",
+    scope: "Scope | None" = "all",
+    every: int = 1,
+    limit: int | None = None,
+    out: Path | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Replay a split's requests through a published funnel, and write what it did.
+
+    Args:
+        bundle: Folder of the bundle.
+        data: A dataset with requests, or its folder, whose files are then verified.
+        split: Split to replay.
+        scope: Which candidates the last stage scores for comparison; None leaves that out.
+        every: One request in so many is compared.
+        limit: Requests to stop after; None for all.
+        out: Folder for ``replay.json`` and ``report.html``; a new one below ``replays/`` if absent.
+        progress: Told how many requests are done, of how many.
+
+    Returns:
+        The folder, and the record that was written.
+
+    Raises:
+        TamisError: As :func:`tamis.funnel.bundle_replay.replay_bundle` does, or the disk is full.
+    """
+    from tamis.funnel.bundle_replay import replay_bundle
+    from tamis.reports.replay_report import write_replay
+
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
+    record = replay_bundle(
+        Path(bundle),
+        dataset,
+        split=split,
+        scope=scope,
+        every=every,
+        limit=limit,
+        progress=progress,
+    )
+    folder = _next_folder(REPLAYS, Path(bundle).resolve().name) if out is None else Path(out)
+    with artifacts.disk_errors(folder):
+        write_replay(record, folder)
+    return folder, record
+
+
 def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
     """Write a run's ``report.html``; with its dataset at hand, diagnostics are computed anew.
 
@@ -524,9 +596,9 @@ def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:
         )
 
 
-def _next_run(dataset: str, model: str) -> Path:
+def _next_folder(parent: Path, name: str) -> Path:
     for number in itertools.count(1):
-        folder = RUNS / f"{dataset}-{model}-{number}"
+        folder = parent / f"{name}-{number}"
         if not folder.exists():
             return folder
     raise AssertionError("a counter does not end")

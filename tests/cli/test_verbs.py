@@ -49,7 +49,8 @@ def clicks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_names_every_verb() -> None:
     output = _tamis("--help").output
 
-    for verb in ("quickstart", "simulate", "ingest", "train", "evaluate", "predict", "compare"):
+    verbs = ("quickstart", "simulate", "ingest", "train", "evaluate", "predict", "compare")
+    for verb in (*verbs, "publish", "replay"):
         assert verb in output
 
 

@@ -11,7 +11,9 @@ from tamis.cli.console import print_failure
 from tamis.cli.evaluate import evaluate
 from tamis.cli.ingest import ingest
 from tamis.cli.predict import predict
+from tamis.cli.publish import publish
 from tamis.cli.quickstart import quickstart
+from tamis.cli.replay import replay
 from tamis.cli.report import report
 from tamis.cli.reproduce import reproduce
 from tamis.cli.simulate import simulate
@@ -66,6 +68,8 @@ for _verb in (
     evaluate,
     predict,
     compare,
+    publish,
+    replay,
     report,
     reproduce,
 ):

@@ -1,0 +1,113 @@
+"""``tamis publish``: its table and object, and recipes that make no bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from tamis.funnel.bundle import load_bundle, read_bundle
+
+_RECIPE = """
+reserve = 0.01
+
+[ads]
+table = "{world}/market/ads.parquet"
+bid = "bid_micros"
+bid_unit = 1e-6
+advertiser = "advertiser_id"
+
+[value]
+penalties = {{hide = 0.05}}
+
+[[stages]]
+name = "popular"
+kind = "popularity"
+keep = 60
+
+[[stages]]
+name = "early"
+kind = "early"
+run = "{world}/early"
+calibration = "isotonic"
+keep = 20
+budget_ms = 60000
+
+[[stages]]
+name = "final"
+kind = "ranker"
+run = "{world}/final"
+keep = 8
+"""
+
+
+@pytest.fixture
+def recipe(market_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``funnel.toml`` in the working directory, of a simulated market's two runs."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("funnel.toml")
+    path.write_text(_RECIPE.format(world=market_world))
+    return path
+
+
+def test_json_holds_release_and_stages(
+    recipe: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    found = tamis_json("publish", recipe, "--out", "bundle")
+
+    assert (found["command"], found["ok"], found["out"]) == ("publish", True, "bundle")
+    assert found["release"] == read_bundle(Path("bundle")).release
+    assert found["stages"] == [
+        {"name": "popular", "kind": "popularity", "model": "", "keep": 60, "budget_ms": None},
+        {"name": "early", "kind": "early", "model": "early_stage", "keep": 20,
+         "budget_ms": 60000.0},
+        {"name": "final", "kind": "ranker", "model": "deepfm", "keep": 8, "budget_ms": None},
+    ]  # fmt: skip
+    funnel = load_bundle(Path("bundle"))
+    assert len(funnel.ads) == found["ads"] > 100
+    assert funnel.reserve == 0.01
+
+
+def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result]) -> None:
+    result = tamis("publish", recipe, "--out", "bundle")
+
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["early", "early", "early_stage", "20", "60000", "ms"] in lines
+    assert ["popular", "popularity", "-", "60", "-"] in lines
+    assert ["release:", read_bundle(Path("bundle")).release] in lines
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("keep = 8", "keep = 80", "step 'final': keep must be at most the 20 that step 'early'"),
+        (
+            "keep = 8",
+            "keeps = 8",
+            "funnel.toml: stages[2].keeps: must be a known key, got 'keeps'.",
+        ),
+        ('kind = "ranker"', 'kind = "rankr"', "stages[2].kind: must be one of 'popularity', 'ea"),
+        ("/final", "/nowhere", "nowhere: must be a run folder with run.json, got none"),
+        ('"bid_micros"', '"bids"', "ads.parquet: must hold column 'bids', got ad_id"),
+        ("{hide =", "{report =", "predictions must hold 'report', got click, conversion, hide"),
+    ],
+)
+def test_recipe_that_makes_no_funnel_is_refused(
+    recipe: Path, refused: Callable[..., str], old: str, new: str, message: str
+) -> None:
+    recipe.write_text(recipe.read_text().replace(old, new))
+
+    assert message in refused("publish", recipe, "--out", "bundle")
+    assert not Path("bundle").exists()
+
+
+def test_taken_place_is_refused(recipe: Path, refused: Callable[..., str]) -> None:
+    Path("bundle").mkdir()
+    Path("bundle", "mine.txt").write_text("mine")
+
+    message = refused("publish", recipe, "--out", "bundle")
+
+    assert "bundle: must not exist or be empty, got files in it. Name another" in message
+    assert [path.name for path in Path("bundle").iterdir()] == ["mine.txt"]
