@@ -37,13 +37,12 @@ def test_record_is_that_of_a_replay_of_the_same_funnel(
         progress=lambda done, total: told.append((done, total)),
     )
 
-    unknown: list[int] = []
     funnel = blueprint.build(Encoders.load(market_data.encoders_path, market_data.schema))
     requests = logged_requests(
         market_data.split("test"),
         market_data.spec,
         blueprint.inventory.codes,
-        on_unknown=unknown.append,
+        may_be_unknown=True,
     )
     stage = funnel.steps[-1].stage
     expected = replay(
@@ -55,7 +54,9 @@ def test_record_is_that_of_a_replay_of_the_same_funnel(
         for name in ("name", "candidates_out", "measures", "measures_by_value", "cache_hits"):
             assert ours[name] == theirs[name]
         assert ours["fallbacks"] == {}
-    assert record["unknown_impressions"] == sum(unknown) > 0
+    item = market_data.split("test").role("item")
+    unknown = int((~np.isin(item, blueprint.inventory.codes)).sum())
+    assert record["unknown_impressions"] == unknown > 0
     assert record["release"] == read_bundle(bundle).release
     assert record["dataset"] == market_data.fingerprint
     assert record["budgets"]["early"] == {"kind": "early", "keep": 12, "budget_ms": None}
@@ -84,6 +85,12 @@ def test_limit_and_every_thin_the_requests_out(bundle: Path, market_data: Datase
     record = replay_bundle(bundle, market_data, split="test", scope="first", every=4, limit=10)
 
     assert (record["requests"], record["compared"], record["scope"]) == (10, 3, "first")
+    # Of the ten requests alone, not of all rows that were read for them.
+    split, codes = market_data.split("test"), read_bundle(bundle).blueprint.inventory.codes
+    item, request = split.role("item"), split.role("request")
+    last = np.flatnonzero(np.diff(request))[9] + 1
+    assert record["unknown_impressions"] == (~np.isin(item[:last], codes)).sum()
+    assert record["unknown_impressions"] < (~np.isin(item, codes)).sum()
     # The first stage's own losses are left out.
     assert record["stages"][0]["measures"]["recall"] == 1
 

@@ -1,7 +1,7 @@
 """A published funnel against a logged split: what is written down of it."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tamis.funnel.funnel import Funnel
 from tamis.funnel.log import count_requests, logged_requests
 from tamis.funnel.replay import Reference, replay
 from tamis.funnel.report import Scope
+from tamis.funnel.request import Request
 from tamis.funnel.tally import PredictsPairs
 
 
@@ -55,19 +56,21 @@ def replay_bundle(
     funnel = blueprint.build(Encoders.load(dataset.encoders_path, dataset.schema))
     rows = dataset.split(split)
     total = count_requests(rows)
+    end = total if limit is None else min(limit, total)
     unknown = 0
 
-    def count_unknown(impressions: int) -> None:
+    def counted_requests() -> Iterator[Request]:
         nonlocal unknown
-        unknown += impressions
+        codes = blueprint.inventory.codes
+        stream = logged_requests(rows, dataset.spec, codes, may_be_unknown=True)
+        for request in itertools.islice(stream, end):
+            # Every row of a log is a slot; what is not among those shown is of another ad.
+            unknown += request.slots - len(request.shown.ads if request.shown else ())
+            yield request
 
-    requests = logged_requests(
-        rows, dataset.spec, blueprint.inventory.codes, on_unknown=count_unknown
-    )
-    end = total if limit is None else min(limit, total)
     report = replay(
         funnel,
-        itertools.islice(requests, end),
+        counted_requests(),
         reference=None if scope is None else _reference(funnel, scope, every),
         heads=heads_of(funnel),
         progress=None if progress is None else lambda done: progress(done, end),

@@ -1,6 +1,6 @@
 """What replay needs of a logged split: its ads, and its requests one after another."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def logged_requests(
     spec: InputSpec,
     item_codes: NDArray[np.int64],
     *,
-    on_unknown: Callable[[int], None] | None = None,
+    may_be_unknown: bool = False,
 ) -> Iterator[Request]:
     """Requests with what was shown, in the order of the log.
 
@@ -84,12 +84,11 @@ def logged_requests(
         split: Rows with the roles ``request`` and ``item``; ``user`` and ``time`` where there are.
         spec: Inputs, in order.
         item_codes: (N,) code of each ad in the role ``item``, by ad row; no two alike.
-        on_unknown: Told how many impressions of a batch of rows show ads that are not in the table,
-            such as those that came later; they are left out of what was shown, and still count as
-            slots. None: they are refused.
+        may_be_unknown: Whether rows may show ads that are not in the table, such as those that came
+            later. They are left out of what was shown, and still count as slots.
 
     Raises:
-        DataError: A role is missing, a row has no request, or shows an ad that is not in the table.
+        DataError: A role is missing, a row has no request, or shows an ad that must be known.
     """
     for role in ("request", "item"):
         if not split.columns.has(f"role:{role}"):
@@ -102,10 +101,8 @@ def logged_requests(
         roles = _roles(split, start, start + batch.num_rows)
         _check_codes(split, roles["request"], start)
         ads = _ads_of(roles["item"], item_codes, by_code)
-        if (unknown := int(np.count_nonzero(ads < 0))) and on_unknown is None:
+        if not may_be_unknown and (ads < 0).any():
             raise _unknown_ad(split, start + int(np.argmax(ads < 0)), len(item_codes))
-        if unknown and on_unknown is not None:
-            on_unknown(unknown)
         start += batch.num_rows
         code = roles["request"]
         firsts = np.flatnonzero(np.concatenate([[True], code[1:] != code[:-1]])).tolist()
