@@ -78,7 +78,7 @@ def test_reading_gives_what_was_written(published: Path, blueprint: Blueprint) -
     found = read_bundle(published).blueprint
 
     assert found.weights == blueprint.weights
-    assert (found.reserve, found.spec) == (blueprint.reserve, blueprint.spec)
+    assert (found.reserve, found.encoders.spec) == (blueprint.reserve, blueprint.encoders.spec)
     assert [stage.budget for stage in found.stages] == [stage.budget for stage in blueprint.stages]
     assert [stage.plan.kind for stage in found.stages] == ["popularity", "early", "ranker"]
 

@@ -65,7 +65,7 @@ def test_model_of_fewer_inputs_reads_its_own_columns(
 
     # The model itself, on rows that were made by hand, category by category.
     assert plan.encoders is not None
-    spec, names = plan.model.spec, [item.name for item in blueprint.spec.categorical]
+    spec, names = plan.model.spec, [item.name for item in blueprint.encoders.spec.categorical]
     by_hand = whole.ids[:, [names.index(item.name) for item in spec.categorical]].clone()
     inventory = blueprint.inventory.rows
     for column, item in enumerate(spec.categorical):
@@ -76,7 +76,7 @@ def test_model_of_fewer_inputs_reads_its_own_columns(
             had = int(by_hand[row, column] if of_item is None else of_item[ads[row]])
             text = before[had - 1] if had else None
             by_hand[row, column] = after.index(text) + 1 if text in after else 0
-    numbers = [blueprint.spec.numeric.index(name) for name in spec.numeric]
+    numbers = [blueprint.encoders.spec.numeric.index(name) for name in spec.numeric]
     numeric = whole.numeric[:, numbers].clone()
     for column, name in enumerate(spec.numeric):
         if name in inventory.numeric:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from tamis.data.encoders import Encoders
-from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.inventory import Inventory
@@ -96,8 +95,3 @@ class Blueprint:
             reserve=self.reserve,
             prior=self.inventory.popularity,
         )
-
-    @property
-    def spec(self) -> InputSpec:
-        """Inputs of the requests' features, as the funnel's own encoders make them."""
-        return self.encoders.spec
