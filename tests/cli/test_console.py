@@ -10,7 +10,8 @@ import pytest
 from typer.testing import Result
 
 from tamis.cli.console import Session, print_table
-from tamis.training import checkpoint, runlog
+from tamis.models import weights
+from tamis.training import runlog
 
 
 def _full_disk(*args: object, **options: object) -> None:
@@ -57,9 +58,9 @@ def test_full_disk_while_writing_weights_is_a_failure(
     world: Path, tamis: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(tensors: object, path: Path) -> None:
-        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise weights.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(weights.safetensors.torch, "save_file", full)
 
     result = tamis("train", "d", "--model", "lr", "--run", "r", "--set", "training.max_epochs=1")
 
