@@ -17,7 +17,6 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.dataset import EncodedRows
 from tamis.data.encoders import Encoders
 from tamis.data.schema import InputSpec
-from tamis.data.sides import numeric_side
 from tamis.data.vocabulary import FieldCounts, Vocabulary
 from tamis.errors import SchemaError
 
@@ -134,7 +133,7 @@ def _described(spec: InputSpec) -> dict[str, str]:
     """What two specs must say alike of each field, in words."""
     found = {}
     for place, name in enumerate(spec.numeric):
-        found[name] = f"a number of the {numeric_side(spec, place)}"
+        found[name] = f"a number of the {spec.sides_of_numeric[place]}"
     for item in spec.categorical:
         found[item.name] = f"a category of the {item.side} in table {item.table!r}"
     for group in spec.sequences:

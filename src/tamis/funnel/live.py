@@ -20,8 +20,8 @@ from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.auction import Slate
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel
-from tamis.funnel.replay import AUCTION
 from tamis.funnel.request import Request
+from tamis.funnel.trace import AUCTION
 
 KNOWN = "known"
 """Name of the stage before a funnel's first: ads that are not in its table are lost there."""

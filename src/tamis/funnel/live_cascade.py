@@ -13,8 +13,8 @@ from tamis.data.hashing import hash_integers
 from tamis.data.market.tables import HOUR_MICROS, LOG_COLUMNS, START_MICROS
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.live import KNOWN
-from tamis.funnel.replay import AUCTION
 from tamis.funnel.rounds import KnownLog
+from tamis.funnel.trace import AUCTION
 
 _IMPRESSED, _SCORED, _REJECTED = (np.int8(POOLS.index(name)) for name in POOLS)
 _TASKS = ("click", "conversion", "hide")
