@@ -11,7 +11,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
 from tamis.models.hsnn import HSNN, HSNNConfig
 from tamis.models.monn import MoNNConfig
-from tamis.retrieval.search import Request
+from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
 
 _SMALL = MoNNConfig(user_tokens=2, user_dim=6, width=6, module_tokens=2, head_units=(8,))

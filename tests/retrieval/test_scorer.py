@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tamis.data.batch import Batch
 from tamis.retrieval.scorer import Scorer
-from tamis.retrieval.search import Request, Retriever
+from tamis.retrieval.search import Retriever
+from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
 
 

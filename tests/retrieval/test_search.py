@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamis.errors import ArtifactError, DataError
-from tamis.retrieval.search import Request, Retriever, best_places
+from tamis.retrieval.search import Retriever, best_places
+from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
 
 _EVERYTHING = (10**6, 10**6)

@@ -58,6 +58,12 @@ from tamis.evaluation.oracle import OracleComparison, compare_to_oracle, ne_gap,
 from tamis.evaluation.rank_agreement import kendall_tau, value_weighted_inversions
 from tamis.evaluation.ranking import GroupedAuc, auc, grouped_auc
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
+from tamis.evaluation.retrieval import (
+    ItemLists,
+    RetrievalScores,
+    full_corpus_scores,
+    true_value_recall,
+)
 from tamis.evaluation.seeds import SeedSummary, paired_t_test, summarise_seeds
 from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
 from tamis.evaluation.significance import PairedDifference
@@ -78,6 +84,7 @@ __all__ = [
     "GroupedCalibrator",
     "ImitationMetrics",
     "IsotonicCalibrator",
+    "ItemLists",
     "LogLossAccumulator",
     "LoggedActions",
     "NormalisedEntropy",
@@ -90,6 +97,7 @@ __all__ = [
     "RecallPoint",
     "ReliabilityBin",
     "RequestMean",
+    "RetrievalScores",
     "SampleRatio",
     "SeedSummary",
     "SequentialLooks",
@@ -116,6 +124,7 @@ __all__ = [
     "fit_by_group",
     "fit_isotonic",
     "fit_platt",
+    "full_corpus_scores",
     "grouped_auc",
     "hard_recall",
     "kendall_tau",
@@ -140,6 +149,7 @@ __all__ = [
     "stage_losses",
     "summarise_seeds",
     "top_regret",
+    "true_value_recall",
     "user_totals",
     "value_divergence",
     "value_kept",

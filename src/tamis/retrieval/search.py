@@ -1,79 +1,23 @@
 """Beam search through an index: from a user to the best items, level by level, with its cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tamis.data.batch import Batch
 from tamis.errors import DataError
+from tamis.retrieval.prefix_tree import PrefixTree
 from tamis.retrieval.scorer import Scorer
-from tamis.retrieval.snapshot import IndexSnapshot, check_versions
+from tamis.retrieval.searcher import Found, LevelTrace, Request, Trace, check_one_user, tensor_bytes
+from tamis.retrieval.snapshot import SearchTree, check_versions
 
 _PAIRS_AT_ONCE = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """Who asks, and how to tell what is known of him and an item."""
-
-    user: Batch
-    """One row, of which the user side is read."""
-    pairs: Callable[[Tensor], Batch] | None = None
-    """Rows whose context side tells of the user with each of the items (C,) that are given by id;
-    None where the model has no such features."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelTrace:
-    """What one level of a search cost."""
-
-    nodes: int
-    """Nodes that are occupied; at the last level the items of the index."""
-    pairs: int
-    """Nodes, or items, that were scored."""
-    kept: int
-    """How many of them went on."""
-    flops: int
-    """Floating-point operations of their scores; see :meth:`Scorer.count_flops`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
-    """What a search cost; operations are modelled, not measured."""
-
-    levels: tuple[LevelTrace, ...]
-    """The coarsest first, the items last."""
-    user_flops: int
-    """Operations of the user towers, once per request."""
-
-    @property
-    def pairs(self) -> int:
-        """Scores of nodes and items together."""
-        return sum(level.pairs for level in self.levels)
-
-    @property
-    def flops(self) -> int:
-        """Operations of the whole request."""
-        return self.user_flops + sum(level.flops for level in self.levels)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """The best items of a request, the best one first."""
-
-    ids: Tensor
-    """(k,) int64, or fewer where fewer items were reached."""
-    scores: Tensor
-    """(k,) float32."""
-    trace: Trace
-    """What it took to find them."""
-
-
 class Retriever:
-    """A model and a snapshot of its own, ready to answer requests.
+    """A model and a tree over items that it encoded, ready to answer requests.
 
     The score of a node or item is ``sum_t w_t sigmoid(z_t)``, where z are the calibrated logits of
     its level's ensemble with all coarser ones. Of equal scores the one that is first in the tree
@@ -88,17 +32,18 @@ class Retriever:
     """
 
     def __init__(
-        self, scorer: Scorer, snapshot: IndexSnapshot, *, task_weights: Sequence[float] = ()
+        self, scorer: Scorer, snapshot: SearchTree, *, task_weights: Sequence[float] = ()
     ) -> None:
         """Put both together.
 
         Args:
             scorer: The model, in evaluation mode.
-            snapshot: An index that was published from it.
+            snapshot: An index that was published from it, or another tree of as many levels.
             task_weights: Weight w_t of each task; empty weighs them alike.
 
         Raises:
             ArtifactError: The snapshot was published from other weights.
+            DataError: Tree and model have not as many levels.
             ValueError: The model is in training mode.
         """
         if scorer.training:
@@ -106,6 +51,7 @@ class Retriever:
                 "retriever: the model must be in evaluation mode, got training mode. Call eval()."
             )
         check_versions(scorer, snapshot)
+        check_levels(scorer, snapshot.tree)
         self.scorer, self.snapshot = scorer, snapshot
         self.task_weights = tuple(task_weights)
         self._user_flops, self._pair_flops = scorer.count_flops()
@@ -133,10 +79,10 @@ class Retriever:
                 f"search: k and a beam for each of {index_levels} index levels must be at least "
                 f"1, got k={k} and beams={tuple(beams)}."
             )
-        if request.user.num_rows != 1:
-            raise DataError(f"search: the user must be one row, got {request.user.num_rows}.")
+        check_one_user(request, k)
         tree, members = self.snapshot.tree, self.snapshot.members
         totals = (*tree.num_nodes, tree.num_items)
+        vector_bytes = tensor_bytes([members.vectors[:1]])
         levels: list[LevelTrace] = []
         with torch.inference_mode():
             users = self.scorer.encode_user(request.user)
@@ -149,7 +95,7 @@ class Retriever:
                     places = tree.representatives[level].index_select(0, candidates)
                 own = self._score(level, users[level], places, request if is_item else None)
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
-                scores = self._scores(level, outputs)
+                scores = total_scores(self.scorer, level, outputs, self.task_weights)
                 kept = best_places(scores, width)
                 levels.append(
                     LevelTrace(
@@ -157,6 +103,7 @@ class Retriever:
                         pairs=len(candidates),
                         kept=len(kept),
                         flops=len(candidates) * self._pair_flops[level],
+                        bytes=len(candidates) * vector_bytes,
                     )
                 )
                 if is_item:
@@ -184,16 +131,72 @@ class Retriever:
             parts.append(self.scorer.pair_logits(level, user, vectors, pairs))
         return torch.cat(parts).unsqueeze(1)
 
-    def _scores(self, level: int, outputs: Tensor) -> Float[Tensor, " C"]:
-        probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
-        num_tasks = probabilities.shape[1]
-        weights = self.task_weights or (1.0,) * num_tasks
-        if len(weights) != num_tasks:
-            raise ValueError(
-                f"retriever: task_weights must be one for each of {num_tasks} tasks, got "
-                f"{len(weights)}."
-            )
-        return (probabilities * probabilities.new_tensor(weights)).sum(1)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeamSearcher:
+    """A retriever at beams that are chosen once; see :class:`Searcher`."""
+
+    retriever: Retriever
+    """Model and tree."""
+    beams: tuple[int, ...]
+    """Nodes to keep at each index level, the coarsest first."""
+
+    @property
+    def num_items(self) -> int:
+        """Items of the tree."""
+        return self.retriever.snapshot.tree.num_items
+
+    @property
+    def index_bytes(self) -> int:
+        """Vectors and ids of items, and the tree's offsets and representatives."""
+        snapshot = self.retriever.snapshot
+        tensors = (snapshot.members.ids, snapshot.members.vectors)
+        return tensor_bytes((*tensors, *snapshot.tree.children, *snapshot.tree.representatives))
+
+    def search(self, request: Request, k: int) -> Found:
+        """The best k items under the nodes that are kept."""
+        return self.retriever.search(request, k, self.beams)
+
+
+def total_scores(
+    scorer: Scorer, level: int, outputs: Float[Tensor, "C n T"], task_weights: Sequence[float]
+) -> Float[Tensor, " C"]:
+    """``sum_t w_t sigmoid(z_t)`` of a level's ensemble; see :class:`Retriever`.
+
+    Raises:
+        ValueError: There is not one weight for each task.
+    """
+    probabilities = torch.sigmoid(scorer.ensemble(level, outputs).float())
+    weights = weights_of_tasks(task_weights, probabilities.shape[1])
+    return (probabilities * probabilities.new_tensor(weights)).sum(1)
+
+
+def weights_of_tasks(task_weights: Sequence[float], num_tasks: int) -> tuple[float, ...]:
+    """A weight for each task; 1 for each where none is given.
+
+    Raises:
+        ValueError: They are not as many as the tasks.
+    """
+    weights = tuple(task_weights) or (1.0,) * num_tasks
+    if len(weights) != num_tasks:
+        raise ValueError(
+            f"retriever: task_weights must be one for each of {num_tasks} tasks, got "
+            f"{len(weights)}."
+        )
+    return weights
+
+
+def check_levels(scorer: Scorer, tree: PrefixTree) -> None:
+    """Check that a model has a network for each level of a tree.
+
+    Raises:
+        DataError: It has more or fewer index levels.
+    """
+    if len(tree.num_nodes) != scorer.num_levels - 1:
+        raise DataError(
+            f"retriever: the tree must have as many levels as the model has for nodes, "
+            f"{scorer.num_levels - 1}, got {len(tree.num_nodes)}. Build a tree of that depth."
+        )
 
 
 def best_places(scores: Float[Tensor, " C"], count: int) -> Int[Tensor, " K"]:

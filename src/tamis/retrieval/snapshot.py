@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -21,6 +22,7 @@ from tamis import artifacts
 from tamis.data.batch import Batch
 from tamis.errors import ArtifactError, DataError, StorageError
 from tamis.nn.residual_index import nearest_path
+from tamis.retrieval.item_vectors import check_different, encode_checked
 from tamis.retrieval.prefix_tree import PrefixTree, build_tree, sorted_places
 from tamis.retrieval.scorer import Scorer
 
@@ -46,6 +48,26 @@ class Members:
         """The same change to all four."""
         fields = dataclasses.fields(self)
         return Members(**{field.name: change(getattr(self, field.name)) for field in fields})
+
+
+@runtime_checkable
+class SearchTree(Protocol):
+    """Items under nodes: an index snapshot is one, and so is a tree of k-means."""
+
+    @property
+    def weights_version(self) -> str:
+        """SHA-256 of the weights that encoded the items."""
+        ...
+
+    @property
+    def members(self) -> Members:
+        """The items, in the tree's order."""
+        ...
+
+    @property
+    def tree(self) -> PrefixTree:
+        """Occupied nodes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,12 +276,7 @@ class IndexSnapshot:
         """What follows from the members: their order, the tree and the stamp."""
         order = sorted_places(members.ids, members.codes)
         members = members.map(lambda tensor: tensor[order])
-        ascending = members.ids.sort().values
-        twice = ascending[1:][ascending.diff() == 0]
-        if len(twice):
-            raise DataError(
-                f"index: ids must differ, got {int(twice[0])} twice. Remove it before adding."
-            )
+        check_different(members.ids)
         tree = build_tree(members.ids, members.codes, members.distances)
         snapshot = cls(
             weights_version=weights,
@@ -292,11 +309,11 @@ def weights_version(scorer: Scorer) -> str:
     return stamp.hexdigest()
 
 
-def check_versions(scorer: Scorer, snapshot: IndexSnapshot) -> None:
-    """Check that a snapshot was published from these very weights.
+def check_versions(scorer: Scorer, snapshot: SearchTree) -> None:
+    """Check that the items of a tree were encoded by these very weights.
 
     Raises:
-        ArtifactError: It was not.
+        ArtifactError: They were not.
     """
     version = weights_version(scorer)
     if version != snapshot.weights_version:
@@ -341,34 +358,15 @@ def _encoded(
     *,
     by_content: bool = False,
 ) -> Members:
-    if len(ids) != items.num_rows:
-        raise DataError(
-            f"index: ids must be as many as rows of features, got {len(ids)} and "
-            f"{items.num_rows}. Give an id to each row."
-        )
-    if scorer.training:
-        raise ValueError(
-            "index: the model must be in evaluation mode, got training mode, in which it hides "
-            "ids at random. Call eval()."
-        )
-    with torch.inference_mode():
-        vectors = scorer.encode_items(items, by_content=by_content).float()
-        finite = vectors.isfinite().all(1)
-        if not bool(finite.all()):
-            raise DataError(
-                f"index: item {int(ids[~finite][0])} must have a finite vector, got NaN or an "
-                f"infinity. Mend its features."
-            )
+    vectors = encode_checked(scorer, ids, items, by_content=by_content)
+    with torch.no_grad():
         codes = torch.zeros(len(ids), 0, dtype=torch.int64, device=vectors.device)
         distances = vectors.new_zeros(len(ids), 0)
         if codebooks:
             codes, nodes = nearest_path(vectors, codebooks)
             left = [(vectors - node).square().sum(1) for node in nodes]
             distances = torch.stack(left, dim=1)
-    # Out of inference mode, whose tensors could not be used where gradients flow.
-    parts = (ids.to(torch.int64), vectors, codes, distances)
-    copies = [part.clone() for part in parts]
-    return Members(ids=copies[0], vectors=copies[1], codes=copies[2], distances=copies[3])
+    return Members(ids=ids.to(torch.int64), vectors=vectors, codes=codes, distances=distances)
 
 
 def _joined(parts: Sequence[Members]) -> Members:
