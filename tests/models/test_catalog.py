@@ -13,14 +13,14 @@ from tamis.testing import models as conformance
 from tamis.training.objective import training_loss
 
 _NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
-_NOT_MODELS |= {"early_heads", "early_serving", "monn"}
+_NOT_MODELS |= {"early_heads", "early_serving", "flops", "item_id", "monn"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
 def test_model_passes_the_conformance_suite(name: str) -> None:
     entry = catalog.entry(name)
 
-    conformance.check_model(entry.config, entry.model)
+    conformance.check_model(entry.config, entry.model, sides=entry.sides)
 
 
 _SMALL_MLP: dict = {"hidden_units": (8,)}
@@ -215,6 +215,12 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("transact", _SMALL_MLP | {"num_heads": 4, "feed_forward": 8, "recent_tokens": 2}),
+    (
+        "two_tower",
+        {"objective": "cross_entropy", "tower_dim": 8, "user_layers": 2, "temperature": 0.2},
+    ),
+    ("two_tower", {"log_q": False, "item_layers": 2, "bridge": "sum"}),
+    ("two_tower", {"frequency_rate": 0.5, "bridge": "product"}),
     ("wukong", _SMALL_WUKONG | {"rank": 2, "num_dense_tokens": 2, "head_norm": "layer"}),
     # Six tokens enter with numeric features (three fields, two columns), so the residual is bare.
     ("wukong", _SMALL_WUKONG | {"fm_tokens": 2, "linear_tokens": 4, "activation": "gelu"}),
@@ -233,7 +239,7 @@ def test_model_with_other_options_passes_the_conformance_suite(name: str, option
     settings = entry.config(**options)
 
     assert all(getattr(entry.config(), key) != value for key, value in options.items())
-    conformance.check_model(entry.config, entry.model, settings)
+    conformance.check_model(entry.config, entry.model, settings, sides=entry.sides)
 
 
 def test_every_option_is_varied_or_tested_by_itself() -> None:
@@ -323,6 +329,10 @@ def test_embeddings_start_from_the_given_deviation(name: str) -> None:
     assert weights[0].std().item() == pytest.approx(0.3, rel=0.06)
 
 
+# What a model must be told to learn each row's own label. The rest learn it as they are.
+_BY_LABEL: dict[str, dict] = {"two_tower": {"objective": "cross_entropy"}}
+
+
 @pytest.mark.parametrize("name", [name for name in catalog.CATALOG if name not in ("lr", "fm")])
 def test_model_memorises_64_rows(name: str) -> None:
     entry = catalog.entry(name)
@@ -331,7 +341,7 @@ def test_model_memorises_64_rows(name: str) -> None:
     # Some models draw while training; what they draw must not depend on the tests before.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = entry.model(entry.config(), spec)
+        model = entry.model(entry.config(**_BY_LABEL.get(name, {})), spec)
         dense = [p for n, p in model.named_parameters() if not n.endswith("tables.weight")]
         tables = [p for n, p in model.named_parameters() if n.endswith("tables.weight")]
         optimizers = [torch.optim.Adam(dense, lr=3e-3), torch.optim.SparseAdam(tables, lr=0.02)]

@@ -11,6 +11,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables, FieldTokens, FirstOrder
+from tamis.nn.side_tokens import SideTokens
 from tamis.testing.models import (
     check_bfloat16,
     check_empty_histories,
@@ -41,6 +42,23 @@ def _model(logits_of: Callable[[nn.Module, Batch], torch.Tensor]) -> type[nn.Mod
 
 def test_suite_accepts_a_sound_model() -> None:
     check_model(_Config, _model(lambda model, batch: model.linear(batch)))
+
+
+def test_suite_lets_a_model_leave_out_a_side_that_it_says_it_does_not_read() -> None:
+    class Model(nn.Module):
+        def __init__(self, config: _Config, spec: InputSpec) -> None:
+            super().__init__()
+            self.tokens = SideTokens(spec, 4)
+            self.heads = nn.ModuleList(nn.Linear(4, len(spec.tasks)) for _ in range(2))
+
+        def forward(self, batch: Batch) -> Output:
+            sides = [self.tokens(batch, side).sum(1) for side in ("user", "item")]
+            logits = [head(x) for head, x in zip(self.heads, sides, strict=True)]
+            return Output(logits=logits[0] + logits[1])
+
+    check_model(_Config, Model, sides=("user", "item"))
+    with pytest.raises(AssertionError, match="rows of the batch and no others"):
+        check_model(_Config, Model)
 
 
 def test_suite_refuses_a_model_whose_rows_depend_on_the_batch() -> None:

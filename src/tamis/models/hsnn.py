@@ -5,21 +5,21 @@ networks are stands in ``monn.py``, what the hierarchy is in ``nn/residual_index
 serves a trained model in the package ``retrieval``, whose ``Scorer`` the model is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from tamis.data.batch import Batch, Jagged
+from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+from tamis.models.flops import blank_batch, counted_flops
+from tamis.models.item_id import hide_ids, place_of_id
 from tamis.models.monn import MoNN, MoNNConfig
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
@@ -29,7 +29,6 @@ from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, rec
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
-_Result = TypeVar("_Result")
 
 _LEVELS = (
     MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
@@ -155,7 +154,7 @@ class HSNN(nn.Module):
                     f"model: some field must be of side {side!r}, got none. Set side in "
                     f"schema.toml."
                 )
-        self.id_column, self.id_place = _place_of_id(spec)
+        self.place_of_id = place_of_id(spec)
         self.item_tower = self._tower(
             self.tokens.num_tokens["item"],
             config.embedding_dim,
@@ -244,16 +243,8 @@ class HSNN(nn.Module):
             by_content: Whether ids are hidden, as for an item that no training has seen.
         """
         tokens = self.tokens(items, "item")
-        if self.id_place is not None:
-            # Row 0 of the table stands for all ids that training has not seen: it says nothing.
-            seen = items.ids[:, self.id_column] != 0
-            if self.training:
-                seen = seen & (torch.rand(seen.shape, device=seen.device) >= self.config.id_dropout)
-            if by_content:
-                seen = torch.zeros_like(seen)
-            shown = torch.ones_like(tokens[:, :, 0])
-            shown[:, self.id_place] = seen.to(tokens.dtype)
-            tokens = tokens * shown.unsqueeze(2)
+        dropout = self.config.id_dropout if self.training else 0.0
+        tokens = hide_ids(tokens, items, self.place_of_id, dropout=dropout, by_content=by_content)
         return F.normalize(self.item_tower(tokens).flatten(1), dim=1)
 
     def encode_user(self, users: Batch) -> list[Tensor]:
@@ -296,15 +287,15 @@ class HSNN(nn.Module):
         """
         weight = self.tokens.numeric_weight
         with torch.inference_mode():
-            one, two = (_blank_batch(self.spec, rows, weight.device) for rows in (1, 2))
-            user_flops, users = _counted(lambda: self.encode_user(one))
+            one, two = (blank_batch(self.spec, rows, weight.device) for rows in (1, 2))
+            user_flops, users = counted_flops(lambda: self.encode_user(one))
             pair_flops = []
             for level, user in enumerate(users):
                 costs = []
                 for rows in (one, two):
                     items = self.encode_items(rows)
                     score = partial(self.pair_logits, level, user, items, rows)
-                    costs.append(_counted(score)[0])
+                    costs.append(counted_flops(score)[0])
                 pair_flops.append(costs[1] - costs[0])
         return user_flops, tuple(pair_flops)
 
@@ -505,49 +496,3 @@ class _Level(nn.Module):
     def calibrated(self, logits: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Logits whose probabilities are those of the labels; their order stays."""
         return logits * self.log_scale.exp() + self.shift
-
-
-def _counted(compute: Callable[[], _Result]) -> tuple[int, _Result]:
-    """Floating-point operations of a computation, and its result."""
-    # Attention as plain matrix products: the counter does not know every fused kernel.
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        result = compute()
-    return int(counter.get_total_flops()), result
-
-
-def _blank_batch(spec: InputSpec, rows: int, device: torch.device) -> Batch:
-    """Rows of nothing: unknown categories, empty histories, zeros."""
-    sequences = {
-        group.name: Jagged(
-            values=torch.zeros(0, len(group.fields), dtype=torch.int64),
-            offsets=torch.zeros(rows + 1, dtype=torch.int64),
-        )
-        for group in spec.sequences
-    }
-    return Batch(
-        numeric=torch.zeros(rows, len(spec.numeric)),
-        ids=torch.zeros(rows, len(spec.categorical), dtype=torch.int64),
-        labels=torch.full((rows, len(spec.tasks)), torch.nan),
-        weights=torch.ones(rows),
-        sequences=sequences,
-    ).to(device)
-
-
-def _place_of_id(spec: InputSpec) -> tuple[int, int | None]:
-    """The id's column in a batch and its place among the item's tokens, if any field is the id.
-
-    Raises:
-        ConfigError: It is not of side item.
-    """
-    columns = spec.categorical_of("item")
-    names = [spec.categorical[column].name for column in columns]
-    if not spec.item:
-        return 0, None
-    if spec.item not in names:
-        raise ConfigError(
-            f"model: field {spec.item!r} holds the item's id, so its side must be 'item'. Set side "
-            f"in schema.toml."
-        )
-    place = names.index(spec.item)
-    return columns[place], place

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tamis.data.schema import Side
 from tamis.errors import ConfigError
 from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.autoint import AutoInt, AutoIntConfig
@@ -30,6 +31,7 @@ from tamis.models.ple import PLE, PLEConfig
 from tamis.models.shared_bottom import SharedBottom, SharedBottomConfig
 from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
 from tamis.models.transact import TransAct, TransActConfig
+from tamis.models.two_tower import TwoTower, TwoTowerConfig
 from tamis.models.wukong import Wukong, WukongConfig
 from tamis.models.xdeepfm import XDeepFM, XDeepFMConfig
 
@@ -42,6 +44,8 @@ class Entry:
     """Frozen dataclass."""
     model: Any
     """Module whose ``forward(batch)`` gives an ``Output``."""
+    sides: tuple[Side, ...] = ("user", "item", "context")
+    """Sides of the inputs that the model reads."""
 
 
 STANDALONE: dict[str, Entry] = {
@@ -69,6 +73,7 @@ STANDALONE: dict[str, Entry] = {
     "shared_bottom": Entry(config=SharedBottomConfig, model=SharedBottom),
     "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),
     "transact": Entry(config=TransActConfig, model=TransAct),
+    "two_tower": Entry(config=TwoTowerConfig, model=TwoTower, sides=("user", "item")),
     "wukong": Entry(config=WukongConfig, model=Wukong),
     "xdeepfm": Entry(config=XDeepFMConfig, model=XDeepFM),
 }

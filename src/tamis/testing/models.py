@@ -3,7 +3,7 @@
 Each check raises ``AssertionError`` with what it saw; none needs a test framework.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from tamis.training.objective import training_loss
 
 _ROWS = 40
 _VALUES = 50
+_SIDES: tuple[Side, ...] = ("user", "item", "context")
 
 Build = Callable[[InputSpec], nn.Module]
 
@@ -26,6 +27,8 @@ def check_model(
     config_class: Any,  # noqa: ANN401  (any config)
     model_class: Any,  # noqa: ANN401  (any model)
     settings: Any = None,  # noqa: ANN401  (any config)
+    *,
+    sides: Sequence[Side] = _SIDES,
 ) -> None:
     """Run every check on a model.
 
@@ -33,6 +36,7 @@ def check_model(
         config_class: Its config dataclass.
         model_class: Called with (config, spec).
         settings: The config to check; None takes the defaults of ``config_class``.
+        sides: Sides of the inputs that the model reads.
 
     Raises:
         AssertionError: The model breaks a promise; the message says which.
@@ -53,7 +57,7 @@ def check_model(
         check_forward_writes_nothing(build, spec)
     spec = example_spec(num_tasks=2)
     check_gradients(build, spec)
-    check_sparse_gradients(build, spec)
+    check_sparse_gradients(build, spec, sides=sides)
     check_empty_histories(build, spec)
     check_state_dict(build, spec)
     check_bfloat16(build, spec)
@@ -66,7 +70,6 @@ def example_spec(
     names = [f"field{index}" for index in range(num_categorical)]
     tables = [Table(name=name, num_rows=_VALUES) for name in names]
     groups: tuple[SequenceInput, ...] = ()
-    sides: tuple[Side, ...] = ("user", "item", "context")
     if sequences:
         owners = (names * 2)[:2] or ["events", "events"]
         if not names:
@@ -83,13 +86,13 @@ def example_spec(
     return InputSpec(
         numeric=tuple(f"number{index}" for index in range(num_numeric)),
         categorical=tuple(
-            CategoricalInput(name=name, table=name, side=sides[index % 3])
+            CategoricalInput(name=name, table=name, side=_SIDES[index % 3])
             for index, name in enumerate(names)
         ),
         sequences=groups,
         tables=tuple(tables),
         tasks=tuple(Task(name=f"task{index}") for index in range(num_tasks)),
-        numeric_sides=tuple(sides[index % 3] for index in range(num_numeric)),
+        numeric_sides=tuple(_SIDES[index % 3] for index in range(num_numeric)),
     )
 
 
@@ -207,8 +210,13 @@ def check_gradients(build: Build, spec: InputSpec) -> None:
         assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0"
 
 
-def check_sparse_gradients(build: Build, spec: InputSpec) -> None:
-    """Gradients of merged tables are sparse and hold the rows of the batch and no others."""
+def check_sparse_gradients(
+    build: Build, spec: InputSpec, *, sides: Sequence[Side] = _SIDES
+) -> None:
+    """Gradients of merged tables are sparse and hold the rows of the batch and no others.
+
+    Of sides that the model does not read it may look up no row.
+    """
     model = build(spec)
     batch = example_batch(spec, rows=4)
     _loss(model(batch), batch, spec).backward()
@@ -218,7 +226,7 @@ def check_sparse_gradients(build: Build, spec: InputSpec) -> None:
         gradient = module.weight.grad
         assert gradient is not None, f"{name}.weight must get a gradient"
         assert gradient.is_sparse, f"{name}.weight must get a sparse gradient"
-        got, expected = set(gradient._indices()[0].tolist()), _rows_of(module, batch, spec)
+        got, expected = set(gradient._indices()[0].tolist()), _rows_of(module, batch, spec, sides)
         assert got == expected, (
             f"{name}.weight: the rows of the batch and no others must get a gradient; rows "
             f"{sorted(got - expected)} are not of the batch, {sorted(expected - got)} are missing"
@@ -258,12 +266,18 @@ def check_bfloat16(build: Build, spec: InputSpec) -> None:
     _check_gradients_are_finite(model, "in bfloat16")
 
 
-def _rows_of(tables: EmbeddingTables, batch: Batch, spec: InputSpec) -> set[int]:
-    """Rows of merged tables that a batch looks up, one by one."""
-    rows = set()
+def _rows_of(
+    tables: EmbeddingTables, batch: Batch, spec: InputSpec, sides: Sequence[Side]
+) -> set[int]:
+    """Rows of merged tables that some sides of a batch look up, one by one."""
+    rows: set[int] = set()
     for column, item in enumerate(spec.categorical):
+        if item.side not in sides:
+            continue
         rows |= {tables.first_row[item.table] + index for index in batch.ids[:, column].tolist()}
     for group in spec.sequences:
+        if group.side not in sides:
+            continue
         for column, table in enumerate(group.tables):
             events = batch.sequences[group.name].values[:, column].tolist()
             rows |= {tables.first_row[table] + index for index in events}

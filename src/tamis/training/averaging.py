@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.residual_index import ResidualIndex
 from tamis.training.optimizers import table_parameters
 
@@ -22,7 +23,7 @@ class WeightAverage:
     table row.
 
     Floating-point buffers, such as the statistics of batch norm, are averaged as weights are; those
-    of a learnt index are not, as the mean of two clusterings is none.
+    of a learnt index are not, as the mean of two clusterings is none, nor those that count items.
 
     Source:
         Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control
@@ -40,16 +41,16 @@ class WeightAverage:
         tables = {id(table) for table in table_parameters(model)}
         self._dense: dict[str, Tensor] = {}
         self._tables: dict[str, nn.Parameter] = {}
-        of_index = {
+        not_averaged = {
             id(buffer)
             for module in model.modules()
-            if isinstance(module, ResidualIndex)
+            if isinstance(module, ResidualIndex | StreamingFrequency)
             for buffer in module.buffers()
         }
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if isinstance(value, nn.Parameter) and id(value) in tables:
                 self._tables[name] = value
-            elif value.is_floating_point() and id(value) not in of_index:
+            elif value.is_floating_point() and id(value) not in not_averaged:
                 self._dense[name] = value
         self._averages = {
             name: value.detach().clone() for name, value in (self._dense | self._tables).items()

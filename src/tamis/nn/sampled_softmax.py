@@ -1,0 +1,53 @@
+"""The softmax over a corpus, learnt from the items of a batch."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def in_batch_softmax_loss(
+    query: Float[Tensor, "B D"],
+    item: Float[Tensor, "B D"],
+    log_item_prob: Float[Tensor, " B"],
+    *,
+    rewards: Float[Tensor, " B"],
+    temperature: Tensor | float = 1.0,
+) -> Float[Tensor, ""]:
+    """Mean softmax loss, times reward, of each query's own item against all items of the batch.
+
+    Row i of ``item`` is what row i of ``query`` went for, if its reward is above 0. Rows without
+    reward have no loss of their own; their items are negatives of the others all the same. Popular
+    items turn up as negatives more often; subtracting ``log_item_prob`` undoes that (logQ), and
+    makes the loss least where scores are the logarithms of the true conditional probabilities, up
+    to a constant for each query. An item that stands twice counts twice, as its probability says.
+
+    Args:
+        query: User-tower outputs, float32.
+        item: Item-tower outputs, float32.
+        log_item_prob: Natural log of each item's chance of standing in a place of the batch. Zeros
+            switch the correction off.
+        rewards: At least 0; label times row weight.
+        temperature: Divides the dot products before the correction. Positive.
+
+    Returns:
+        Loss in nats per row. To divide by the rewards' sum instead would weigh a batch by how many
+        of its rows are positives, and so by what its negatives are.
+
+    Source:
+        Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations,
+        RecSys 2019, equations (4) and (5).
+
+    Differs from the source:
+        The temperature, which the source has in the towers, is an argument.
+
+    Example:
+        >>> eye = torch.eye(2)
+        >>> zeros, ones = torch.zeros(2), torch.ones(2)
+        >>> round(in_batch_softmax_loss(eye, eye, zeros, rewards=ones).item(), 4)
+        0.3133
+    """
+    # In float32: bfloat16 has 256 values between 1 and 2, and dot products are divided by little.
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ item.T / temperature - log_item_prob
+    losses = torch.logsumexp(logits, dim=1) - logits.diagonal()
+    return (losses * rewards).mean()
