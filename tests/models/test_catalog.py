@@ -13,7 +13,7 @@ from tamis.testing import models as conformance
 from tamis.training.objective import training_loss
 
 _NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
-_NOT_MODELS |= {"early_heads", "early_serving", "flops", "item_id", "monn"}
+_NOT_MODELS |= {"early_heads", "early_serving", "flops", "item_id", "lightgcn", "monn"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)

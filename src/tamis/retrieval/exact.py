@@ -32,6 +32,16 @@ class Queries:
     flops: int
     """Floating-point operations of one of them."""
 
+    @classmethod
+    def of_rows(cls, vectors: Float[Tensor, "U W"], *, column: int) -> "Queries":
+        """Vectors that stand ready, one for each user.
+
+        Args:
+            vectors: Of the users, in the order of their numbers.
+            column: Column of ``Batch.ids`` that holds a user's number.
+        """
+        return cls(encode=lambda users: vectors[users.ids[:, column].long()], flops=0)
+
 
 class ExactSearcher:
     """Every item is scored; of equal scores the item with the least id wins.
