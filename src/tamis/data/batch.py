@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tamis.data.schema import InputSpec
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Jagged:
@@ -65,6 +67,24 @@ class Batch:
             weights=self.weights.to(device, non_blocking=True),
             sequences={name: jagged.to(device) for name, jagged in self.sequences.items()},
         )
+
+
+def blank_batch(spec: InputSpec, rows: int, device: torch.device) -> Batch:
+    """Rows of nothing: unknown categories, empty histories, zeros."""
+    sequences = {
+        group.name: Jagged(
+            values=torch.zeros(0, len(group.fields), dtype=torch.int64),
+            offsets=torch.zeros(rows + 1, dtype=torch.int64),
+        )
+        for group in spec.sequences
+    }
+    return Batch(
+        numeric=torch.zeros(rows, len(spec.numeric)),
+        ids=torch.zeros(rows, len(spec.categorical), dtype=torch.int64),
+        labels=torch.full((rows, len(spec.tasks)), torch.nan),
+        weights=torch.ones(rows),
+        sequences=sequences,
+    ).to(device)
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
-from tamis.models.flops import blank_batch, counted_flops
+from tamis.models.flops import counted_flops
 from tamis.models.item_id import hide_ids, place_of_id
 from tamis.models.monn import MoNN, MoNNConfig
 from tamis.models.output import Inspection, Output, Supervised

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.public_sets import census, reczoo, sequences, tabular
+from tamis.data.public_sets import census, reczoo, retrieval, sequences, tabular
 from tamis.data.public_sets.files import SPLITS
 from tamis.data.schema import Schema
 from tamis.errors import DataError
@@ -53,15 +53,29 @@ def _written(
     return read_and_write
 
 
+def _rows_of(
+    read: Callable[[Path], retrieval.RetrievalSet],
+) -> Callable[[Path], tuple[dict[str, pa.Table], Schema]]:
+    """The rows that a retrieval task is learnt from, without what is searched and found."""
+
+    def read_rows(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
+        task = read(folder)
+        return task.tables, task.schema
+
+    return read_rows
+
+
 _TABLES = {
     "amazon_beauty": ("seq_amazon_beauty", sequences.amazon),
     "amazon_grocery": ("seq_amazon_grocery", sequences.grocery),
     "amazon_sports": ("seq_amazon_sports_and_outdoors", sequences.amazon),
+    "amazon_sports_retrieval": ("seq_amazon_sports_and_outdoors", _rows_of(retrieval.amazon)),
     "census": ("census_income_kdd", census.census),
     "census_harness": ("census_income_kdd", census.census_harness),
     "collm_ml1m": ("collm_ml1m", sequences.collm_ml1m),
     "criteo_attribution_5cat": ("criteo_attribution_5cat", tabular.criteo_attribution_5cat),
     "frappe": ("frappe", tabular.frappe),
+    "gowalla": ("gowalla", _rows_of(retrieval.gowalla)),
     "movielens_1m": ("movielens_1m", tabular.movielens_1m),
     "rees46": ("ecom_sessions_rees46", sequences.rees46),
 }

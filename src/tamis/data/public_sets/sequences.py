@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tamis.data.public_sets.files import read_parquet
 from tamis.data.schema import Field, Roles, Schema, Task
 
-_LONGEST = 50
+LONGEST = 50
 _SEED = 2024
 
 
@@ -44,20 +44,7 @@ def amazon(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     Source:
         Zhou et al., S3-Rec, CIKM 2020; DIN's protocol of one drawn item per positive.
     """
-    sequences = read_parquet(folder / "sequences.parquet")["items"].combine_chunks()
-    items = read_parquet(folder / "item_attributes.parquet").sort_by("item_id")
-    ids = items["item_id"].to_numpy()
-    attributes = items["attributes"].combine_chunks()
-    ends = attributes.offsets.to_numpy()
-    assert (np.diff(ends) > 0).all(), "every item has an attribute in the published files"
-    finest = attributes.values.to_numpy()[ends[1:] - 1]
-    return _tables(
-        Sequences(
-            steps=np.searchsorted(ids, sequences.values.to_numpy()),
-            offsets=sequences.offsets.to_numpy().astype(np.int64),
-            columns={"item": ids.astype(np.int64), "category": finest.astype(np.int64)},
-        )
-    )
+    return _tables(read_amazon(folder)[0])
 
 
 def grocery(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
@@ -138,7 +125,7 @@ def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
         sequences = Sequences(
             steps=np.searchsorted(columns["item"], steps), offsets=offsets, columns=columns
         )
-        table, session_of_row = _rows(sequences, firsts, people=people)
+        table, session_of_row = rows_of_steps(sequences, firsts, people=people)
         if name == "test":
             tables["test"] = table
             continue
@@ -148,20 +135,37 @@ def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
         is_tested = np.isin(people, parts["test"]["user_idx"].to_numpy())
         for split, chosen in (("train", ~is_valid & ~is_tested), ("valid", is_valid & ~is_tested)):
             tables[split] = table.filter(pa.array(chosen[session_of_row]))
-    return tables, _schema(_fields(columns))
+    return tables, _schema(fields_of(columns))
+
+
+def read_amazon(folder: Path) -> tuple[Sequences, pa.ListArray]:
+    """Steps of all users, and the attributes of each item, the finest category last."""
+    sequences = read_parquet(folder / "sequences.parquet")["items"].combine_chunks()
+    items = read_parquet(folder / "item_attributes.parquet").sort_by("item_id")
+    ids = items["item_id"].to_numpy()
+    attributes = items["attributes"].combine_chunks()
+    ends = attributes.offsets.to_numpy()
+    assert (np.diff(ends) > 0).all(), "every item has an attribute in the published files"
+    finest = attributes.values.to_numpy()[ends[1:] - 1]
+    steps = Sequences(
+        steps=np.searchsorted(ids, sequences.values.to_numpy()),
+        offsets=sequences.offsets.to_numpy().astype(np.int64),
+        columns={"item": ids.astype(np.int64), "category": finest.astype(np.int64)},
+    )
+    return steps, attributes
 
 
 def _tables(sequences: Sequences) -> tuple[dict[str, pa.Table], Schema]:
     """Rows of every step but the first; a user's last two steps are those of test and valid."""
-    table, user = _rows(sequences, sequences.offsets[:-1] + 1)
+    table, user = rows_of_steps(sequences, sequences.offsets[:-1] + 1)
     length = np.diff(sequences.offsets)[user]
     to_the_end = length - 1 - table["step"].to_numpy()
     masks = {"train": to_the_end > 1, "valid": to_the_end == 1, "test": to_the_end == 0}
     tables = {split: table.filter(pa.array(mask)) for split, mask in masks.items()}
-    return tables, _schema(_fields(sequences.columns))
+    return tables, _schema(fields_of(sequences.columns))
 
 
-def _rows(
+def rows_of_steps(
     sequences: Sequences,
     firsts: NDArray[np.int64],
     people: NDArray[np.int64] | None = None,
@@ -176,14 +180,14 @@ def _rows(
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     firsts = np.minimum(np.maximum(firsts, starts + 1), ends)
     user = np.repeat(np.arange(len(starts)), ends - firsts)
-    place = _ranges(firsts, ends)
+    place = ranges(firsts, ends)
     people = np.arange(len(starts)) if people is None else people
     _, people = np.unique(people, return_inverse=True)
     drawn = _drawn(sequences, user, people)
     item = np.stack([sequences.steps[place], drawn], axis=1).ravel()
     user, place = np.repeat(user, 2), np.repeat(place, 2)
-    oldest = np.maximum(starts[user], place - _LONGEST)
-    history = sequences.steps[_ranges(oldest, place)]
+    oldest = np.maximum(starts[user], place - LONGEST)
+    history = sequences.steps[ranges(oldest, place)]
     bounds = pa.array(np.concatenate([[0], (place - oldest).cumsum()]).astype(np.int32))
     columns: dict[str, pa.Array] = {
         "click": pa.array(np.tile(np.array([1, 0], np.int8), len(drawn))),
@@ -212,7 +216,7 @@ def _drawn(
         drawn[again] = generator.integers(count, size=len(again))
 
 
-def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
     """``start, ..., stop - 1`` of each pair, one after the other."""
     lengths = stops - starts
     before = lengths.cumsum() - lengths
@@ -235,8 +239,8 @@ def _joined(
     offsets = np.concatenate([[0], (lengths[0] + lengths[1]).cumsum()])
     middle = offsets[:-1] + lengths[0]
     values = np.empty(offsets[-1], np.int64)
-    values[_ranges(offsets[:-1], middle)] = first[0]
-    values[_ranges(middle, offsets[1:])] = second[0]
+    values[ranges(offsets[:-1], middle)] = first[0]
+    values[ranges(middle, offsets[1:])] = second[0]
     return values, offsets, middle
 
 
@@ -256,7 +260,8 @@ def _products(parts: list[pa.Table], names: dict[str, str]) -> dict[str, NDArray
     return {field: values[first] for field, values in events.items()}
 
 
-def _fields(columns: dict[str, NDArray[np.int64]]) -> tuple[Field, ...]:
+def fields_of(columns: dict[str, NDArray[np.int64]]) -> tuple[Field, ...]:
+    """Each category of an item, and the same of every item in the user's history."""
     return (
         *(Field(name=name, kind="categorical", side="item") for name in columns),
         *(_history(name) for name in columns),
@@ -270,7 +275,7 @@ def _history(name: str) -> Field:
         side="user",
         shares=name,
         group="history",
-        max_length=_LONGEST,
+        max_length=LONGEST,
     )
 
 
