@@ -204,7 +204,8 @@ def _built(faiss: Any, vectors: Tensor, settings: IVFFlat | IVFPQ | HNSW) -> Any
         index = faiss.IndexIVFFlat(quantizer, width, settings.lists, metric)
     else:
         index = faiss.IndexIVFPQ(quantizer, width, settings.lists, settings.parts, 8, metric)
-    index.cp.min_points_per_centroid = 1  # few items for each list are the caller's choice
+        index.pq.cp.min_points_per_centroid = 1
+    index.cp.min_points_per_centroid = 1  # few items for each centre are the caller's choice
     index.nprobe = settings.probes
     index.train(array)
     index.add(array)
