@@ -250,11 +250,13 @@ def points(world: World) -> Iterator[Point]:
     own = ItemVectors.of(snapshot.members.ids, snapshot.members.vectors)
     leaf_seconds = time.perf_counter() - started
     leaf = BeamSearcher(retriever=Retriever(world.leaf, snapshot), beams=())
+    # Masked items are dropped from what is found, so the least width has room for them.
+    least = FOUND + int(world.masked.lengths.max())
     for count in widths(world, (0.02, 0.05, 0.1, 0.2)):
-        searcher = Reranker(candidates, world.leaf, own, num_candidates=max(FOUND, count))
+        searcher = Reranker(candidates, world.leaf, own, num_candidates=max(least, count))
         yield Point(
             way="rerank",
-            setting=f"m={max(FOUND, count)}",
+            setting=f"m={max(least, count)}",
             searcher=searcher,
             exhaustive=leaf,
             build_seconds=encoded + leaf_seconds,

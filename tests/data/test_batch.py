@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tamis.data.batch import Batch, Jagged, concatenate
+from tamis.data.batch import Batch, Jagged, blank_batch, concatenate
+from tamis.data.schema import InputSpec
 
 
 def _jagged(rows: list[list[int]]) -> Jagged:
@@ -60,3 +61,15 @@ def test_concatenated_batches_stand_one_after_another() -> None:
 def test_row_that_is_not_there_cannot_be_taken() -> None:
     with pytest.raises(IndexError):
         _jagged([[1]]).take(torch.tensor([1]))
+
+
+def test_rows_of_nothing_have_the_shapes_of_the_spec_and_no_label(spec: InputSpec) -> None:
+    batch = blank_batch(spec, 3, torch.device("cpu"))
+
+    assert not batch.ids.any()
+    assert batch.ids.shape == (3, 2)
+    assert batch.numeric.tolist() == [[0.0]] * 3
+    assert batch.labels.isnan().all()
+    assert batch.labels.shape == (3, 2)
+    assert _rows(batch.sequences["past"]) == [[], [], []]
+    assert batch.weights.tolist() == [1.0] * 3

@@ -83,6 +83,13 @@ def test_lists_of_pairs_are_lists_in_the_order_of_users() -> None:
     assert [ids.tolist() for ids in lists.lists()] == [[6], [], [5, 7], []]
 
 
+def test_lists_of_items_that_repeat_or_are_none_are_refused() -> None:
+    with pytest.raises(DataError, match=r"got item 4 twice for user 1\. Drop repeats"):
+        ItemLists.of([[4, 2], [4, 0, 4]])
+    with pytest.raises(DataError, match="ids must be at least 0, got -1"):
+        ItemLists.of([[0], [-1]])
+
+
 @pytest.mark.parametrize(
     ("found", "relevant", "masked", "options", "message"),
     [

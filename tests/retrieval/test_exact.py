@@ -73,23 +73,6 @@ def test_no_users_and_more_items_than_there_are() -> None:
     assert exact_top_k(torch.ones(1, 3), items, 9)[1].shape == (1, 3)
 
 
-def test_vectors_are_in_the_order_of_ids_and_places_find_them() -> None:
-    items = ItemVectors.of(torch.tensor([9, 4, 7]), torch.tensor([[9.0], [4.0], [7.0]]))
-
-    assert items.ids.tolist() == items.vectors.flatten().tolist() == [4, 7, 9]
-    assert items.places(torch.tensor([9, 4])).tolist() == [2, 0]
-    with pytest.raises(DataError, match="ids must be of the corpus, got 8"):
-        items.places(torch.tensor([4, 8]))
-
-
-@pytest.mark.parametrize(
-    ("ids", "message"), [([], "must hold an item, got none"), ([3, 3], "got 3 twice")]
-)
-def test_impossible_corpora_are_refused(ids: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        ItemVectors.of(torch.tensor(ids, dtype=torch.int64), torch.zeros(len(ids), 2))
-
-
 def test_no_item_is_asked_for_or_two_users_ask() -> None:
     searcher = _searcher(ItemVectors.of(torch.tensor([1]), torch.ones(1, 1)))
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
 from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.residual_index import ResidualIndex
 from tamis.training.averaging import WeightAverage
 from tamis.training.optimizers import RowAdam, RowwiseAdagrad
@@ -124,6 +125,19 @@ def test_state_of_an_index_is_not_averaged() -> None:
 
     with average.swapped_in(3):
         assert all(torch.equal(value, before[name]) for name, value in index.state_dict().items())
+
+
+def test_counts_of_items_are_not_averaged() -> None:
+    frequency = StreamingFrequency(5)
+    average = WeightAverage(frequency, decay=0.9, total_steps=3)
+    for step in range(3):
+        average.before_update(step)
+        frequency.observe(torch.tensor([0, 1, 1, 2]))
+    before = {name: value.clone() for name, value in frequency.state_dict().items()}
+
+    with average.swapped_in(3):
+        for name, value in frequency.state_dict().items():
+            assert torch.equal(value, before[name])
 
 
 def test_codebooks_that_are_weights_are_averaged() -> None:

@@ -26,6 +26,18 @@ class ItemLists:
     ids: NDArray[np.int64]
     """(N,) ids, at least 0; within a list all different."""
 
+    def __post_init__(self) -> None:
+        if self.ids.size and self.ids.min() < 0:
+            raise DataError(f"item lists: ids must be at least 0, got {int(self.ids.min())}.")
+        keys = np.sort(self.owners * (int(self.ids.max(initial=0)) + 1) + self.ids)
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if twice.size:
+            user, item = divmod(int(twice[0]), int(self.ids.max()) + 1)
+            raise DataError(
+                f"item lists: a list must not hold an item twice, got item {item} twice for user "
+                f"{user}. Drop repeats beforehand."
+            )
+
     @classmethod
     def of(cls, lists: Sequence[ArrayLike]) -> "ItemLists":
         """Lists as they are, one for each user."""

@@ -180,8 +180,7 @@ def weights_of_tasks(task_weights: Sequence[float], num_tasks: int) -> tuple[flo
     weights = tuple(task_weights) or (1.0,) * num_tasks
     if len(weights) != num_tasks:
         raise ValueError(
-            f"retriever: task_weights must be one for each of {num_tasks} tasks, got "
-            f"{len(weights)}."
+            f"search: task_weights must be one for each of {num_tasks} tasks, got {len(weights)}."
         )
     return weights
 
