@@ -192,6 +192,37 @@ def test_rows_are_numbered_and_encoded_as_in_training(
             assert row == by_value.get(raw, 0)
 
 
+def test_ids_alone_are_enough(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = {
+        "user_id": [0, 0, 1, 1, 0, 1],
+        "item_id": [0, 2, 1, 2, 1, 3],
+        "split": ["train", "train", "train", "valid", "valid", "test"],
+    }
+    pq.write_table(pa.table(rows), folder / "interactions.parquet")
+    task = retrieval.gowalla(folder)
+    for name, table in {
+        **task.tables,
+        "corpus": task.corpus,
+        "requests": task.goals["test"].requests,
+    }.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    files = {split: tmp_path / f"{split}.parquet" for split in task.tables}
+    ingest(files, tmp_path / "data", schema=task.schema)
+    encoders, spec = _encoders(tmp_path), Dataset.open(tmp_path / "data").spec
+
+    users, items = (
+        torch.cat([batch.ids for _, batch in encoded_rows(tmp_path / name, encoders, spec)])
+        for name in ("requests.parquet", "corpus.parquet")
+    )
+    # Row 0 is that of what is unknown, or not said.
+    assert bool((users[:, 0] > 0).all())
+    assert not users[:, 1].any()
+    assert bool((items[:3, 1] > 0).all())
+    assert not items[:, 0].any()
+
+
 def test_pairs_hold_the_features_and_nothing_else() -> None:
     spec = InputSpec(
         numeric=("price", "same", "overlap"),

@@ -84,7 +84,7 @@ def gowalla(folder: Path) -> RetrievalSet:
     tables, goals = {}, {}
     before = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     for name, (user, item) in of_split.items():
-        touched = tuple(np.concatenate([*pair]) for pair in zip(before, (user, item), strict=True))
+        touched = [np.concatenate(pair) for pair in zip(before, (user, item), strict=True)]
         drawn = _untouched(user, touched[0] * num_items + touched[1], num_items, generator)
         tables[name] = pa.table(
             {
@@ -95,7 +95,9 @@ def gowalla(folder: Path) -> RetrievalSet:
         )
         if name != "train":
             goals[name] = Goal(
-                requests=pa.table({"user": np.arange(num_users), "item": pa.nulls(num_users)}),
+                requests=pa.table(
+                    {"user": np.arange(num_users), "item": pa.nulls(num_users, pa.int64())}
+                ),
                 relevant=ItemLists.of_pairs(user, item, num_users=num_users),
                 masked=ItemLists.of_pairs(*before, num_users=num_users),
             )
@@ -111,7 +113,7 @@ def gowalla(folder: Path) -> RetrievalSet:
     return RetrievalSet(
         tables=tables,
         schema=schema,
-        corpus=pa.table({"item": np.arange(num_items), "user": pa.nulls(num_items)}),
+        corpus=pa.table({"item": np.arange(num_items), "user": pa.nulls(num_items, pa.int64())}),
         goals=goals,
         matched=np.zeros(0, np.int64),
     )
