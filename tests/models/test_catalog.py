@@ -14,6 +14,7 @@ from tamis.training.objective import training_loss
 
 _NOT_MODELS = {"__init__", "catalog", "interest", "multi_task", "output", "ranges", "standalone"}
 _NOT_MODELS |= {"early_heads", "early_serving", "flops", "item_id", "lightgcn", "monn"}
+_NOT_MODELS |= {"trained", "weights"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
