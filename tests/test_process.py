@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -34,3 +35,20 @@ def _page_faults(state: str) -> int:
 def test_prepared_process_does_not_give_freed_blocks_back() -> None:
     # Plain: every one of four blocks faults anew. A system short of memory may take one back.
     assert _page_faults("prepared") * 2 < _page_faults("plain")
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "expected"), [("1", 0, 1), ("64", 0, None), ("", 0, None), ("2", 1, 1)]
+)
+def test_threads_are_those_asked_for_then_those_of_the_environment_then_every_core(
+    said: str, asked: int, expected: int | None
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": said}
+    if not said:
+        del environment["OMP_NUM_THREADS"]
+    command = f"from tamis import api; print(api.prepare_process({asked}))"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True, env=environment
+    )
+
+    assert int(done.stdout) == (expected or len(os.sched_getaffinity(0)))

@@ -11,16 +11,19 @@ def prepare_process(threads: int = 0) -> int:
     """Set up this process for long computations: how many threads, and what freed memory becomes.
 
     Args:
-        threads: At most this many in every library together; 0 takes every core that the process
-            may use.
+        threads: At most this many in every library together; 0 takes as many as the environment
+            variable ``OMP_NUM_THREADS`` says, or without it every core that the process may use.
 
     Returns:
         The number of threads.
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(threads, cores or 1) if threads else cores or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = (len(affinity(0)) if affinity else os.cpu_count()) or 1
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = threads or (int(said) if said.isdecimal() else 0) or cores
+    count = min(wanted, cores)
     torch.set_num_threads(count)
     pa.set_cpu_count(count)
     pa.set_io_thread_count(1)

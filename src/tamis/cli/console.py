@@ -33,7 +33,10 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Threads = Annotated[
-    int, typer.Option("--threads", min=0, help="Compute threads; 0 takes every core.")
+    int,
+    typer.Option(
+        "--threads", min=0, help="Compute threads; 0 takes OMP_NUM_THREADS, or every core."
+    ),
 ]
 
 
