@@ -298,7 +298,9 @@ def _draw_census(model: str, table: str, trial: int) -> Recipe:
     """The paper's budget: 6 experts of 128-64 in two levels, towers of 32.
 
     AdaTT's split between task experts and shared ones is searched, as in the paper; PLE needs a
-    shared one, and three of each make six.
+    shared one, and three of each make six. L2 stands in the gradient, as in the harness: with a
+    decoupled decay of 0.01 to 1 instead, in three trials each, every model overfitted within two
+    passes, at validation AUCs of 0.889 to 0.909 against 0.915 and more.
     """
     generator = random.Random(f"census/{trial}")
 
@@ -310,7 +312,7 @@ def _draw_census(model: str, table: str, trial: int) -> Recipe:
         "model": {"name": model},
         "optimizer": {
             "dense_lr": pick([1e-4, 3e-4, 1e-3], first=1e-4),
-            "dense_weight_decay": pick([0.01, 0.1, 1.0], first=0.01),
+            "dense_l2": pick([0.003, 0.01, 0.03], first=0.01),
         },
         "schedule": pick([{"plateau_factor": 0.3}, {"kind": "cosine"}], first={"kind": "cosine"}),
         "training": {

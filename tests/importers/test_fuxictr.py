@@ -208,13 +208,20 @@ def test_stacked_cross_network_takes_the_stacked_layers(folder: Path) -> None:
     assert (model.rank, model.num_experts) == (32, 4)
 
 
+def test_l2_on_the_network_is_that_of_its_gradient(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text(path.read_text().replace("net_regularizer: 0", "net_regularizer: 1.e-5"))
+    recipe = fuxictr.read(folder, "DeepFM_test").recipe
+
+    assert run_config_from_table(recipe).optimizer.dense_l2 == 1e-5
+
+
 def test_what_has_no_counterpart_is_said(folder: Path) -> None:
     path = folder / "model_config.yaml"
-    text = path.read_text().replace("net_regularizer: 0", "net_regularizer: 1.e-5")
+    text = path.read_text()
     path.write_text(text.replace("hidden_units: [300, 300]", "hidden_units: [300]\n    foo: 3"))
     notes = fuxictr.read(folder, "DeepFM_test").notes
 
-    assert any("net_regularizer = 1e-05 is not carried over" in note for note in notes)
     assert "foo = 3 has no counterpart in deepfm." in notes
 
 

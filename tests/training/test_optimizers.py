@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.nn.embedding import EmbeddingTables
 from tamis.training.config import OptimizerConfig
@@ -302,3 +303,29 @@ def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> No
     assert decay_by_name["head.layers.0.weight"] == 0.1
     for spared in ("layers.0.mixers.0.map.bias", "layers.0.mixers.1.bias", "layers.0.norm.weight"):
         assert decay_by_name[spared] == 0
+
+
+def test_dense_l2_is_adam_with_the_weight_in_the_gradient(spec: InputSpec) -> None:
+    entry = catalog.entry("dhen")
+    model = entry.model(entry.config(modules=("linear",), head_units=(8,)), spec)
+    settings = OptimizerConfig(dense_l2=0.01, dense_lr=0.1)
+    optimizer = build_optimizers(model, settings)["dense"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [parameter.detach().double() for parameter in parameters]
+    for place, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 1e-3 * (place + 1))
+
+    optimizer.step()
+
+    for place, (parameter, old) in enumerate(zip(parameters, before, strict=True)):
+        gradient = 1e-3 * (place + 1) + 0.01 * old
+        # The first step of Adam, whose moments are the gradient and its square.
+        expected = old - 0.1 * gradient / (gradient.abs() + 1e-8)
+        assert torch.allclose(parameter.double(), expected, atol=1e-5)
+
+
+def test_dense_l2_and_decoupled_decay_exclude_each_other() -> None:
+    with pytest.raises(
+        ConfigError, match=r"dense_l2: must be 0 beside a decoupled decay, got 0\.01"
+    ):
+        OptimizerConfig(dense_l2=0.01, dense_weight_decay=0.1)

@@ -469,11 +469,6 @@ def _value(key: str, value: Any, notes: list[str]) -> Any:  # noqa: ANN401  (val
 def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if str(model.get("optimizer", "adam")).lower() != "adam":
         notes.append(f"optimizer = {model['optimizer']!r} became Adam.")
-    if _coefficient(model.get("net_regularizer"), notes):
-        notes.append(
-            f"net_regularizer = {model['net_regularizer']!r} is not carried over: tamis decays "
-            f"dense weights apart from the gradient (optimizer.dense_weight_decay)."
-        )
     rate = _number(model, "learning_rate", 1e-3)
     reduces = model.get("reduce_lr_on_plateau", True)
     return {
@@ -482,6 +477,7 @@ def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             "embedding_lr": rate,
             "embedding_l2": _coefficient(model.get("embedding_regularizer"), notes),
             "dense_lr": rate,
+            "dense_l2": _coefficient(model.get("net_regularizer"), notes),
             "clip_norm": 10.0,  # FuxiCTR's
         },
         "schedule": {"plateau_factor": 0.1 if reduces else 1.0},

@@ -23,9 +23,13 @@ class OptimizerConfig:
     """L2 coefficient on table rows. It acts when a row is in a batch, for all steps since it last
     was; a row that never returns keeps its value. At least 0."""
     dense_lr: float = 1e-3
-    """Step size of AdamW for everything else. Positive."""
+    """Step size of Adam for everything else. Positive."""
     dense_weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW on dense matrices; biases and norms are spared."""
+    """Decoupled weight decay (AdamW) on dense matrices; biases and norms are spared."""
+    dense_l2: float = 0.0
+    """L2 coefficient of every dense parameter, added to its gradient, as Adam was published. A
+    weight with small gradients then shrinks by up to the step size at each step, so that 0.01 is
+    far stronger than the same decoupled decay, which must be 0 beside it."""
     clip_norm: float = 0.0
     """Largest global norm of the dense gradients; 0 does not clip. Tables are never clipped."""
 
@@ -33,9 +37,14 @@ class OptimizerConfig:
         for name in ("embedding_lr", "dense_lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}.")
-        for name in ("embedding_l2", "dense_weight_decay", "clip_norm"):
+        for name in ("embedding_l2", "dense_weight_decay", "dense_l2", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be at least 0, got {getattr(self, name)}.")
+        if self.dense_l2 and self.dense_weight_decay:
+            raise ConfigError(
+                f"dense_l2: must be 0 beside a decoupled decay, got {self.dense_l2} and "
+                f"dense_weight_decay={self.dense_weight_decay}. Set one of them to 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -72,9 +72,9 @@ def group_rows(rows: Tensor, *, num_table_rows: int) -> RowGroups:
 def build_optimizers(
     model: nn.Module, settings: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
-    """Optimizers by name: ``tables`` for embedding tables, ``dense`` (AdamW) for the rest.
+    """Optimizers by name: ``tables`` for embedding tables, ``dense`` (Adam) for the rest.
 
-    Biases, whatever their shape, and norms do not decay.
+    Decoupled decay spares biases, whatever their shape, and norms; L2 in the gradient spares none.
     """
     tables = table_parameters(model)
     rest = {
@@ -88,7 +88,8 @@ def build_optimizers(
         optimizers["tables"] = kinds[settings.embedding](
             tables, lr=settings.embedding_lr, l2=settings.embedding_l2
         )
-    decays = {True: settings.dense_weight_decay, False: 0.0}
+    l2, decay = settings.dense_l2, settings.dense_weight_decay
+    decays = {True: l2 or decay, False: l2}
     groups = [
         {"params": members, "weight_decay": decay}
         for is_matrix, decay in decays.items()
@@ -101,7 +102,9 @@ def build_optimizers(
         )
     ]
     if groups:
-        optimizers["dense"] = torch.optim.AdamW(groups, lr=settings.dense_lr, fused=True)
+        optimizers["dense"] = torch.optim.Adam(
+            groups, lr=settings.dense_lr, decoupled_weight_decay=not l2, fused=True
+        )
     return optimizers
 
 
