@@ -111,7 +111,7 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
     elif kind == "gate":
         model["gate"] = rest
     elif variant == "other-style":
-        model["style"] = {"literal": "residual", "residual": "literal"}[model["style"]]
+        model["style"] = "literal" if model["style"] != "literal" else "pre_norm"
     else:
         model |= {
             "pma": {"pooled_tokens": 0},

@@ -16,6 +16,7 @@ from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table,
 from tamis.errors import ConfigError
 from tamis.models import interformer
 from tamis.models.interformer import InterFormer, InterFormerConfig
+from tamis.nn.length_groups import LengthGroups
 from tamis.testing.models import example_batch, example_spec, take_rows
 
 _SMALL: dict = {
@@ -182,7 +183,7 @@ class Rows:
                     query, key = self.rotated(query), self.rotated(key)
                 mixed = self.attend(query, key, value)
                 events = self.each(layer.attention.output, mixed, num_hidden=0)
-            residual = config.style == "residual"
+            residual = config.style != "literal"
             x, s = (x + fields, s + events) if residual else (fields, events)
         summaries = [
             self.of_fields(self.model.field_summary, x),
@@ -197,6 +198,7 @@ class Rows:
     [
         {},
         {"style": "literal"},
+        {"style": "residual"},
         {"backbone": "dot", "flow": "to_fields"},
         {"backbone": "dcn_v2", "backbone_layers": 2, "cross_rank": 3, "flow": "to_events"},
         {"flow": "none", "merge_single": False},
@@ -225,8 +227,10 @@ def _layer(flow: str) -> tuple[InterFormer, torch.Tensor, torch.Tensor, torch.Te
     batch = example_batch(spec)
     with torch.no_grad():
         model.tokens.tables.weight.normal_()
-    x = model.tokens(batch).detach().requires_grad_()
-    s, valid = model.events(batch, model.tokens.tables).padded()
+    events = model.events(batch, model.tokens.tables)
+    groups = LengthGroups(events.offsets)
+    x = model.tokens(batch).index_select(0, groups.order).detach().requires_grad_()
+    (s,), (valid,) = groups.pad(events.values), groups.valid
     return model, x, s.detach().requires_grad_(), valid
 
 
@@ -236,8 +240,9 @@ def _updated(model: InterFormer, x, s, valid) -> tuple[torch.Tensor, torch.Tenso
     if of_fields is not None and model.config.has_class_tokens:
         s = torch.cat([of_fields, s], dim=1)
         valid = torch.nn.functional.pad(valid, (of_fields.shape[1], 0), value=True)
-    of_events = layer.event_summary(s, valid) if layer.event_summary is not None else None
-    return layer.interact(x, of_events), layer.attend(s, of_fields, valid)
+    of_events = layer.event_summary([s], [valid]) if layer.event_summary is not None else None
+    fields = [of_fields] if of_fields is not None else None
+    return layer.interact(x, of_events), layer.attend([s], fields, [valid])[0]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +282,7 @@ def test_the_archs_of_a_layer_may_run_in_either_order(monkeypatch: pytest.Monkey
         waiting.append((promised, (layer, x, of_events)))
         return promised
 
-    def attend_first(layer, s, of_fields, valid) -> torch.Tensor:
+    def attend_first(layer, s, of_fields, valid) -> list[torch.Tensor]:
         events = attend(layer, s, of_fields, valid)
         promised, arguments = waiting.pop()
         promised.copy_(interact(*arguments))

@@ -1,4 +1,4 @@
-"""Jagged events: padding, alignment of groups, the merge of columns, recent events."""
+"""Jagged events: alignment of groups, the merge of columns, recent events."""
 
 import numpy as np
 import pytest
@@ -8,29 +8,6 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec, SequenceInput, Table, Task
 from tamis.nn.embedding import EmbeddingTables
 from tamis.nn.sequence import Events, EventVectors, HistoryTokens, last_events
-
-
-def test_padding_keeps_events_from_the_left_and_has_a_mask() -> None:
-    events = Events(values=torch.tensor([[1.0], [2], [3]]), offsets=torch.tensor([0, 2, 2, 3]))
-    padded, valid = events.padded()
-
-    assert padded.squeeze(2).tolist() == [[1, 2], [0, 0], [3, 0]]
-    assert valid.tolist() == [[True, True], [False, False], [True, False]]
-
-
-def test_padding_of_nothing_has_one_place_that_is_not_valid() -> None:
-    padded, valid = Events(values=torch.zeros(0, 3), offsets=torch.zeros(3).long()).padded()
-
-    assert padded.shape == (2, 1, 3)
-    assert not valid.any()
-
-
-def test_padding_hands_gradients_back_to_every_event() -> None:
-    values = torch.randn(4, 2, requires_grad=True)
-    padded, _ = Events(values=values, offsets=torch.tensor([0, 1, 4])).padded()
-    (padded * torch.arange(12.0).view(2, 3, 2)).sum().backward()
-
-    assert values.grad.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
 
 
 def test_recent_events_come_newest_first_after_the_first_tokens() -> None:

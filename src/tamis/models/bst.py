@@ -1,10 +1,12 @@
 """BST: a transformer over the history and the candidate."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from tamis.data.schema import InputSpec
 from tamis.models.interest import (
@@ -15,6 +17,7 @@ from tamis.models.interest import (
     check_heads,
 )
 from tamis.nn.attention import TransformerLayer
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.mlp import Activation
 from tamis.nn.sequence import History, last_events
 
@@ -81,16 +84,25 @@ class _Unit(InterestUnit):
     def forward(self, history: History) -> Interest:
         events = history.events
         placed = events.values + self.positions[1:].index_select(0, events.ages)
-        padded, valid = replace(events, values=placed).padded()
-        target = (history.target + self.positions[0]).unsqueeze(1)
-        tokens = torch.cat([target, padded], dim=1)
-        valid = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)
+        groups = LengthGroups(events.offsets)
+        targets = groups.split(history.target + self.positions[0])
+        parts = zip(targets, groups.pad(placed), groups.valid, strict=True)
+        return Interest(vector=groups.join([self._read(*group) for group in parts]))
+
+    def _read(
+        self,
+        target: Float[Tensor, "B D"],
+        padded: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B W"]:
+        """What the layers make of a candidate and the events before it."""
+        tokens = torch.cat([target.unsqueeze(1), padded], dim=1)
+        lengths, valid = valid.sum(1), F.pad(valid, (1, 0), value=True)
         for layer in self.layers:
             tokens = layer(tokens, valid)
         if self.pooling == "target":
-            return Interest(vector=tokens[:, 0])
+            return tokens[:, 0]
         if self.pooling == "mean":
-            total = (tokens * valid.unsqueeze(2)).sum(1)
-            return Interest(vector=total / valid.sum(1, keepdim=True))
-        recent = last_events(tokens, events.offsets.diff(), self.longest, first=1)
-        return Interest(vector=torch.cat([tokens[:, :1], recent], dim=1).flatten(1))
+            return (tokens * valid.unsqueeze(2)).sum(1) / valid.sum(1, keepdim=True)
+        recent = last_events(tokens, lengths, self.longest, first=1)
+        return torch.cat([tokens[:, :1], recent], dim=1).flatten(1)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from tamis.data.schema import InputSpec
 from tamis.models.dien import next_event_loss
@@ -15,6 +16,7 @@ from tamis.models.interest import (
     check_heads,
 )
 from tamis.nn.attention import ActivationUnit, SequenceAttention, attend
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.mlp import MLP, Activation
 from tamis.nn.sequence import History
 
@@ -93,27 +95,34 @@ class _Unit(InterestUnit):
 
     def forward(self, history: History) -> Interest:
         events = history.events
-        padded, valid = events.padded()
-        places = valid.flatten().nonzero().squeeze(1)
-        refined = self.refine_norm(padded + self.refine(padded, valid))
+        # Padded only where events look at each other.
+        groups = LengthGroups(events.offsets)
+        padded = zip(groups.pad(events.values), groups.valid, strict=True)
+        attended = groups.flat([self.refine(*group) for group in padded])
+        refined = self.refine_norm(events.values + attended)
         refined = refined + self.refine_feed_forward(refined)
         loss = None
         if self.training and self.auxiliary_weight > 0:
-            known = refined.flatten(0, 1).index_select(0, places)
-            loss = self.auxiliary_weight * next_event_loss(known, events)
-        query, key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.project(refined).chunk(3, dim=2)
-        )
-        heads = attend(query, key, value, valid=valid, causal=True).unbind(1)
+            loss = self.auxiliary_weight * next_event_loss(refined, events)
+        projected = zip(groups.pad(self.project(refined)), groups.valid, strict=True)
+        heads = groups.flat([self._attend(*group) for group in projected]).unbind(1)
         positions = self.positions.index_select(0, events.ages)
         placed = torch.cat([history.target_of_events, positions], dim=1)
         vectors = []
         parts = (self.widen, self.feed_forward, self.norms, self.place, self.pool)
         for head, widen, feed_forward, norm, place, pool in zip(heads, *parts, strict=True):
-            # Back to events without padding: what follows looks at one at a time.
-            interest = norm(refined + widen(head)).flatten(0, 1).index_select(0, places)
+            interest = norm(refined + widen(head))
             interest = interest + feed_forward(interest)
             weights = replace(events, values=pool(place(placed), interest)).softmax()
             vectors.append(replace(events, values=interest * weights).sum())
         return Interest(vector=torch.cat(vectors, dim=1), loss=loss)
+
+    def _attend(
+        self, projected: Float[Tensor, "B T W"], valid: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H K"]:
+        """What each head of the second attention reads."""
+        query, key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in projected.chunk(3, dim=2)
+        )
+        return attend(query, key, value, valid=valid, causal=True).transpose(1, 2)

@@ -1,5 +1,6 @@
 """InterFormer: fields and histories interact layer by layer, each at full size, by summaries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,9 @@ from tamis.nn.attention import PoolingAttention, SequenceAttention
 from tamis.nn.dropout import Dropout
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.interaction import CrossNet, DotInteraction
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.mlp import MLP, Norm
-from tamis.nn.sequence import EventVectors, last_events
+from tamis.nn.sequence import Events, EventVectors, last_events
 from tamis.nn.token_mixers import MixerName, TokenMap
 
 Gate = Literal["identity", "tanh", "sigmoid", "mask", "none"]
@@ -76,8 +78,10 @@ class InterFormerConfig:
     """Hidden widths of the MLP beside the cross layers of ``dcn_v2``."""
     restore_units: tuple[int, ...] = ()
     """Hidden widths of the MLP that turns a backbone's output into the fields' tokens."""
-    style: Literal["residual", "literal"] = "residual"
-    """Layers as pre-norm residual blocks, or as the equations are written."""
+    style: Literal["pre_norm", "residual", "literal"] = "pre_norm"
+    """Layers as residual blocks with or without layer norm before the update, or as the equations
+    are written. A norm raises what is left of rare items' random start to the size of all else;
+    where most items are rare, ``residual`` learns better."""
     merge_single: bool = True
     """Whether a history of one column passes the merge of columns too."""
     merge_mask: Literal["none", "sigmoid"] = "none"
@@ -138,7 +142,7 @@ class InterFormer(nn.Module):
 
     Differs from the source:
         Layers are pre-norm residual blocks by default: ``X + Interaction(LN(X), .)`` and
-        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual. The last
+        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual (``style``). The last
         summaries are made after the last update; by the formula as written the last layer would
         get no gradient. Not published: the depth of f (linear here), the gate's activation, the
         width of the map that restores the fields' tokens, and how histories of different events are
@@ -192,31 +196,35 @@ class InterFormer(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         x = self.tokens(batch)
-        s, valid = self._events(batch, like=x)
+        events = self._events(batch, like=x)
+        # The rows in the order of their histories' lengths from here to the logits.
+        groups = LengthGroups(events.offsets)
+        x = x.index_select(0, groups.order)
+        s, valid = groups.pad(events.values), groups.valid
         for place, layer in enumerate(self.layers):
             assert isinstance(layer, _Layer)
-            of_fields = None
+            of_fields: list[Tensor] | None = None
             if layer.field_summary is not None:
-                of_fields = layer.field_summary(x)
+                of_fields = list(layer.field_summary(x).split(groups.sizes))
                 if place == 0 and self.config.has_class_tokens:
-                    s = torch.cat([of_fields, s], dim=1)
-                    valid = F.pad(valid, (of_fields.shape[1], 0), value=True)
+                    s = [torch.cat(both, dim=1) for both in zip(of_fields, s, strict=True)]
+                    tokens = self.config.summary_tokens
+                    valid = [F.pad(mask, (tokens, 0), value=True) for mask in valid]
             of_events = None
             if layer.event_summary is not None:
                 of_events = layer.event_summary(s, valid)
             # Both from the same layer's inputs, so that they may run at the same time.
             x, s = layer.interact(x, of_events), layer.attend(s, of_fields, valid)
         summaries = [self.field_summary(x), self.event_summary(s, valid)]
-        return Output(logits=self.head(torch.cat(summaries, dim=1).flatten(1)))
+        logits = self.head(torch.cat(summaries, dim=1).flatten(1))
+        return Output(logits=logits.index_select(0, groups.restored))
 
-    def _events(
-        self, batch: Batch, *, like: Tensor
-    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
-        """Padded events and their mask; one place that is not valid without any sequence."""
+    def _events(self, batch: Batch, *, like: Tensor) -> Events:
+        """Merged events; none without any sequence."""
         if self.events is None:
-            valid = torch.zeros((len(like), 1), dtype=torch.bool, device=like.device)
-            return like.new_zeros((len(like), 1, like.shape[2])), valid
-        return self.events(batch, self.tokens.tables).padded()
+            offsets = torch.zeros(len(like) + 1, dtype=torch.int64, device=like.device)
+            return Events(values=like.new_zeros((0, like.shape[2])), offsets=offsets)
+        return self.events(batch, self.tokens.tables)
 
 
 class _Layer(nn.Module):
@@ -241,9 +249,10 @@ class _Layer(nn.Module):
             else nn.Identity()
         )
         self.has_attention = config.attention
-        self.is_residual = config.style == "residual"
-        self.norm_fields = nn.LayerNorm(width) if self.is_residual else nn.Identity()
-        self.norm_events = nn.LayerNorm(width) if self.is_residual else nn.Identity()
+        self.is_residual = config.style != "literal"
+        norm = config.style == "pre_norm"
+        self.norm_fields = nn.LayerNorm(width) if norm else nn.Identity()
+        self.norm_events = nn.LayerNorm(width) if norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
     def interact(
@@ -258,11 +267,20 @@ class _Layer(nn.Module):
 
     def attend(
         self,
+        s: Sequence[Float[Tensor, "B L D"]],
+        of_fields: Sequence[Float[Tensor, "B C D"]] | None,
+        valid: Sequence[Bool[Tensor, "B L"]],
+    ) -> list[Tensor]:
+        """Equations (8) and (9), group by group."""
+        fields = of_fields if of_fields is not None else [None] * len(s)
+        return [self._attend(*group) for group in zip(s, fields, valid, strict=True)]
+
+    def _attend(
+        self,
         s: Float[Tensor, "B L D"],
         of_fields: Float[Tensor, "B C D"] | None,
         valid: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B L D"]:
-        """Equations (8) and (9)."""
         update = self.norm_events(self.personal(s, of_fields))
         if self.has_attention:
             update = self.attention(update, valid)
@@ -322,6 +340,12 @@ class _EventSummary(nn.Module):
         self.num_tokens = self.num_class + config.pooled_tokens + config.recent_tokens
 
     def forward(
+        self, s: Sequence[Float[Tensor, "B L D"]], valid: Sequence[Bool[Tensor, "B L"]]
+    ) -> Float[Tensor, "B M D"]:
+        """Those of all groups, one group's rows after the other's."""
+        return self.gate(torch.cat([self._read(*group) for group in zip(s, valid, strict=True)]))
+
+    def _read(
         self, s: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B M D"]:
         parts = [s[:, : self.num_class]]
@@ -330,7 +354,7 @@ class _EventSummary(nn.Module):
         if self.num_recent:
             lengths = valid.sum(1) - self.num_class
             parts.append(last_events(s, lengths, self.num_recent, first=self.num_class))
-        return self.gate(torch.cat(parts, dim=1))
+        return torch.cat(parts, dim=1)
 
 
 class _Interaction(nn.Module):

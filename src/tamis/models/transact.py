@@ -1,9 +1,10 @@
 """TransAct: the candidate beside every event, a transformer, and its recent outputs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from tamis.data.schema import InputSpec
 from tamis.models.interest import (
@@ -15,6 +16,7 @@ from tamis.models.interest import (
 )
 from tamis.nn.attention import TransformerLayer
 from tamis.nn.interaction import CrossNet
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.sequence import History, last_events
 
 
@@ -83,11 +85,18 @@ class _Unit(InterestUnit):
     def forward(self, history: History) -> Interest:
         events = history.events
         pairs = torch.cat([events.values, history.target_of_events], dim=1)
-        tokens, valid = replace(events, values=pairs).padded()
+        groups = LengthGroups(events.offsets)
+        parts = zip(groups.pad(pairs), groups.valid, strict=True)
+        return Interest(vector=groups.join([self._read(*group) for group in parts]))
+
+    def _read(
+        self, tokens: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B W"]:
+        """The last events after the layers, and the largest value of each channel."""
         for layer in self.layers:
             tokens = layer(tokens, valid)
-        recent = last_events(tokens, events.offsets.diff(), self.recent)
+        recent = last_events(tokens, valid.sum(1), self.recent)
         lowest = torch.finfo(tokens.dtype).min
         largest = tokens.masked_fill(~valid.unsqueeze(2), lowest).amax(1)
         largest = largest * valid.any(1, keepdim=True)
-        return Interest(vector=torch.cat([recent.flatten(1), largest], dim=1))
+        return torch.cat([recent.flatten(1), largest], dim=1)

@@ -1,17 +1,18 @@
-"""Histories between the disk and attention: jagged events, one vector each, then padded rows."""
+"""Histories between the disk and attention: jagged events, one vector each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.nn.attention import PoolingAttention
 from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.mlp import MLP
 
 
@@ -56,20 +57,6 @@ class Events:
         total = Events(values=exponentials, offsets=self.offsets).sum()
         return exponentials / total.index_select(0, self.rows)
 
-    def padded(self) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"]]:
-        """Rows of the longest history's length, events from the left, then zeros; and a mask.
-
-        T is at least 1, so that attention always has a token to leave out.
-        """
-        lengths = self.offsets.diff()
-        longest = max(1, int(lengths.max())) if len(lengths) else 1
-        valid = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
-        places = valid.flatten().nonzero().squeeze(1)
-        empty = self.values.new_zeros((valid.numel(), self.values.shape[1]))
-        # Its backward pass gathers; that of a gather would add row by row.
-        padded = empty.index_copy(0, places, self.values)
-        return padded.unflatten(0, valid.shape), valid
-
 
 class EventVectors(nn.Module):
     """Embeds the columns of all sequence groups and merges them into one vector per event.
@@ -110,6 +97,12 @@ class EventVectors(nn.Module):
         self.merge: MLP | None = None
         if merge_single or total > width:
             self.mask = MLP(total, (), out_dim=total)
+            if mask_activation == "none":
+                # The product starts as the event itself: two factors of the size of an embedding
+                # would vanish together.
+                last = self.mask.layers[-1]
+                assert isinstance(last, nn.Linear)
+                nn.init.ones_(last.bias)
             self.merge = MLP(total, (width,), out_dim=width, activation="silu")
         self.mask_activation = mask_activation
 
@@ -171,12 +164,15 @@ class HistoryTokens(nn.Module):
         tokens = []
         for name, length in zip(self.names, self.lengths, strict=True):
             jagged = batch.sequences[name]
+            groups = LengthGroups(jagged.offsets)
             for column in tables.lookup_events(name, jagged).unbind(1):
-                events = Events(values=column, offsets=jagged.offsets)
+                maker = next(makers)
                 if self.kind == "mlp":
-                    tokens.append(next(makers)(_from_the_end(events, length)))
+                    events = Events(values=column, offsets=jagged.offsets)
+                    tokens.append(maker(_from_the_end(events, length)))
                 else:
-                    tokens.append(next(makers)(*events.padded()).squeeze(1))
+                    parts = zip(groups.pad(column), groups.valid, strict=True)
+                    tokens.append(groups.join([maker(*part).squeeze(1) for part in parts]))
         return torch.stack([token.float() for token in tokens], dim=1)
 
 
