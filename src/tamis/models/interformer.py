@@ -142,11 +142,11 @@ class InterFormer(nn.Module):
 
     Differs from the source:
         Layers are pre-norm residual blocks by default: ``X + Interaction(LN(X), .)`` and
-        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual (``style``). The last
-        summaries are made after the last update; by the formula as written the last layer would
-        get no gradient. Not published: the depth of f (linear here), the gate's activation, the
-        width of the map that restores the fields' tokens, and how histories of different events are
-        aligned (see ``EventVectors``).
+        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual (``style``). The
+        last summaries are made after the last update; by the formula as written the last layer
+        would get no gradient. Not published: the depth of f (linear here), the gate's activation,
+        the width of the map that restores the fields' tokens, and how histories of different events
+        are aligned (see ``EventVectors``).
     """
 
     def __init__(self, config: InterFormerConfig, spec: InputSpec) -> None:

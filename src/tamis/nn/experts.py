@@ -45,10 +45,10 @@ class Experts(nn.Module):
         else:
             parts = zip(units, weight.split(self.counts), bias.split(self.counts), strict=True)
             x = torch.cat([F.linear(x, w.flatten(0, 1), b.flatten()) for x, w, b in parts], dim=1)
-        outputs = F.relu(x).unflatten(1, (len(weight), -1))
+        outputs = F.relu(x, inplace=True).unflatten(1, (len(weight), -1))
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             products = torch.bmm(outputs.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
-            outputs = F.relu(products + bias)
+            outputs = F.relu(products + bias, inplace=True)
         return outputs
 
 
@@ -92,19 +92,33 @@ class Gates(nn.Module):
         self, units: Sequence[Float[Tensor, "B D"]], raw: Float[Tensor, "B R"]
     ) -> Float[Tensor, "B A E"]:
         """Weights in float32; each of a row's A sums to 1."""
-        if self.reads == "constant":
-            logits = [constant.expand(len(raw), -1) for constant in self.constants]
-        else:
-            inputs = units if self.reads == "own" else [raw] * len(self.visible)
-            logits = [gate(x) for gate, x in zip(self.maps, inputs, strict=False)]
+        logits = self._logits(units, raw)
         if all(len(seen) == self.num_experts for seen in self.visible):
-            return torch.softmax(torch.stack(logits, dim=1).float(), dim=2)
+            # Over the first dimension: over a short last one a CPU goes row by row.
+            by_expert = torch.stack(logits, dim=1).float().movedim(2, 0).contiguous()
+            return torch.softmax(by_expert, dim=0).movedim(0, 2)
         weights = raw.new_zeros((len(raw), len(logits), self.num_experts), dtype=torch.float32)
         for unit, (seen, values) in enumerate(zip(self.visible, logits, strict=True)):
             places = torch.tensor(seen, device=raw.device)
             shares = torch.softmax(values.float(), dim=1)
             weights[:, unit].index_copy_(1, places, shares)
         return weights
+
+    def _logits(
+        self, units: Sequence[Float[Tensor, "B D"]], raw: Float[Tensor, "B R"]
+    ) -> list[Tensor]:
+        """One of each unit, (B, its visible experts)."""
+        if self.reads == "constant":
+            return [constant.expand(len(raw), -1) for constant in self.constants]
+        gates = [gate for gate in self.maps if isinstance(gate, nn.Linear)]
+        inputs = list(units[: len(gates)]) if self.reads == "own" else [raw] * len(gates)
+        if any(x is not inputs[0] for x in inputs):
+            return [gate(x) for gate, x in zip(gates, inputs, strict=True)]
+        # One product where all read the same vector.
+        weight = torch.cat([gate.weight for gate in gates])
+        bias = None if gates[0].bias is None else torch.cat([gate.bias for gate in gates])
+        logits = F.linear(inputs[0], weight, bias)
+        return list(logits.split([len(seen) for seen in self.visible], dim=1))
 
 
 class NativePaths(nn.Module):
