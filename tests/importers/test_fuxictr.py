@@ -85,7 +85,7 @@ _OWN = {
     "FinalMLP": (
         "mlp1_hidden_units: [400]\n    mlp1_hidden_activations: relu\n    mlp1_dropout: 0.4\n"
         "    mlp1_batch_norm: True\n    mlp2_hidden_units: [800]\n    mlp2_dropout: 0.2\n"
-        "    use_fs: False\n    num_heads: 10\n"
+        "    use_fs: True\n    num_heads: 10\n    fs1_context: [brand]\n    fs2_context: []\n"
     ),
     "DeepFM": "hidden_units: [300, 300]\n    hidden_activations: relu\n",
 }
@@ -184,7 +184,9 @@ def test_training_keeps_its_meaning(folder: Path) -> None:
                 "second_units": (800,),
                 "first_dropout": 0.4,
                 "second_dropout": 0.2,
-                "gating": False,
+                "gating": True,
+                "first_context": ("brand",),
+                "second_context": (),
                 "num_heads": 10,
                 "norm": "batch",
             },

@@ -83,6 +83,8 @@ _KEYS: dict[str, dict[str, tuple[str, Any]]] = {
         "mlp2_dropout": ("second_dropout", 0.0),
         "use_fs": ("gating", True),
         "fs_hidden_units": ("gate_units", [64]),
+        "fs1_context": ("first_context", []),
+        "fs2_context": ("second_context", []),
         "num_heads": ("num_heads", 1),
     },
     "transact": {
