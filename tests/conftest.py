@@ -90,7 +90,10 @@ def make_dataset(tmp_path: Path, schema: Schema, spec: InputSpec) -> Callable[..
 
 @pytest.fixture(scope="session")
 def market_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a simulated ``market``, its dataset ``data``, and runs ``early``, ``final``."""
+    """A folder with a simulated ``market``, its dataset ``data``, and runs of four models.
+
+    They are ``index``, ``towers``, ``early`` and ``final``.
+    """
     from tamis import api
 
     folder = tmp_path_factory.mktemp("market_world")
@@ -98,7 +101,12 @@ def market_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = api.ingest(folder / "market", folder / "data")
     fast = ("training.max_epochs=1", "training.batch_size=512", "model.embedding_dim=4")
     early = ("model.tower_units=[8]", "model.tower_dim=4", "model.bottom_units=[8]")
+    network = "{user_tokens=2, user_dim=4, width=4, module_tokens=2, head_units=[8]}"
+    tiny = ("model.attention_units=4",)
+    index = ("model.codebooks=[6]", "model.item_dim=4", "model.cross_dim=4", "model.alpha_steps=8")
     models = {
+        "index": ("hsnn", (*tiny, *index, f"model.levels=[{network}, {network}]")),
+        "towers": ("two_tower", (*tiny, "model.tower_dim=4")),
         "early": ("early_stage", (*early, "model.head_units=[]")),
         "final": ("deepfm", ("model.hidden_units=[8]",)),
     }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tamis.data.batch import blank_batch
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.ingest import ingest
@@ -31,10 +32,14 @@ from tamis.funnel.plans import (
     RankerPlan,
     RankerSettings,
 )
+from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
+from tamis.funnel.retrieval_plans import IndexPlan, IndexSettings
 from tamis.funnel.stage import Scored
 from tamis.funnel.value import ValueWeights
 from tamis.models import catalog
+from tamis.models.hsnn import HSNN
+from tamis.models.monn import MoNNConfig
 from tamis.models.trained import TrainedModel
 
 Function = Callable[[NDArray[np.int64]], NDArray[np.float64]]
@@ -180,6 +185,38 @@ def _early_encoders(whole: Encoders) -> Encoders:
         vocabularies=vocabularies,
         numeric={name: encoder for name, encoder in whole.numeric.items() if name in known},
     )
+
+
+def _searched_model(data: Dataset, inventory: Inventory) -> TrainedModel:
+    """An HSNN none of whose weights is at its start, with codebooks of the inventory's vectors."""
+    small = MoNNConfig(user_tokens=2, user_dim=4, width=4, module_tokens=2, head_units=(8,))
+    options = {"embedding_dim": 4, "item_dim": 6, "cross_dim": 4, "attention_units": 4}
+    model = _untrained(data.spec, "hsnn", levels=(small, small, small), codebooks=(5, 3), **options)
+    hsnn = model.module
+    assert isinstance(hsnn, HSNN)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in hsnn.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    features = AdFeatures.of_rows(inventory.rows, data.schema, data.spec)
+    ads = torch.arange(len(inventory))
+    nobody = blank_batch(data.spec, 1, torch.device("cpu"))
+    vectors = hsnn.encode_items(features.pairs(nobody, torch.zeros_like(ads), ads)).detach()
+    hsnn.index.fit(vectors, seed=0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def searched(market_data: Dataset, blueprint: Blueprint) -> Blueprint:
+    """The blueprint with a learnt index as its first stage in place of popularity."""
+    plan = IndexPlan.publish(
+        _searched_model(market_data, blueprint.inventory),
+        blueprint.inventory,
+        blueprint.encoders,
+        settings=IndexSettings(beams=(3, 5)),
+    )
+    first = PlannedStage(budget=Budget(name="index", keep=60), plan=plan)
+    return replace(blueprint, stages=(first, *blueprint.stages[1:]))
 
 
 @pytest.fixture(scope="session")

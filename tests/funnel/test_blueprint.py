@@ -11,9 +11,11 @@ from tamis.data.inputs import InputSelection
 from tamis.data.schema import Task
 from tamis.errors import ConfigError, SchemaError
 from tamis.funnel.blueprint import Blueprint, Budget
+from tamis.funnel.inventory import Inventory
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plans import EarlyStagePlan
 from tamis.funnel.request import Request
+from tamis.funnel.retrieval_plans import IndexPlan
 
 
 def test_funnel_has_the_stages_and_constants_of_the_blueprint(blueprint: Blueprint) -> None:
@@ -113,6 +115,96 @@ def test_requests_of_the_same_inputs_and_other_tasks_give_the_same_answers(
 def test_requests_that_lack_an_input_are_refused(blueprint: Blueprint) -> None:
     with pytest.raises(SchemaError, match=r"stage: field 'gender' must be a category of the user"):
         blueprint.build(_without_gender(blueprint.encoders))
+
+
+def _copies(inventory: Inventory, rows: list[int], **changes: np.ndarray) -> Inventory:
+    """Ads with the features of others, under codes 1, 2, ... that nobody knows."""
+    others = np.setdiff1d(np.arange(len(inventory)), rows)
+    made = inventory.without_ads(inventory.codes[others])
+    attributes = replace(made.attributes, **changes)
+    return replace(made, codes=np.arange(1, len(rows) + 1), attributes=attributes)
+
+
+def _requests(blueprint: Blueprint, data: Dataset, count: int) -> list[Request]:
+    stream = logged_requests(data.split("train"), data.spec, blueprint.inventory.codes)
+    return [replace(next(stream), shown=None) for _ in range(count)]
+
+
+def test_added_ad_can_win_and_removed_ad_never_comes_back(
+    searched: Blueprint, market_data: Dataset
+) -> None:
+    request = _requests(searched, market_data, 1)[0]
+    before = searched.build().answer(request)
+    best = int(before.slate.ads[0])
+    # A copy of the winner that bids more, of an advertiser of its own.
+    rich = _copies(
+        searched.inventory, [best],
+        bid=searched.inventory.attributes.bid[[best]] * 3, advertiser=np.array([10**6]),
+    )  # fmt: skip
+
+    grown = searched.with_ads(rich)
+    trace = grown.build().answer(request)
+
+    assert grown.inventory.codes[trace.slate.ads[0]] == 1
+    assert [stage.fallback for stage in trace.stages] == ["", "", ""]
+    assert len(searched.inventory) == len(grown.inventory) - 1
+    gone = np.append(searched.inventory.codes[before.slate.ads], 1)
+    left = grown.without_ads(gone)
+    for asked in (request, *_requests(searched, market_data, 20)):
+        trace = left.build().answer(asked)
+        for stage in trace.stages:
+            assert not np.isin(left.inventory.codes[stage.ads], gone).any()
+            assert stage.fallback == ""
+        assert len(trace.slate.ads)
+
+
+def test_answers_are_as_before_once_what_was_added_is_removed(
+    searched: Blueprint, market_data: Dataset
+) -> None:
+    more = _copies(searched.inventory, [3, 14, 15])
+
+    back = searched.with_ads(more).without_ads(more.codes)
+
+    assert back.inventory.codes.tolist() == searched.inventory.codes.tolist()
+    for request in _requests(searched, market_data, 10):
+        before, after = searched.build().answer(request), back.build().answer(request)
+        for one, other in zip(before.stages, after.stages, strict=True):
+            assert one.ads.tolist() == other.ads.tolist()
+            assert one.scores.tolist() == other.scores.tolist()
+        assert before.slate.to_json() == after.slate.to_json()
+
+
+def test_ads_with_other_features_are_indexed_anew(
+    searched: Blueprint, market_data: Dataset
+) -> None:
+    inventory = searched.inventory
+    rows = replace(
+        inventory.rows, numeric={n: v[::-1].copy() for n, v in inventory.rows.numeric.items()}
+    )
+
+    fresh = searched.of_ads(replace(inventory, rows=rows))
+
+    plans = [blueprint.stages[0].plan for blueprint in (searched, fresh)]
+    versions = [plan.snapshot.version for plan in plans if isinstance(plan, IndexPlan)]
+    assert len(set(versions)) == 2
+    same = fresh.of_ads(inventory)
+    request = _requests(searched, market_data, 1)[0]
+    assert same.build().answer(request).stages[0].scores.tolist() == (
+        searched.build().answer(request).stages[0].scores.tolist()
+    )
+
+
+def test_funnel_without_an_index_follows_its_inventory(
+    blueprint: Blueprint, market_data: Dataset
+) -> None:
+    request = _requests(blueprint, market_data, 1)[0]
+    shown = blueprint.build().answer(request).slate.ads
+
+    left = blueprint.without_ads(blueprint.inventory.codes[shown])
+
+    trace = left.build().answer(request)
+    before = blueprint.inventory.codes[shown].tolist()
+    assert not set(left.inventory.codes[trace.slate.ads].tolist()) & set(before)
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,79 @@ def test_what_makes_no_funnel_is_not_published(blueprint: Blueprint, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def _indexed(searched: Blueprint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("indexed") / "first"
+    write_bundle(path, searched)
+    # The same models around fewer ads.
+    write_bundle(path.with_name("second"), searched.without_ads(searched.inventory.codes[:5]))
+    return path
+
+
+@pytest.fixture
+def indexed(_indexed: Path, tmp_path: Path) -> Path:
+    """A copy of a bundle with an index; ``second`` lies beside it."""
+    shutil.copytree(_indexed.parent, tmp_path / "indexed")
+    return tmp_path / "indexed" / "first"
+
+
+def test_published_index_gives_the_same_bits(
+    indexed: Path, searched: Blueprint, market_data: Dataset
+) -> None:
+    requests = list(_requests(market_data, searched, 20))
+
+    before = _answers(searched.build(), requests)
+    after = _answers(load_bundle(indexed), requests)
+
+    for first, second in zip(before, after, strict=True):
+        for one, other in zip(first.stages, second.stages, strict=True):
+            assert (one.fallback, other.fallback) == ("", "")
+            assert one.ads.tolist() == other.ads.tolist()
+            assert one.scores.tolist() == other.scores.tolist()
+            assert one.levels == other.levels
+        assert len(first.stages[0].levels) == 3
+        assert first.slate.to_json() == second.slate.to_json()
+    assert len({tuple(trace.stages[0].ads.tolist()) for trace in before}) > 10
+
+
+def test_ads_of_a_loaded_bundle_come_and_go_and_it_is_published_anew(
+    indexed: Path, searched: Blueprint, market_data: Dataset, tmp_path: Path
+) -> None:
+    loaded = read_bundle(indexed).blueprint
+    (request,) = _requests(market_data, searched, 1)
+    winner = loaded.build().answer(request).slate.ads[:1]
+    gone = loaded.inventory.codes[winner]
+
+    left = loaded.without_ads(gone)
+    write_bundle(tmp_path / "left", left)
+
+    again = read_bundle(tmp_path / "left").blueprint
+    trace = again.build().answer(request)
+    assert not np.isin(gone, again.inventory.codes[trace.slate.ads]).any()
+    assert trace.slate.to_json() == left.build().answer(request).slate.to_json()
+    # Loaded bundles are values: the first one still has it.
+    assert loaded.build().answer(request).slate.ads[:1] == winner
+
+
+@pytest.mark.parametrize("part", ["stages/index", "ads"])
+def test_index_beside_ads_of_another_publishing_is_refused(indexed: Path, part: str) -> None:
+    shutil.rmtree(indexed / part)
+    shutil.copytree(indexed.with_name("second") / part, indexed / part)
+
+    with pytest.raises(ArtifactError, match=rf"parts of one publishing, got {part} of release"):
+        load_bundle(indexed)
+
+
+def test_altered_index_is_named(indexed: Path) -> None:
+    path = indexed / "stages" / "index" / "index" / "index.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ArtifactError, match=r"index/index.safetensors: must have sha256"):
+        load_bundle(indexed)
+
+
 def test_empty_folder_is_a_place(blueprint: Blueprint, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
 

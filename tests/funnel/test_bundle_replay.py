@@ -64,6 +64,32 @@ def test_record_is_that_of_a_replay_of_the_same_funnel(
     json.dumps(record, allow_nan=False)
 
 
+def test_record_tells_the_mean_cost_of_each_level_of_the_index(
+    searched: Blueprint, market_data: Dataset, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "b", searched)
+
+    record = replay_bundle(tmp_path / "b", market_data, split="test", scope="all", limit=12)
+
+    funnel = searched.build()
+    codes = searched.inventory.codes
+    stream = logged_requests(
+        market_data.split("test"), market_data.spec, codes, may_be_unknown=True
+    )
+    levels = [funnel.answer(next(stream)).stages[0].levels for _ in range(12)]
+    found = record["stages"][0]["levels"]
+    assert len(found) == 3
+    for at, level in enumerate(found):
+        for name in ("nodes", "pairs", "kept", "flops"):
+            mean = sum(getattr(each[at], name) for each in levels) / 12
+            assert level[name] == pytest.approx(mean, rel=1e-12)
+    assert found[-1]["nodes"] == len(codes) > found[-1]["pairs"] > found[0]["pairs"]
+    assert record["stages"][1]["levels"] == []
+    names = [stage["name"] for stage in record["stages"]]
+    assert names == ["index", "early", "final", "auction"]
+    assert 0 < record["stages"][0]["measures"]["value_kept"] < 1
+
+
 def test_models_are_compared_on_the_labels_that_are_known(
     bundle: Path, market_data: Dataset
 ) -> None:

@@ -70,6 +70,56 @@ def test_columns_of_other_ads_are_refused(changes: dict, message: str) -> None:
         replace(_inventory(), **changes)
 
 
+def _two_more() -> Inventory:
+    more = _inventory().without_ads(np.array([7]))
+    attributes = replace(more.attributes, bid=np.array([0.5, 0.25]))
+    return replace(more, codes=np.array([21, 20]), attributes=attributes)
+
+
+def test_more_ads_stand_after_those_that_were_there() -> None:
+    grown = _inventory().with_ads(_two_more())
+
+    assert grown.codes.tolist() == [2**62, 7, 9, 21, 20]
+    assert grown.attributes.bid.tolist() == [1 / 3, 0.0, 1e300, 0.5, 0.25]
+    assert grown.attributes.advertiser.tolist() == [1, 1, 2**40, 1, 2**40]
+    assert grown.popularity.tolist() == [3.0, 1.0, 2.0, 3.0, 2.0]
+    assert grown.rows.row.tolist() == [0, 1, 2, 3, 4]
+    assert grown.rows.ids["brand"].tolist() == [5, 0, 2**31 - 1, 5, 2**31 - 1]
+    events, lengths = grown.rows.sequences["words"]
+    assert events.tolist() == [[1, 4], [2, 5], [3, 6], [1, 4], [2, 5], [3, 6]]
+    assert lengths.tolist() == [2, 0, 1, 2, 1]
+
+
+def test_other_ads_move_up_when_some_are_removed() -> None:
+    left = _inventory().without_ads(np.array([7]))
+
+    assert left.codes.tolist() == [2**62, 9]
+    assert left.attributes.quality.tolist() == [-1 / 7, 5e-324]
+    assert left.attributes.billing.tolist() == ["conversion", "conversion"]
+    assert left.rows.row.tolist() == [0, 1]
+    assert left.rows.sequences["words"][0].tolist() == [[1, 4], [2, 5], [3, 6]]
+    assert left.rows.sequences["words"][1].tolist() == [2, 1]
+    assert left.popularity.tolist() == [3.0, 2.0]
+
+
+def test_ads_come_once_and_go_once() -> None:
+    first = _inventory()
+    with pytest.raises(DataError, match=r"codes must differ, got 6 of which 3 differ"):
+        first.with_ads(first)
+    with pytest.raises(
+        DataError, match=r"ads to remove must be there, got 1 of 2 that are not, .* 8"
+    ):
+        first.without_ads(np.array([9, 8]))
+
+
+def test_more_ads_must_have_the_fields_of_the_others() -> None:
+    poor = _two_more()
+    poor = replace(poor, rows=replace(poor.rows, ids={}))
+
+    with pytest.raises(DataError, match=r"rows must hold the item field 'brand' as the ads before"):
+        _inventory().with_ads(poor)
+
+
 def test_billing_without_a_meaning_is_refused() -> None:
     ads = replace(_inventory().attributes, billing=np.array(["click", "view", "click"]))
 

@@ -14,7 +14,8 @@ from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
 from tamis.funnel.log import logged_requests
-from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart, Surroundings
+from tamis.funnel.plan import Surroundings
+from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart
 from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
 from tamis.funnel.value import ValueFunction, ValueWeights
@@ -38,7 +39,8 @@ def _requests(blueprint: Blueprint, data: Dataset, count: int) -> list[Request]:
 
 def test_every_kind_is_in_the_table_under_its_own_name() -> None:
     assert {name: plan.kind for name, plan in PLANS.items()} == {
-        "popularity": "popularity", "early": "early", "ranker": "ranker"
+        "popularity": "popularity", "index": "index", "two_tower": "two_tower",
+        "early": "early", "ranker": "ranker",
     }  # fmt: skip
 
 

@@ -87,3 +87,28 @@ def test_retrieval_in_a_funnel_finds_the_best_of_all_ads(
 def test_vectors_must_be_a_matrix() -> None:
     with pytest.raises(DataError, match=r"DotProduct: items must be one vector .* got shape \(4,"):
         DotProduct(torch.zeros(4), lambda request: torch.zeros(4))
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_offsets_are_added_to_the_products_of_their_ads(
+    make_request: Callable[..., Request], count: int
+) -> None:
+    items, offsets = _vectors(40, 5), np.linspace(-3, 3, 40) ** 3
+    plain = DotProduct(items, lambda request: items[request.user])
+    moved = DotProduct(
+        items, lambda request: items[request.user], offsets=offsets, query_flops=17.0
+    )
+    ads = np.random.default_rng(1).permutation(40)[:count]
+
+    before, after = (stage(make_request(), _candidates(*ads), count) for stage in (plain, moved))
+
+    score = dict(zip(before.candidates.ads.tolist(), before.candidates.scores, strict=True))
+    expected = [score[ad] + offsets[ad] for ad in after.candidates.ads.tolist()]
+    np.testing.assert_allclose(after.candidates.scores, expected, rtol=1e-5)
+    assert after.candidates.ads.tolist() != before.candidates.ads.tolist()
+    assert after.flops == before.flops + 17
+
+
+def test_offsets_must_be_one_for_each_ad() -> None:
+    with pytest.raises(DataError, match=r"offsets must be one for each of 4 ads, got shape \(3,\)"):
+        DotProduct(torch.zeros(4, 2), lambda request: torch.zeros(2), offsets=np.zeros(3))

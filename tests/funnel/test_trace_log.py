@@ -17,6 +17,7 @@ from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.request import Request
 from tamis.funnel.trace import Trace
 from tamis.funnel.trace_log import read_traces, write_traces
+from tamis.retrieval.searcher import LevelTrace
 
 
 @pytest.fixture
@@ -50,7 +51,11 @@ def traces(
         candidates = np.arange(0 if number == 2 else 10 + number)
         found.append(funnel.answer(make_request(2**40 + number, candidates=candidates)))
     # An unknown cost and an auction that fell back are kept too.
-    stages = (replace(found[4].stages[0], flops=None), found[4].stages[1])
+    levels = (
+        LevelTrace(nodes=32, pairs=30, kept=8, flops=2**40, bytes=120),
+        LevelTrace(nodes=500, pairs=90, kept=9, flops=7, bytes=360),
+    )
+    stages = (replace(found[4].stages[0], flops=None, levels=levels), found[4].stages[1])
     found[4] = replace(found[4], stages=stages, auction_fallback="DataError: rate")
     return found
 
@@ -68,6 +73,9 @@ def test_traces_are_read_back_as_they_were(traces: list[Trace], tmp_path: Path) 
     assert all(_same(a, b) for a, b in zip(found, traces, strict=True))
     assert found[1].stages[0].fallback == "RuntimeError: no memory"
     assert found[4].stages[0].flops is None
+    assert found[4].stages[0].levels == traces[4].stages[0].levels
+    assert len(found[4].stages[0].levels) == 2
+    assert found[3].stages[0].levels == ()
     assert all(trace.stages[1].ads.dtype == np.int32 for trace in found)
 
 

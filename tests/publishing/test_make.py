@@ -1,5 +1,6 @@
 """From runs to a blueprint: the runs' own predictions, subsets of inputs, and refusals."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -15,8 +16,15 @@ from tamis.data.market.schema import market_schema
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
 from tamis.evaluation.calibrators import IsotonicCalibrator
 from tamis.funnel.bundle import read_bundle
+from tamis.funnel.log import logged_requests
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan, ReadsPart
 from tamis.funnel.ranker import RankerStage
+from tamis.funnel.retrieval_plans import (
+    IndexPlan,
+    IndexSettings,
+    TwoTowerPlan,
+    TwoTowerSettings,
+)
 from tamis.funnel.tally import PredictsPairs
 from tamis.publishing.make import make_blueprint, publish
 from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe
@@ -80,6 +88,65 @@ def test_recipe_becomes_a_blueprint(market_world: Path) -> None:
     assert final.settings.flops_per_pair == record["forward_flops_per_row"]
     assert not early.calibration.by_task
     assert blueprint.inventory.attributes.bid.max() < 1e3  # money, not micros
+
+
+def _searching(world: Path, **stage: object) -> FunnelRecipe:
+    """The recipe with another first stage."""
+    recipe = _recipe(world)
+    first = StageRecipe(name="search", keep=80, **stage)  # type: ignore[arg-type]
+    return replace(recipe, stages=(first, *recipe.stages[1:]))
+
+
+def test_index_is_published_from_the_ads_of_the_recipe(market_world: Path) -> None:
+    run = str(market_world / "index")
+    recipe = _searching(market_world, kind="index", run=run, beams=(3,))
+
+    blueprint = make_blueprint(recipe)
+
+    plan = blueprint.stages[0].plan
+    assert isinstance(plan, IndexPlan)
+    assert plan.settings == IndexSettings(beams=(3,))
+    indexed = plan.snapshot.members.ids.numpy()
+    assert np.sort(indexed).tolist() == np.sort(blueprint.inventory.codes).tolist()
+    data = Dataset.open(market_world / "data")
+    stream = logged_requests(data.split("valid"), data.spec, blueprint.inventory.codes)
+    funnel = blueprint.build()
+    for request in itertools.islice(stream, 5):
+        trace = funnel.answer(replace(request, shown=None))
+        assert [stage.fallback for stage in trace.stages] == ["", "", ""]
+        assert len(trace.stages[0].levels) == 2
+        assert trace.stages[0].scored_pairs < len(blueprint.inventory)
+
+
+def test_two_towers_are_published_with_what_the_recipe_sets(market_world: Path) -> None:
+    run = str(market_world / "towers")
+    weights = (1.0, 0.5, -1.0)
+    plain, other = (
+        make_blueprint(_searching(market_world, kind="two_tower", run=run, **more)).stages[0].plan
+        for more in ({}, {"task_weights": weights, "by_bid": False})
+    )
+
+    assert isinstance(plain, TwoTowerPlan)
+    assert isinstance(other, TwoTowerPlan)
+    assert plain.settings == TwoTowerSettings()
+    assert other.settings == TwoTowerSettings(task_weights=weights, by_bid=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "more", "message"),
+    [
+        ("index", "towers", {"beams": (3,)}, r"kind 'index': model must be 'hsnn', got 'two_tow"),
+        ("index", "index", {"beams": (3, 3)}, r"one for each of 1 index levels of the model, got"),
+        ("two_tower", "index", {}, r"kind 'two_tower': model must be 'two_tower', got 'hsnn'"),
+    ],
+)
+def test_run_of_another_model_does_not_search(
+    market_world: Path, kind: str, run: str, more: dict, message: str
+) -> None:
+    recipe = _searching(market_world, kind=kind, run=str(market_world / run), **more)
+
+    with pytest.raises(ConfigError, match=message):
+        make_blueprint(recipe)
 
 
 def test_calibration_is_fitted_where_it_is_asked_for(market_world: Path) -> None:

@@ -24,6 +24,12 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         [value]
         penalties = {hide = 2}
         [[stages]]
+        name = "index"
+        kind = "index"
+        run = "runs/index"
+        beams = [8, 20]
+        keep = 100
+        [[stages]]
         name = "early"
         kind = "early"
         run = "runs/early"
@@ -48,6 +54,7 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         ads=AdsRecipe(table="ads.csv", bid_unit=1e-6, splits=("train",)),
         value=ValueWeights(penalties={"hide": 2.0}),
         stages=(
+            StageRecipe(name="index", kind="index", run="runs/index", beams=(8, 20), keep=100),
             StageRecipe(
                 name="early", kind="early", run="runs/early", head="mean", keep=50, budget_ms=20.0,
                 calibration="platt",
@@ -69,6 +76,11 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         ({"run": ""}, r"stage 'final': run must name a finished run for kind 'ranker', got none"),
         ({"name": "Final"}, r"stage 'Final': name must be of small letters"),
         ({"keep": 0}, r"keep must be at least 1"),
+        ({"kind": "index"}, r"'final': beams must say how many nodes are kept at each index level"),
+        ({"beams": (3,)}, r"beams must be left out for kind 'ranker', got \(3,\)"),
+        ({"kind": "early", "by_bid": False}, r"by_bid must be left out for kind 'early', got Fals"),
+        ({"kind": "two_tower", "beams": (3,)}, r"beams must be left out for kind 'two_tower'"),
+        ({"kind": "index", "run": "", "beams": (3,)}, r"run must name a finished run for kind 'in"),
     ],
 )
 def test_stage_that_cannot_be_is_refused(changes: dict, message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from tamis.reports.replay_report import (
     head_table,
     kept_table,
+    level_table,
     render,
     stage_table,
     write_replay,
@@ -26,6 +27,7 @@ def _stage(name: str, count: float, kept: tuple[float | None, ...], **changes: A
         "cache_hits": 0,
         "fallbacks": {},
         "measures": measures,
+        "levels": [],
         "measures_by_value": {name: None if v is None else v / 2 for name, v in measures.items()},
         **changes,
     }
@@ -113,3 +115,23 @@ def test_files_hold_the_record_and_its_page(tmp_path: Path) -> None:
 
     assert json.loads((tmp_path / "replay" / "replay.json").read_text()) == _record()
     assert (tmp_path / "replay" / "report.html").read_text() == render(_record())
+
+
+def test_levels_of_an_index_are_told_one_by_one() -> None:
+    levels = [
+        {"nodes": 32.0, "pairs": 30.5, "kept": 8.0, "flops": 1.5e6},
+        {"nodes": 1600.0, "pairs": 410.25, "kept": 100.0, "flops": 2e6},
+    ]
+    record = _record()
+    record["stages"][0]["levels"] = levels
+
+    columns, rows = level_table(record)
+
+    assert columns == ["stage and level", "there", "scored", "kept", "operations"]
+    assert rows == [
+        ["early, level 1", "32", "30", "8", "1,500,000"],
+        ["early, ads", "1,600", "410", "100", "2,000,000"],
+    ]
+    assert "Search of the index" in render(record)
+    assert "410" in render(record)
+    assert "Search of the index" not in render(_record())

@@ -19,8 +19,16 @@ _EVERYTHING = (10**6, 10**6)
 class _Slow:
     """Algorithm 2 for one user, an item and a node at a time, from the codes alone."""
 
-    def __init__(self, world: Any, snapshot: IndexSnapshot, request: Request) -> None:
-        self.model, self.request = world.model, request
+    def __init__(
+        self,
+        world: Any,
+        snapshot: IndexSnapshot,
+        request: Request,
+        *,
+        allowed: set[int] | None = None,
+        bids: dict[int, float] | None = None,
+    ) -> None:
+        self.model, self.request, self.bids = world.model, request, bids
         members = snapshot.members
         self.vector = dict(zip(members.ids.tolist(), members.vectors, strict=True))
         codes = members.codes.tolist()
@@ -34,6 +42,7 @@ class _Slow:
                 if path[: len(node)] == node
             )[1]
         self.users = self.model.encode_user(request.user)
+        self.open = [item for item in self.path if allowed is None or item in allowed]
 
     def score(self, item: int, depth: int) -> float:
         """Score of an item, or of its node at a depth above the items."""
@@ -46,11 +55,20 @@ class _Slow:
                 self.model.pair_logits(level, self.users[level], self.vector[who][None], pairs)
             )
         z = self.model.ensemble(depth, torch.stack(outputs, dim=1))
-        return float(torch.sigmoid(z).sum())
+        return float(torch.sigmoid(z).sum()) * self.bid(item, depth)
+
+    def bid(self, item: int, depth: int) -> float:
+        """The item's bid, or the mean one of its node; 1 where there are none."""
+        if self.bids is None:
+            return 1.0
+        prefix = self.path[item][: depth + 1]
+        mates = [i for i, path in self.path.items() if path[: depth + 1] == prefix]
+        mates = [item] if depth == self.model.num_levels - 1 else mates
+        return sum(self.bids[i] for i in mates) / len(mates)
 
     def search(self, k: int, beams: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """The best items, and how many pairs each level scored."""
-        under, counts = list(self.path), []
+        under, counts = self.open, []
         for depth, beam in enumerate(beams):
             nodes = {self.path[i][: depth + 1]: i for i in under}
             counts.append(len(nodes))
@@ -78,6 +96,71 @@ def test_search_equals_a_slow_walk_down_the_tree(
 
     assert found.ids.tolist() == ids
     assert [level.pairs for level in found.trace.levels] == counts
+
+
+@pytest.mark.parametrize("beams", [(1, 1), (2, 3), (100, 2), (100, 100)])
+@torch.inference_mode()
+def test_search_among_some_items_equals_a_slow_walk_of_their_nodes(
+    world: Any, snapshot: IndexSnapshot, retriever: Retriever, beams: tuple[int, int]
+) -> None:
+    request = world.request(3)
+    ids = snapshot.members.ids
+    # Those of half of the codes of the first level, and of them every third.
+    allowed = (ids % 3 == 0) & (snapshot.members.codes[:, 0] % 2 == 0)
+    slow = _Slow(world, snapshot, request, allowed=set(ids[allowed].tolist()))
+    expected, counts = slow.search(15, beams)
+
+    found = retriever.search(request, 15, beams, allowed=allowed)
+
+    assert found.ids.tolist() == expected
+    assert [level.pairs for level in found.trace.levels] == counts
+    every = retriever.search(request, 15, beams).trace.levels
+    assert counts[0] < every[0].pairs
+    assert bool(torch.isin(found.ids, ids[allowed]).all())
+
+
+def test_all_items_allowed_is_as_if_nothing_was_said(
+    world: Any, snapshot: IndexSnapshot, retriever: Retriever
+) -> None:
+    request, every = world.request(2), torch.ones(300, dtype=torch.bool)
+
+    said = retriever.search(request, 20, (2, 3), allowed=every)
+    plain = retriever.search(request, 20, (2, 3))
+
+    assert torch.equal(said.ids, plain.ids)
+    assert torch.equal(said.scores, plain.scores)
+    assert said.trace == plain.trace
+
+
+def test_nothing_allowed_finds_nothing(world: Any, retriever: Retriever) -> None:
+    found = retriever.search(world.request(2), 20, (2, 3), allowed=torch.zeros(300).bool())
+
+    assert found.ids.tolist() == found.scores.tolist() == []
+    assert [level.pairs for level in found.trace.levels] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("beams", [(1, 2), (2, 3), (100, 100)])
+@torch.inference_mode()
+def test_scores_of_the_caller_decide_on_every_level(
+    world: Any, snapshot: IndexSnapshot, beams: tuple[int, int]
+) -> None:
+    request, members, tree = world.request(4), snapshot.members, snapshot.tree
+    bid = 1 + (members.ids * 37 % 11).double()
+    bids = dict(zip(members.ids.tolist(), bid.tolist(), strict=True))
+    means = [
+        torch.stack([part.mean() for part in bid.split(tree.bounds(level).diff().tolist())])
+        for level in range(2)
+    ]
+
+    def score(level: int, places: Tensor, probabilities: Tensor) -> Tensor:
+        return probabilities.double().sum(1) * [*means, bid][level][places]
+
+    ids, counts = _Slow(world, snapshot, request, bids=bids).search(15, beams)
+    found = Retriever(world.model, snapshot, score=score).search(request, 15, beams)
+
+    assert found.ids.tolist() == ids
+    assert [level.pairs for level in found.trace.levels] == counts
+    assert ids != Retriever(world.model, snapshot).search(request, 15, beams).ids.tolist()
 
 
 @torch.inference_mode()

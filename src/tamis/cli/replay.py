@@ -32,7 +32,12 @@ def replay(
     """Answer a log's requests with a published funnel: what each stage keeps, and what it costs."""
     with session("replay", as_json=as_json, debug=debug) as current:
         from tamis import api
-        from tamis.reports.replay_report import head_table, kept_table, stage_table
+        from tamis.reports.replay_report import (
+            head_table,
+            kept_table,
+            level_table,
+            stage_table,
+        )
 
         api.prepare_process(threads)
         with current.progress() as bars:
@@ -47,8 +52,12 @@ def replay(
                 out=out,
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
-        titles = (f"Funnel {bundle} on {data}, {split} split", "What is kept", "Predictions")
-        for title, table in zip(titles, (stage_table, kept_table, head_table), strict=True):
+        for title, table in (
+            (f"Funnel {bundle} on {data}, {split} split", stage_table),
+            ("Search of the index, mean of a request", level_table),
+            ("What is kept", kept_table),
+            ("Predictions", head_table),
+        ):
             columns, rows = table(record)
             if rows:
                 print_table(current, title=title, columns=columns, rows=rows)

@@ -1,12 +1,17 @@
 """What a whole funnel is made of, before it is built and after it was read from a bundle."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tamis.data.encoders import Encoders
 from tamis.errors import ConfigError
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.plans import Plan, Surroundings
+from tamis.funnel.plan import Plan, Surroundings
+from tamis.funnel.retrieval_plans import FollowsAds
 from tamis.funnel.value import ValueFunction, ValueWeights
 
 _IN_NAMES = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -60,6 +65,39 @@ class Blueprint:
     """First to last."""
     reserve: float = 0.0
     """Least price of a billed event, money. At least 0."""
+
+    def of_ads(self, inventory: Inventory) -> "Blueprint":
+        """The same models around other ads, or around the same with other features.
+
+        Args:
+            inventory: Encoded as the ads before were. Where an ad's id was in training, it counts.
+        """
+        return self._following(inventory, lambda plan: plan.of_ads(inventory, self.encoders))
+
+    def with_ads(self, more: Inventory) -> "Blueprint":
+        """A blueprint with more ads; models stay, and an index places them by their content.
+
+        Raises:
+            DataError: An ad is there already, or lacks a field that the ads have.
+        """
+        inventory = self.inventory.with_ads(more)
+        return self._following(inventory, lambda plan: plan.with_ads(more, self.encoders))
+
+    def without_ads(self, codes: NDArray[np.int64]) -> "Blueprint":
+        """A blueprint without some ads, by their codes; no funnel of it shows them.
+
+        Raises:
+            DataError: An ad is not there, or none would be left.
+        """
+        inventory = self.inventory.without_ads(codes)
+        return self._following(inventory, lambda plan: plan.without_ads(codes))
+
+    def _following(self, inventory: Inventory, change: Callable[[FollowsAds], Plan]) -> "Blueprint":
+        stages = tuple(
+            replace(stage, plan=change(stage.plan)) if isinstance(stage.plan, FollowsAds) else stage
+            for stage in self.stages
+        )
+        return replace(self, inventory=inventory, stages=stages)
 
     def build(self, requests: Encoders | None = None) -> Funnel:
         """A new funnel; two of one blueprint give the same bits for the same requests.

@@ -179,6 +179,7 @@ class Funnel:
             cache_lookups=scored.cache_lookups,
             cache_hits=scored.cache_hits,
             fallback=fallback,
+            levels=scored.levels,
         )
 
     def _what_is_wrong(self, found: Candidates, incoming: Candidates) -> str:

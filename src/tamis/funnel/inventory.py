@@ -4,7 +4,8 @@ ads.json          ways of billing, in the order of their codes, and sequence gro
 ads.safetensors   a column for each attribute and field
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,82 @@ class Inventory:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def with_ads(self, more: "Inventory") -> "Inventory":
+        """These ads, in the rows that they have, and more after them.
+
+        Raises:
+            DataError: An ad is there already, or the new ones lack a field that these have.
+        """
+        attributes = {
+            name: np.concatenate([getattr(ads, name) for ads in (self.attributes, more.attributes)])
+            for name in ("bid", "billing", "advertiser", "quality")
+        }
+        return Inventory(
+            codes=np.concatenate([self.codes, more.codes]),
+            attributes=AdTable(**attributes),
+            rows=joined_ads([self.rows, more.rows]),
+            popularity=np.concatenate([self.popularity, more.popularity]),
+        )
+
+    def without_ads(self, codes: NDArray[np.int64]) -> "Inventory":
+        """The other ads, in their order; they move up.
+
+        Raises:
+            DataError: An ad is not there.
+        """
+        strange = ~np.isin(codes, self.codes)
+        if strange.any():
+            raise DataError(
+                f"inventory: ads to remove must be there, got {np.count_nonzero(strange)} of "
+                f"{len(codes)} that are not, such as code {codes[strange][0]}. Remove an ad once."
+            )
+        kept = ~np.isin(self.codes, codes)
+        ads = self.attributes
+        return Inventory(
+            codes=self.codes[kept],
+            attributes=AdTable(
+                bid=ads.bid[kept],
+                billing=ads.billing[kept],
+                advertiser=ads.advertiser[kept],
+                quality=ads.quality[kept],
+            ),
+            rows=replace(self.rows.select(kept), row=np.arange(int(kept.sum()))),
+            popularity=self.popularity[kept],
+        )
+
+
+def joined_ads(parts: Sequence[EncodedRows]) -> EncodedRows:
+    """Item fields of several lists of ads, one after another: those of the first list.
+
+    Raises:
+        DataError: A later list lacks one of them.
+    """
+    first = parts[0]
+    names = {*first.numeric, *first.ids, *first.sequences}
+    for part in parts[1:]:
+        missing = sorted(names - {*part.numeric, *part.ids, *part.sequences})
+        if missing:
+            raise DataError(
+                f"ads: rows must hold the item field {missing[0]!r} as the ads before do, got none "
+                f"of it. Encode all ads with one schema."
+            )
+
+    def joined(name: str, column: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, column)[name] for part in parts])
+
+    return EncodedRows(
+        row=np.arange(sum(part.num_rows for part in parts)),
+        numeric={name: joined(name, "numeric") for name in first.numeric},
+        ids={name: joined(name, "ids") for name in first.ids},
+        sequences={
+            name: (
+                np.concatenate([part.sequences[name][0] for part in parts]),
+                np.concatenate([part.sequences[name][1] for part in parts]),
+            )
+            for name in first.sequences
+        },
+    )
 
 
 def write_inventory(folder: Path, inventory: Inventory) -> None:

@@ -14,6 +14,7 @@ from tamis.data.dataset import EncodedRows, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import InputSpec, Schema
 from tamis.errors import DataError
+from tamis.funnel.inventory import joined_ads
 from tamis.funnel.request import Impressions, Request
 
 _ROWS_AT_A_TIME = 4096
@@ -51,7 +52,7 @@ def logged_ads(splits: Sequence[Split], schema: Schema, spec: InputSpec) -> Logg
         is_new = ~np.isin(found.codes, codes)
         codes = np.concatenate([codes, found.codes[is_new]])
         parts.append(found.rows.select(is_new))
-    return LoggedAds(codes=codes, rows=_joined(parts))
+    return LoggedAds(codes=codes, rows=joined_ads(parts))
 
 
 def count_requests(split: Split) -> int:
@@ -180,26 +181,6 @@ def _ads_of_split(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
         sequences=sequences,
     )
     return LoggedAds(codes=codes, rows=rows)
-
-
-def _joined(parts: Sequence[EncodedRows]) -> EncodedRows:
-    """Item fields of several splits' ads, one after another."""
-
-    def joined(name: str, column: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part, column)[name] for part in parts])
-
-    return EncodedRows(
-        row=np.arange(sum(part.num_rows for part in parts)),
-        numeric={name: joined(name, "numeric") for name in parts[0].numeric},
-        ids={name: joined(name, "ids") for name in parts[0].ids},
-        sequences={
-            name: (
-                np.concatenate([part.sequences[name][0] for part in parts]),
-                np.concatenate([part.sequences[name][1] for part in parts]),
-            )
-            for name in parts[0].sequences
-        },
-    )
 
 
 def _no_role(split: Split, role: str) -> DataError:

@@ -1,85 +1,49 @@
 """What stages are made of: enough to build each again, and to write it into a bundle.
 
-A stage that comes later, such as the search of a learnt index, is one more class with these
-methods and one more row in ``PLANS``; whatever it needs, such as a snapshot of the index, it writes
-into the folder that it is given.
+Popularity and the stages that predict stand here, those that search all ads in
+``retrieval_plans.py``, and what a plan is in ``plan.py``. Another kind of stage is one more class
+with these methods and one more row in ``PLANS``; whatever it needs it writes into the folder that
+it is given.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tamis import artifacts, config
+from tamis import artifacts
 from tamis.data.batch import Batch
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
-from tamis.data.schema import Task, load_schema
-from tamis.errors import ArtifactError, ConfigError
+from tamis.data.schema import Task
+from tamis.errors import ConfigError
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
-from tamis.funnel.inventory import Inventory
-from tamis.funnel.ranker import AdFeatures, RankerStage
+from tamis.funnel.plan import (
+    Plan,
+    Surroundings,
+    ad_features,
+    check_predictions,
+    read_encoders,
+    read_settings,
+    write_encoders,
+    write_settings,
+)
+from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
+from tamis.funnel.retrieval_plans import IndexPlan, TwoTowerPlan
 from tamis.funnel.stage import Scored, Stage
 from tamis.funnel.stages import Popularity
-from tamis.funnel.value import ValueFunction
 from tamis.models.early_serving import ServedHead, label_tasks
 from tamis.models.early_stage import EarlyStage
 from tamis.models.trained import TrainedModel, read_model, write_model
 
 Precision = Literal["float32", "bfloat16"]
-_SETTINGS, _CALIBRATION = "settings.json", "calibration.json"
-_ENCODERS, _SCHEMA = "encoders", "schema.toml"
-_Settings = TypeVar("_Settings")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Surroundings:
-    """What the stages of a funnel share."""
-
-    encoders: Encoders
-    """Encoders of the ads."""
-    requests: Encoders
-    """Encoders of the requests' features."""
-    inventory: Inventory
-    """All ads."""
-    value: ValueFunction
-    """Combines predictions and bid."""
-
-
-class Plan(Protocol):
-    """How to build one stage."""
-
-    kind: ClassVar[str]
-    """Its row in ``PLANS``."""
-
-    @property
-    def model_name(self) -> str:
-        """Name in the catalog of the model that it runs; empty where it runs none."""
-        ...
-
-    def build(self, surroundings: Surroundings) -> Stage:
-        """A new stage, with caches of its own.
-
-        Raises:
-            DataError: The stage does not predict what the value of the ads needs.
-            SchemaError: It reads what the requests or the ads lack.
-        """
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write all that :meth:`read` needs into an existing folder, which the caller seals."""
-        ...
-
-    @classmethod
-    def read(cls, folder: Path) -> "Plan":
-        """Read what :meth:`write` wrote; the stage that it builds gives the same bits."""
-        ...
+_CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +63,12 @@ class PopularityPlan:
 
     def write(self, folder: Path) -> None:
         """Write that there is nothing to say."""
-        artifacts.write_json(folder / _SETTINGS, config.to_table(self))
+        write_settings(folder, self)
 
     @classmethod
     def read(cls, folder: Path) -> "PopularityPlan":
         """Read what :meth:`write` wrote."""
-        return _settings(cls, folder)
+        return read_settings(cls, folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,12 +103,12 @@ class RankerPlan:
 
     def build(self, surroundings: Surroundings) -> Stage:
         """A ``RankerStage``."""
-        _check_predictions(surroundings, self.model.spec.tasks)
+        check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
         stage = RankerStage(
             self.model.module,
             self.model.spec.tasks,
-            _features(surroundings, reads),
+            ad_features(surroundings.inventory, surroundings.encoders, reads),
             surroundings.inventory.attributes,
             surroundings.value,
             calibration=self.calibration,
@@ -162,8 +126,8 @@ class RankerPlan:
         """Read what :meth:`write` wrote."""
         return cls(
             model=read_model(folder),
-            encoders=_read_encoders(folder),
-            settings=_settings(RankerSettings, folder),
+            encoders=read_encoders(folder),
+            settings=read_settings(RankerSettings, folder),
             calibration=Calibration.from_json(artifacts.read_json(folder / _CALIBRATION)),
         )
 
@@ -212,13 +176,13 @@ class EarlyStagePlan:
     def build(self, surroundings: Surroundings) -> Stage:
         """An ``EarlyStageRanker``."""
         spec, module = self.model.spec, self.model.module
-        _check_predictions(surroundings, label_tasks(spec.tasks))
+        check_predictions(surroundings, label_tasks(spec.tasks))
         reads = self.encoders or surroundings.encoders
         assert isinstance(module, EarlyStage)
         stage = EarlyStageRanker(
             module.export(head=self.settings.head),
             spec,
-            _features(surroundings, reads),
+            ad_features(surroundings.inventory, surroundings.encoders, reads),
             surroundings.inventory.attributes,
             surroundings.value,
             max_users=self.settings.max_users,
@@ -237,14 +201,15 @@ class EarlyStagePlan:
         """Read what :meth:`write` wrote."""
         return cls(
             model=read_model(folder),
-            encoders=_read_encoders(folder),
-            settings=_settings(EarlyStageSettings, folder),
+            encoders=read_encoders(folder),
+            settings=read_settings(EarlyStageSettings, folder),
             calibration=Calibration.from_json(artifacts.read_json(folder / _CALIBRATION)),
         )
 
 
 PLANS: dict[str, type[Plan]] = {
-    plan.kind: plan for plan in (PopularityPlan, EarlyStagePlan, RankerPlan)
+    plan.kind: plan
+    for plan in (PopularityPlan, IndexPlan, TwoTowerPlan, EarlyStagePlan, RankerPlan)
 }
 """Every kind of stage that a bundle can hold."""
 
@@ -271,19 +236,6 @@ class ReadsPart:
         return self.stage.predict(self._select(features), rows, ads)
 
 
-def _check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> None:
-    """Ask for a value now: in a request, what is missing would be a fallback every time."""
-    constants = {task.name: np.full(1, 0.5) for task in tasks}
-    for billing in np.unique(surroundings.inventory.attributes.billing):
-        surroundings.value.score(constants, np.ones(1), np.array([billing]))
-
-
-def _features(surroundings: Surroundings, reads: Encoders) -> AdFeatures:
-    select = InputSelection(surroundings.encoders, reads, where="stage")
-    rows = select.of_fields(surroundings.inventory.rows)
-    return AdFeatures.of_rows(rows, reads.schema, reads.spec)
-
-
 def _reading(stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: Encoders) -> Stage:
     select = InputSelection(requests, reads, where="stage")
     return stage if select.changes_nothing else ReadsPart(stage, select)
@@ -291,23 +243,6 @@ def _reading(stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: E
 
 def _write_served(folder: Path, plan: RankerPlan | EarlyStagePlan) -> None:
     write_model(folder, plan.model)
-    artifacts.write_json(folder / _SETTINGS, config.to_table(plan.settings))
+    write_settings(folder, plan.settings)
     artifacts.write_json(folder / _CALIBRATION, plan.calibration.to_json())
-    if plan.encoders is not None:
-        (folder / _ENCODERS).mkdir()
-        plan.encoders.save(folder / _ENCODERS)
-        artifacts.write_text(folder / _SCHEMA, plan.encoders.schema.to_toml())
-
-
-def _read_encoders(folder: Path) -> Encoders | None:
-    if not (folder / _ENCODERS).exists():
-        return None
-    return Encoders.load(folder / _ENCODERS, load_schema(folder / _SCHEMA))
-
-
-def _settings(cls: type[_Settings], folder: Path) -> _Settings:
-    path = folder / _SETTINGS
-    try:
-        return config.from_table(cls, artifacts.read_json(path))
-    except ConfigError as error:
-        raise ArtifactError(f"{path}: {error} Publish anew.") from error
+    write_encoders(folder, plan.encoders)

@@ -1,7 +1,7 @@
 """What a replay found, in the form in which it is written down."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,20 @@ from tamis.funnel.latency import Latency
 Scope = Literal["all", "first"]
 """All candidates that a request starts from, so that every stage can lose value; or those that the
 first stage kept, whose own losses then do not show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSummary:
+    """One level of an index, over the requests that it was walked for."""
+
+    nodes: float
+    """Mean nodes that are occupied; at the last level the ads of the index."""
+    pairs: float
+    """Mean nodes, or ads, that were scored."""
+    kept: float
+    """Mean of those that went on."""
+    flops: float
+    """Mean floating-point operations of their scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +54,8 @@ class StageSummary:
     none could tell."""
     measures_by_value: Mapping[str, float | None]
     """The same with every request weighed by the total value of its candidates."""
+    levels: tuple[LevelSummary, ...] = ()
+    """Levels of the index that it searched, the coarsest first and the ads last; empty: none."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields by name."""
@@ -55,6 +71,7 @@ class StageSummary:
             "fallbacks": dict(self.fallbacks),
             "measures": dict(self.measures),
             "measures_by_value": dict(self.measures_by_value),
+            "levels": [asdict(level) for level in self.levels],
         }
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
+from tamis.retrieval.searcher import LevelTrace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -14,13 +15,16 @@ class Scored:
     candidates: Candidates
     """Some or all of those it was given, in any order, with its own scores."""
     scored_pairs: int = 0
-    """Pairs of request and ad that were computed, not read from a cache."""
+    """Pairs of request and ad that were computed, not read from a cache; nodes of an index are
+    counted in ``levels``."""
     flops: float | None = None
     """Floating-point operations that took; None where the stage does not know."""
     cache_lookups: int = 0
     """What caches were asked for: whole answers, or single ads."""
     cache_hits: int = 0
     """How many of them were there."""
+    levels: tuple[LevelTrace, ...] = ()
+    """What each level of an index cost, the coarsest first and the ads last; empty: no index."""
     fallback: str = ""
     """Why the candidates are as they came, with the scores of the stage before. Empty: they are
     not."""

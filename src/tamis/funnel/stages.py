@@ -56,22 +56,41 @@ class ScoredBy:
 
 
 class DotProduct:
-    """Exact retrieval: ``score = <query(request), item>``, every candidate compared."""
+    """Exact retrieval: ``<query(request), item>``, plus an offset, of every candidate."""
 
     def __init__(
-        self, items: Float[Tensor, "N D"], query: Callable[[Request], Float[Tensor, " D"]]
+        self,
+        items: Float[Tensor, "N D"],
+        query: Callable[[Request], Float[Tensor, " D"]],
+        *,
+        offsets: NDArray[np.float64] | None = None,
+        query_flops: float = 0.0,
     ) -> None:
         """Take the vectors of all ads, and what makes the vector of a request.
 
+        Args:
+            items: A vector for each ad.
+            query: Makes the vector of a request.
+            offsets: (N,) added to the product of each ad, such as the logarithm of its bid; None
+                adds nothing.
+            query_flops: Operations of one query, for the trace.
+
         Raises:
-            DataError: The vectors are no matrix.
+            DataError: The vectors are no matrix, or there is not one offset for each.
         """
         if items.ndim != 2:
             raise DataError(
                 f"DotProduct: items must be one vector for each ad, got shape {tuple(items.shape)}."
             )
+        if offsets is not None and offsets.shape != (len(items),):
+            raise DataError(
+                f"DotProduct: offsets must be one for each of {len(items)} ads, got shape "
+                f"{offsets.shape}."
+            )
         self._items = items.detach()
         self._query = query
+        self._offsets = None if offsets is None else offsets.astype(np.float32)
+        self._query_flops = query_flops
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The best candidates by their dot product with the request's vector."""
@@ -87,13 +106,15 @@ class DotProduct:
             else:
                 products = self._items.index_select(0, rows) @ query
             scores = products.float().cpu().numpy()
+        if self._offsets is not None:
+            scores = scores + self._offsets[ads]
         # Cut here, so that only what is kept is widened to float64.
         best = order_of_best(ads, scores, keep, seed=request.request_id)
         found = Candidates(ads=ads[best], scores=scores[best].astype(np.float64))
         return Scored(
             candidates=found,
             scored_pairs=len(candidates),
-            flops=2.0 * self._items.shape[1] * len(candidates),
+            flops=self._query_flops + 2.0 * self._items.shape[1] * len(candidates),
         )
 
 

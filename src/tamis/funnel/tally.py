@@ -14,7 +14,7 @@ from tamis.evaluation import LogLossAccumulator
 from tamis.funnel.auction import Slate
 from tamis.funnel.comparison import Kept
 from tamis.funnel.latency import LatencyHistogram
-from tamis.funnel.report import HeadLoss, StageSummary
+from tamis.funnel.report import HeadLoss, LevelSummary, StageSummary
 from tamis.funnel.request import Impressions, Request
 from tamis.funnel.trace import StageTrace
 
@@ -50,6 +50,9 @@ class StageTally:
         self._flops: float | None = 0.0
         self._latency = LatencyHistogram()
         self._fallbacks: Counter[str] = Counter()
+        # Sums by level of nodes, pairs, kept and operations, of the requests that were searched.
+        self._levels: NDArray[np.float64] | None = None
+        self._searched = 0
 
     def add(self, stage: StageTrace) -> None:
         """Add what it did for one request."""
@@ -68,6 +71,10 @@ class StageTally:
             self._flops = None
         if self._flops is not None:
             self._flops += stage.flops or 0.0
+        if stage.levels:
+            self._searched += 1
+            found = np.array([(at.nodes, at.pairs, at.kept, at.flops) for at in stage.levels])
+            self._levels = found * 1.0 if self._levels is None else self._levels + found
 
     def summary(self, kept: Kept) -> StageSummary:
         """Means and sums over the requests, at least one, beside what the stage kept of value."""
@@ -85,6 +92,16 @@ class StageTally:
             fallbacks=dict(self._fallbacks.most_common()),
             measures=kept.plain,
             measures_by_value=kept.by_value,
+            levels=self._level_summaries(),
+        )
+
+    def _level_summaries(self) -> tuple[LevelSummary, ...]:
+        if self._levels is None:
+            return ()
+        means = (self._levels / self._searched).tolist()
+        return tuple(
+            LevelSummary(nodes=nodes, pairs=pairs, kept=kept, flops=flops)
+            for nodes, pairs, kept, flops in means
         )
 
 

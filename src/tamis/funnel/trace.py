@@ -1,12 +1,13 @@
 """What happened to one request, stage by stage: arrays in memory, JSON for whoever reads it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tamis.funnel.auction import Slate
+from tamis.retrieval.searcher import LevelTrace
 
 AUCTION = "auction"
 """Name under which the slate is summed up beside the stages."""
@@ -36,6 +37,8 @@ class StageTrace:
     """How many of them were there."""
     fallback: str
     """Why the order of the stage before was kept. Empty: it was not."""
+    levels: tuple[LevelTrace, ...] = ()
+    """What each level of an index cost, the coarsest first and the ads last. Empty: no index."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields by name."""
@@ -51,6 +54,7 @@ class StageTrace:
             "cache_lookups": self.cache_lookups,
             "cache_hits": self.cache_hits,
             "fallback": self.fallback,
+            "levels": [asdict(level) for level in self.levels],
         }
 
 

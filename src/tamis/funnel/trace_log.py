@@ -5,6 +5,7 @@ traces.safetensors   columns; what a request has any number of stands behind off
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from tamis import artifacts
 from tamis.errors import ArtifactError, DataError, StorageError
 from tamis.funnel.auction import Slate
 from tamis.funnel.trace import StageTrace, Trace
+from tamis.retrieval.searcher import LevelTrace
 
-TRACES_VERSION = 1
+TRACES_VERSION = 2
 _FILE = "traces.safetensors"
 _Columns = dict[str, NDArray[Any]]
 
@@ -114,7 +116,15 @@ def _of_stage(
         ("ads", np.concatenate([stage.ads for stage in stages])),
         ("scores", np.concatenate([stage.scores for stage in stages])),
         ("offsets", _offsets([len(stage.ads) for stage in stages])),
+        ("levels", _level_columns(stages)),
+        ("level_offsets", _offsets([len(stage.levels) for stage in stages])),
     ]
+
+
+def _level_columns(stages: list[StageTrace]) -> NDArray[np.int64]:
+    """(levels of all requests, fields of a level)."""
+    rows = [astuple(level) for stage in stages for level in stage.levels]
+    return np.array(rows, np.int64).reshape(-1, len(fields(LevelTrace)))
 
 
 def _stages_from(columns: _Columns, place: int, name: str, reasons: list[str]) -> list[StageTrace]:
@@ -124,7 +134,9 @@ def _stages_from(columns: _Columns, place: int, name: str, reasons: list[str]) -
         if key.startswith(f"stage{place}.")
     }
     flops = column["flops"].tolist()
-    bounds = column["offsets"]
+    bounds, level_bounds = column["offsets"], column["level_offsets"]
+    names = [field.name for field in fields(LevelTrace)]
+    levels = [LevelTrace(**dict(zip(names, row, strict=True))) for row in column["levels"].tolist()]
     return [
         StageTrace(
             name=name,
@@ -137,6 +149,7 @@ def _stages_from(columns: _Columns, place: int, name: str, reasons: list[str]) -
             cache_lookups=int(column["cache_lookups"][at]),
             cache_hits=int(column["cache_hits"][at]),
             fallback=reasons[column["fallback"][at]],
+            levels=tuple(levels[level_bounds[at] : level_bounds[at + 1]]),
         )
         for at in range(len(flops))
     ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,13 +16,19 @@ from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.inventory import Inventory
+from tamis.funnel.plan import Plan
 from tamis.funnel.plans import (
     EarlyStagePlan,
     EarlyStageSettings,
-    Plan,
     PopularityPlan,
     RankerPlan,
     RankerSettings,
+)
+from tamis.funnel.retrieval_plans import (
+    IndexPlan,
+    IndexSettings,
+    TwoTowerPlan,
+    TwoTowerSettings,
 )
 from tamis.models.early_serving import ServedHead
 from tamis.models.early_stage import EarlyStage
@@ -97,17 +104,24 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
     run = Path(stage.run)
     own = _encoders_of(run, encoders, stage.name)
     model = load_trained(run)
+    if stage.kind == "index":
+        assert stage.beams is not None  # its recipe says so
+        return IndexPlan.publish(
+            model,
+            inventory,
+            encoders,
+            settings=IndexSettings(beams=stage.beams, task_weights=stage.task_weights or ()),
+            encoders=own,
+        )
+    if stage.kind == "two_tower":
+        towers = TwoTowerSettings(**_given(stage, "task_weights", "by_bid"))
+        return TwoTowerPlan(model=model, encoders=own, settings=towers)
     if stage.kind == "ranker":
         flops = artifacts.read_json(run / "run.json").get("forward_flops_per_row")
         settings = RankerSettings(precision=stage.precision or "float32", flops_per_pair=flops)
         calibration = _calibration(stage, inventory, head=None)
         return RankerPlan(model=model, encoders=own, settings=settings, calibration=calibration)
-    given = {
-        name: value
-        for name in ("head", "max_users", "time_to_live_ms")
-        if (value := getattr(stage, name)) is not None
-    }
-    serving = EarlyStageSettings(**given)
+    serving = EarlyStageSettings(**_given(stage, "head", "max_users", "time_to_live_ms"))
     # Made before it is calibrated, as it refuses runs of other models.
     plan = EarlyStagePlan(model=model, encoders=own, settings=serving)
     assert isinstance(model.module, EarlyStage)
@@ -116,6 +130,11 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
         settings=replace(serving, flops_per_pair=_flops_per_pair(model.module, serving.head)),
         calibration=_calibration(stage, inventory, head=serving.head),
     )
+
+
+def _given(stage: StageRecipe, *names: str) -> dict[str, Any]:
+    """What a recipe sets; the rest is the plan's to choose."""
+    return {name: value for name in names if (value := getattr(stage, name)) is not None}
 
 
 def _encoders_of(run: Path, funnels: Encoders, name: str) -> Encoders | None:

@@ -14,6 +14,8 @@ from tamis.models.early_serving import ServedHead
 
 _SETTINGS_OF_KIND = {
     "popularity": set[str](),
+    "index": {"run", "beams", "task_weights"},
+    "two_tower": {"run", "task_weights", "by_bid"},
     "early": {"run", "calibration", "head", "max_users", "time_to_live_ms"},
     "ranker": {"run", "calibration", "precision"},
 }
@@ -25,9 +27,10 @@ class StageRecipe:
 
     name: str
     """Name in traces, reports and folders."""
-    kind: Literal["popularity", "early", "ranker"]
-    """Ads by how often they were clicked; an early-stage ranker, whose towers are cached; or any
-    model of the catalog, run on every candidate."""
+    kind: Literal["popularity", "index", "two_tower", "early", "ranker"]
+    """Ads by how often they were clicked; beam search through the index that an ``hsnn`` learnt;
+    exact search by the dot products of a ``two_tower``; an early-stage ranker, whose towers are
+    cached; or any model of the catalog, run on every candidate."""
     keep: int
     """Candidates that go on. At least 1."""
     budget_ms: float | None = None
@@ -45,6 +48,14 @@ class StageRecipe:
     """How long a user's vector serves; absent: a minute. For ``early`` only."""
     precision: Precision | None = None
     """Type of matrix products; absent: float32. For ``ranker`` only."""
+    beams: tuple[int, ...] | None = None
+    """Nodes to keep at each index level, the coarsest first. For ``index``, which needs them."""
+    task_weights: tuple[float, ...] | None = None
+    """Weight of each task in the score; absent: an ``index`` searches by total value, and of a
+    ``two_tower`` the first task counts. For these two only."""
+    by_bid: bool | None = None
+    """Whether the logarithm of an ad's bid is added to its score; absent: it is. For ``two_tower``
+    only."""
 
     def __post_init__(self) -> None:
         allowed = _SETTINGS_OF_KIND[self.kind] | {"name", "kind", "keep", "budget_ms"}
@@ -58,6 +69,11 @@ class StageRecipe:
             raise ConfigError(
                 f"stage {self.name!r}: run must name a finished run for kind {self.kind!r}, got "
                 f"none. Train a model and give its folder."
+            )
+        if self.kind == "index" and self.beams is None:
+            raise ConfigError(
+                f"stage {self.name!r}: beams must say how many nodes are kept at each index level, "
+                f"got none. Give one number for each of the model's codebooks."
             )
         Budget(name=self.name, keep=self.keep, budget_ms=self.budget_ms)
 

@@ -53,6 +53,7 @@ def render(record: Mapping[str, Any]) -> str:
             page.cards(_headline(record)),
             page.section("Narrowing", page.figures([narrowing(record)])),
             page.section("Stages", page.table(*stage_table(record))),
+            *_index_section(record),
             page.section("What is kept", page.table(*kept_table(record)), lead=_KEPT_LEAD),
             page.section(
                 "What is kept, by value",
@@ -86,6 +87,18 @@ def stage_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def level_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: what searching an index cost on each level; no rows without an index."""
+    rows = []
+    for stage in record["stages"]:
+        levels = stage["levels"]
+        for place, level in enumerate(levels, start=1):
+            what = "ads" if place == len(levels) else f"level {place}"
+            numbers = [_count(level[name]) for name in ("nodes", "pairs", "kept", "flops")]
+            rows.append([f"{stage['name']}, {what}", *numbers])
+    return ["stage and level", "there", "scored", "kept", "operations"], rows
+
+
 def kept_table(
     record: Mapping[str, Any], *, by_value: bool = False
 ) -> tuple[list[str], list[list[str]]]:
@@ -115,6 +128,17 @@ def head_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for task, loss in tasks.items()
     ]
     return ["stage and task", "impressions", "base rate", "log loss", "NE"], rows
+
+
+def _index_section(record: Mapping[str, Any]) -> list[str]:
+    columns, rows = level_table(record)
+    if not rows:
+        return []
+    lead = (
+        "Mean of a request. On each level of the index only the children of nodes that were kept "
+        "are scored, and of the ads only those under the last ones. Operations are modelled."
+    )
+    return [page.section("Search of the index", page.table(columns, rows), lead=lead)]
 
 
 def _headline(record: Mapping[str, Any]) -> list[page.Card]:

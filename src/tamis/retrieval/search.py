@@ -1,10 +1,10 @@
 """Beam search through an index: from a user to the best items, level by level, with its cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tamis.errors import DataError
@@ -15,6 +15,10 @@ from tamis.retrieval.snapshot import SearchTree, check_versions
 
 _PAIRS_AT_ONCE = 1 << 16
 
+ScoringFunction = Callable[[int, Tensor, Tensor], Tensor]
+"""From a level, C of its nodes (items, by their places in the tree, at the last level), and the
+probabilities (C, T) of their tasks, to scores (C,)."""
+
 
 class Retriever:
     """A model and a tree over items that it encoded, ready to answer requests.
@@ -23,16 +27,25 @@ class Retriever:
     its level's ensemble with all coarser ones. Of equal scores the one that is first in the tree
     wins. Weights must not change as long as a retriever uses them.
 
+    Where what an item brings depends on more than probabilities, such as an ad's bid, a function of
+    the caller's gives the scores.
+
     Source:
         HSNN, arXiv:2408.06653, algorithm 2.
 
     Differs from the source:
         Children are the occupied ones of the nodes that are kept, so what is scored on a level is
-        bounded by their number. How tasks become one score was not published.
+        bounded by their number. How tasks become one score was not published, nor how bids or
+        filters meet the search.
     """
 
     def __init__(
-        self, scorer: Scorer, snapshot: SearchTree, *, task_weights: Sequence[float] = ()
+        self,
+        scorer: Scorer,
+        snapshot: SearchTree,
+        *,
+        task_weights: Sequence[float] = (),
+        score: ScoringFunction | None = None,
     ) -> None:
         """Put both together.
 
@@ -40,6 +53,7 @@ class Retriever:
             scorer: The model, in evaluation mode.
             snapshot: An index that was published from it, or another tree of as many levels.
             task_weights: Weight w_t of each task; empty weighs them alike.
+            score: Makes the scores in place of the weighted sum; None: the sum.
 
         Raises:
             ArtifactError: The snapshot was published from other weights.
@@ -54,19 +68,29 @@ class Retriever:
         check_levels(scorer, snapshot.tree)
         self.scorer, self.snapshot = scorer, snapshot
         self.task_weights = tuple(task_weights)
+        self._score_of = self._weighted_sum if score is None else score
         self._user_flops, self._pair_flops = scorer.count_flops()
 
     def exact(self, request: Request, k: int) -> Found:
         """The best k items of all, every node and item scored."""
         return self.search(request, k, self.snapshot.tree.num_nodes)
 
-    def search(self, request: Request, k: int, beams: Sequence[int]) -> Found:
+    def search(
+        self,
+        request: Request,
+        k: int,
+        beams: Sequence[int],
+        *,
+        allowed: Bool[Tensor, " V"] | None = None,
+    ) -> Found:
         """The best k items under the nodes that are kept.
 
         Args:
             request: Who asks.
             k: Items to find. At least 1.
             beams: Nodes to keep at each index level, the coarsest first. At least 1.
+            allowed: Which items, in the order of the tree, may be found; nodes without any are not
+                looked at. None: all. What stands for a node need not be allowed itself.
 
         Raises:
             ValueError: A number is out of range, or there is not one beam for each index level or
@@ -86,7 +110,10 @@ class Retriever:
         levels: list[LevelTrace] = []
         with torch.inference_mode():
             users = self.scorer.encode_user(request.user)
+            is_open = None if allowed is None else _open_by_level(allowed, tree)
             candidates = torch.arange(totals[0], device=members.ids.device)
+            if is_open is not None:
+                candidates = candidates[is_open[0]]
             outputs = None
             for level, width in enumerate((*beams, k)):
                 is_item = level == index_levels
@@ -95,7 +122,8 @@ class Retriever:
                     places = tree.representatives[level].index_select(0, candidates)
                 own = self._score(level, users[level], places, request if is_item else None)
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
-                scores = total_scores(self.scorer, level, outputs, self.task_weights)
+                probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
+                scores = self._score_of(level, candidates, probabilities)
                 kept = best_places(scores, width)
                 levels.append(
                     LevelTrace(
@@ -115,8 +143,15 @@ class Retriever:
                 outputs = torch.repeat_interleave(
                     outputs.index_select(0, kept), lengths, dim=0, output_size=len(candidates)
                 )
+                if is_open is not None:
+                    left = is_open[level + 1].index_select(0, candidates)
+                    candidates, outputs = candidates[left], outputs[left]
         trace = Trace(levels=tuple(levels), user_flops=self._user_flops)
         return Found(ids=ids, scores=scores, trace=trace)
+
+    def _weighted_sum(self, level: int, places: Tensor, probabilities: Tensor) -> Tensor:
+        del level, places
+        return weighted_sum(probabilities, self.task_weights)
 
     def _score(
         self, level: int, user: Tensor, places: Tensor, request: Request | None
@@ -167,6 +202,17 @@ def total_scores(
         ValueError: There is not one weight for each task.
     """
     probabilities = torch.sigmoid(scorer.ensemble(level, outputs).float())
+    return weighted_sum(probabilities, task_weights)
+
+
+def weighted_sum(
+    probabilities: Float[Tensor, "C T"], task_weights: Sequence[float]
+) -> Float[Tensor, " C"]:
+    """``sum_t w_t p_t``; without weights all are 1.
+
+    Raises:
+        ValueError: There is not one weight for each task.
+    """
     weights = weights_of_tasks(task_weights, probabilities.shape[1])
     return (probabilities * probabilities.new_tensor(weights)).sum(1)
 
@@ -183,6 +229,13 @@ def weights_of_tasks(task_weights: Sequence[float], num_tasks: int) -> tuple[flo
             f"search: task_weights must be one for each of {num_tasks} tasks, got {len(weights)}."
         )
     return weights
+
+
+def _open_by_level(allowed: Bool[Tensor, " V"], tree: PrefixTree) -> list[Tensor]:
+    """For each level whether a node has an item that is allowed, and for the items themselves."""
+    until = torch.cat([allowed.new_zeros(1, dtype=torch.int64), allowed.cumsum(0)])
+    nodes = [until[tree.bounds(level)].diff() > 0 for level in range(len(tree.num_nodes))]
+    return [*nodes, allowed]
 
 
 def check_levels(scorer: Scorer, tree: PrefixTree) -> None:

@@ -1,0 +1,181 @@
+"""The retrieval stage: beam search through a learnt index, level by level."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tamis.data.batch import Batch
+from tamis.data.schema import InputSpec, Task
+from tamis.errors import DataError
+from tamis.funnel.ads import AdTable, Valuation
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.request import Request
+from tamis.funnel.stage import Scored
+from tamis.models.hsnn import HSNN
+from tamis.retrieval import searcher
+from tamis.retrieval.search import Retriever
+from tamis.retrieval.snapshot import IndexSnapshot
+
+
+class IndexSearch:
+    """The best candidates under the nodes that a beam keeps, and no other ad is looked at.
+
+    The user's towers run once for a request. Only nodes that hold a candidate are walked, and only
+    candidates are found: an ad that the request's inventory does not allow never comes back, nor
+    does one that the index does not hold. What is known of the context is the same for all ads.
+
+    Scores are total values, by the one function that all stages share: of an ad with its own
+    predictions, and of a node the mean of what its ads would be worth with the node's predictions.
+
+    Source:
+        HSNN, arXiv:2408.06653: beam search through the learnt hierarchy, ensemble across levels.
+
+    Differs from the source:
+        How bids, several tasks and filters meet the search was not published.
+    """
+
+    def __init__(
+        self,
+        model: HSNN,
+        spec: InputSpec,
+        snapshot: IndexSnapshot,
+        rows: NDArray[np.int64],
+        ads: AdTable,
+        value: Valuation,
+        *,
+        beams: tuple[int, ...],
+        task_weights: tuple[float, ...] = (),
+    ) -> None:
+        """Put model and index together.
+
+        Args:
+            model: On the CPU, in evaluation mode.
+            spec: Its inputs, in order.
+            snapshot: An index that was published from it.
+            rows: (V,) ad row of each item, in the order of the snapshot's members.
+            ads: Bids and quality of all ads.
+            value: Combines predictions and bid.
+            beams: Nodes to keep at each index level, the coarsest first.
+            task_weights: Of each task; scores are then the weighted sums of probabilities, whatever
+                is bid. Empty: scores are total values.
+
+        Raises:
+            ArtifactError: The snapshot was published from other weights.
+            DataError: Model and index have not as many levels, or rows are not those of ads.
+        """
+        if rows.shape != (snapshot.num_items,) or rows.min() < 0 or rows.max() >= len(ads):
+            raise DataError(
+                f"IndexSearch: rows must be one of {len(ads)} ads for each of "
+                f"{snapshot.num_items} items of the index, got shape {rows.shape} with "
+                f"{rows.min()} to {rows.max()}. Index the ads of the inventory."
+            )
+        self._spec, self._beams, self._num_ads = spec, beams, len(ads)
+        self._rows = rows
+        self._order = np.argsort(snapshot.members.ids.numpy())
+        self._ids = snapshot.members.ids.numpy()[self._order]
+        score = None if task_weights else _NodeValues(snapshot, rows, ads, value, spec.tasks)
+        self._retriever = Retriever(model, snapshot, task_weights=task_weights, score=score)
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """The best candidates that the search meets, at most ``keep``.
+
+        Raises:
+            DataError: The request has no features.
+        """
+        if request.features is None:
+            raise DataError(
+                f"request {request.request_id}: must have features for retrieval, got none. Encode "
+                f"its user and context."
+            )
+        allowed = None
+        if len(candidates) < self._num_ads:
+            is_open = np.zeros(self._num_ads, np.bool_)
+            is_open[candidates.ads] = True
+            allowed = torch.from_numpy(is_open[self._rows])
+        query = searcher.Request(
+            user=request.features, pairs=_Context(request.features, self._spec).beside
+        )
+        found = self._retriever.search(query, keep, self._beams, allowed=allowed)
+        places = self._order[np.searchsorted(self._ids, found.ids.numpy())]
+        return Scored(
+            candidates=Candidates(
+                ads=self._rows[places], scores=found.scores.numpy().astype(np.float64)
+            ),
+            scored_pairs=found.trace.levels[-1].pairs,
+            flops=float(found.trace.flops),
+            levels=found.trace.levels,
+        )
+
+
+class _Context:
+    """What a request says of its context, which is the same beside every ad."""
+
+    def __init__(self, features: Batch, spec: InputSpec) -> None:
+        self._features = features
+        self._groups = [group.name for group in spec.sequences_of("context")]
+
+    def beside(self, items: Tensor) -> Batch:
+        """A row for each item, of which the context side alone is filled."""
+        row = torch.zeros(len(items), dtype=torch.int64)
+        features = self._features
+        return Batch(
+            numeric=features.numeric.index_select(0, row),
+            ids=features.ids.index_select(0, row),
+            labels=features.labels.index_select(0, row),
+            weights=features.weights.index_select(0, row),
+            sequences={name: features.sequences[name].take(row) for name in self._groups},
+        )
+
+
+class _NodeValues:
+    """Total values of ads, and of nodes the mean over their ads.
+
+    A value is linear in the bid for each way of billing, so the mean over the ads of a node is that
+    of their mean bids, weighed by how many of them are billed so.
+    """
+
+    def __init__(
+        self,
+        snapshot: IndexSnapshot,
+        rows: NDArray[np.int64],
+        ads: AdTable,
+        value: Valuation,
+        tasks: tuple[Task, ...],
+    ) -> None:
+        self._rows, self._ads, self._value = rows, ads, value
+        self._names = [task.name for task in tasks]
+        bid, billing = ads.bid[rows], ads.billing[rows]
+        self._quality: list[NDArray[np.float64]] = []
+        # By level, for each way of billing: share of a node's ads, and their mean bid.
+        self._billed: list[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = []
+        for level in range(len(snapshot.tree.num_nodes)):
+            bounds = snapshot.tree.bounds(level).numpy()
+            sizes = np.diff(bounds)
+            self._quality.append(_sums(ads.quality[rows], bounds) / sizes)
+            by_way = {}
+            for way in np.unique(billing):
+                is_so = billing == way
+                counts = _sums(is_so.astype(np.float64), bounds)
+                bids = _sums(np.where(is_so, bid, 0.0), bounds)
+                by_way[way] = (counts / sizes, bids / np.maximum(counts, 1.0))
+            self._billed.append(by_way)
+
+    def __call__(self, level: int, places: Tensor, probabilities: Tensor) -> Tensor:
+        """Scores (C,) of nodes of a level, or of items by place."""
+        at, columns = places.numpy(), probabilities.double().numpy()
+        predictions = {name: columns[:, task] for task, name in enumerate(self._names)}
+        if level == len(self._billed):
+            values = self._ads.total_value(self._value, predictions, self._rows[at])
+            return torch.from_numpy(values).float()
+        values = self._quality[level][at]
+        for way, (share, mean_bid) in self._billed[level].items():
+            billing = np.full(len(at), way)
+            values = values + share[at] * self._value.score(predictions, mean_bid[at], billing)
+        return torch.from_numpy(values).float()
+
+
+def _sums(values: NDArray[np.float64], bounds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of the values between each two bounds; nodes are never empty."""
+    sums: NDArray[np.float64] = np.add.reduceat(values, bounds[:-1])
+    return sums

@@ -1,0 +1,123 @@
+"""What a plan of a stage is, and what the plans of models share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+
+from tamis import artifacts, config
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
+from tamis.data.schema import Task, load_schema
+from tamis.errors import ArtifactError, ConfigError
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.ranker import AdFeatures
+from tamis.funnel.stage import Stage
+from tamis.funnel.value import ValueFunction
+
+_SETTINGS, _ENCODERS, _SCHEMA = "settings.json", "encoders", "schema.toml"
+_Settings = TypeVar("_Settings")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Surroundings:
+    """What the stages of a funnel share."""
+
+    encoders: Encoders
+    """Encoders of the ads."""
+    requests: Encoders
+    """Encoders of the requests' features."""
+    inventory: Inventory
+    """All ads."""
+    value: ValueFunction
+    """Combines predictions and bid."""
+
+
+class Plan(Protocol):
+    """How to build one stage."""
+
+    kind: ClassVar[str]
+    """Its row in ``PLANS``."""
+
+    @property
+    def model_name(self) -> str:
+        """Name in the catalog of the model that it runs; empty where it runs none."""
+        ...
+
+    def build(self, surroundings: Surroundings) -> Stage:
+        """A new stage, with caches of its own.
+
+        Raises:
+            DataError: The stage does not predict what the value of the ads needs.
+            SchemaError: It reads what the requests or the ads lack.
+        """
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write all that :meth:`read` needs into an existing folder, which the caller seals."""
+        ...
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Read what :meth:`write` wrote; the stage that it builds gives the same bits."""
+        ...
+
+
+def check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> None:
+    """Ask for a value now: in a request, what is missing would be a fallback every time.
+
+    Raises:
+        DataError: The tasks are not those that the value of the ads needs.
+    """
+    constants = {task.name: np.full(1, 0.5) for task in tasks}
+    for billing in np.unique(surroundings.inventory.attributes.billing):
+        surroundings.value.score(constants, np.ones(1), np.array([billing]))
+
+
+def ad_features(inventory: Inventory, whole: Encoders, reads: Encoders) -> AdFeatures:
+    """What a model reads of every ad.
+
+    Args:
+        inventory: All ads.
+        whole: What they are encoded with.
+        reads: What the model was trained with.
+
+    Raises:
+        SchemaError: The model reads what the ads lack.
+    """
+    rows = InputSelection(whole, reads, where="stage").of_fields(inventory.rows)
+    return AdFeatures.of_rows(rows, reads.schema, reads.spec)
+
+
+def write_settings(folder: Path, settings: Any) -> None:  # noqa: ANN401  (any settings)
+    """Write a plan's settings, a config dataclass."""
+    artifacts.write_json(folder / _SETTINGS, config.to_table(settings))
+
+
+def read_settings(cls: type[_Settings], folder: Path) -> _Settings:
+    """Read what :func:`write_settings` wrote.
+
+    Raises:
+        ArtifactError: They are not those of such a stage.
+    """
+    path = folder / _SETTINGS
+    try:
+        return config.from_table(cls, artifacts.read_json(path))
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error} Publish anew.") from error
+
+
+def write_encoders(folder: Path, encoders: Encoders | None) -> None:
+    """Write encoders of a model's own, if it has any."""
+    if encoders is not None:
+        (folder / _ENCODERS).mkdir()
+        encoders.save(folder / _ENCODERS)
+        artifacts.write_text(folder / _SCHEMA, encoders.schema.to_toml())
+
+
+def read_encoders(folder: Path) -> Encoders | None:
+    """Read what :func:`write_encoders` wrote; None where there were none."""
+    if not (folder / _ENCODERS).exists():
+        return None
+    return Encoders.load(folder / _ENCODERS, load_schema(folder / _SCHEMA))

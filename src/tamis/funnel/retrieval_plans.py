@@ -1,0 +1,331 @@
+"""Plans of the stages that search all ads: a learnt index, and two towers with exact search."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tamis.data.batch import Batch, blank_batch
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
+from tamis.errors import ConfigError, DataError
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.index_search import IndexSearch
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.plan import (
+    Plan,
+    Surroundings,
+    ad_features,
+    check_predictions,
+    read_encoders,
+    read_settings,
+    write_encoders,
+    write_settings,
+)
+from tamis.funnel.request import Request
+from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stages import DotProduct
+from tamis.models.hsnn import HSNN
+from tamis.models.trained import TrainedModel, read_model, write_model
+from tamis.models.two_tower import TwoTower
+from tamis.retrieval.item_vectors import ItemVectors
+from tamis.retrieval.snapshot import IndexSnapshot, check_versions
+
+_INDEX = "index"
+_ADS_AT_A_TIME = 4096
+_LEAST_BID = 1e-12
+
+
+@runtime_checkable
+class FollowsAds(Protocol):
+    """A plan that holds the ads themselves, so that another inventory makes another plan."""
+
+    def of_ads(self, inventory: Inventory, whole: Encoders) -> Plan:
+        """The plan of other ads, or of the same with other features; ``whole`` encoded them."""
+        ...
+
+    def with_ads(self, more: Inventory, whole: Encoders) -> Plan:
+        """The plan with more ads, which no training has seen."""
+        ...
+
+    def without_ads(self, codes: NDArray[np.int64]) -> Plan:
+        """The plan without some ads, by code."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexSettings:
+    """How an index is searched."""
+
+    beams: tuple[int, ...]
+    """Nodes to keep at each index level, the coarsest first."""
+    task_weights: tuple[float, ...] = ()
+    """Weight of each task's probability in the score; empty: scores are total values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IndexPlan:
+    """Beam search of a learnt index; the index holds the ads by their codes."""
+
+    kind: ClassVar[str] = "index"
+
+    model: TrainedModel
+    """An ``HSNN``."""
+    snapshot: IndexSnapshot
+    """The ads as that model encoded them."""
+    settings: IndexSettings
+    """How it is searched."""
+    encoders: Encoders | None = None
+    """What it was trained with, where that is other than the funnel's; None: the funnel's."""
+
+    def __post_init__(self) -> None:
+        beams, levels = self.settings.beams, len(_hsnn(self.model).codebooks)
+        if len(beams) != levels or any(beam < 1 for beam in beams):
+            raise ConfigError(
+                f"stage of kind 'index': beams must be at least 1, one for each of {levels} index "
+                f"levels of the model, got {beams}."
+            )
+        weights, tasks = self.settings.task_weights, len(self.model.spec.tasks)
+        if weights and len(weights) != tasks:
+            raise ConfigError(
+                f"stage of kind 'index': task_weights must be one for each of {tasks} tasks, got "
+                f"{len(weights)}. Leave them out to search by total value."
+            )
+        check_versions(_hsnn(self.model), self.snapshot)
+
+    @classmethod
+    def publish(
+        cls,
+        model: TrainedModel,
+        inventory: Inventory,
+        whole: Encoders,
+        *,
+        settings: IndexSettings,
+        encoders: Encoders | None = None,
+    ) -> "IndexPlan":
+        """Index all ads of an inventory.
+
+        Args:
+            model: An ``HSNN``.
+            inventory: The ads.
+            whole: What they are encoded with.
+            settings: How the index is searched.
+            encoders: What the model was trained with, where that is other than ``whole``.
+
+        Raises:
+            ConfigError: The model is another, or the settings are not for it.
+            DataError: There is no ad, or one has features that give no vector.
+        """
+        corpus = _corpus(model, inventory, whole, encoders)
+        snapshot = IndexSnapshot.publish(_hsnn(model), corpus)
+        return cls(model=model, snapshot=snapshot, settings=settings, encoders=encoders)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    def build(self, surroundings: Surroundings) -> Stage:
+        """An ``IndexSearch``."""
+        if not self.settings.task_weights:
+            check_predictions(surroundings, self.model.spec.tasks)
+        reads = self.encoders or surroundings.encoders
+        # Its features are not read, but must be those that an added ad would be encoded by.
+        InputSelection(surroundings.encoders, reads, where="stage")
+        stage = IndexSearch(
+            _hsnn(self.model),
+            self.model.spec,
+            self.snapshot,
+            _rows_of(self.snapshot.members.ids.numpy(), surroundings.inventory.codes),
+            surroundings.inventory.attributes,
+            surroundings.value,
+            beams=self.settings.beams,
+            task_weights=self.settings.task_weights,
+        )
+        return _reading(stage, surroundings.requests, reads)
+
+    def of_ads(self, inventory: Inventory, whole: Encoders) -> "IndexPlan":
+        """Index other ads, or the same with other features; known ids count again."""
+        corpus = _corpus(self.model, inventory, whole, self.encoders)
+        return replace(self, snapshot=IndexSnapshot.publish(_hsnn(self.model), corpus))
+
+    def with_ads(self, more: Inventory, whole: Encoders) -> "IndexPlan":
+        """Place more ads by their content."""
+        # All at once, as the tree is built anew for each addition.
+        corpus = _corpus(self.model, more, whole, self.encoders, at_a_time=len(more))
+        ((codes, items),) = corpus
+        return replace(self, snapshot=self.snapshot.add(_hsnn(self.model), codes, items))
+
+    def without_ads(self, codes: NDArray[np.int64]) -> "IndexPlan":
+        """Take ads out of the index."""
+        return replace(self, snapshot=self.snapshot.remove(torch.from_numpy(codes)))
+
+    def write(self, folder: Path) -> None:
+        """Write model, index, encoders and settings."""
+        write_model(folder, self.model)
+        self.snapshot.save(folder / _INDEX)
+        write_settings(folder, self.settings)
+        write_encoders(folder, self.encoders)
+
+    @classmethod
+    def read(cls, folder: Path) -> "IndexPlan":
+        """Read what :meth:`write` wrote."""
+        return cls(
+            model=read_model(folder),
+            snapshot=IndexSnapshot.load(folder / _INDEX),
+            settings=read_settings(IndexSettings, folder),
+            encoders=read_encoders(folder),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoTowerSettings:
+    """How two towers are searched."""
+
+    task_weights: tuple[float, ...] = ()
+    """Weight of each task's logit in the score; empty: only the first task's counts."""
+    by_bid: bool = True
+    """Whether the logarithm of the bid is added to scores: logits of rare events are logarithms of
+    probabilities, so that the order is that of expected money where ads pay by the first task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TwoTowerPlan:
+    """Exact search by the dot products of two towers."""
+
+    kind: ClassVar[str] = "two_tower"
+
+    model: TrainedModel
+    """A ``TwoTower``."""
+    settings: TwoTowerSettings = TwoTowerSettings()
+    """How it is searched."""
+    encoders: Encoders | None = None
+    """What it was trained with, where that is other than the funnel's; None: the funnel's."""
+
+    def __post_init__(self) -> None:
+        weights, tasks = self.settings.task_weights, len(_two_tower(self.model).spec.tasks)
+        if weights and len(weights) != tasks:
+            raise ConfigError(
+                f"stage of kind 'two_tower': task_weights must be one for each of {tasks} tasks, "
+                f"got {len(weights)}."
+            )
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    def build(self, surroundings: Surroundings) -> Stage:
+        """A ``DotProduct``."""
+        inventory = surroundings.inventory
+        model, reads = _two_tower(self.model).eval(), self.encoders or surroundings.encoders
+        corpus = _corpus(self.model, inventory, surroundings.encoders, self.encoders)
+        items = ItemVectors.encode(model, corpus)
+        first_alone = (1.0, *(0.0 for _ in self.model.spec.tasks[1:]))
+        queries = model.queries(self.settings.task_weights or first_alone)
+
+        def query(request: Request) -> Tensor:
+            if request.features is None:
+                raise DataError(
+                    f"request {request.request_id}: must have features for retrieval, got none. "
+                    f"Encode its user and context."
+                )
+            return queries.encode(request.features)[0]
+
+        stage = DotProduct(
+            items.vectors[items.places(torch.from_numpy(inventory.codes))],
+            query,
+            offsets=np.log(np.maximum(inventory.attributes.bid, _LEAST_BID))
+            if self.settings.by_bid
+            else None,
+            query_flops=float(queries.flops),
+        )
+        return _reading(stage, surroundings.requests, reads)
+
+    def write(self, folder: Path) -> None:
+        """Write model, encoders and settings."""
+        write_model(folder, self.model)
+        write_settings(folder, self.settings)
+        write_encoders(folder, self.encoders)
+
+    @classmethod
+    def read(cls, folder: Path) -> "TwoTowerPlan":
+        """Read what :meth:`write` wrote."""
+        return cls(
+            model=read_model(folder),
+            settings=read_settings(TwoTowerSettings, folder),
+            encoders=read_encoders(folder),
+        )
+
+
+class _ReadsPart:
+    """A stage without predictions that reads a part of the requests' inputs."""
+
+    def __init__(self, stage: Stage, select: InputSelection) -> None:
+        self._stage, self._select = stage, select
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        if request.features is not None:
+            request = replace(request, features=self._select(request.features))
+        return self._stage(request, candidates, keep)
+
+
+def _reading(stage: Stage, requests: Encoders, reads: Encoders) -> Stage:
+    select = InputSelection(requests, reads, where="stage")
+    return stage if select.changes_nothing else _ReadsPart(stage, select)
+
+
+def _hsnn(model: TrainedModel) -> HSNN:
+    if not isinstance(model.module, HSNN):
+        raise ConfigError(
+            f"stage of kind 'index': model must be 'hsnn', got {model.name!r}. Use another kind."
+        )
+    return model.module.eval()
+
+
+def _two_tower(model: TrainedModel) -> TwoTower:
+    if not isinstance(model.module, TwoTower):
+        raise ConfigError(
+            f"stage of kind 'two_tower': model must be 'two_tower', got {model.name!r}. Use "
+            f"another kind."
+        )
+    return model.module
+
+
+def _corpus(
+    model: TrainedModel,
+    inventory: Inventory,
+    whole: Encoders,
+    own: Encoders | None,
+    *,
+    at_a_time: int = _ADS_AT_A_TIME,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Codes and features of the ads, some at a time."""
+    features = ad_features(inventory, whole, own or whole)
+    nobody = blank_batch(model.spec, 1, torch.device("cpu"))
+    codes = torch.from_numpy(inventory.codes)
+    for ads in torch.arange(len(inventory)).split(at_a_time):
+        yield codes[ads], features.pairs(nobody, torch.zeros_like(ads), ads)
+
+
+def _rows_of(ids: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ad row of each item of an index.
+
+    Raises:
+        DataError: An item is no ad of the inventory.
+    """
+    order = np.argsort(codes)
+    at = np.minimum(np.searchsorted(codes, ids, sorter=order), len(codes) - 1)
+    rows: NDArray[np.int64] = order[at]
+    strange = int(np.count_nonzero(codes[rows] != ids))
+    if strange:
+        raise DataError(
+            f"stage of kind 'index': its ads must be of the inventory, got {strange:,} of "
+            f"{len(ids):,} that are not. Change both together, by with_ads and without_ads."
+        )
+    return rows
