@@ -28,6 +28,7 @@ from tamis.process import prepare_process as prepare_process
 if TYPE_CHECKING:
     from tamis.funnel.report import Scope
     from tamis.importers.imported import Imported
+    from tamis.publishing.cascade import CascadeSampling
     from tamis.publishing.make import Publication
     from tamis.training.compare import Comparison
     from tamis.training.config import RunConfig
@@ -85,6 +86,39 @@ def simulate(
     """
     with artifacts.disk_errors(Path(out)):
         return _simulate(rows, Path(out), seed=seed, progress=progress)
+
+
+def simulate_by_funnel(
+    bundle: Path | str,
+    rows: int,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    first_day: int = 0,
+    days: int | None = None,
+    judge_every: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> MarketSummary:
+    """Let a published funnel serve the users of the simulated market, and write the log.
+
+    See :func:`tamis.funnel.bundle_policy.serve_market`, which takes the same arguments.
+
+    Raises:
+        TamisError: As it does, or the disk is full.
+    """
+    from tamis.funnel.bundle_policy import serve_market
+
+    with artifacts.disk_errors(Path(out)):
+        return serve_market(
+            Path(bundle),
+            Path(out),
+            rows=rows,
+            seed=seed,
+            first_day=first_day,
+            days=days,
+            judge_every=judge_every,
+            progress=progress,
+        )
 
 
 def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Path:
@@ -228,6 +262,11 @@ def split_config(name: str, *, valid: float, test: float) -> SplitConfig:
 def is_dataset(path: Path | str) -> bool:
     """Whether a folder is a finished dataset."""
     return artifacts.kind_of(Path(path)) == "dataset"
+
+
+def is_bundle(path: Path | str) -> bool:
+    """Whether a folder is a published bundle."""
+    return artifacts.kind_of(Path(path)) == "bundle"
 
 
 def dataset_folder_for(log: Path) -> Path:
@@ -432,6 +471,43 @@ def publish(recipe: Path | str, out: Path | str) -> "Publication":
     from tamis.publishing.make import publish as _publish
 
     return _publish(Path(recipe), Path(out))
+
+
+def write_cascade(
+    bundle: Path | str,
+    data: Dataset | Path | str,
+    out: Path | str,
+    *,
+    sampling: "CascadeSampling | None" = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Write what an early stage learns from, with what a funnel without one says of other ads.
+
+    Args:
+        bundle: Folder of a bundle: retrieval, then a final stage.
+        data: What its final stage was trained on, or the folder of it.
+        out: Folder of the new dataset.
+        sampling: Which candidates stand beside the impressions; None for the defaults of
+            :class:`tamis.publishing.cascade.CascadeSampling`.
+        progress: Told how many requests are done, of how many.
+
+    Raises:
+        TamisError: As :func:`tamis.publishing.cascade.write_cascade` does, or the disk is full.
+    """
+    from tamis.funnel.bundle import read_bundle
+    from tamis.publishing.cascade import CascadeSampling
+    from tamis.publishing.cascade import write_cascade as _write_cascade
+
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
+    blueprint = read_bundle(Path(bundle)).blueprint
+    with artifacts.disk_errors(Path(out)):
+        return _write_cascade(
+            blueprint,
+            dataset,
+            Path(out),
+            sampling=sampling or CascadeSampling(),
+            progress=progress,
+        )
 
 
 def replay(

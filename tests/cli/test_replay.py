@@ -86,6 +86,28 @@ def test_place_and_no_reference_are_as_they_were_asked_for(
     assert sorted(path.name for path in Path("here").iterdir()) == ["replay.json", "report.html"]
 
 
+def test_search_of_an_index_is_told_level_by_level(
+    bundle: Path, market_world: Path, tamis: Callable[..., Result]
+) -> None:
+    Path("funnel.toml").write_text(
+        f'[[stages]]\nname = "index"\nkind = "index"\nrun = "{market_world}/index"\nbeams = [3]\n'
+        f'keep = 40\n[[stages]]\nname = "final"\nkind = "ranker"\nrun = "{market_world}/final"\n'
+        f"keep = 8"
+    )
+    api.publish("funnel.toml", "searching")
+
+    result = tamis("replay", "searching", market_world / "data", "--limit", "5")
+
+    assert result.exit_code == 0, result.output
+    words = [line.split() for line in result.output.splitlines()]
+    assert "Search of the index, mean of a request" in result.output
+    assert any(line[:3] == ["index,", "level", "1"] for line in words)
+    assert any(line[:2] == ["index,", "ads"] and line[4] == "40" for line in words)
+    assert "Search of the index" not in tamis(
+        "replay", bundle, market_world / "data", "--limit", "5"
+    ).output  # fmt: skip
+
+
 def test_mixture_of_two_bundles_is_refused(
     bundle: Path, market_world: Path, refused: Callable[..., str]
 ) -> None:

@@ -105,6 +105,17 @@ def test_index_with_more_ads_and_without_them_is_the_same(searched: Blueprint) -
     assert again.snapshot.version == plan.snapshot.version
 
 
+def test_ads_that_the_index_does_not_hold_need_not_be_taken_out(searched: Blueprint) -> None:
+    plan, codes = _index(searched), searched.inventory.codes
+
+    smaller = plan.without_ads(codes[:2])
+    again = smaller.without_ads(codes[:3])
+
+    assert plan.snapshot.num_items - smaller.snapshot.num_items == 2
+    assert smaller.without_ads(codes[:2]) is smaller
+    assert again.snapshot.version == plan.without_ads(codes[:3]).snapshot.version
+
+
 def test_ads_that_stand_in_the_index_alone_are_refused(searched: Blueprint) -> None:
     codes = searched.inventory.codes
     smaller = replace(searched, inventory=searched.inventory.without_ads(codes[:2]))

@@ -105,7 +105,8 @@ def test_index_is_published_from_the_ads_of_the_recipe(market_world: Path) -> No
 
     plan = blueprint.stages[0].plan
     assert isinstance(plan, IndexPlan)
-    assert plan.settings == IndexSettings(beams=(3,))
+    of_user, of_pairs = plan.model.module.count_flops()
+    assert plan.settings == IndexSettings(beams=(3,), flops=(of_user, *of_pairs))
     indexed = plan.snapshot.members.ids.numpy()
     assert np.sort(indexed).tolist() == np.sort(blueprint.inventory.codes).tolist()
     data = Dataset.open(market_world / "data")

@@ -58,6 +58,16 @@ class Batch:
         """B."""
         return self.ids.shape[0]
 
+    def take(self, rows: Tensor) -> "Batch":
+        """Some of the rows (P,) int64, in that order; a row may be taken often."""
+        return Batch(
+            numeric=self.numeric.index_select(0, rows),
+            ids=self.ids.index_select(0, rows),
+            labels=self.labels.index_select(0, rows),
+            weights=self.weights.index_select(0, rows),
+            sequences={name: history.take(rows) for name, history in self.sequences.items()},
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same rows on another device."""
         return Batch(

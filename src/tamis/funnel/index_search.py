@@ -26,7 +26,8 @@ class IndexSearch:
     does one that the index does not hold. What is known of the context is the same for all ads.
 
     Scores are total values, by the one function that all stages share: of an ad with its own
-    predictions, and of a node the mean of what its ads would be worth with the node's predictions.
+    predictions, and of a node the mean of what its ads, those that are no candidates included,
+    would be worth with the node's predictions.
 
     Source:
         HSNN, arXiv:2408.06653: beam search through the learnt hierarchy, ensemble across levels.
@@ -46,6 +47,7 @@ class IndexSearch:
         *,
         beams: tuple[int, ...],
         task_weights: tuple[float, ...] = (),
+        flops: tuple[int, tuple[int, ...]] | None = None,
     ) -> None:
         """Put model and index together.
 
@@ -59,6 +61,7 @@ class IndexSearch:
             beams: Nodes to keep at each index level, the coarsest first.
             task_weights: Of each task; scores are then the weighted sums of probabilities, whatever
                 is bid. Empty: scores are total values.
+            flops: Operations of one user, and of a pair at each level; None: they are counted.
 
         Raises:
             ArtifactError: The snapshot was published from other weights.
@@ -75,7 +78,9 @@ class IndexSearch:
         self._order = np.argsort(snapshot.members.ids.numpy())
         self._ids = snapshot.members.ids.numpy()[self._order]
         score = None if task_weights else _NodeValues(snapshot, rows, ads, value, spec.tasks)
-        self._retriever = Retriever(model, snapshot, task_weights=task_weights, score=score)
+        self._retriever = Retriever(
+            model, snapshot, task_weights=task_weights, score=score, flops=flops
+        )
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The best candidates that the search meets, at most ``keep``.

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tamis.data.batch import Batch, Jagged, concatenate
 from tamis.data.dataset import EncodedRows, Split
@@ -147,7 +146,7 @@ class _Rows:
     def to_request(self, spec: InputSpec) -> Request:
         known, features = self.ads >= 0, self.features
         if not known.all():
-            features = _picked(features, torch.from_numpy(np.flatnonzero(known)))
+            features = features.take(torch.from_numpy(np.flatnonzero(known)))
         labels = features.labels.numpy()
         by_task = {task.name: labels[:, at] for at, task in enumerate(spec.tasks)}
         return Request(
@@ -238,16 +237,6 @@ def _unknown_ad(split: Split, row: int, num_ads: int) -> DataError:
     return DataError(
         f"split {split.name!r}, row {row}: its ad must be one of the {num_ads} of the table, got "
         f"another. Make the table of all ads that the log shows."
-    )
-
-
-def _picked(batch: Batch, rows: Tensor) -> Batch:
-    return Batch(
-        numeric=batch.numeric[rows],
-        ids=batch.ids[rows],
-        labels=batch.labels[rows],
-        weights=batch.weights[rows],
-        sequences={name: jagged.take(rows) for name, jagged in batch.sequences.items()},
     )
 
 

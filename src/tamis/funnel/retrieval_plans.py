@@ -66,6 +66,8 @@ class IndexSettings:
     """Nodes to keep at each index level, the coarsest first."""
     task_weights: tuple[float, ...] = ()
     """Weight of each task's probability in the score; empty: scores are total values."""
+    flops: tuple[int, ...] = ()
+    """Operations of one user's towers, then of a pair at each level; empty: not counted yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,8 +123,10 @@ class IndexPlan:
             ConfigError: The model is another, or the settings are not for it.
             DataError: There is no ad, or one has features that give no vector.
         """
-        corpus = _corpus(model, inventory, whole, encoders)
-        snapshot = IndexSnapshot.publish(_hsnn(model), corpus)
+        hsnn = _hsnn(model)
+        snapshot = IndexSnapshot.publish(hsnn, _corpus(model, inventory, whole, encoders))
+        of_user, of_pairs = hsnn.count_flops()
+        settings = replace(settings, flops=(of_user, *of_pairs))
         return cls(model=model, snapshot=snapshot, settings=settings, encoders=encoders)
 
     @property
@@ -135,7 +139,7 @@ class IndexPlan:
         if not self.settings.task_weights:
             check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
-        # Its features are not read, but must be those that an added ad would be encoded by.
+        # Ads that come later are encoded as the funnel's are: they must hold what the model reads.
         InputSelection(surroundings.encoders, reads, where="stage")
         stage = IndexSearch(
             _hsnn(self.model),
@@ -146,6 +150,7 @@ class IndexPlan:
             surroundings.value,
             beams=self.settings.beams,
             task_weights=self.settings.task_weights,
+            flops=(flops[0], flops[1:]) if (flops := self.settings.flops) else None,
         )
         return _reading(stage, surroundings.requests, reads)
 
@@ -162,8 +167,11 @@ class IndexPlan:
         return replace(self, snapshot=self.snapshot.add(_hsnn(self.model), codes, items))
 
     def without_ads(self, codes: NDArray[np.int64]) -> "IndexPlan":
-        """Take ads out of the index."""
-        return replace(self, snapshot=self.snapshot.remove(torch.from_numpy(codes)))
+        """Take those of the ads out that the index holds."""
+        held = codes[np.isin(codes, self.snapshot.members.ids.numpy())]
+        if not len(held):
+            return self
+        return replace(self, snapshot=self.snapshot.remove(torch.from_numpy(held)))
 
     def write(self, folder: Path) -> None:
         """Write model, index, encoders and settings."""

@@ -46,6 +46,7 @@ class Retriever:
         *,
         task_weights: Sequence[float] = (),
         score: ScoringFunction | None = None,
+        flops: tuple[int, tuple[int, ...]] | None = None,
     ) -> None:
         """Put both together.
 
@@ -54,6 +55,7 @@ class Retriever:
             snapshot: An index that was published from it, or another tree of as many levels.
             task_weights: Weight w_t of each task; empty weighs them alike.
             score: Makes the scores in place of the weighted sum; None: the sum.
+            flops: What the model's ``count_flops`` gives, where it is known; None: it is asked.
 
         Raises:
             ArtifactError: The snapshot was published from other weights.
@@ -69,7 +71,7 @@ class Retriever:
         self.scorer, self.snapshot = scorer, snapshot
         self.task_weights = tuple(task_weights)
         self._score_of = self._weighted_sum if score is None else score
-        self._user_flops, self._pair_flops = scorer.count_flops()
+        self._user_flops, self._pair_flops = flops or scorer.count_flops()
 
     def exact(self, request: Request, k: int) -> Found:
         """The best k items of all, every node and item scored."""
