@@ -118,23 +118,6 @@ def test_evaluate_predict_compare_and_report_agree_with_the_run(clicks: Path) ->
     assert Path("b/report.html").exists()
 
 
-def test_quickstart_ends_with_the_gap_to_the_optimum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    result = _json(_tamis("quickstart", "--rows", "20000", "--model", "lr", "--json"))
-
-    best = result["oracle"]["test"]["click"]["ne"]
-    found = result["metrics"]["test"]["click"]["ne"]
-    assert result["ne_gap"]["test"]["click"] == pytest.approx(found - best)
-    assert best < found
-    assert (Path(result["run"]) / "report.html").exists()
-    table = _tamis("quickstart", "--rows", "20000", "--model", "lr").output
-    assert "gap" in table
-    assert "report:" in table
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

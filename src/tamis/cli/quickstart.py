@@ -1,61 +1,256 @@
 """``tamis quickstart``: the whole path on the simulated market, in one command."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.cli.console import Debug, Json, Threads, session
+from tamis.cli.console import Debug, Json, Session, Threads, print_table, session
 from tamis.errors import TamisError
 
-_CURVE = "training.evaluations_per_epoch=4"
+if TYPE_CHECKING:
+    from tamis.api import Run
+    from tamis.data.dataset import Dataset
+
+# The retrieval: 32 groups of ads, of which a request walks 8. Its groups are learnt by k-means in
+# turns with the networks, which one pass over the log suffices for.
+_INDEX: Mapping[str, Any] = {
+    "model": {
+        "name": "hsnn",
+        "embedding_dim": 8,
+        "codebooks": [32],
+        "item_dim": 16,
+        "cross_dim": 8,
+        "attention_units": 8,
+        "index_learning": "em",
+        "cluster_steps": 50,
+        "levels": [
+            {"user_tokens": 4, "dot_units": 32, "head_units": [64]},
+            {
+                "user_tokens": 4,
+                "module_tokens": 2,
+                "modules": ["dot", "linear"],
+                "dot_units": 16,
+                "head_units": [32],
+            },
+        ],
+    },
+    "optimizer": {"dense_lr": 0.003},
+    "training": {"max_epochs": 1},
+}
+_EARLY: Mapping[str, Any] = {
+    "model": {
+        "name": "early_stage",
+        "embedding_dim": 8,
+        "tower_units": [64],
+        "tower_dim": 32,
+        "bottom_units": [64],
+        "head_units": [],
+    },
+    "training": {"max_epochs": 1},
+}
+_KEEP = {"index": 120, "early": 30, "final": 10}
+_DOES = {
+    "index": "finds ads that may fit, by a learnt index",
+    "early": "sorts them fast: click, conversion, hide",
+    "final": "predicts those that are left with care",
+    "auction": "fills the places, one ad an advertiser",
+}
+_REPLAYED, _COMPARED_EVERY = 1000, 5
 
 
 def quickstart(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for log, dataset and run.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for log, datasets, runs and bundle.")] = Path(
         "runs/quickstart"
     ),
-    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 800_000,
-    model: Annotated[str, typer.Option(help="Name of the model.")] = "dhen",
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to simulate.")] = 400_000,
+    model: Annotated[str, typer.Option(help="Name of the final stage's model.")] = "dhen",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: Threads = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Simulate an ad market, train on it, and report against the known optimum.
+    """Simulate an ad market, train a funnel of three stages on it, publish it and replay it.
 
-    Finished steps are not done again; remove the folder to start anew.
+    Every model is compared with the known optimum, and the funnel with its last stage asked about
+    every ad. Finished steps are not done again; remove the folder to start anew.
     """
     with session("quickstart", as_json=as_json, debug=debug) as current:
         from tamis import api
-        from tamis.cli.drawing import TrainingDisplay, draw_metrics, ingest_progress
+        from tamis.cli.drawing import draw_metrics
 
         api.prepare_process(threads)
-        log = out / f"market-{rows}-{seed}"
-        if not (log / "market.json").exists():
-            with current.progress() as bars:
-                bar = bars.add_task("simulating", total=rows, note="impressions")
-                api.simulate(
-                    rows, log, seed=seed, progress=lambda done: bars.update(bar, completed=done)
-                )
-        folder = out / f"dataset-{rows}-{seed}"
-        if api.is_dataset(folder):
-            dataset = api.open_dataset(folder, verify=True)
-        else:
-            with ingest_progress(current) as progress:
-                dataset = api.ingest(log, folder, progress=progress)
-        with current.progress() as bars:
-            finished = api.train(
-                dataset,
-                model=model,
-                settings=[f"training.seed={seed}", "training.max_epochs=1", _CURVE],
-                run=out / f"{model}-{rows}-{seed}",
-                observer=TrainingDisplay(current, bars),
-            )
-        if finished.status != "finished":
-            raise TamisError(f"{out}: stopped with a checkpoint; give the command again to go on.")
-        draw_metrics(current, finished.record, title=f"{model} on the simulated market")
-        page = finished.path / "report.html"
+        work = out / f"{rows}-{seed}"
+        dataset = _dataset(current, work, rows, seed)
+        final_recipe = {"model": {"name": model}, "training": {"max_epochs": 1}}
+        runs = {
+            "final": _train(current, work, dataset, "final", final_recipe, seed, name=model),
+            "index": _train(current, work, dataset, "index", _index_recipe(rows), seed),
+        }
+        teacher = _publish(current, work, "teacher", runs, ("index", "final"))
+        cascade = _cascade(current, work, teacher, dataset)
+        runs["early"] = _train(current, work, cascade, "early", _EARLY, seed)
+        bundle = _publish(current, work, "bundle", runs, ("index", "early", "final"))
+        record, page = _replay(current, work, bundle, dataset)
+        finished = runs["final"].record
+        draw_metrics(current, finished, title=f"{model} on the simulated market")
+        _draw_funnel(current, record)
+        current.say(f"the models one by one: {', '.join(str(run.path) for run in runs.values())}")
+        current.say(f"serve simulated users: tamis simulate --funnel {bundle} --rows {rows} "
+                    f"--seed {seed} --first-day 12 --out DIR")  # fmt: skip
         current.say(f"report: {page}")
-        current.finish(run=finished.path, **finished.record)
+        current.finish(
+            run=runs["final"].path,
+            runs={name: run.path for name, run in runs.items()},
+            bundle=bundle,
+            release=record["release"],
+            report=page,
+            stages=record["stages"],
+            **finished,
+        )
+
+
+def _index_recipe(rows: int) -> dict[str, Any]:
+    """Twice as many steps as other models take: the groups move while the networks learn."""
+    from tamis import api
+
+    size = max(64, api.default_batch_size(rows) // 2)
+    return {**_INDEX, "training": {**_INDEX["training"], "batch_size": size}}
+
+
+def _dataset(current: Session, work: Path, rows: int, seed: int) -> "Dataset":
+    from tamis import api
+    from tamis.cli.drawing import ingest_progress
+
+    log = work / "market"
+    if not (log / "market.json").exists():
+        with current.progress() as bars:
+            bar = bars.add_task("simulating", total=rows, note="impressions")
+            api.simulate(
+                rows, log, seed=seed, progress=lambda done: bars.update(bar, completed=done)
+            )
+    if api.is_dataset(work / "dataset"):
+        return api.open_dataset(work / "dataset", verify=True)
+    with ingest_progress(current) as progress:
+        return api.ingest(log, work / "dataset", progress=progress)
+
+
+def _train(
+    current: Session,
+    work: Path,
+    dataset: "Dataset",
+    stage: str,
+    recipe: Mapping[str, Any],
+    seed: int,
+    *,
+    name: str = "",
+) -> "Run":
+    from tamis import api
+    from tamis.cli.drawing import TrainingDisplay
+
+    current.say(f"the {stage} stage learns", style="bold")
+    path = api.write_recipe(recipe, work / "recipes" / f"{name or stage}.toml")
+    with current.progress() as bars:
+        run = api.train(
+            dataset,
+            recipe=path,
+            settings=[f"training.seed={seed}", "training.evaluations_per_epoch=2"],
+            run=work / (name or stage),
+            observer=TrainingDisplay(current, bars),
+        )
+    if run.status != "finished":
+        raise TamisError(f"{work}: stopped with a checkpoint; give the command again to go on.")
+    return run
+
+
+def _publish(
+    current: Session, work: Path, name: str, runs: "Mapping[str, Run]", stages: tuple[str, ...]
+) -> Path:
+    from tamis import api
+
+    bundle = work / name
+    if not api.is_bundle(bundle):
+        kinds: dict[str, dict[str, Any]] = {
+            "index": {"kind": "index", "beams": [8]},
+            "early": {"kind": "early"},
+            "final": {"kind": "ranker"},
+        }
+        recipe = {
+            "dataset": str(work / "dataset"),
+            "ads": {
+                "table": str(work / "market" / "ads.parquet"),
+                "bid_unit": 1e-6,
+                "bid": "bid_micros",
+                "advertiser": "advertiser_id",
+            },
+            "value": {"penalties": {"hide": 0.05}},
+            "stages": [
+                {"name": stage, "keep": _KEEP[stage], "run": str(runs[stage].path), **kinds[stage]}
+                for stage in stages
+            ],
+        }
+        path = api.write_recipe(recipe, work / "recipes" / f"{name}.toml")
+        api.publish(path, bundle)
+        current.say(f"published: {bundle}")
+    return bundle
+
+
+def _cascade(current: Session, work: Path, bundle: Path, dataset: "Dataset") -> "Dataset":
+    from tamis import api
+
+    if api.is_dataset(work / "cascade"):
+        return api.open_dataset(work / "cascade", verify=True)
+    with current.progress() as bars:
+        bar = bars.add_task("asking the final stage", total=None, note="requests")
+        return api.write_cascade(
+            bundle,
+            dataset,
+            work / "cascade",
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+
+
+def _replay(
+    current: Session, work: Path, bundle: Path, dataset: "Dataset"
+) -> tuple[Mapping[str, Any], Path]:
+    from tamis import api
+
+    with current.progress() as bars:
+        bar = bars.add_task("replaying held-out requests", total=None, note="")
+        folder, record = api.replay(
+            bundle,
+            dataset,
+            every=_COMPARED_EVERY,
+            limit=_REPLAYED,
+            out=work / "replay",
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    return record, folder / "report.html"
+
+
+def _draw_funnel(current: Session, record: Mapping[str, Any]) -> None:
+    rows = []
+    for stage in record["stages"]:
+        kept = stage["measures"]["value_kept"]
+        rows.append(
+            [
+                stage["name"],
+                _DOES[stage["name"]],
+                f"{stage['candidates_in']:,.0f}",
+                f"{stage['candidates_out']:,.0f}",
+                f"{stage['latency_ms']['p50']:.2g}",
+                "-" if kept is None else f"{kept:.1%}",
+            ]
+        )
+    print_table(
+        current,
+        title=f"The funnel on {record['requests']:,} requests that no model has seen",
+        columns=["stage", "what it does", "ads in", "ads out", "ms", "value kept"],
+        rows=rows,
+    )
+    current.say(
+        "value kept: what the ads that are left can earn at best, of what the best of all ads "
+        "could, as the final stage sees it"
+    )

@@ -1,0 +1,302 @@
+"""Rows for an early stage: a logged split's impressions, and candidates that nobody was shown.
+
+A log holds what was shown. An early stage scores far more than that, so beside the impressions
+stand other ads of some requests, with what a trained final stage predicts for them: those that the
+stages before it keep, and a sample of all others. Rows stay encoded; nothing is ingested again.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch
+from tamis.data.cascade_log import FINAL_PREFIX, POOLS, WEIGHT, CascadeLog, cascade_schema
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
+from tamis.data.encoders import Encoders
+from tamis.data.loader import Loader
+from tamis.data.schema import InputSpec, Schema
+from tamis.errors import ConfigError, DataError
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.funnel import Funnel
+from tamis.funnel.ranker import AdFeatures
+from tamis.funnel.request import Request
+from tamis.funnel.tally import PredictsPairs
+
+_ROWS_AT_A_TIME = 65_536
+_SCORED, _REJECTED = POOLS.index("scored"), POOLS.index("rejected")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CascadeSampling:
+    """Which candidates stand beside the impressions."""
+
+    requests: int = 4000
+    """Requests of the training split that other candidates are taken from, spread evenly; of the
+    other splits as large a share. At least 1."""
+    scored: int = 16
+    """Candidates of each that the earlier stages keep, drawn at random. At least 1."""
+    rejected: int = 8
+    """Candidates of each that they do not keep, drawn at random. At least 0."""
+    weight_cap: float = 5.0
+    """Largest weight of a candidate, which otherwise is 1 over its chance of being drawn."""
+    seed: int = 0
+    """Decides the draws. At least 0."""
+
+    def __post_init__(self) -> None:
+        least = {"requests": 1, "scored": 1, "rejected": 0, "weight_cap": 1, "seed": 0}
+        for name, floor in least.items():
+            if not getattr(self, name) >= floor:
+                raise ConfigError(
+                    f"CascadeSampling.{name}: must be at least {floor}, got {getattr(self, name)}."
+                )
+
+
+def write_cascade(
+    blueprint: Blueprint,
+    dataset: Dataset,
+    out: Path,
+    *,
+    sampling: CascadeSampling,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Write a dataset that an early stage learns from.
+
+    Labels are those of the log; candidates that were not shown have none. For each binary task a
+    task ``final_<task>`` distils the final stage. Of impressions of the training split there is no
+    prediction to distil, as the final stage has seen their labels; of later splits there is.
+
+    Args:
+        blueprint: Stages that find candidates, and a final one that predicts.
+        dataset: What the final stage was trained on.
+        out: Folder that does not exist yet, or is empty.
+        sampling: Which candidates stand beside the impressions.
+        progress: Told how many requests are done, of how many.
+
+    Returns:
+        The dataset, of the same fields, encoders and splits.
+
+    Raises:
+        ConfigError: There is no stage before the last one, or that predicts nothing.
+        DataError: ``out`` is taken, a role is missing, or a stage fell back.
+        SchemaError: A stage reads what the dataset lacks.
+    """
+    encoders = Encoders.load(dataset.encoders_path, dataset.schema)
+    if len(blueprint.stages) < 2:
+        raise ConfigError(
+            "cascade: must have a stage before the final one, got one stage in all. Add a "
+            "retrieval."
+        )
+    final = blueprint.build(encoders).steps[-1].stage
+    if not isinstance(final, PredictsPairs):
+        raise ConfigError(
+            f"cascade: the last stage must predict, got {blueprint.stages[-1].budget.name!r}, "
+            f"which predicts nothing. Put a ranker last."
+        )
+    earlier = replace(blueprint, stages=blueprint.stages[:-1]).build(encoders)
+    names = tuple(task.name for task in final.tasks if task.kind == "binary")
+    schema = _schema(dataset.schema, names)
+    spec = replace(dataset.spec, tasks=schema.tasks)
+    train_rows = dataset.split("train").num_rows
+    chosen = {
+        name: _chosen(dataset.split(name), sampling.requests / train_rows)
+        for name in dataset.split_names
+    }
+    total, done = sum(len(firsts) for firsts, _ in chosen.values()), 0
+    with DatasetWriter(out, schema, spec) as writer:
+        for path in dataset.encoders_path.iterdir():
+            shutil.copy2(path, writer.encoders_path)
+        for number, (name, (firsts, ends)) in enumerate(chosen.items()):
+            split = dataset.split(name)
+            source = _Source(
+                roles=_roles(split),
+                rows=split.rows(),
+                spec=dataset.spec,
+                codes=blueprint.inventory.codes,
+                features=AdFeatures.of_rows(blueprint.inventory.rows, schema, dataset.spec),
+                earlier=earlier,
+                final=final,
+                tasks=names,
+                generator=np.random.default_rng([sampling.seed, number]),
+                sampling=sampling,
+            )
+            for start, batch in _batches(split, dataset.spec):
+                writer.append(name, source.impressions(start, batch, is_seen=name == "train"))
+                within = slice(*np.searchsorted(firsts, [start, start + batch.num_rows]))
+                if len(firsts[within]):
+                    found = source.candidates(firsts[within], ends[within], start, batch)
+                    writer.append(name, found)
+                done += len(firsts[within])
+                if progress is not None:
+                    progress(done, total)
+        return writer.finish(
+            {
+                "split": dataset.manifest.get("split", {}),
+                "report": dataset.manifest.get("report", {}),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Source:
+    """Rows of one split, and what the stages say of candidates that it does not show."""
+
+    roles: dict[str, NDArray[np.int64]]
+    rows: NDArray[np.int64]
+    spec: InputSpec
+    codes: NDArray[np.int64]
+    features: AdFeatures
+    earlier: Funnel
+    final: PredictsPairs
+    tasks: tuple[str, ...]
+    generator: np.random.Generator
+    sampling: CascadeSampling
+
+    def impressions(self, start: int, batch: Batch, *, is_seen: bool) -> EncodedRows:
+        """Rows of the log as they are, with the final stage's predictions of them if unseen."""
+        at = np.arange(start, start + batch.num_rows)
+        final = {task: np.full(len(at), np.nan, np.float32) for task in self.tasks}
+        if not is_seen:
+            rows, ads = self._known_ads(at)
+            predictions = self.final.predict(batch, rows, ads)
+            for task, values in final.items():
+                values[rows] = predictions[task]
+        return self._encoded(at, batch, final, np.ones(len(at), np.float32))
+
+    def candidates(
+        self, firsts: NDArray[np.int64], ends: NDArray[np.int64], start: int, batch: Batch
+    ) -> EncodedRows:
+        """Rows of other candidates of some requests, which begin in the batch."""
+        requests = batch.take(torch.from_numpy(firsts - start))
+        drawn = []
+        for at, (first, end) in enumerate(zip(firsts, ends, strict=True)):
+            _, shown = self._known_ads(np.arange(first, end))
+            features = requests.take(torch.tensor([at]))
+            drawn.append(self._draw(int(self.roles["request"][first]), features, shown))
+        rows = np.repeat(np.arange(len(drawn)), [len(ads) for ads, _, _ in drawn])
+        ads, pool, rate = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
+        predictions = self.final.predict(requests, rows, ads)
+        log = CascadeLog(
+            request=self.roles["request"][firsts[rows]],
+            candidate=self.codes[ads],
+            pool=pool,
+            sampling_rate=rate,
+            labels={},
+            final={task: predictions[task].astype(np.float32) for task in self.tasks},
+        )
+        pairs = self.features.pairs(requests, torch.from_numpy(rows), torch.from_numpy(ads))
+        unknown = replace(pairs, labels=torch.full_like(pairs.labels, torch.nan))
+        weights = log.weights(cap=self.sampling.weight_cap)
+        found = self._encoded(firsts[rows], unknown, log.final, weights)
+        return replace(found, roles={**found.roles, "item": log.candidate})
+
+    def _draw(
+        self, request: int, features: Batch, shown: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float64]]:
+        """Ads that were not shown, the pool of each, and its chance of being drawn."""
+        trace = self.earlier.answer(
+            Request(request_id=request, user=0, time_micros=0, slots=1, features=features)
+        )
+        for stage in trace.stages:
+            if stage.fallback:
+                raise DataError(
+                    f"cascade: stage {stage.name!r} must score the candidates of request "
+                    f"{request}, got the fallback {stage.fallback!r}. Mend the stage."
+                )
+        kept = np.setdiff1d(trace.stages[-1].ads.astype(np.int64), shown)
+        others = np.setdiff1d(np.arange(len(self.codes)), np.concatenate([kept, shown]))
+        ads, pools, rates = [], [], []
+        for pool, open_ads, wanted in (
+            (_SCORED, kept, self.sampling.scored),
+            (_REJECTED, others, self.sampling.rejected),
+        ):
+            count = min(wanted, len(open_ads))
+            ads.append(self.generator.choice(open_ads, count, replace=False))
+            pools.append(np.full(count, pool, np.int8))
+            rates.append(np.full(count, count / max(len(open_ads), 1)))
+        return np.concatenate(ads), np.concatenate(pools), np.concatenate(rates)
+
+    def _known_ads(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of some rows of the split, by place, those whose ad is in the inventory, and its row."""
+        item = self.roles["item"][at]
+        order = np.argsort(self.codes)
+        place = np.minimum(np.searchsorted(self.codes, item, sorter=order), len(self.codes) - 1)
+        ads = order[place]
+        rows = np.flatnonzero(self.codes[ads] == item)
+        return rows, ads[rows]
+
+    def _encoded(
+        self,
+        at: NDArray[np.int64],
+        batch: Batch,
+        final: Mapping[str, NDArray[np.float32]],
+        weights: NDArray[np.float32],
+    ) -> EncodedRows:
+        """The rows of a batch, each with the roles of a row of the split."""
+        spec, labels = self.spec, batch.labels.numpy()
+        sizes = spec.num_rows_by_table
+        ids = {
+            item.name: _as_stored(batch.ids[:, column].numpy(), sizes[item.table])
+            for column, item in enumerate(spec.categorical)
+        }
+        sequences = {}
+        for group in spec.sequences:
+            history = batch.sequences[group.name]
+            largest = max(sizes[table] for table in group.tables)
+            values = _as_stored(history.values.numpy(), largest)
+            sequences[group.name] = (values, history.offsets.diff().numpy())
+        return EncodedRows(
+            row=self.rows[at],
+            numeric={name: batch.numeric[:, i].numpy() for i, name in enumerate(spec.numeric)},
+            ids=ids,
+            sequences=sequences,
+            labels={
+                **{task.name: labels[:, i] for i, task in enumerate(spec.tasks)},
+                **{FINAL_PREFIX + task: values for task, values in final.items()},
+            },
+            roles={name: codes[at] for name, codes in self.roles.items()},
+            weights=weights,
+        )
+
+
+def _schema(schema: Schema, final: tuple[str, ...]) -> Schema:
+    """The log's schema with tasks that distil, and with weights; its roles stay."""
+    tasks = cascade_schema(schema, final=final).tasks
+    return replace(schema, tasks=tasks, roles=replace(schema.roles, weight=WEIGHT))
+
+
+def _chosen(split: Split, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First rows and ends of requests that are spread evenly over a split."""
+    request = split.role("request")
+    if request is None or not split.columns.has("role:item"):
+        raise DataError(
+            f"split {split.name!r}: must have the roles 'request' and 'item', got none of one. "
+            f"Name their columns under [roles] in the schema and ingest the log anew."
+        )
+    starts = np.flatnonzero(np.concatenate([[True], request[1:] != request[:-1]]))
+    ends = np.append(starts[1:], len(request))
+    count = min(len(starts), max(1, round(share * split.num_rows)))
+    picked = np.linspace(0, len(starts) - 1, count).astype(np.int64)
+    return starts[picked], ends[picked]
+
+
+def _batches(split: Split, spec: InputSpec) -> Iterator[tuple[int, Batch]]:
+    start = 0
+    for batch in Loader(split, spec, batch_size=_ROWS_AT_A_TIME, shuffle=False).epoch(0):
+        yield start, batch
+        start += batch.num_rows
+
+
+def _roles(split: Split) -> dict[str, NDArray[np.int64]]:
+    found = {name: split.role(name) for name in ("request", "item", "user", "time")}
+    return {name: codes for name, codes in found.items() if codes is not None}
+
+
+def _as_stored(rows: NDArray[Any], table_rows: int) -> NDArray[Any]:
+    """Table rows in the type in which a dataset keeps them."""
+    return rows.astype(np.int32 if table_rows < 2**31 else np.int64)

@@ -1,0 +1,223 @@
+"""Rows for an early stage: the log's own, and those of candidates that nobody was shown."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
+from tamis.data.loader import Loader
+from tamis.errors import ConfigError, DataError
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.ranker import RankerStage
+from tamis.funnel.request import Request
+from tamis.publishing.cascade import CascadeSampling, write_cascade
+from tamis.publishing.make import make_blueprint
+from tamis.publishing.recipe import FunnelRecipe, StageRecipe
+
+_SAMPLING = CascadeSampling(requests=40, scored=6, rejected=3, weight_cap=4.0, seed=1)
+_TASKS = ("click", "conversion", "hide")
+
+
+@pytest.fixture(scope="module")
+def teacher(market_world: Path) -> Blueprint:
+    stages = (
+        StageRecipe(
+            name="index", kind="index", keep=20, run=str(market_world / "index"), beams=(3,)
+        ),
+        StageRecipe(name="final", kind="ranker", keep=5, run=str(market_world / "final")),
+    )
+    return make_blueprint(FunnelRecipe(stages=stages))
+
+
+@pytest.fixture(scope="module")
+def log(market_world: Path) -> Dataset:
+    return Dataset.open(market_world / "data")
+
+
+@pytest.fixture(scope="module")
+def cascade(teacher: Blueprint, log: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("cascade") / "data"
+    return write_cascade(teacher, log, out, sampling=_SAMPLING)
+
+
+def _is_shown(cascade: Dataset, split: str) -> np.ndarray:
+    return ~np.isnan(cascade.split(split).labels()[:, 0])
+
+
+def _final(blueprint: Blueprint) -> RankerStage:
+    stage = blueprint.build().steps[-1].stage
+    assert isinstance(stage, RankerStage)
+    return stage
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_impressions_are_those_of_the_log(cascade: Dataset, log: Dataset, split: str) -> None:
+    shown = _is_shown(cascade, split)
+    ours, theirs = cascade.split(split), log.split(split)
+
+    np.testing.assert_array_equal(ours.labels()[shown, :3], theirs.labels())
+    np.testing.assert_array_equal(ours.rows()[shown], theirs.rows())
+    for name in ("user_id", "ad_id", "position"):
+        np.testing.assert_array_equal(ours.ids(name)[shown], theirs.ids(name))
+    for role in ("request", "item", "user", "time"):
+        np.testing.assert_array_equal(ours.role(role)[shown], theirs.role(role))
+    weights = ours.weights()
+    assert weights is not None
+    assert (weights[shown] == 1).all()
+    # The final stage has seen the labels of its training split.
+    is_known = ~np.isnan(ours.labels()[shown, 3:])
+    assert not is_known.any() if split == "train" else is_known.any(axis=1).mean() > 0.5
+
+
+def test_predictions_of_later_impressions_are_the_final_stages(
+    cascade: Dataset, log: Dataset, teacher: Blueprint
+) -> None:
+    (batch,) = Loader(log.split("valid"), log.spec, batch_size=10_000, shuffle=False).epoch(0)
+    item, codes = log.split("valid").role("item"), teacher.inventory.codes
+    assert item is not None
+    row_of = {code: row for row, code in enumerate(codes.tolist())}
+    known = np.array([code in row_of for code in item.tolist()])
+    ads = np.array([row_of[code] for code in item[known].tolist()])
+
+    expected = _final(teacher).predict(batch, np.flatnonzero(known), ads)
+
+    shown = _is_shown(cascade, "valid")
+    for place, task in enumerate(_TASKS):
+        found = cascade.split("valid").labels()[shown, 3 + place]
+        np.testing.assert_allclose(found[known], expected[task], rtol=1e-5)
+        assert np.isnan(found[~known]).all()
+
+
+def test_candidates_are_drawn_from_what_the_index_keeps_and_from_the_rest(
+    cascade: Dataset, log: Dataset, teacher: Blueprint
+) -> None:
+    split, others = cascade.split("train"), ~_is_shown(cascade, "train")
+    assert np.isnan(split.labels()[others, :3]).all()
+    request, item, weights = split.role("request"), split.role("item"), split.weights()
+    assert request is not None
+    assert item is not None
+    assert weights is not None
+    asked = np.unique(request[others])
+    assert len(asked) == 40
+    retrieval = replace(teacher, stages=teacher.stages[:1]).build()
+    (batch,) = Loader(log.split("train"), log.spec, batch_size=10_000, shuffle=False).epoch(0)
+    codes = teacher.inventory.codes
+    of_log = log.split("train").role("request")
+    shown_items = log.split("train").role("item")
+    assert of_log is not None
+    assert shown_items is not None
+    final = _final(teacher)
+    for number in asked.tolist():
+        mine = others & (request == number)
+        rows = np.flatnonzero(of_log == number)
+        features = batch.take(torch.from_numpy(rows[:1]))
+        kept = codes[
+            retrieval.answer(
+                Request(request_id=number, user=0, time_micros=0, slots=1, features=features)
+            )
+            .stages[0]
+            .ads
+        ]
+        shown = shown_items[rows]
+        drawn = item[mine]
+        assert len(np.unique(drawn)) == len(drawn) == 9
+        assert not np.isin(drawn, shown).any()
+        is_scored = np.isin(drawn, kept)
+        assert is_scored.sum() == 6
+        open_kept = int((~np.isin(kept, shown)).sum())
+        left = len(codes) - open_kept - len(np.unique(shown))
+        expected = np.where(is_scored, min(open_kept / 6, 4.0), min(left / 3, 4.0))
+        np.testing.assert_allclose(weights[mine], expected, rtol=1e-6)
+        # What the final stage says of each, one pair at a time.
+        for place, code in zip(np.flatnonzero(mine), drawn.tolist(), strict=True):
+            ad = np.flatnonzero(codes == code)
+            said = final.predict(features, np.zeros(1, np.int64), ad)
+            for task_place, task in enumerate(_TASKS):
+                found = split.labels()[place, 3 + task_place]
+                assert found == pytest.approx(said[task][0], rel=1e-4)
+
+
+def test_candidates_have_their_own_features_beside_the_requests(
+    cascade: Dataset, log: Dataset, teacher: Blueprint
+) -> None:
+    split, others = cascade.split("train"), ~_is_shown(cascade, "train")
+    rows, item = split.rows()[others], split.role("item")[others]
+    at = np.searchsorted(log.split("train").rows(), rows)
+    ads = np.argsort(teacher.inventory.codes)[
+        np.searchsorted(np.sort(teacher.inventory.codes), item)
+    ]
+    for name in ("ad_id", "campaign_id", "category", "format"):
+        ours = split.ids(name)[others]
+        np.testing.assert_array_equal(ours, teacher.inventory.rows.ids[name][ads])
+    for name in ("price", "ad_click_rate"):
+        ours = split.numeric(name)[others]
+        np.testing.assert_array_equal(ours, teacher.inventory.rows.numeric[name][ads])
+    for name in ("user_id", "age", "device", "position"):
+        np.testing.assert_array_equal(split.ids(name)[others], log.split("train").ids(name)[at])
+    whole, own = (
+        data.columns.read_jagged("history_ads", 0, data.num_rows)[1]
+        for data in (split, log.split("train"))
+    )
+    np.testing.assert_array_equal(whole[others], own[at])
+
+
+def test_dataset_is_encoded_as_the_log_is(cascade: Dataset, log: Dataset) -> None:
+    encoders = [Encoders.load(data.encoders_path, data.schema) for data in (log, cascade)]
+
+    assert InputSelection(encoders[0], encoders[1], where="test").changes_nothing
+    assert [task.name for task in cascade.spec.tasks] == [
+        *_TASKS, *(f"final_{task}" for task in _TASKS)
+    ]  # fmt: skip
+    assert [task.distils for task in cascade.spec.tasks[3:]] == list(_TASKS)
+    assert cascade.schema.roles.weight == "weight"
+
+
+def test_same_seed_draws_the_same_candidates(
+    cascade: Dataset, teacher: Blueprint, log: Dataset, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    again = write_cascade(
+        teacher, log, tmp_path / "again", sampling=_SAMPLING,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    other = write_cascade(teacher, log, tmp_path / "other", sampling=replace(_SAMPLING, seed=2))
+
+    assert again.fingerprint == cascade.fingerprint != other.fingerprint
+    # A tenth of the rows each for validation and test, so an eighth of the requests.
+    assert told[-1] == (50, 50)
+
+
+def test_what_cannot_teach_is_refused(teacher: Blueprint, log: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cascade: must have a stage before the final one, got"):
+        write_cascade(
+            replace(teacher, stages=teacher.stages[1:]), log, tmp_path / "a", sampling=_SAMPLING
+        )
+    backwards = replace(
+        teacher,
+        stages=(
+            replace(teacher.stages[1], budget=replace(teacher.stages[1].budget, keep=30)),
+            teacher.stages[0],
+        ),
+    )
+    with pytest.raises(ConfigError, match=r"the last stage must predict, got 'index', which"):
+        write_cascade(backwards, log, tmp_path / "b", sampling=_SAMPLING)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"c: must not exist or be empty, got files in it"):
+        write_cascade(teacher, log, tmp_path / "c", sampling=_SAMPLING)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("requests", 0), ("scored", 0), ("rejected", -1), ("weight_cap", 0.5), ("seed", -1)],
+)
+def test_sampling_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"CascadeSampling.{name}: must be at least"):
+        CascadeSampling(**{name: value})  # type: ignore[arg-type]
