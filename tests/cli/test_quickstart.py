@@ -14,6 +14,7 @@ _ARGUMENTS = ("quickstart", "--rows", "20000", "--model", "lr", "--threads", "1"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a quiet machine
 def test_quickstart_trains_publishes_and_replays_three_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis: Callable[..., Result]
 ) -> None:
@@ -23,7 +24,7 @@ def test_quickstart_trains_publishes_and_replays_three_stages(
 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    work = Path("runs/quickstart/20000-0")
+    work = Path("runs/quickstart/funnel-lr-20000-0")
     assert found["bundle"] == str(work / "bundle")
     best = found["oracle"]["test"]["click"]["ne"]
     reached = found["metrics"]["test"]["click"]["ne"]

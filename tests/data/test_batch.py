@@ -58,6 +58,18 @@ def test_concatenated_batches_stand_one_after_another() -> None:
     assert _rows(joined.sequences["past"]) == [[1, 2], [], [3]]
 
 
+def test_taken_rows_bring_all_their_columns() -> None:
+    whole = concatenate([_batch(0, [[1, 2], []]), _batch(5, [[3]])])
+
+    taken = whole.take(torch.tensor([2, 0, 2]))
+
+    assert taken.ids[:, 0].tolist() == [5, 0, 5]
+    assert taken.numeric[:, 0].tolist() == [5.0, 0.0, 5.0]
+    assert taken.weights.tolist() == [6.0, 1.0, 6.0]
+    assert taken.labels.shape == (3, 2)
+    assert _rows(taken.sequences["past"]) == [[3], [1, 2], [3]]
+
+
 def test_row_that_is_not_there_cannot_be_taken() -> None:
     with pytest.raises(IndexError):
         _jagged([[1]]).take(torch.tensor([1]))

@@ -71,3 +71,13 @@ def test_matrix_names_rows_and_columns_and_writes_each_value() -> None:
 
 def test_matrix_of_zeros_is_drawn() -> None:
     assert "<svg" in figures.matrix(["click"], ["a"], [[0.0]], title="W")
+
+
+def test_matrix_has_room_for_long_names_beside_a_single_column() -> None:
+    rows = ["perplexity, as a share of the nodes", "entropy of a row's memberships, in nats"]
+    title = "Traffic over the nodes of each index level"
+
+    # Without room the squares collapse, of which matplotlib warns.
+    figure = figures.matrix(rows, ["level 1"], [[0.7], [3.6]], title=title)
+
+    assert all(name in figure for name in ("level 1", "3.6"))

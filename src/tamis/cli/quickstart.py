@@ -52,10 +52,10 @@ _EARLY: Mapping[str, Any] = {
 }
 _KEEP = {"index": 120, "early": 30, "final": 10}
 _DOES = {
-    "index": "finds ads that may fit, by a learnt index",
-    "early": "sorts them fast: click, conversion, hide",
-    "final": "predicts those that are left with care",
-    "auction": "fills the places, one ad an advertiser",
+    "index": "finds ads that may fit",
+    "early": "sorts them fast",
+    "final": "predicts with care",
+    "auction": "fills the places",
 }
 _REPLAYED, _COMPARED_EVERY = 1000, 5
 
@@ -82,24 +82,25 @@ def quickstart(
         from tamis.cli.drawing import draw_metrics
 
         api.prepare_process(threads)
-        work = out / f"{rows}-{seed}"
-        dataset = _dataset(current, work, rows, seed)
+        log = out / f"market-{rows}-{seed}"
+        dataset = _dataset(current, log, out / f"dataset-{rows}-{seed}", rows, seed)
+        work = out / f"funnel-{model}-{rows}-{seed}"
         final_recipe = {"model": {"name": model}, "training": {"max_epochs": 1}}
         runs = {
-            "final": _train(current, work, dataset, "final", final_recipe, seed, name=model),
+            "final": _train(current, work, dataset, "final", final_recipe, seed),
             "index": _train(current, work, dataset, "index", _index_recipe(rows), seed),
         }
-        teacher = _publish(current, work, "teacher", runs, ("index", "final"))
-        cascade = _cascade(current, work, teacher, dataset)
+        teacher = _publish(current, work, log, "teacher", runs, ("index", "final"))
+        cascade = _cascade(current, work, teacher, dataset, requests=rows // 100)
         runs["early"] = _train(current, work, cascade, "early", _EARLY, seed)
-        bundle = _publish(current, work, "bundle", runs, ("index", "early", "final"))
+        bundle = _publish(current, work, log, "bundle", runs, ("index", "early", "final"))
         record, page = _replay(current, work, bundle, dataset)
         finished = runs["final"].record
         draw_metrics(current, finished, title=f"{model} on the simulated market")
         _draw_funnel(current, record)
         current.say(f"the models one by one: {', '.join(str(run.path) for run in runs.values())}")
         current.say(f"serve simulated users: tamis simulate --funnel {bundle} --rows {rows} "
-                    f"--seed {seed} --first-day 12 --out DIR")  # fmt: skip
+                    f"--seed {seed} --first-day 13 --out DIR")  # fmt: skip
         current.say(f"report: {page}")
         current.finish(
             run=runs["final"].path,
@@ -120,21 +121,20 @@ def _index_recipe(rows: int) -> dict[str, Any]:
     return {**_INDEX, "training": {**_INDEX["training"], "batch_size": size}}
 
 
-def _dataset(current: Session, work: Path, rows: int, seed: int) -> "Dataset":
+def _dataset(current: Session, log: Path, folder: Path, rows: int, seed: int) -> "Dataset":
     from tamis import api
     from tamis.cli.drawing import ingest_progress
 
-    log = work / "market"
     if not (log / "market.json").exists():
         with current.progress() as bars:
             bar = bars.add_task("simulating", total=rows, note="impressions")
             api.simulate(
                 rows, log, seed=seed, progress=lambda done: bars.update(bar, completed=done)
             )
-    if api.is_dataset(work / "dataset"):
-        return api.open_dataset(work / "dataset", verify=True)
+    if api.is_dataset(folder):
+        return api.open_dataset(folder, verify=True)
     with ingest_progress(current) as progress:
-        return api.ingest(log, work / "dataset", progress=progress)
+        return api.ingest(log, folder, progress=progress)
 
 
 def _train(
@@ -144,20 +144,18 @@ def _train(
     stage: str,
     recipe: Mapping[str, Any],
     seed: int,
-    *,
-    name: str = "",
 ) -> "Run":
     from tamis import api
     from tamis.cli.drawing import TrainingDisplay
 
     current.say(f"the {stage} stage learns", style="bold")
-    path = api.write_recipe(recipe, work / "recipes" / f"{name or stage}.toml")
+    path = api.write_recipe(recipe, work / "recipes" / f"{stage}.toml")
     with current.progress() as bars:
         run = api.train(
             dataset,
             recipe=path,
             settings=[f"training.seed={seed}", "training.evaluations_per_epoch=2"],
-            run=work / (name or stage),
+            run=work / stage,
             observer=TrainingDisplay(current, bars),
         )
     if run.status != "finished":
@@ -166,7 +164,12 @@ def _train(
 
 
 def _publish(
-    current: Session, work: Path, name: str, runs: "Mapping[str, Run]", stages: tuple[str, ...]
+    current: Session,
+    work: Path,
+    log: Path,
+    name: str,
+    runs: "Mapping[str, Run]",
+    stages: tuple[str, ...],
 ) -> Path:
     from tamis import api
 
@@ -178,9 +181,9 @@ def _publish(
             "final": {"kind": "ranker"},
         }
         recipe = {
-            "dataset": str(work / "dataset"),
+            "dataset": str(api.dataset_of(runs["final"])),
             "ads": {
-                "table": str(work / "market" / "ads.parquet"),
+                "table": str(log / "ads.parquet"),
                 "bid_unit": 1e-6,
                 "bid": "bid_micros",
                 "advertiser": "advertiser_id",
@@ -197,8 +200,11 @@ def _publish(
     return bundle
 
 
-def _cascade(current: Session, work: Path, bundle: Path, dataset: "Dataset") -> "Dataset":
+def _cascade(
+    current: Session, work: Path, bundle: Path, dataset: "Dataset", *, requests: int
+) -> "Dataset":
     from tamis import api
+    from tamis.publishing.cascade import CascadeSampling
 
     if api.is_dataset(work / "cascade"):
         return api.open_dataset(work / "cascade", verify=True)
@@ -208,6 +214,7 @@ def _cascade(current: Session, work: Path, bundle: Path, dataset: "Dataset") -> 
             bundle,
             dataset,
             work / "cascade",
+            sampling=CascadeSampling(requests=requests),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
 
@@ -236,8 +243,7 @@ def _draw_funnel(current: Session, record: Mapping[str, Any]) -> None:
         kept = stage["measures"]["value_kept"]
         rows.append(
             [
-                stage["name"],
-                _DOES[stage["name"]],
+                f"{stage['name']}: {_DOES[stage['name']]}",
                 f"{stage['candidates_in']:,.0f}",
                 f"{stage['candidates_out']:,.0f}",
                 f"{stage['latency_ms']['p50']:.2g}",
@@ -247,10 +253,10 @@ def _draw_funnel(current: Session, record: Mapping[str, Any]) -> None:
     print_table(
         current,
         title=f"The funnel on {record['requests']:,} requests that no model has seen",
-        columns=["stage", "what it does", "ads in", "ads out", "ms", "value kept"],
+        columns=["stage", "ads in", "ads out", "ms", "value kept"],
         rows=rows,
     )
     current.say(
-        "value kept: what the ads that are left can earn at best, of what the best of all ads "
-        "could, as the final stage sees it"
+        "value kept: the most that the ads which are left can earn, over the most that all could, "
+        "for as many ads as the last stage keeps; for the auction, as many as there are places"
     )

@@ -146,7 +146,9 @@ def matrix(
 ) -> str:
     """A matrix as squares, the larger in magnitude the darker, each with its value."""
     size = max((abs(value) for row in values for value in row), default=0.0) or 1.0
-    width = max(3.2, 1.6 + 0.72 * len(columns))
+    # Room for the longest name of a row beside the squares, at 0.07 inches a letter.
+    names = max(1.6, 0.6 + 0.07 * max(map(len, rows), default=0))
+    width = max(3.2, names + 0.72 * len(columns))
     with _axes(width=width, height=0.9 + 0.42 * len(rows)) as (figure, axes):
         for y, row in enumerate(values):
             for x, value in enumerate(row):
