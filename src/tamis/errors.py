@@ -31,3 +31,7 @@ class StorageError(ArtifactError):
 
 class RunInUseError(TamisError, RuntimeError):
     """A run folder belongs to a process that is still alive."""
+
+
+class StoreError(TamisError, RuntimeError):
+    """The store of ads and events cannot be reached or written just now."""

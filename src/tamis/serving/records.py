@@ -1,0 +1,83 @@
+"""What the server keeps: ads, the requests that it answered, and the events that came of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+EventKind = Literal["impression", "click", "conversion", "hide"]
+EVENT_KINDS: tuple[EventKind, ...] = ("impression", "click", "conversion", "hide")
+
+RawValue = str | float | bool | list[str] | None
+"""A cell of a raw log, as JSON has it; whole numbers are floats or texts, None is missing."""
+RawRow = Mapping[str, RawValue]
+"""Cells by the log's column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that a user did, or was shown."""
+
+    event_id: str
+    """Given by whoever reports it; the same event has the same id, however often it is told."""
+    kind: EventKind
+    """What happened."""
+    ad: str
+    """Id of the ad, as in the log."""
+    user: str | None
+    """Id of the user, as in the log; None: not known."""
+    request_id: str | None
+    """Request that the ad was an answer to; None: to none of ours."""
+    time_micros: int
+    """When it happened, in microseconds since 1970 UTC."""
+    columns: RawRow = field(default_factory=dict)
+    """What the impression's row in the log says otherwise than the request's, such as a position."""
+    ad_columns: RawRow = field(default_factory=dict)
+    """The ad's columns of the log as they were when the event came in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownAd:
+    """One ad of an answer."""
+
+    ad: str
+    """Its id."""
+    columns: RawRow
+    """Its columns of the log as they were scored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedRequest:
+    """A request that was answered, with the columns of the log that its ranking was made from."""
+
+    request_id: str
+    """Its id."""
+    user: str | None
+    """Id of the user; None: not known."""
+    time_micros: int
+    """When it was asked."""
+    release: str
+    """Bundle that answered."""
+    columns: RawRow
+    """User's and context's columns, histories and counters as they were then included."""
+    shown: tuple[ShownAd, ...]
+    """The answer, first slot first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredAd:
+    """An ad that was put into the store."""
+
+    ad: str
+    """Its id."""
+    columns: RawRow
+    """Its columns of the log."""
+    bid: float
+    """Money for one billed event. At least 0."""
+    billing: Literal["click", "conversion"]
+    """The event that is billed."""
+    advertiser: str
+    """Who bids."""
+    quality: float = 0.0
+    """Money that an impression is worth whatever is bid."""
+    popularity: float | None = None
+    """How often it was clicked, say; None: as often as the bundle's ads on average."""

@@ -1,0 +1,451 @@
+"""Ads, answered requests and events in SQLite or PostgreSQL; what it has confirmed, it keeps.
+
+    tamis_store   version of these tables
+    ads           ads by id; one that was deleted stays as a row that says so
+    events        one row an event, in the order in which they came
+    requests      one row a request that was answered, with the columns that it was ranked by
+    releases      schema of each bundle that has served
+
+Everything that is appended goes through :meth:`Store.append` in one transaction, which has reached
+the disk when the call returns.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from tamis.errors import ArtifactError, ConfigError, StoreError
+from tamis.serving.records import Event, EventKind, RawRow, ServedRequest, ShownAd, StoredAd
+
+STORE_VERSION = 1
+_ROWS_PER_STATEMENT = 500
+"""SQLite takes 32,766 values in a statement at most."""
+_BUSY_MS = 10_000
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+# The number of PostgreSQL's lock is ours alone, and otherwise without meaning.
+_LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7461696)"}
+
+_tables = sa.MetaData()
+# SQLite counts by itself only in a column of exactly this type.
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_versions = sa.Table("tamis_store", _tables, sa.Column("version", sa.Integer, primary_key=True))
+_ads = sa.Table(
+    "ads",
+    _tables,
+    sa.Column("ad_id", sa.Text, primary_key=True),
+    sa.Column("is_deleted", sa.Boolean, nullable=False),
+    sa.Column("columns", sa.Text, nullable=False),
+    sa.Column("bid", sa.Double, nullable=False),
+    sa.Column("billing", sa.Text, nullable=False),
+    sa.Column("advertiser", sa.Text, nullable=False),
+    sa.Column("quality", sa.Double, nullable=False),
+    sa.Column("popularity", sa.Double),
+)
+_events = sa.Table(
+    "events",
+    _tables,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("ad_id", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Text),
+    sa.Column("request_id", sa.Text),
+    sa.Column("time_micros", sa.BigInteger, nullable=False),
+    sa.Column("columns", sa.Text, nullable=False),
+    sa.Column("ad_columns", sa.Text, nullable=False),
+    sa.Index("events_of_user", "user_id", "kind", "number"),
+    sa.Index("events_of_request", "request_id"),
+)
+_requests = sa.Table(
+    "requests",
+    _tables,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("request_id", sa.Text, nullable=False, unique=True),
+    sa.Column("user_id", sa.Text),
+    sa.Column("time_micros", sa.BigInteger, nullable=False),
+    sa.Column("release", sa.Text, nullable=False),
+    sa.Column("columns", sa.Text, nullable=False),
+    sa.Column("shown", sa.Text, nullable=False),
+    sa.Index("requests_of_user", "user_id"),
+)
+_releases = sa.Table(
+    "releases",
+    _tables,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("release", sa.Text, nullable=False, unique=True),
+    sa.Column("schema", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinedRequest:
+    """A request that was answered, with every event that names it."""
+
+    request: ServedRequest
+    """The request."""
+    events: tuple[Event, ...]
+    """In the order in which they came."""
+
+
+class Store:
+    """Ads and events; every method may be called from any thread.
+
+    SQLite keeps its write-ahead log in step with the disk at every commit; PostgreSQL does so by
+    default. Errors of the database name neither values nor users.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open a store, and make its tables where there are none.
+
+        Args:
+            url: ``sqlite:///file.db``, or ``postgresql://user:password@host/database``.
+
+        Raises:
+            ArtifactError: The store is of another version.
+            ConfigError: The URL is none that this store knows.
+            StoreError: The database cannot be reached or written, or the file is no database.
+        """
+        parsed = _parsed(url)
+        self.url = parsed.render_as_string(hide_password=True)
+        self._is_sqlite = parsed.get_backend_name() == "sqlite"
+        # A connection that the server dropped is found out before it is used.
+        self._engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+        if self._is_sqlite:
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+        with self._errors():
+            self._create()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def append(self, requests: Sequence[ServedRequest], events: Sequence[Event]) -> list[bool]:
+        """Write answered requests and events, all or none; on return they are on the disk.
+
+        A request or event whose id is known already is left as it was first told.
+
+        Returns:
+            For each event whether it is new.
+
+        Raises:
+            StoreError: The database cannot be reached or written; nothing was changed.
+        """
+        with self._errors(), self._engine.begin() as connection:
+            self._insert(connection, _requests, "request_id", [_row_of(item) for item in requests])
+            rows = [_row_of_event(item) for item in events]
+            new = self._insert(connection, _events, "event_id", rows)
+        found = []
+        for event in events:
+            # Of an id that stands twice among the new ones the first counts.
+            found.append(event.event_id in new)
+            new.discard(event.event_id)
+        return found
+
+    def put_ad(self, ad: StoredAd) -> None:
+        """Add an ad, or replace it.
+
+        Raises:
+            StoreError: The database cannot be reached or written.
+        """
+        self._put(
+            {
+                "ad_id": ad.ad,
+                "is_deleted": False,
+                "columns": _text(ad.columns),
+                "bid": ad.bid,
+                "billing": ad.billing,
+                "advertiser": ad.advertiser,
+                "quality": ad.quality,
+                "popularity": ad.popularity,
+            }
+        )
+
+    def delete_ad(self, ad: str) -> None:
+        """Remember that an ad must not be shown, whether or not a bundle holds it.
+
+        Raises:
+            StoreError: The database cannot be reached or written.
+        """
+        self._put(
+            {
+                "ad_id": ad,
+                "is_deleted": True,
+                "columns": "{}",
+                "bid": 0.0,
+                "billing": "click",
+                "advertiser": "",
+                "quality": 0.0,
+                "popularity": None,
+            }
+        )
+
+    def ads(self) -> dict[str, StoredAd | None]:
+        """Every ad that was put in, by id; None for those that were deleted.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        with self._errors(), self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_ads).order_by(_ads.c.ad_id))
+            return {row.ad_id: None if row.is_deleted else _ad_of(row) for row in rows}
+
+    def last_events(self, user: str, kind: EventKind, limit: int) -> list[Event]:
+        """The newest events of a user, oldest first.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        query = (
+            sa.select(_events)
+            .where(_events.c.user_id == user, _events.c.kind == kind)
+            .order_by(_events.c.number.desc())
+            .limit(limit)
+        )
+        with self._errors(), self._engine.connect() as connection:
+            return [_event_of(row) for row in connection.execute(query)][::-1]
+
+    def counts(self, user: str) -> dict[str, int]:
+        """How many events of each kind a user has, and how many answered requests (``request``).
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        by_kind = (
+            sa.select(_events.c.kind, sa.func.count())
+            .where(_events.c.user_id == user)
+            .group_by(_events.c.kind)
+        )
+        asked = sa.select(sa.func.count()).where(_requests.c.user_id == user)
+        with self._errors(), self._engine.connect() as connection:
+            found = {row[0]: int(row[1]) for row in connection.execute(by_kind)}
+            return {**found, "request": int(connection.execute(asked).scalar_one())}
+
+    def num_events(self) -> int:
+        """How many events there are.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        with self._errors(), self._engine.connect() as connection:
+            count = connection.execute(sa.select(sa.func.count()).select_from(_events))
+            return int(count.scalar_one())
+
+    def joined(self) -> Iterator[JoinedRequest]:
+        """Every answered request, in the order in which they were, with its events.
+
+        Memory does not grow with the store.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        last = 0
+        while True:
+            page = (
+                sa.select(_requests)
+                .where(_requests.c.number > last)
+                .order_by(_requests.c.number)
+                .limit(_ROWS_PER_STATEMENT)
+            )
+            with self._errors(), self._engine.connect() as connection:
+                requests = connection.execute(page).all()
+                of_page = (
+                    sa.select(_events)
+                    .where(_events.c.request_id.in_([row.request_id for row in requests]))
+                    .order_by(_events.c.number)
+                )
+                events: dict[str, list[Event]] = {}
+                for row in connection.execute(of_page):
+                    events.setdefault(row.request_id, []).append(_event_of(row))
+            if not requests:
+                return
+            for row in requests:
+                found = tuple(events.get(row.request_id, ()))
+                yield JoinedRequest(request=_request_of(row), events=found)
+            last = requests[-1].number
+
+    def put_release(self, release: str, schema: str) -> None:
+        """Remember the schema of a bundle that serves; it becomes the newest one.
+
+        Args:
+            release: Name of the bundle's contents.
+            schema: Text of its ``schema.toml``.
+
+        Raises:
+            StoreError: The database cannot be reached or written.
+        """
+        with self._errors(), self._engine.begin() as connection:
+            connection.execute(sa.delete(_releases).where(_releases.c.release == release))
+            connection.execute(sa.insert(_releases).values(release=release, schema=schema))
+
+    def newest_schema(self) -> str | None:
+        """Text of the schema of the bundle that began to serve last; None where none has.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        query = sa.select(_releases.c.schema).order_by(_releases.c.number.desc()).limit(1)
+        with self._errors(), self._engine.connect() as connection:
+            found: str | None = connection.execute(query).scalar_one_or_none()
+            return found
+
+    def _create(self) -> None:
+        with self._engine.begin() as connection:
+            # Else two servers that start at once would both find no tables.
+            connection.exec_driver_sql(_LOCK[self._engine.dialect.name])
+            _tables.create_all(connection)
+            version = connection.execute(sa.select(_versions.c.version)).scalar_one_or_none()
+            if version is None:
+                connection.execute(sa.insert(_versions).values(version=STORE_VERSION))
+            elif version != STORE_VERSION:
+                raise ArtifactError(
+                    f"{self.url}: must be a store of version {STORE_VERSION}, got {version}. Use "
+                    f"the tamis that made it, or name another store."
+                )
+
+    def _insert(
+        self, connection: sa.Connection, table: sa.Table, key: str, rows: list[dict[str, Any]]
+    ) -> set[str]:
+        """Insert rows whose key is not there, and give the keys of those that were inserted."""
+        insert = sqlite.insert if self._is_sqlite else postgresql.insert
+        new: set[str] = set()
+        for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+            statement = (
+                insert(table)
+                .values(rows[start : start + _ROWS_PER_STATEMENT])
+                .on_conflict_do_nothing(index_elements=[key])
+                .returning(table.c[key])
+            )
+            new.update(connection.execute(statement).scalars())
+        return new
+
+    def _put(self, row: Mapping[str, Any]) -> None:
+        insert = (sqlite.insert if self._is_sqlite else postgresql.insert)(_ads).values(**row)
+        changed = {name: insert.excluded[name] for name in row if name != "ad_id"}
+        with self._errors(), self._engine.begin() as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["ad_id"], set_=changed))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"{self.url}: must be a store that can be reached and written, got "
+                f"{_said(error)}. Check the address, the disk and the database's own log."
+            ) from error
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        parsed = None
+    backend = "" if parsed is None else parsed.get_backend_name()
+    if parsed is None or backend not in _DRIVERS:
+        raise ConfigError(
+            f"store: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE, got "
+            f"{f'the kind {backend!r}' if backend else 'no URL'}. Name one of the two."
+        )
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError(
+            "store: must be a file, got a database in memory, which keeps nothing. Name a file as "
+            "sqlite:///FILE."
+        )
+    return parsed.set(drivername=_DRIVERS[backend])
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:  # noqa: ANN401
+    del record
+    cursor = connection.cursor()
+    # First of all, since setting the journal takes a lock itself.
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # In this mode the default leaves the last commits to the operating system.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _said(error: SQLAlchemyError) -> str:
+    """What went wrong, without values: PostgreSQL quotes those of a row that it refuses."""
+    cause = getattr(error, "orig", None)
+    if cause is None:
+        return type(error).__name__
+    if isinstance(error, sa.exc.OperationalError) or isinstance(cause, sqlite3.Error):
+        return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+    return type(cause).__name__
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _row_of(request: ServedRequest) -> dict[str, Any]:
+    return {
+        "request_id": request.request_id,
+        "user_id": request.user,
+        "time_micros": request.time_micros,
+        "release": request.release,
+        "columns": _text(request.columns),
+        "shown": _text([[shown.ad, shown.columns] for shown in request.shown]),
+    }
+
+
+def _request_of(row: Any) -> ServedRequest:  # noqa: ANN401  (a row of any table)
+    return ServedRequest(
+        request_id=row.request_id,
+        user=row.user_id,
+        time_micros=row.time_micros,
+        release=row.release,
+        columns=_read(row.columns),
+        shown=tuple(ShownAd(ad=ad, columns=columns) for ad, columns in json.loads(row.shown)),
+    )
+
+
+def _row_of_event(event: Event) -> dict[str, Any]:
+    return {
+        "event_id": event.event_id,
+        "kind": event.kind,
+        "ad_id": event.ad,
+        "user_id": event.user,
+        "request_id": event.request_id,
+        "time_micros": event.time_micros,
+        "columns": _text(event.columns),
+        "ad_columns": _text(event.ad_columns),
+    }
+
+
+def _event_of(row: Any) -> Event:  # noqa: ANN401
+    return Event(
+        event_id=row.event_id,
+        kind=row.kind,
+        ad=row.ad_id,
+        user=row.user_id,
+        request_id=row.request_id,
+        time_micros=row.time_micros,
+        columns=_read(row.columns),
+        ad_columns=_read(row.ad_columns),
+    )
+
+
+def _ad_of(row: Any) -> StoredAd:  # noqa: ANN401
+    return StoredAd(
+        ad=row.ad_id,
+        columns=_read(row.columns),
+        bid=row.bid,
+        billing=row.billing,
+        advertiser=row.advertiser,
+        quality=row.quality,
+        popularity=row.popularity,
+    )
+
+
+def _read(text: str) -> RawRow:
+    found: RawRow = json.loads(text)
+    return found
