@@ -17,6 +17,7 @@ from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.bundle import load_bundle, read_bundle, write_bundle
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.log import logged_requests
+from tamis.funnel.online import Counter, History, OnlineFeatures
 from tamis.funnel.request import Request
 from tamis.funnel.trace import Trace
 
@@ -81,6 +82,33 @@ def test_reading_gives_what_was_written(published: Path, blueprint: Blueprint) -
     assert (found.reserve, found.encoders.spec) == (blueprint.reserve, blueprint.encoders.spec)
     assert [stage.budget for stage in found.stages] == [stage.budget for stage in blueprint.stages]
     assert [stage.plan.kind for stage in found.stages] == ["popularity", "early", "ranker"]
+
+
+def test_online_features_are_published_and_checked(blueprint: Blueprint, tmp_path: Path) -> None:
+    online = OnlineFeatures(
+        histories=(History(group="history", event="conversion"),),
+        counters=(Counter(field="user_requests", counts="request"),),
+    )
+    write_bundle(tmp_path / "made", replace(blueprint, online=online))
+
+    assert read_bundle(tmp_path / "made").blueprint.online == online
+    unknown = OnlineFeatures(histories=(History(group="past"),))
+    with pytest.raises(ConfigError, match=r"group 'past': must be a sequence group of the schema"):
+        write_bundle(tmp_path / "refused", replace(blueprint, online=unknown))
+
+
+def test_bundle_that_says_nothing_of_online_features_has_none(
+    blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json = artifacts.write_json
+
+    def without(path: Path, record: dict) -> None:
+        write_json(path, {name: item for name, item in record.items() if name != "online"})
+
+    monkeypatch.setattr(artifacts, "write_json", without)
+    write_bundle(tmp_path / "older", blueprint)
+
+    assert read_bundle(tmp_path / "older").blueprint.online == OnlineFeatures()
 
 
 def test_release_names_the_contents(published: Path, blueprint: Blueprint, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tamis.data.dataset import EncodedRows
@@ -132,4 +133,25 @@ def test_columns_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ads.json").write_text('{"billing": ["click"], "sequences": []}')
 
     with pytest.raises(ArtifactError, match=r"must hold whole columns of ads, got index 1 is out"):
+        read_inventory(tmp_path)
+
+
+def test_columns_of_the_log_survive_the_disk(tmp_path: Path) -> None:
+    raw = pa.table({"ad": [7, 8, 9], "words": [["a"], [], None], "price": [1.5, None, -2.0]})
+    write_inventory(tmp_path, replace(_inventory(), raw=raw))
+
+    assert read_inventory(tmp_path).raw.equals(raw)
+
+
+def test_columns_of_other_ads_are_refused() -> None:
+    with pytest.raises(DataError, match=r"raw must be one for each of 3 ads, got 2"):
+        replace(_inventory(), raw=pa.table({"ad": [7, 8]}))
+
+
+def test_damaged_columns_of_the_log_are_refused(tmp_path: Path) -> None:
+    write_inventory(tmp_path, replace(_inventory(), raw=pa.table({"ad": [7, 8, 9]})))
+    path = tmp_path / "raw.arrow"
+    path.write_bytes(path.read_bytes()[:100])
+
+    with pytest.raises(ArtifactError, match=r"raw.arrow: must be whole columns of ads, got"):
         read_inventory(tmp_path)

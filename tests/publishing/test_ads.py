@@ -8,8 +8,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tamis.data.columns import as_codes
+from tamis.data.columns import Origin, as_codes
 from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.market import simulate
 from tamis.errors import DataError
 from tamis.publishing.ads import make_inventory
 from tamis.publishing.recipe import AdsRecipe
@@ -123,3 +125,43 @@ def test_folder_of_several_files_is_no_table(
 def test_split_that_there_is_not_is_refused(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"must have a split 'later', got train, valid, test"):
         make_inventory(AdsRecipe(splits=("later",)), data)
+
+
+def test_columns_of_the_log_are_those_that_the_features_were_encoded_from(
+    market_world: Path, data: Dataset
+) -> None:
+    found = make_inventory(AdsRecipe(log=str(market_world / "market")), data)
+
+    raw = found.raw
+    assert raw is not None
+    assert as_codes(raw["ad_id"].combine_chunks()).tolist() == found.codes.tolist()
+    encoders = Encoders.load(data.encoders_path, data.schema)
+    of_item = {item.source for item in data.schema.fields if item.side == "item"}
+    assert set(raw.column_names) == of_item
+    table = raw
+    for item in data.schema.fields:
+        if item.source not in of_item:
+            table = table.append_column(item.source, pa.nulls(len(found)))
+    again = encoders.encode(table, first_row=0, origin=Origin(file="raw"), inputs_only=True)
+    for name, ids in found.rows.ids.items():
+        assert again.ids[name].tolist() == ids.tolist()
+    for name, numbers in found.rows.numeric.items():
+        assert again.numeric[name].tolist() == numbers.tolist()
+
+
+def test_other_log_than_the_datasets_is_refused(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    simulate(6000, tmp_path / "other", seed=5)
+
+    with pytest.raises(DataError, match=r"'ad_id': must be the log that the dataset was made of"):
+        make_inventory(AdsRecipe(log=str(tmp_path / "other")), data)
+
+
+def test_shorter_log_than_the_datasets_is_refused(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    simulate(1000, tmp_path / "short", seed=4)
+
+    with pytest.raises(DataError, match=r"'ad_id': must be the log that the dataset was made of"):
+        make_inventory(AdsRecipe(log=str(tmp_path / "short")), data)

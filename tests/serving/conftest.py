@@ -15,7 +15,6 @@ import pytest
 from tamis.serving.records import Event, ServedRequest, ShownAd, StoredAd
 from tamis.serving.store import Store
 
-
 JANUARY = 1_704_067_200_000_000
 
 

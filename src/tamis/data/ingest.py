@@ -118,7 +118,7 @@ def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
         for table in read_chunks(
             file,
             columns=wanted,
-            numeric=_numeric_columns(schema),
+            numeric=numeric_columns(schema),
             categories=_category_columns(schema),
         ):
             origin = Origin(file=str(file.path), first_row=first_row - first_of_file)
@@ -231,7 +231,7 @@ class _Log:
             chunks = read_chunks(
                 file,
                 columns=columns,
-                numeric=_numeric_columns(self.schema),
+                numeric=numeric_columns(self.schema),
                 categories=_category_columns(self.schema),
             )
             truths = _TruthReader(truth)
@@ -351,7 +351,8 @@ def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             yield table
 
 
-def _numeric_columns(schema: Schema) -> frozenset[str]:
+def numeric_columns(schema: Schema) -> frozenset[str]:
+    """Columns of a text file that must be numbers: those that nothing but numbers is read from."""
     fields = {item.source for item in schema.fields if item.kind == "numeric"}
     used = {item.source for item in schema.fields if item.kind != "numeric"}
     return frozenset(fields - used - {schema.roles.time})

@@ -10,6 +10,7 @@ from tamis.data.encoders import Encoders
 from tamis.errors import ConfigError
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.inventory import Inventory
+from tamis.funnel.online import OnlineFeatures
 from tamis.funnel.plan import Plan, Surroundings
 from tamis.funnel.retrieval_plans import FollowsAds
 from tamis.funnel.value import ValueFunction, ValueWeights
@@ -65,6 +66,8 @@ class Blueprint:
     """First to last."""
     reserve: float = 0.0
     """Least price of a billed event, money. At least 0."""
+    online: OnlineFeatures = OnlineFeatures()
+    """Fields that a server makes from events."""
 
     def of_ads(self, inventory: Inventory) -> "Blueprint":
         """The same models around other ads, or around the same with other features.

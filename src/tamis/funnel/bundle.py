@@ -24,6 +24,7 @@ from tamis.errors import ArtifactError, ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.inventory import read_inventory, write_inventory
+from tamis.funnel.online import OnlineFeatures
 from tamis.funnel.plans import PLANS
 from tamis.funnel.value import ValueWeights
 
@@ -54,12 +55,13 @@ def write_bundle(path: Path, blueprint: Blueprint) -> str:
         The release: 64 hexadecimal digits that name the contents.
 
     Raises:
-        ConfigError: The stages do not make a funnel.
+        ConfigError: The stages do not make a funnel, or there is no field for an online feature.
         DataError: ``path`` is taken.
         SchemaError: A stage reads what requests lack.
         StorageError: The disk is full or the folder cannot be written.
     """
     blueprint.build()
+    blueprint.online.check(blueprint.encoders.schema)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path}: must not exist or be empty, got files in it. Name another.")
     draft = path.with_name(f".{path.name}.tmp")
@@ -98,6 +100,8 @@ def read_bundle(path: Path) -> Bundle:
         )
         weights = config.from_table(ValueWeights, record["value"], where="value")
         reserve = float(record["reserve"])
+        # Bundles published before there were any do not say so.
+        online = config.from_table(OnlineFeatures, record.get("online", {}), where="online")
     except (ConfigError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path / _FUNNEL}: must describe stages that this tamis knows, got {error}. Read it "
@@ -109,6 +113,7 @@ def read_bundle(path: Path) -> Bundle:
         weights=weights,
         stages=stages,
         reserve=reserve,
+        online=online,
     )
     return Bundle(release=release, blueprint=blueprint)
 
@@ -176,6 +181,7 @@ def _write_parts(draft: Path, blueprint: Blueprint) -> list[str]:
         ],
         "reserve": blueprint.reserve,
         "value": config.to_table(blueprint.weights),
+        "online": config.to_table(blueprint.online),
     }
     artifacts.write_json(draft / _FUNNEL / "funnel.json", record)
     schema = blueprint.encoders.schema

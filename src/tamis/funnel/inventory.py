@@ -2,6 +2,7 @@
 
 ads.json          ways of billing, in the order of their codes, and sequence groups
 ads.safetensors   a column for each attribute and field
+raw.arrow         the ads' columns of the log, where they were read
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -20,7 +22,7 @@ from tamis.funnel.ads import AdTable
 from tamis.funnel.value import BILLING
 from tamis.models.weights import load_tensors, save_tensors
 
-_GROUPS, _COLUMNS = "ads.json", "ads.safetensors"
+_GROUPS, _COLUMNS, _RAW = "ads.json", "ads.safetensors", "raw.arrow"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,12 +38,16 @@ class Inventory:
     popularity: NDArray[np.float64]
     """(N,) finite; how often each ad was clicked, say. It orders the ads where the first stage
     falls back."""
+    raw: pa.Table | None = None
+    """N rows: each ad's id and item fields as the log has them, by the log's columns; ``rows`` are
+    these, encoded. None: they were not read, and the ads have codes but no ids."""
 
     def __post_init__(self) -> None:
         counts = {
             "codes": len(self.codes),
             "rows": self.rows.num_rows,
             "popularity": len(self.popularity),
+            **({} if self.raw is None else {"raw": self.raw.num_rows}),
         }
         for name, count in counts.items():
             if count != len(self.attributes):
@@ -75,11 +81,14 @@ class Inventory:
             name: np.concatenate([getattr(ads, name) for ads in (self.attributes, more.attributes)])
             for name in ("bid", "billing", "advertiser", "quality")
         }
+        rows = joined_ads([self.rows, more.rows])
+        have_raw = self.raw is not None and more.raw is not None
         return Inventory(
             codes=np.concatenate([self.codes, more.codes]),
             attributes=AdTable(**attributes),
-            rows=joined_ads([self.rows, more.rows]),
+            rows=replace(rows, row=np.arange(rows.num_rows)),
             popularity=np.concatenate([self.popularity, more.popularity]),
+            raw=pa.concat_tables([self.raw, more.raw]) if have_raw else None,
         )
 
     def without_ads(self, codes: NDArray[np.int64]) -> "Inventory":
@@ -106,6 +115,7 @@ class Inventory:
             ),
             rows=replace(self.rows.select(kept), row=np.arange(int(kept.sum()))),
             popularity=self.popularity[kept],
+            raw=None if self.raw is None else self.raw.filter(pa.array(kept)),
         )
 
 
@@ -129,7 +139,7 @@ def joined_ads(parts: Sequence[EncodedRows]) -> EncodedRows:
         return np.concatenate([getattr(part, column)[name] for part in parts])
 
     return EncodedRows(
-        row=np.arange(sum(part.num_rows for part in parts)),
+        row=np.concatenate([part.row for part in parts]),
         numeric={name: joined(name, "numeric") for name in first.numeric},
         ids={name: joined(name, "ids") for name in first.ids},
         sequences={
@@ -164,6 +174,13 @@ def write_inventory(folder: Path, inventory: Inventory) -> None:
     # A copy where a column is a view of another, as safetensors takes no part of a memory.
     tensors = {name: torch.from_numpy(np.array(values)) for name, values in columns.items()}
     save_tensors(folder / _COLUMNS, tensors)
+    if inventory.raw is not None:
+        with (
+            artifacts.atomic_path(folder / _RAW) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, inventory.raw.schema) as writer,
+        ):
+            writer.write_table(inventory.raw)
     artifacts.write_json(folder / _GROUPS, {"billing": BILLING, "sequences": list(rows.sequences)})
 
 
@@ -196,11 +213,26 @@ def read_inventory(folder: Path) -> Inventory:
             attributes=attributes,
             rows=rows,
             popularity=columns["popularity"],
+            raw=_read_raw(folder / _RAW),
         )
     except (KeyError, TypeError, IndexError, DataError) as error:
         raise ArtifactError(
             f"{folder}: must hold whole columns of ads, got {error}. Publish anew."
         ) from error
+
+
+def _read_raw(path: Path) -> pa.Table | None:
+    if not path.exists():
+        return None
+    try:
+        with pa.OSFile(str(path), "rb") as source:
+            table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(
+            f"{path}: must be whole columns of ads, got {error}. Publish anew."
+        ) from error
+    return table
 
 
 def _starting_with(prefix: str, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -27,7 +27,7 @@ class LoggedAds:
     """(N,) of the role ``item``; no two alike."""
     rows: EncodedRows
     """The item fields of each, as its last row in the log has them; ``AdFeatures.of_rows`` takes
-    them."""
+    them. ``row`` is the number of that row."""
 
 
 def logged_ads(splits: Sequence[Split], schema: Schema, spec: InputSpec) -> LoggedAds:
@@ -174,7 +174,7 @@ def _ads_of_split(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
             values = np.stack([values for values, _ in columns], axis=1)
             sequences[group.name] = (values, columns[0][1])
     rows = EncodedRows(
-        row=np.arange(len(codes)),
+        row=split.rows()[at],
         numeric={name: split.numeric(name)[at] for name in spec.numeric if name in of_item},
         ids={f.name: split.ids(f.name)[at] for f in spec.categorical if f.name in of_item},
         sequences=sequences,

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from tamis.data.columns import Origin, as_codes, as_floats, source_column
 from tamis.data.dataset import Dataset
+from tamis.data.ingest import MARKET_MANIFEST, numeric_columns
 from tamis.data.readers import column_names, discover, read_chunks
+from tamis.data.schema import Schema
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.log import logged_ads
+from tamis.funnel.log import LoggedAds, logged_ads
 from tamis.publishing.recipe import AdsRecipe
 
 
@@ -23,8 +25,8 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
     Popularity is the number of positives of the first task.
 
     Raises:
-        DataError: The log does not say which ad a row shows, a split is missing, or the table of
-            ads cannot be read, lacks one of them or has it twice.
+        DataError: The log does not say which ad a row shows, a split is missing, the table of ads
+            cannot be read, lacks one of them or has it twice, or the log is another.
     """
     splits = [dataset.split(name) for name in recipe.splits]
     ads = logged_ads(splits, dataset.schema, dataset.spec)
@@ -40,7 +42,32 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
         attributes=_attributes(recipe, ads.codes, dataset.schema.roles.item),
         rows=ads.rows,
         popularity=popularity,
+        raw=_raw_columns(recipe.log, dataset.schema, ads) if recipe.log else None,
     )
+
+
+def _raw_columns(log: str, schema: Schema, ads: LoggedAds) -> pa.Table:
+    """The very rows of the log that the ads' features were encoded from, by ad row."""
+    names = [schema.roles.item, *(item.source for item in schema.fields if item.side == "item")]
+    path = Path(log)
+    order, parts, first = np.argsort(ads.rows.row), [], 0
+    wanted = ads.rows.row[order]
+    for file in discover(path / "logs" if (path / MARKET_MANIFEST).exists() else path):
+        for table in read_chunks(
+            file, columns=list(dict.fromkeys(names)), numeric=numeric_columns(schema)
+        ):
+            low, high = np.searchsorted(wanted, [first, first + table.num_rows])
+            parts.append(table.take(pa.array(wanted[low:high] - first)))
+            first += table.num_rows
+    found = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    origin = Origin(file=log)
+    codes = as_codes(source_column(found, schema.roles.item, origin=origin))
+    if not np.array_equal(codes, ads.codes[order]):
+        raise DataError(
+            f"{origin.of(schema.roles.item)}: must be the log that the dataset was made of, got "
+            f"other ads in its rows. Name that log as ads.log."
+        )
+    return found.take(pa.array(np.argsort(order)))
 
 
 def _attributes(recipe: AdsRecipe, codes: NDArray[np.int64], item: str) -> AdTable:

@@ -95,6 +95,7 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
         weights=recipe.value,
         stages=stages,
         reserve=recipe.reserve,
+        online=recipe.online,
     )
 
 

@@ -8,6 +8,7 @@ from tamis import config
 from tamis.errors import ConfigError
 from tamis.evaluation.calibrators import CalibrationMethod
 from tamis.funnel.blueprint import Budget
+from tamis.funnel.online import OnlineFeatures
 from tamis.funnel.plans import Precision
 from tamis.funnel.value import ValueWeights
 from tamis.models.early_serving import ServedHead
@@ -102,6 +103,9 @@ class AdsRecipe:
     splits: tuple[str, ...] = ("train", "valid")
     """Splits of the dataset, in the order of time, whose ads are taken, with features as their
     last rows there have them. Leave out those that the funnel is measured on."""
+    log: str = ""
+    """The log that the dataset was made of, a file or a folder: ids and columns of the ads are read
+    from it, which a server needs. Empty: the bundle can be replayed, not served."""
 
     def __post_init__(self) -> None:
         if not self.bid_unit > 0 or not self.splits:
@@ -126,6 +130,8 @@ class FunnelRecipe:
     """Weights of the total value."""
     reserve: float = 0.0
     """Least price of a billed event, money. At least 0."""
+    online: OnlineFeatures = OnlineFeatures()
+    """Fields that a server makes from events."""
 
     def __post_init__(self) -> None:
         if not self.dataset and not any(stage.run for stage in self.stages):

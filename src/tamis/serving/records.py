@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-EventKind = Literal["impression", "click", "conversion", "hide"]
-EVENT_KINDS: tuple[EventKind, ...] = ("impression", "click", "conversion", "hide")
+from tamis.funnel.online import EventKind
 
 RawValue = str | float | bool | list[str] | None
 """A cell of a raw log, as JSON has it; whole numbers are floats or texts, None is missing."""
@@ -30,7 +29,7 @@ class Event:
     time_micros: int
     """When it happened, in microseconds since 1970 UTC."""
     columns: RawRow = field(default_factory=dict)
-    """What the impression's row in the log says otherwise than the request's, such as a position."""
+    """What the log says of the impression otherwise than of the request, such as a position."""
     ad_columns: RawRow = field(default_factory=dict)
     """The ad's columns of the log as they were when the event came in."""
 

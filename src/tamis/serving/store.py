@@ -22,7 +22,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tamis.errors import ArtifactError, ConfigError, StoreError
-from tamis.serving.records import Event, EventKind, RawRow, ServedRequest, ShownAd, StoredAd
+from tamis.funnel.online import EventKind
+from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd, StoredAd
 
 STORE_VERSION = 1
 _ROWS_PER_STATEMENT = 500
