@@ -143,7 +143,7 @@ def test_columns_of_the_log_survive_the_disk(tmp_path: Path) -> None:
     assert read_inventory(tmp_path).raw.equals(raw)
 
 
-def test_columns_of_other_ads_are_refused() -> None:
+def test_columns_of_the_log_of_other_ads_are_refused() -> None:
     with pytest.raises(DataError, match=r"raw must be one for each of 3 ads, got 2"):
         replace(_inventory(), raw=pa.table({"ad": [7, 8]}))
 

@@ -15,7 +15,7 @@ import pytest
 
 from tamis.errors import ArtifactError, ConfigError, StoreError
 from tamis.serving.records import Event, ServedRequest, StoredAd
-from tamis.serving.store import Store
+from tamis.serving.store import Appended, Store
 
 
 def test_what_was_written_is_read_back(
@@ -28,7 +28,7 @@ def test_what_was_written_is_read_back(
         make_served("r"),
         make_event("a", columns={"position": 2}, ad_columns={"b": "ö"}),
     )
-    assert store.append([served], [event]) == [True]
+    assert store.append([served], [event]) == Appended(requests=[True], events=[True])
 
     again = Store(store_url)
     (found,) = again.joined()
@@ -50,7 +50,7 @@ def test_known_ids_stay_as_they_were_first_told(
         [make_event("b", ad="9"), make_event("c"), make_event("c", ad="9")],
     )
 
-    assert new == [False, True, False]
+    assert new == Appended(requests=[False, True], events=[False, True, False])
     assert store.num_events() == 3
     assert [event.ad for event in store.last_events("u", "click", 9)] == ["7", "7", "7"]
     assert [item.request.user for item in store.joined()] == ["u", "u"]
@@ -62,7 +62,7 @@ def test_more_rows_than_one_statement_takes(
     requests = [make_served(f"r{k}") for k in range(1203)]
     events = [make_event(f"e{k}", request_id=f"r{k // 2}") for k in range(2405)]
 
-    assert all(store.append(requests, events))
+    assert all(store.append(requests, events).events)
 
     found = list(store.joined())
     assert [item.request.request_id for item in found] == [f"r{k}" for k in range(1203)]
@@ -263,5 +263,5 @@ def test_postgres_that_stops_is_an_error_and_serves_again(
         store.append([], [make_event("b")])
     postgres.start()
 
-    assert store.append([], [make_event("a"), make_event("b")]) == [False, True]
+    assert store.append([], [make_event("a"), make_event("b")]).events == [False, True]
     store.close()

@@ -1,7 +1,7 @@
 """What a whole funnel is made of, before it is built and after it was read from a bundle."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Blueprint:
     """First to last."""
     reserve: float = 0.0
     """Least price of a billed event, money. At least 0."""
-    online: OnlineFeatures = OnlineFeatures()
+    online: OnlineFeatures = field(default_factory=OnlineFeatures)
     """Fields that a server makes from events."""
 
     def of_ads(self, inventory: Inventory) -> "Blueprint":

@@ -130,7 +130,7 @@ class FunnelRecipe:
     """Weights of the total value."""
     reserve: float = 0.0
     """Least price of a billed event, money. At least 0."""
-    online: OnlineFeatures = OnlineFeatures()
+    online: OnlineFeatures = field(default_factory=OnlineFeatures)
     """Fields that a server makes from events."""
 
     def __post_init__(self) -> None:

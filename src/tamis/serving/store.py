@@ -26,8 +26,7 @@ from tamis.funnel.online import EventKind
 from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd, StoredAd
 
 STORE_VERSION = 1
-_ROWS_PER_STATEMENT = 500
-"""SQLite takes 32,766 values in a statement at most."""
+_ROWS_PER_PAGE = 500
 _BUSY_MS = 10_000
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # The number of PostgreSQL's lock is ours alone, and otherwise without meaning.
@@ -95,6 +94,16 @@ class JoinedRequest:
     """In the order in which they came."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appended:
+    """What an append found new."""
+
+    requests: list[bool]
+    """For each request whether its id was not known."""
+    events: list[bool]
+    """For each event whether its id was not known."""
+
+
 class Store:
     """Ads and events; every method may be called from any thread.
 
@@ -127,27 +136,23 @@ class Store:
         """Close all connections."""
         self._engine.dispose()
 
-    def append(self, requests: Sequence[ServedRequest], events: Sequence[Event]) -> list[bool]:
+    def append(self, requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
         """Write answered requests and events, all or none; on return they are on the disk.
 
         A request or event whose id is known already is left as it was first told.
-
-        Returns:
-            For each event whether it is new.
 
         Raises:
             StoreError: The database cannot be reached or written; nothing was changed.
         """
         with self._errors(), self._engine.begin() as connection:
-            self._insert(connection, _requests, "request_id", [_row_of(item) for item in requests])
-            rows = [_row_of_event(item) for item in events]
-            new = self._insert(connection, _events, "event_id", rows)
-        found = []
-        for event in events:
-            # Of an id that stands twice among the new ones the first counts.
-            found.append(event.event_id in new)
-            new.discard(event.event_id)
-        return found
+            rows = [_row_of(request) for request in requests]
+            new_requests = self._insert(connection, _requests, "request_id", rows)
+            rows = [_row_of_event(event) for event in events]
+            new_events = self._insert(connection, _events, "event_id", rows)
+        return Appended(
+            requests=_first_of_each([item.request_id for item in requests], new_requests),
+            events=_first_of_each([item.event_id for item in events], new_events),
+        )
 
     def put_ad(self, ad: StoredAd) -> None:
         """Add an ad, or replace it.
@@ -252,7 +257,7 @@ class Store:
                 sa.select(_requests)
                 .where(_requests.c.number > last)
                 .order_by(_requests.c.number)
-                .limit(_ROWS_PER_STATEMENT)
+                .limit(_ROWS_PER_PAGE)
             )
             with self._errors(), self._engine.connect() as connection:
                 requests = connection.execute(page).all()
@@ -314,17 +319,13 @@ class Store:
         self, connection: sa.Connection, table: sa.Table, key: str, rows: list[dict[str, Any]]
     ) -> set[str]:
         """Insert rows whose key is not there, and give the keys of those that were inserted."""
+        if not rows:
+            return set()
         insert = sqlite.insert if self._is_sqlite else postgresql.insert
-        new: set[str] = set()
-        for start in range(0, len(rows), _ROWS_PER_STATEMENT):
-            statement = (
-                insert(table)
-                .values(rows[start : start + _ROWS_PER_STATEMENT])
-                .on_conflict_do_nothing(index_elements=[key])
-                .returning(table.c[key])
-            )
-            new.update(connection.execute(statement).scalars())
-        return new
+        statement = insert(table).on_conflict_do_nothing(index_elements=[key])
+        # As one text with a list of rows, which is compiled once and cut to the database's limits.
+        inserted = connection.execute(statement.returning(table.c[key]), rows)
+        return set(inserted.scalars())
 
     def _put(self, row: Mapping[str, Any]) -> None:
         insert = (sqlite.insert if self._is_sqlite else postgresql.insert)(_ads).values(**row)
@@ -381,6 +382,15 @@ def _said(error: SQLAlchemyError) -> str:
     if isinstance(error, sa.exc.OperationalError) or isinstance(cause, sqlite3.Error):
         return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
     return type(cause).__name__
+
+
+def _first_of_each(ids: Sequence[str], new: set[str]) -> list[bool]:
+    """Whether each id is new; of one that stands twice the first counts."""
+    left, found = set(new), []
+    for name in ids:
+        found.append(name in left)
+        left.discard(name)
+    return found
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,172 @@
+"""Columns of a log that come as JSON: what each may hold, and many rows of them as one table.
+
+A row that went through here means to the encoders what the same row of a log file would: texts,
+whole numbers and booleans of a category are one category each, as ``as_categories`` has it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from tamis.data.columns import Origin, as_categories, as_floats, combined, source_column
+from tamis.data.schema import Field, Schema, Side
+from tamis.serving.records import RawRow, RawValue
+from tamis.serving.refused import RefusedError
+
+MAX_CHARACTERS, MAX_TEXT_CHARACTERS, MAX_ITEMS = 256, 10_000, 1_000
+
+_Kind = Literal["number", "category", "categories", "text"]
+_TYPES: Mapping[_Kind, pa.DataType] = {
+    "number": pa.float64(),
+    "category": pa.string(),
+    "categories": pa.list_(pa.string()),
+    "text": pa.string(),
+}
+
+
+class Columns:
+    """The columns that the fields of a schema are read from, or those of some sides."""
+
+    def __init__(self, schema: Schema, sides: Iterable[Side] = ("user", "item", "context")) -> None:
+        """Find out what each column holds."""
+        wanted = set(sides)
+        self._kinds: dict[str, _Kind] = {}
+        for item in schema.fields:
+            if item.side in wanted:
+                kind, known = _kind_of(item), self._kinds.get(item.source)
+                # A column that is read as a number and as a category holds texts that say numbers.
+                self._kinds[item.source] = kind if known in (None, kind) else "category"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(self._kinds)
+
+    def check(self, values: Mapping[str, Any], *, where: str) -> RawRow:
+        """Values as a log would hold them.
+
+        Args:
+            values: By column; what is left out is missing.
+            where: Path of ``values`` in the request.
+
+        Raises:
+            RefusedError: A column is none of these, or a value is of another kind or too large.
+        """
+        row = {}
+        for name, value in values.items():
+            if name not in self._kinds:
+                raise RefusedError(
+                    422,
+                    where,
+                    f"must hold no columns but {', '.join(self._kinds) or 'none at all'}; there is "
+                    f"another. Remove it.",
+                )
+            row[name] = _checked(self._kinds[name], value, f"{where}.{name}")
+        return row
+
+    def table(self, rows: Sequence[RawRow]) -> pa.Table:
+        """Rows as the encoders take them; columns that a row lacks are missing."""
+        return pa.table(
+            {
+                name: pa.array([row.get(name) for row in rows], _TYPES[kind])
+                for name, kind in self._kinds.items()
+            }
+        )
+
+    def of_log(self, table: pa.Table, *, where: str) -> pa.Table:
+        """These columns of a table of a log, each of the type that :meth:`table` gives it."""
+        origin = Origin(file=where)
+        found = {}
+        for name, kind in self._kinds.items():
+            column = source_column(table, name, origin=origin, may_be_list=True)
+            found[name] = _canonical(column, kind, origin.of(name))
+        return pa.table(found)
+
+
+def text_of(column: pa.Array) -> pa.Array:
+    """Categories of a column as texts, such as ids; null where one is missing."""
+    categories = as_categories(column)
+    codes = pa.array(categories.codes, mask=categories.codes < 0)
+    return categories.values.take(codes).cast(pa.string())
+
+
+def _kind_of(item: Field) -> _Kind:
+    if item.kind == "numeric":
+        return "number"
+    if item.kind == "categorical":
+        return "category"
+    # One with a separator is a text in the log, and so it is here.
+    return "text" if item.kind == "text" or item.separator else "categories"
+
+
+def _canonical(column: pa.Array, kind: _Kind, origin: Origin) -> pa.Array:
+    if kind == "number":
+        return pa.array(as_floats(column, origin=origin), from_pandas=True)
+    if kind == "category":
+        return text_of(column)
+    if kind == "text":
+        return column.cast(pa.string())
+    items = text_of(combined(column.flatten()))
+    lengths = column.value_lengths().fill_null(0)
+    ends = pa.compute.cumulative_sum(lengths).cast(pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    return pa.ListArray.from_arrays(offsets, items)
+
+
+def _checked(kind: _Kind, value: Any, where: str) -> RawValue:  # noqa: ANN401  (from JSON)
+    if value is None:
+        return None
+    if kind == "number":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RefusedError(422, where, "must be a number or null. Send it without quotes.")
+        return _finite(value, where)
+    if kind == "category":
+        return _category(value, where)
+    if kind == "text":
+        return _checked_text(value, where, MAX_TEXT_CHARACTERS)
+    if not isinstance(value, list) or len(value) > MAX_ITEMS:
+        raise RefusedError(422, where, f"must be a list of at most {MAX_ITEMS} values, or null.")
+    return [_category(item, where) or "" for item in value]
+
+
+def _category(value: Any, where: str) -> str | None:  # noqa: ANN401
+    """The text that stands for a category, as ``as_categories`` gives it."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise RefusedError(422, where, "must be a whole number of 64 bits, or a text.")
+        return str(value)
+    if isinstance(value, float):
+        text: str = text_of(pa.array([_finite(value, where)]))[0].as_py()
+        return text
+    return _checked_text(value, where, MAX_CHARACTERS)
+
+
+def _checked_text(value: Any, where: str, most: int) -> str:  # noqa: ANN401
+    if not isinstance(value, str) or len(value) > most or not _is_unicode(value):
+        raise RefusedError(422, where, f"must be a text of at most {most:,} characters, or null.")
+    return value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RefusedError(422, where, "must be a finite number of 64 bits, or null.")
+    return number
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""The one thread that writes to the store: whatever waits goes into one transaction."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from tamis.errors import StoreError
+from tamis.serving.records import Event, ServedRequest
+from tamis.serving.store import Appended
+
+_log = logging.getLogger(__name__)
+
+Append = Callable[[Sequence[ServedRequest], Sequence[Event]], Appended]
+
+
+class Recorder:
+    """Answered requests and events on their way to the store.
+
+    A transaction costs a wait for the disk, whatever is in it: what arrives during one shares the
+    next. All is written in the order in which it came, so that no event that was confirmed can lack
+    the request that it names. While the store cannot be written, events are refused at once, and
+    answered requests wait for it, up to a limit.
+    """
+
+    def __init__(self, append: Append, *, max_waiting: int = 100_000) -> None:
+        """Start the thread.
+
+        Args:
+            append: Writes requests and events, all or none.
+            max_waiting: Answered requests that may wait for the store. At least 1.
+        """
+        self._append, self._max_waiting = append, max_waiting
+        self._requests: list[ServedRequest] = []
+        self._events: list[tuple[Sequence[Event], Future[list[bool]]]] = []
+        self._is_closed = False
+        self.num_lost = 0
+        """Answered requests that are in no store, since too many waited."""
+        self._wakes = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="tamis-recorder", daemon=True)
+        self._thread.start()
+
+    def record(self, request: ServedRequest) -> None:
+        """Write an answered request soon."""
+        with self._wakes:
+            if len(self._requests) >= self._max_waiting:
+                self.num_lost += 1
+                return
+            self._requests.append(request)
+            self._wakes.notify()
+
+    def write(self, events: Sequence[Event]) -> "Future[list[bool]]":
+        """Write events.
+
+        Returns:
+            Done when they are on the disk: for each whether it is new. Fails with ``StoreError``
+            where they could not be written.
+        """
+        future: Future[list[bool]] = Future()
+        with self._wakes:
+            if self._is_closed:
+                future.set_exception(StoreError("store: must be open, got closed. Ask again."))
+                return future
+            self._events.append((events, future))
+            self._wakes.notify()
+        return future
+
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        with self._wakes:
+            self._is_closed = True
+            self._wakes.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._wakes:
+                while not (self._requests or self._events or self._is_closed):
+                    self._wakes.wait()
+                if not (self._requests or self._events):
+                    return
+                requests, self._requests = self._requests, []
+                events, self._events = self._events, []
+                is_closed = self._is_closed
+            every = [event for part, _ in events for event in part]
+            try:
+                is_new = self._append(requests, every).events
+            except StoreError as error:
+                # Its message names no value of a row.
+                _log.warning("%s", error)
+                _fail(events, error)
+                self._wait_for_store(requests, is_closed=is_closed)
+            except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
+                _log.error("what was answered could not be recorded: %s", type(error).__name__)
+                _fail(events, error)
+                # Trying again would fail again, and nothing behind it would ever be written.
+                self.num_lost += len(requests)
+            else:
+                start = 0
+                for part, future in events:
+                    future.set_result(is_new[start : start + len(part)])
+                    start += len(part)
+
+    def _wait_for_store(self, requests: list[ServedRequest], *, is_closed: bool) -> None:
+        """Keep requests for the next try, a second later unless events come before."""
+        with self._wakes:
+            room = self._max_waiting - len(self._requests)
+            self._requests = [*requests[:room], *self._requests]
+            self.num_lost += max(0, len(requests) - room)
+            if is_closed:
+                # Nobody comes after this: what cannot be written now is lost, and said.
+                self.num_lost += len(self._requests)
+                self._requests = []
+            elif not self._events:
+                self._wakes.wait(1.0)
+
+
+def _fail(events: list[tuple[Sequence[Event], "Future[list[bool]]"]], error: Exception) -> None:
+    for _, future in events:
+        future.set_exception(error)

@@ -1,0 +1,21 @@
+"""Why a request is not answered: one exception for all answers of 4xx and 503."""
+
+from tamis.errors import TamisError
+
+
+class RefusedError(TamisError):
+    """A request that is answered with an error; it names the field, and never what stood in it."""
+
+    def __init__(self, status: int, field: str, message: str, *, retry_after_s: int = 0) -> None:
+        """Say why.
+
+        Args:
+            status: HTTP status, from 400.
+            field: What of the request is to blame, as a path such as ``body.user.id``; ``server``
+                where nothing is.
+            message: What must hold, and what to do; no value of the request in it.
+            retry_after_s: Seconds after which to ask again; 0: asking again does not help.
+        """
+        super().__init__(f"{field}: {message}")
+        self.status, self.field, self.message = status, field, message
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,145 @@
+"""Columns as JSON: they mean to the encoders what a log's do, and what means nothing is refused."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tamis.data.columns import Origin, as_categories
+from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.schema import Field, Schema, Task
+from tamis.serving.columns import Columns
+from tamis.serving.refused import RefusedError
+
+SCHEMA = Schema(
+    fields=(
+        Field(name="device", kind="categorical"),
+        Field(name="age", kind="numeric", side="user"),
+        Field(name="past", kind="sequence", side="user", shares="device"),
+        Field(name="tags", kind="sequence", side="user", separator="|"),
+        Field(name="title", kind="text", side="item"),
+        Field(name="zip", kind="numeric", column="code"),
+        Field(name="area", kind="categorical", column="code"),
+    ),
+    tasks=(Task(name="click"),),
+)
+
+
+def test_rows_are_typed_and_what_they_lack_is_missing() -> None:
+    columns = Columns(SCHEMA)
+    rows = [
+        columns.check({"device": 7, "age": 3, "past": ["a", 2, None, True], "code": 9}, where="x"),
+        columns.check(
+            {"device": True, "tags": "a|b", "title": "Two words", "past": None}, where="x"
+        ),
+        columns.check({"device": 7.0, "age": None}, where="x"),
+    ]
+
+    table = columns.table(rows)
+
+    assert table.to_pylist() == [
+        {"device": "7", "age": 3.0, "past": ["a", "2", "", "1"], "tags": None, "title": None,
+         "code": "9"},
+        {"device": "1", "age": None, "past": None, "tags": "a|b", "title": "Two words",
+         "code": None},
+        {"device": "7", "age": None, "past": None, "tags": None, "title": None, "code": None},
+    ]  # fmt: skip
+    assert columns.table([]).schema == table.schema
+
+
+def test_columns_are_those_of_the_sides() -> None:
+    assert Columns(SCHEMA, ("item",)).names == ("title",)
+    assert Columns(SCHEMA, ("user",)).names == ("age", "past", "tags")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("age", "3", r"x.age: must be a number or null"),
+        ("age", True, r"x.age: must be a number or null"),
+        ("age", math.inf, r"x.age: must be a finite number"),
+        ("age", math.nan, r"x.age: must be a finite number"),
+        ("age", 10**400, r"x.age: must be a finite number"),
+        ("device", 2**63, r"x.device: must be a whole number of 64 bits"),
+        ("device", math.nan, r"x.device: must be a finite number"),
+        ("device", ["a"], r"x.device: must be a text of at most 256 characters"),
+        ("device", "a" * 257, r"x.device: must be a text of at most 256 characters"),
+        ("device", "\ud800", r"x.device: must be a text of at most 256"),
+        ("past", "a", r"x.past: must be a list of at most 1000 values"),
+        ("past", ["a"] * 1001, r"x.past: must be a list of at most 1000 values"),
+        ("past", [["a"]], r"x.past: must be a text of at most 256 characters"),
+        ("tags", ["a"], r"x.tags: must be a text of at most 10,000 characters"),
+        ("title", "a" * 10_001, r"x.title: must be a text of at most 10,000 characters"),
+        ("secret", "a", r"^x: must hold no columns but device, age, past, tags, title, code"),
+    ],
+)
+def test_value_that_means_nothing_is_refused_and_not_repeated(
+    column: str, value: Any, message: str
+) -> None:
+    with pytest.raises(RefusedError, match=message) as got:
+        Columns(SCHEMA).check({column: value}, where="x")
+
+    assert got.value.status == 422
+    assert "secret" not in got.value.message
+    assert "aaaa" not in got.value.message
+
+
+@given(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=20),
+    )
+)
+def test_category_is_the_one_that_a_log_file_would_hold(value: Any) -> None:
+    row = Columns(SCHEMA).check({"device": value}, where="x")
+
+    found = as_categories(Columns(SCHEMA).table([row])["device"].combine_chunks())
+    expected = as_categories(pa.array([value]))
+    assert found.codes.tolist() == expected.codes.tolist()
+    assert found.values.to_pylist() == expected.values.to_pylist()
+
+
+def test_rows_of_a_log_and_the_same_rows_as_json_are_encoded_alike(market_world: Path) -> None:
+    data = Dataset.open(market_world / "data")
+    encoders = Encoders.load(data.encoders_path, data.schema)
+    columns = Columns(data.schema)
+    log = pq.read_table(sorted((market_world / "market" / "logs").iterdir())[0]).slice(0, 300)
+    as_json = [{name: row[name] for name in columns.names} for row in log.to_pylist()]
+    origin = Origin(file="log")
+
+    expected = encoders.encode(log, first_row=0, origin=origin, inputs_only=True)
+    tables = (
+        columns.table([columns.check(row, where="x") for row in as_json]),
+        columns.of_log(log, where="log"),
+    )
+
+    assert tables[0].equals(tables[1])
+    for table in tables:
+        found = encoders.encode(table, first_row=0, origin=origin, inputs_only=True)
+        for name, ids in expected.ids.items():
+            assert found.ids[name].tolist() == ids.tolist()
+        for name, numbers in expected.numeric.items():
+            assert found.numeric[name].tolist() == numbers.tolist()
+        for name, (values, lengths) in expected.sequences.items():
+            assert found.sequences[name][0].tolist() == values.tolist()
+            assert found.sequences[name][1].tolist() == lengths.tolist()
+
+
+def test_empty_lists_and_nulls_of_a_log_are_empty_lists(tmp_path: Path) -> None:
+    log = pa.table({
+        "device": [1, 2, 3], "age": [1, 2, 3], "past": pa.array([[1], None, [2, 3]]),
+        "tags": ["a", None, ""], "title": ["x", None, "y"], "code": [None, 1.5, 2.0],
+    })  # fmt: skip
+
+    found = Columns(SCHEMA).of_log(log.slice(1), where="log")
+
+    assert found["past"].to_pylist() == [[], ["2", "3"]]
+    assert found["code"].to_pylist() == ["1.5", "2"]

@@ -1,0 +1,139 @@
+"""The recorder: in order, together, and without a loss while the store is away."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tamis.errors import StoreError
+from tamis.serving.recorder import Recorder
+from tamis.serving.records import Event, ServedRequest
+from tamis.serving.store import Appended
+
+
+class FakeStore:
+    """Remembers its transactions; waits where it is told to, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[list[str], list[str]]] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.entered = threading.Event()
+        self.fails = False
+
+    def append(self, requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        self.entered.set()
+        assert self.may_go_on.wait(30)
+        if self.fails:
+            raise StoreError("the store is away")
+        ids = [item.request_id for item in requests], [event.event_id for event in events]
+        self.written.append(ids)
+        is_new = [event.event_id != "old" for event in events]
+        return Appended(requests=[True] * len(requests), events=is_new)
+
+
+@pytest.fixture
+def fake() -> FakeStore:
+    return FakeStore()
+
+
+def test_what_waits_shares_a_transaction_in_its_order(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append)
+    fake.may_go_on.clear()
+    first = recorder.write([make_event("a")])
+    assert fake.entered.wait(30)
+    recorder.record(make_served("r"))
+    second = recorder.write([make_event("b"), make_event("old")])
+    third = recorder.write([make_event("c")])
+    assert not first.done()
+    fake.may_go_on.set()
+
+    assert third.result(30) == [True]
+    assert second.result(30) == [True, False]
+    assert first.result(30) == [True]
+    assert fake.written == [([], ["a"]), (["r"], ["b", "old", "c"])]
+    recorder.close()
+
+
+def test_events_fail_and_requests_wait_while_the_store_is_away(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append)
+    fake.fails = True
+    recorder.record(make_served("r"))
+    with pytest.raises(StoreError, match="the store is away"):
+        recorder.write([make_event("a")]).result(30)
+    recorder.record(make_served("s"))
+
+    fake.fails = False
+    recorder.write([make_event("a")]).result(30)
+
+    assert [name for requests, _ in fake.written for name in requests] == ["r", "s"]
+    assert [name for _, events in fake.written for name in events] == ["a"]
+    assert recorder.num_lost == 0
+    recorder.close()
+
+
+def test_unforeseen_failure_ends_nothing(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    def append(requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        if any(event.event_id == "odd" for event in events):
+            raise ZeroDivisionError
+        return fake.append(requests, events)
+
+    recorder = Recorder(append)
+    with pytest.raises(ZeroDivisionError):
+        recorder.write([make_event("odd")]).result(30)
+
+    assert recorder.write([make_event("a")]).result(30) == [True]
+    recorder.close()
+
+
+def test_requests_beyond_the_limit_are_counted(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append, max_waiting=2)
+    fake.may_go_on.clear()
+    first = recorder.write([make_event("a")])
+    assert fake.entered.wait(30)
+    for name in "rst":
+        recorder.record(make_served(name))
+    fake.may_go_on.set()
+    first.result(30)
+
+    recorder.close()
+
+    assert recorder.num_lost == 1
+    assert [name for requests, _ in fake.written for name in requests] == ["r", "s"]
+
+
+def test_closing_writes_what_waits_and_refuses_what_comes(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append)
+    recorder.record(make_served("r"))
+    recorder.close()
+
+    assert fake.written == [(["r"], [])]
+    with pytest.raises(StoreError, match="must be open"):
+        recorder.write([make_event("a")]).result(30)
+
+
+def test_closing_without_a_store_says_what_is_lost(
+    fake: FakeStore, make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append)
+    fake.may_go_on.clear()
+    recorder.record(make_served("r"))
+    assert fake.entered.wait(30)
+    fake.fails = True
+    closing = threading.Thread(target=recorder.close)
+    closing.start()
+    fake.may_go_on.set()
+    closing.join(30)
+
+    assert not closing.is_alive()
+    assert (recorder.num_lost, fake.written) == (1, [])
