@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from tamis import api
+from tamis.funnel.bundle import read_bundle
+from tamis.serving.answers import Answer, Query
+from tamis.serving.engine import Engine, EngineSettings
 from tamis.serving.records import Event, ServedRequest, ShownAd, StoredAd
 from tamis.serving.store import Store
 
@@ -137,5 +142,105 @@ def make_ad() -> Callable[..., StoredAd]:
 
     def make(ad: str, **changes: Any) -> StoredAd:
         return replace(usual, ad=ad, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundles(market_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two bundles of the simulated market, ``first`` and ``second``."""
+    folder = tmp_path_factory.mktemp("bundles")
+    recipe = f"""
+    [ads]
+    log = "{market_world}/market"
+    table = "{market_world}/market/ads.parquet"
+    bid = "bid_micros"
+    bid_unit = 1e-6
+    advertiser = "advertiser_id"
+
+    [online]
+    histories = [{{group = "history", event = "click"}}]
+    counters = [{{field = "user_requests", counts = "request"}}]
+
+    [[stages]]
+    name = "popular"
+    kind = "popularity"
+    keep = 60
+
+    [[stages]]
+    name = "early"
+    kind = "early"
+    run = "{market_world}/early"
+    keep = 20
+
+    [[stages]]
+    name = "final"
+    kind = "ranker"
+    run = "{market_world}/final"
+    keep = 8
+    """
+    for name, reserve in (("first", 0.0), ("second", 1e-6)):
+        (folder / "funnel.toml").write_text(f"reserve = {reserve}\n{textwrap.dedent(recipe)}")
+        api.publish(folder / "funnel.toml", folder / name)
+    return folder
+
+
+class Watched:
+    """Remembers what an engine did."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.num_turned_away = 0
+        self.num_past_missing = 0
+
+    def answered(self, answer: Answer, *, waited_ms: float, took_ms: float) -> None:
+        assert waited_ms >= 0
+        assert took_ms > 0
+        self.answers.append(answer)
+
+    def turned_away(self) -> None:
+        self.num_turned_away += 1
+
+    def past_missing(self) -> None:
+        self.num_past_missing += 1
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def make_engine(bundles: Path, tmp_path: Path, watched: Watched) -> Iterator[Callable[..., Engine]]:
+    """An engine of the first bundle and of a store on SQLite."""
+    opened: list[tuple[Engine, Store]] = []
+
+    def make(name: str = "first", **settings: Any) -> Engine:
+        store = Store(f"sqlite:///{tmp_path / 'engine.db'}")
+        # Nobody is turned away because the machine is busy.
+        chosen = EngineSettings(**({"max_wait_ms": 60_000.0} | settings))
+        engine = Engine(read_bundle(bundles / name), store, watched, chosen)
+        opened.append((engine, store))
+        return engine
+
+    yield make
+    for engine, store in opened:
+        engine.close()
+        store.close()
+
+
+@pytest.fixture
+def make_query() -> Callable[..., Query]:
+    usual = Query(
+        request_id="q",
+        user="3",
+        columns={"device": "phone", "age": "25-34"},
+        slots=3,
+        candidates=None,
+        time_micros=JANUARY,
+    )
+
+    def make(request_id: str = "q", **changes: Any) -> Query:
+        return replace(usual, request_id=request_id, **changes)
 
     return make

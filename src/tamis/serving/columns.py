@@ -29,12 +29,24 @@ _TYPES: Mapping[_Kind, pa.DataType] = {
 class Columns:
     """The columns that the fields of a schema are read from, or those of some sides."""
 
-    def __init__(self, schema: Schema, sides: Iterable[Side] = ("user", "item", "context")) -> None:
-        """Find out what each column holds."""
-        wanted = set(sides)
+    def __init__(
+        self,
+        schema: Schema,
+        sides: Iterable[Side] = ("user", "item", "context"),
+        *,
+        without: Iterable[str] = (),
+    ) -> None:
+        """Find out what each column holds.
+
+        Args:
+            schema: The fields.
+            sides: Whose columns.
+            without: Columns that are left out.
+        """
+        wanted, left_out = set(sides), set(without)
         self._kinds: dict[str, _Kind] = {}
         for item in schema.fields:
-            if item.side in wanted:
+            if item.side in wanted and item.source not in left_out:
                 kind, known = _kind_of(item), self._kinds.get(item.source)
                 # A column that is read as a number and as a category holds texts that say numbers.
                 self._kinds[item.source] = kind if known in (None, kind) else "category"
@@ -43,6 +55,10 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """The columns."""
         return tuple(self._kinds)
+
+    def is_id(self, name: str) -> bool:
+        """Whether a column, if it is one of these, can hold an id."""
+        return self._kinds.get(name, "category") == "category"
 
     def check(self, values: Mapping[str, Any], *, where: str) -> RawRow:
         """Values as a log would hold them.

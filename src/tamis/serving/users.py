@@ -158,7 +158,8 @@ class Users:
         Raises:
             StoreError: The database cannot be reached or written; nothing was changed.
         """
-        users = {item.user for item in (*requests, *events) if item.user is not None}
+        users = {request.user for request in requests if request.user is not None}
+        users |= {event.user for event in events if event.user is not None}
         with self._lock:
             self._changing = users
             self._changed_meanwhile.update(user for user in users if user in self._reading)
@@ -169,10 +170,10 @@ class Users:
             with self._lock:
                 self._changing = set()
                 for request, is_new in zip(requests, appended.requests, strict=False):
-                    if is_new and request.user in self._states:
+                    if is_new and request.user is not None and request.user in self._states:
                         self._states[request.user].counts["request"] += 1
                 for event, is_new in zip(events, appended.events, strict=False):
-                    if is_new and event.user in self._states:
+                    if is_new and event.user is not None and event.user in self._states:
                         state = self._states[event.user]
                         state.counts[event.kind] += 1
                         if event.kind in state.events:

@@ -1,0 +1,179 @@
+"""From requests to ranked ads: past and columns, features, the funnel, and what is written down."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.data.batch import Batch
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.request import Request
+from tamis.funnel.trace import Trace
+from tamis.serving.live import Live
+from tamis.serving.live_ads import codes_of
+from tamis.serving.records import RawRow, ServedRequest, ShownAd
+from tamis.serving.users import Past
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """A request for ads, checked."""
+
+    request_id: str
+    """Its id."""
+    user: str | None
+    """Id of the user; None: not known."""
+    columns: RawRow
+    """Columns of user and context that the request says; they go before those made of events."""
+    slots: int
+    """Ads that are asked for. At least 1."""
+    candidates: tuple[str, ...] | None
+    """Ids of the ads that may be shown; None: all."""
+    time_micros: int
+    """When it was asked, in microseconds since 1970 UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedAd:
+    """An ad of an answer, and why it is there."""
+
+    ad: str
+    """Its id."""
+    price: float
+    """Money for one billed event."""
+    value: float | None
+    """Total value of an impression, money; None where every stage that predicts fell back."""
+    bid: float
+    """Money that is bid for one billed event."""
+    billing: str
+    """The event that is billed."""
+    quality: float
+    """Money that an impression is worth whatever is bid."""
+    predictions: dict[str, float]
+    """By task, of the last stage that predicted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a request is answered."""
+
+    release: str
+    """Bundle that answered."""
+    ads: tuple[RankedAd, ...]
+    """First slot first; fewer than were asked for where no more may be shown."""
+    unknown_candidates: int
+    """How many of the request's candidates are no live ads."""
+    trace: Trace | None
+    """What each stage did; None where there was no ad to begin with."""
+    num_ads: int
+    """Ads that were live."""
+    stages: tuple[dict[str, Any], ...]
+    """The trace's stages as JSON, with ids in place of ad rows."""
+    served: ServedRequest
+    """What is to be written down."""
+
+
+def answer_all(
+    live: Live, queries: Sequence[Query], past_of: Callable[[str | None], Past]
+) -> list[Answer]:
+    """Answer requests; all are encoded together, and each goes through the funnel by itself."""
+    served = live.served
+    rows = [_columns(live, query, past_of(query.user)) for query in queries]
+    codes = codes_of([query.request_id for query in queries]).tolist()
+    # Who is not known is a user of one request, so that no cache takes two for one.
+    users = codes_of([query.user or query.request_id for query in queries]).tolist()
+    features = served.encode(rows) if live.funnel is not None else [None] * len(queries)
+    return [
+        _answer(live, query, row, code=code, user=user, features=batch)
+        for query, row, code, user, batch in zip(queries, rows, codes, users, features, strict=True)
+    ]
+
+
+def _columns(live: Live, query: Query, past: Past) -> RawRow:
+    """The request's row of the log: what it says goes before what is known."""
+    served = live.served
+    row = {**served.online.of(past), **query.columns}
+    if query.user is not None and served.schema.roles.user:
+        row[served.schema.roles.user] = query.user
+    return row
+
+
+def _answer(
+    live: Live, query: Query, row: RawRow, *, code: int, user: int, features: Batch | None
+) -> Answer:
+    candidates, unknown = _candidates(live, query)
+    ads: list[RankedAd] = []
+    trace: Trace | None = None
+    stages: tuple[dict[str, Any], ...] = ()
+    shown: NDArray[np.int64] = np.empty(0, np.int64)
+    if live.funnel is not None:
+        request = Request(
+            request_id=code,
+            user=user,
+            time_micros=query.time_micros,
+            slots=query.slots,
+            features=features,
+            candidates=candidates,
+        )
+        seen: list[Candidates] = []
+        trace = live.funnel.answer(request, observe=seen.append)
+        shown = trace.slate.ads
+        ads = _ranked(live, trace, seen)
+        stages = tuple(_stage(live, stage.to_json()) for stage in trace.stages)
+    return Answer(
+        release=live.served.release,
+        ads=tuple(ads),
+        unknown_candidates=unknown,
+        trace=trace,
+        num_ads=len(live.ads),
+        stages=stages,
+        served=ServedRequest(
+            request_id=query.request_id,
+            user=query.user,
+            time_micros=query.time_micros,
+            release=live.served.release,
+            columns=row,
+            shown=tuple(
+                ShownAd(ad=item.ad, columns=columns)
+                for item, columns in zip(ads, live.ads.columns(shown), strict=True)
+            ),
+        ),
+    )
+
+
+def _candidates(live: Live, query: Query) -> tuple[NDArray[np.int64] | None, int]:
+    """Rows of the request's candidates, and how many of them are not live."""
+    if query.candidates is None:
+        return None, 0
+    different = set(query.candidates)
+    known = [live.ads.row_by_id[name] for name in different if name in live.ads.row_by_id]
+    return np.array(known, np.int64), len(different) - len(known)
+
+
+def _ranked(live: Live, trace: Trace, seen: Sequence[Candidates]) -> list[RankedAd]:
+    assert live.funnel is not None
+    table, slate = live.funnel.ads, trace.slate
+    found = next((part for part in reversed(seen) if part.predictions), None)
+    place = {} if found is None else {ad: at for at, ad in enumerate(found.ads.tolist())}
+    ranked = []
+    for at, ad in enumerate(slate.ads.tolist()):
+        predictions = {} if found is None else found.predictions
+        value = float(slate.values[at])
+        ranked.append(
+            RankedAd(
+                ad=live.ads.ids[ad],
+                price=float(slate.prices[at]),
+                value=None if np.isnan(value) else value,
+                bid=float(table.bid[ad]),
+                billing=str(table.billing[ad]),
+                quality=float(table.quality[ad]),
+                predictions={name: float(p[place[ad]]) for name, p in predictions.items()},
+            )
+        )
+    return ranked
+
+
+def _stage(live: Live, stage: dict[str, Any]) -> dict[str, Any]:
+    return {**stage, "ads": [live.ads.ids[ad] for ad in stage["ads"]]}

@@ -1,0 +1,321 @@
+"""The engine: owns what is live, answers requests in one thread, and turns away what is too much.
+
+Requests wait in one queue. The thread takes what has gathered, encodes it together, and answers one
+after another: encoding is the dear part that does not grow with their number, so that nobody ever
+waits for a batch to fill. What would wait longer than it may is turned away at the door, before the
+queue has grown.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from tamis.errors import ConfigError, StoreError
+from tamis.funnel.bundle import Bundle
+from tamis.serving.answers import Answer, Query, answer_all
+from tamis.serving.live import Live, ServedBundle
+from tamis.serving.recorder import Recorder
+from tamis.serving.records import Event, StoredAd
+from tamis.serving.refused import RefusedError
+from tamis.serving.store import Store
+from tamis.serving.users import Past, Users
+
+_log = logging.getLogger(__name__)
+_NEWEST = 0.1
+"""Weight of the newest batch in the mean time of a request."""
+_WARM_UPS = 3
+_STORE_PAUSE_S = 1.0
+"""How long nobody's past is asked for after the store could not be reached."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What the engine may spend."""
+
+    threads: int = 1
+    """Compute threads of the thread that answers. At least 1."""
+    max_batch: int = 16
+    """Most requests that are encoded together. At least 1."""
+    max_wait_ms: float = 50.0
+    """Longest that a request may wait for its turn; who would wait longer is turned away.
+    Positive."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.max_batch < 1 or not self.max_wait_ms > 0:
+            raise ConfigError(
+                f"engine: threads and max_batch must be at least 1 and max_wait_ms positive, got "
+                f"threads={self.threads!r}, max_batch={self.max_batch!r}, max_wait_ms="
+                f"{self.max_wait_ms!r}."
+            )
+
+
+class Watch(Protocol):
+    """Is told what the engine does; it must be quick and never raise."""
+
+    def answered(self, answer: Answer, *, waited_ms: float, took_ms: float) -> None:
+        """A request was answered, after a wait for its turn."""
+        ...
+
+    def turned_away(self) -> None:
+        """A request was turned away, as too many wait."""
+        ...
+
+    def past_missing(self) -> None:
+        """A user's past could not be read, and counted as none."""
+        ...
+
+
+class Engine:
+    """One served funnel: requests, events, changes of ads and of the bundle, from any thread."""
+
+    def __init__(
+        self, bundle: Bundle, store: Store, watch: Watch, settings: EngineSettings
+    ) -> None:
+        """Build the funnel, and start the threads.
+
+        Raises:
+            ArtifactError: The bundle was published without the ads' columns.
+            TamisError: An ad of the store has no place in the funnel.
+            StoreError: The store cannot be reached or written.
+        """
+        self.settings = settings
+        self._store, self._watch = store, watch
+        self._users = Users(store)
+        served = ServedBundle(bundle)
+        self._users.keep(served.online.lengths)
+        self._live = served.live(store.ads())
+        self._previous: ServedBundle | None = None
+        store.put_release(served.release, served.schema.to_toml())
+        self.recorder = Recorder(self._users.append)
+        # One change at a time; what asks for new ads meanwhile shares the next change.
+        self._change = threading.Lock()
+        self._asked, self._made = 0, 0
+        self._queue: deque[_Job] = deque()
+        self._wakes = threading.Condition()
+        self._ms_per_request = _warm_up(self._live)
+        self._is_closed = False
+        self._ask_store_from = 0.0
+        self._worker = threading.Thread(target=self._work, name="tamis-engine", daemon=True)
+        self._worker.start()
+
+    @property
+    def live(self) -> Live:
+        """What answers now."""
+        return self._live
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._worker.is_alive() and not self._is_closed
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._queue)
+
+    def rank(self, query: Query, live: Live) -> "Future[Answer]":
+        """Answer a request.
+
+        Args:
+            query: The request.
+            live: What its columns were checked against; it answers, though another may be live by
+                then.
+
+        Raises:
+            RefusedError: It would wait too long.
+        """
+        job = _Job(query=query, live=live, future=Future(), arrived=time.perf_counter())
+        with self._wakes:
+            wait_ms = self._ms_per_request * len(self._queue)
+            if self._is_closed or wait_ms > self.settings.max_wait_ms:
+                self._watch.turned_away()
+                raise _too_many()
+            self._queue.append(job)
+            self._wakes.notify()
+        return job.future
+
+    def write(self, events: Sequence[Event]) -> "Future[list[bool]]":
+        """Write events: done when they are on the disk and in the pasts of their users."""
+        return self.recorder.write(events)
+
+    def put_ad(self, ad: StoredAd) -> None:
+        """Add or replace an ad; on return it may be shown.
+
+        Raises:
+            TamisError: The ad has no place in the funnel; nothing was changed.
+            StoreError: The store cannot be reached or written.
+        """
+        # Refused now, or no later change of the ads would ever succeed.
+        self._live.served.check(ad)
+        self._store.put_ad(ad)
+        self._refresh()
+
+    def delete_ad(self, ad: str) -> None:
+        """Take an ad away; on return no new request is shown it.
+
+        Raises:
+            StoreError: The store cannot be reached or written.
+        """
+        self._store.delete_ad(ad)
+        self._refresh()
+
+    def swap(self, bundle: Bundle, *, replaces: str) -> None:
+        """Serve another bundle; requests that were taken before are answered by the one before.
+
+        Args:
+            bundle: What is to serve.
+            replaces: Release that it was meant to follow.
+
+        Raises:
+            RefusedError: Another release serves by now.
+            TamisError: The bundle cannot serve; the one before goes on.
+        """
+        with self._change:
+            self._check_replaces(replaces)
+            self._serve(ServedBundle(bundle))
+
+    def roll_back(self, *, replaces: str) -> None:
+        """Serve the bundle before this one again.
+
+        Raises:
+            RefusedError: Another release serves by now, or there was none before.
+            TamisError: The bundle cannot serve any more; this one goes on.
+        """
+        with self._change:
+            self._check_replaces(replaces)
+            if self._previous is None:
+                raise RefusedError(
+                    409, "body.roll_back", "must follow a change of the bundle; there was none."
+                )
+            self._serve(self._previous)
+
+    def close(self) -> None:
+        """Answer what waits, write what was answered, and end the threads."""
+        with self._wakes:
+            self._is_closed = True
+            self._wakes.notify()
+        self._worker.join()
+        self.recorder.close()
+
+    def _check_replaces(self, replaces: str) -> None:
+        if replaces != self._live.served.release:
+            raise RefusedError(
+                409,
+                "body.replaces",
+                f"must be the release that serves, {self._live.served.release}. Look at what "
+                f"serves now before you change it.",
+            )
+
+    def _serve(self, served: ServedBundle) -> None:
+        """Make a bundle live; the caller holds the lock of changes."""
+        before, asked = self._live.served, self._asked
+        live = served.live(self._store.ads())
+        self._users.keep(served.online.lengths)
+        self._store.put_release(served.release, served.schema.to_toml())
+        _warm_up(live)
+        # One assignment: a request takes the one or the other, whole.
+        self._live, self._previous, self._made = live, before, asked
+
+    def _refresh(self) -> None:
+        """Make the store's ads live; whoever comes while another works shares one more turn."""
+        with self._wakes:
+            self._asked += 1
+            mine = self._asked
+        with self._change:
+            if self._made >= mine:
+                return
+            asked = self._asked
+            self._live = self._live.served.live(self._store.ads())
+            self._made = asked
+
+    def _work(self) -> None:
+        import torch
+
+        # Threads beyond the cores cost a factor; this setting is the calling thread's own.
+        torch.set_num_threads(self.settings.threads)
+        while jobs := self._next():
+            started = time.perf_counter()
+            try:
+                answers = answer_all(jobs[0].live, [job.query for job in jobs], self._past)
+            except Exception as error:  # noqa: BLE001  (whoever waits must be told)
+                # Nothing of the requests may stand in a log.
+                _log.error("requests could not be answered: %s", type(error).__name__)
+                for job in jobs:
+                    job.future.set_exception(error)
+                continue
+            took_ms = (time.perf_counter() - started) * 1e3 / len(jobs)
+            self._ms_per_request += _NEWEST * (took_ms - self._ms_per_request)
+            for job, answer in zip(jobs, answers, strict=True):
+                # Recorded first: an event that names the request is then written after it.
+                self.recorder.record(answer.served)
+                self._watch.answered(
+                    answer, waited_ms=(started - job.arrived) * 1e3, took_ms=took_ms
+                )
+                job.future.set_result(answer)
+
+    def _next(self) -> "list[_Job]":
+        """Requests of one state that have gathered; none when the engine is closed."""
+        with self._wakes:
+            jobs: list[_Job] = []
+            while not jobs:
+                while not self._queue and not self._is_closed:
+                    self._wakes.wait()
+                if not self._queue:
+                    return []
+                while self._queue and len(jobs) < self.settings.max_batch:
+                    if jobs and self._queue[0].live is not jobs[0].live:
+                        break
+                    job = self._queue.popleft()
+                    waited_ms = (time.perf_counter() - job.arrived) * 1e3
+                    if not job.future.set_running_or_notify_cancel():
+                        continue  # Whoever asked is gone.
+                    if waited_ms > self.settings.max_wait_ms:
+                        # Something held all up: the answer would come too late to be of use.
+                        self._watch.turned_away()
+                        job.future.set_exception(_too_many())
+                    else:
+                        jobs.append(job)
+            return jobs
+
+    def _past(self, user: str | None) -> Past:
+        """A user's past; none where the store cannot be reached, so that ranking goes on."""
+        if time.monotonic() < self._ask_store_from:
+            self._watch.past_missing()
+            return Past()
+        try:
+            return self._users.past(user)
+        except StoreError as error:
+            _log.warning("%s", error)
+            self._ask_store_from = time.monotonic() + _STORE_PAUSE_S
+            self._watch.past_missing()
+            return Past()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Job:
+    query: Query
+    live: Live
+    future: "Future[Answer]"
+    arrived: float
+
+
+def _warm_up(live: Live) -> float:
+    """Milliseconds of a request, after the first ones, which are slower than all others."""
+    query = Query(
+        request_id="warm-up", user=None, columns={}, slots=1, candidates=None, time_micros=0
+    )
+    for _ in range(_WARM_UPS):
+        started = time.perf_counter()
+        answer_all(live, [query], lambda user: Past())  # noqa: ARG005
+    return (time.perf_counter() - started) * 1e3
+
+
+def _too_many() -> RefusedError:
+    return RefusedError(
+        503, "server", "must have time for the request, and has not. Ask again.", retry_after_s=1
+    )

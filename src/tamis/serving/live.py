@@ -1,0 +1,96 @@
+"""What answers requests at one moment: a bundle, the ads that may be shown, the funnel of both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tamis.data.batch import Batch
+from tamis.data.columns import Origin
+from tamis.data.loader import batches_of_rows
+from tamis.data.schema import Schema
+from tamis.errors import ArtifactError
+from tamis.funnel.bundle import Bundle
+from tamis.funnel.funnel import Funnel
+from tamis.serving.columns import Columns
+from tamis.serving.live_ads import Catalogue, LiveAds
+from tamis.serving.records import RawRow, StoredAd
+from tamis.serving.users import OnlineColumns
+
+
+class ServedBundle:
+    """A bundle with all that does not change while it serves."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Prepare to serve.
+
+        Raises:
+            ArtifactError: The bundle was published without the ads' columns, or takes ids for
+                numbers.
+            ConfigError: The schema has no field for one of its online features.
+        """
+        blueprint = bundle.blueprint
+        self.bundle = bundle
+        self.release = bundle.release
+        self.schema: Schema = blueprint.encoders.schema
+        self.catalogue = Catalogue(blueprint)
+        self.online = OnlineColumns(blueprint.online, self.schema)
+        user = self.schema.roles.user
+        self.user_columns = Columns(self.schema, ("user",), without=(user,))
+        """What a request may say of its user beside the id."""
+        self.context_columns = Columns(self.schema, ("context",), without=(user,))
+        """What a request may say beside."""
+        self._all_columns = Columns(self.schema)
+        for name in (user, self.schema.roles.item):
+            if not self._all_columns.is_id(name):
+                raise ArtifactError(
+                    f"bundle: field of column {name!r} must be categorical to be served, since it "
+                    f"holds ids, got another kind. Mend the schema, and train and publish anew."
+                )
+        # Encoders count what they meet: these are of requests alone.
+        self._encoders = replace(blueprint.encoders, counts={})
+
+    def encode(self, rows: Sequence[RawRow]) -> list[Batch]:
+        """The features of requests, one row each, by the encoders of training.
+
+        Encoding costs about the same for one request and for twenty, so that whoever has several
+        encodes them together.
+        """
+        found = self._encoders.encode(
+            self._all_columns.table(rows),
+            first_row=0,
+            origin=Origin(file="requests"),
+            inputs_only=True,
+        )
+        return list(batches_of_rows(found, self._encoders.spec, batch_size=1))
+
+    def check(self, ad: StoredAd) -> None:
+        """Refuse an ad that has no place in this funnel.
+
+        Raises:
+            TamisError: It is billed by what no stage predicts.
+        """
+        replace(self.bundle.blueprint, inventory=self.catalogue.of_store([ad])).build()
+
+    def live(self, stored: Mapping[str, StoredAd | None]) -> "Live":
+        """The funnel over the bundle's ads and the store's.
+
+        Raises:
+            TamisError: An ad of the store has no place in this funnel, such as one that is billed
+                by what no stage predicts.
+        """
+        ads = self.catalogue.live(stored)
+        funnel = None
+        if len(ads):
+            funnel = replace(self.bundle.blueprint, inventory=ads.inventory).build()
+        return Live(served=self, ads=ads, funnel=funnel)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Live:
+    """One state of a served funnel; a change makes another, so that no request sees half of it."""
+
+    served: ServedBundle
+    """The bundle."""
+    ads: LiveAds
+    """The ads."""
+    funnel: Funnel | None
+    """Answers by ad row; None where there is no ad."""

@@ -1,0 +1,170 @@
+"""The ads that may be shown now: a bundle's, with what the store says on top."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tamis.data.columns import Origin, as_codes
+from tamis.data.dataset import EncodedRows
+from tamis.errors import ArtifactError
+from tamis.funnel.ads import AdTable
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.inventory import Inventory
+from tamis.serving.columns import Columns, text_of
+from tamis.serving.records import RawRow, StoredAd
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LiveAds:
+    """All N ads that may be shown, by ad row; never changed, but made anew."""
+
+    inventory: Inventory
+    """What a funnel is built from; ``raw`` holds the item's columns as ``Columns`` types them."""
+    ids: tuple[str, ...]
+    """(N,) ids, as a log spells them."""
+    row_by_id: Mapping[str, int]
+    """The other way round."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns(self, rows: NDArray[np.int64]) -> list[RawRow]:
+        """The log's columns of some ads."""
+        raw = self.inventory.raw
+        assert raw is not None
+        found: list[RawRow] = raw.take(pa.array(rows)).to_pylist()
+        return found
+
+
+class Catalogue:
+    """Makes the live ads of one bundle from whatever the store holds."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        """Take a bundle's ads.
+
+        Raises:
+            ArtifactError: The bundle was published without the ads' columns.
+        """
+        inventory, schema = blueprint.inventory, blueprint.encoders.schema
+        if inventory.raw is None:
+            raise ArtifactError(
+                "bundle: must hold the ids and columns of its ads to be served, got their codes "
+                "alone. Name the log of the dataset as ads.log of the recipe and publish anew."
+            )
+        # Encoders count what they meet: these are of the ads alone.
+        self._encoders = replace(blueprint.encoders, counts={})
+        self._item = schema.roles.item
+        self._all_columns, self._columns = Columns(schema), Columns(schema, ("item",))
+        self.said = Columns(schema, ("item",), without=(self._item,))
+        """What may be said of an ad beside its id."""
+        ids = text_of(inventory.raw[self._item].combine_chunks())
+        self._ids: tuple[str, ...] = tuple(ids.to_pylist())
+        self._inventory = replace(inventory, raw=self._columns.of_log(inventory.raw, where="ads"))
+        self._popularity = float(inventory.popularity.mean()) if len(inventory) else 0.0
+
+    def live(self, stored: Mapping[str, StoredAd | None]) -> LiveAds:
+        """The bundle's ads, but for those that the store replaces or has deleted, and the store's.
+
+        Args:
+            stored: Ads of the store by id, None for those that were deleted. Columns that this
+                bundle does not know are not read; those that an ad lacks are missing.
+        """
+        is_kept = np.array([name not in stored for name in self._ids], np.bool_)
+        put = [ad for ad in stored.values() if ad is not None]
+        inventory = self._inventory
+        if not is_kept.all():
+            inventory = _selected(inventory, is_kept)
+        if put:
+            inventory = _joined(inventory, self.of_store(put))
+        ids = (*itertools.compress(self._ids, is_kept.tolist()), *(ad.ad for ad in put))
+        return LiveAds(
+            inventory=inventory, ids=ids, row_by_id={name: row for row, name in enumerate(ids)}
+        )
+
+    def of_store(self, ads: Sequence[StoredAd]) -> Inventory:
+        """Some ads of the store, as a bundle would hold them."""
+        known = self._columns.names
+        rows = [
+            {**{n: ad.columns[n] for n in known if n in ad.columns}, self._item: ad.ad}
+            for ad in ads
+        ]
+        popularity = [self._popularity if ad.popularity is None else ad.popularity for ad in ads]
+        return Inventory(
+            codes=codes_of([ad.ad for ad in ads]),
+            attributes=AdTable(
+                bid=np.array([ad.bid for ad in ads], np.float64),
+                billing=np.array([ad.billing for ad in ads]),
+                advertiser=codes_of([ad.advertiser for ad in ads]),
+                quality=np.array([ad.quality for ad in ads], np.float64),
+            ),
+            rows=self._encoded(rows),
+            popularity=np.array(popularity, np.float64),
+            raw=self._columns.table(rows),
+        )
+
+    def _encoded(self, rows: Sequence[RawRow]) -> EncodedRows:
+        """Item fields of ads; those of user and context, which are missing here, are left out."""
+        found = self._encoders.encode(
+            self._all_columns.table(rows), first_row=0, origin=Origin(file="ads"), inputs_only=True
+        )
+        like = self._inventory.rows
+        return EncodedRows(
+            row=found.row,
+            numeric={name: found.numeric[name] for name in like.numeric},
+            ids={name: found.ids[name] for name in like.ids},
+            sequences={name: found.sequences[name] for name in like.sequences},
+        )
+
+
+def codes_of(ids: Sequence[str]) -> NDArray[np.int64]:
+    """Codes of ids, as the roles of a dataset have them."""
+    return as_codes(pa.array(list(ids), pa.string()))
+
+
+def _selected(inventory: Inventory, mask: NDArray[np.bool_]) -> Inventory:
+    ads, raw = inventory.attributes, inventory.raw
+    assert raw is not None
+    return Inventory(
+        codes=inventory.codes[mask],
+        attributes=AdTable(
+            bid=ads.bid[mask],
+            billing=ads.billing[mask],
+            advertiser=ads.advertiser[mask],
+            quality=ads.quality[mask],
+        ),
+        rows=inventory.rows.select(mask),
+        popularity=inventory.popularity[mask],
+        raw=raw.filter(pa.array(mask)),
+    )
+
+
+def _joined(first: Inventory, second: Inventory) -> Inventory:
+    ads, more = first.attributes, second.attributes
+    rows, others = first.rows, second.rows
+    return Inventory(
+        codes=np.concatenate([first.codes, second.codes]),
+        attributes=AdTable(
+            bid=np.concatenate([ads.bid, more.bid]),
+            billing=np.concatenate([ads.billing, more.billing]),
+            advertiser=np.concatenate([ads.advertiser, more.advertiser]),
+            quality=np.concatenate([ads.quality, more.quality]),
+        ),
+        rows=EncodedRows(
+            row=np.arange(rows.num_rows + others.num_rows),
+            numeric={n: np.concatenate([v, others.numeric[n]]) for n, v in rows.numeric.items()},
+            ids={n: np.concatenate([ids, others.ids[n]]) for n, ids in rows.ids.items()},
+            sequences={
+                name: (
+                    np.concatenate([events, others.sequences[name][0]]),
+                    np.concatenate([lengths, others.sequences[name][1]]),
+                )
+                for name, (events, lengths) in rows.sequences.items()
+            },
+        ),
+        popularity=np.concatenate([first.popularity, second.popularity]),
+        raw=pa.concat_tables([first.raw, second.raw]),
+    )

@@ -1,0 +1,368 @@
+"""The engine: many at once, changes of ads and bundle while requests run, too many, and faults."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tamis.errors import ConfigError, DataError, StoreError
+from tamis.funnel.bundle import Bundle, read_bundle
+from tamis.funnel.candidates import Candidates
+from tamis.funnel.funnel import Funnel, Step
+from tamis.funnel.request import Request
+from tamis.funnel.stage import Scored
+from tamis.serving.answers import Answer, Query
+from tamis.serving.engine import Engine, EngineSettings
+from tamis.serving.records import Event, StoredAd
+from tamis.serving.refused import RefusedError
+
+
+def _rank(engine: Engine, query: Query) -> Answer:
+    return engine.rank(query, engine.live).result(60)
+
+
+def _with_stage(engine: Engine, stage: Callable[..., Scored], budget_ms: float | None) -> None:
+    """Put a stage of a test in the place of the last one."""
+    funnel = engine.live.funnel
+    assert funnel is not None
+    last = Step(name="final", stage=stage, keep=8, budget_ms=budget_ms)
+    other = Funnel([*funnel.steps[:-1], last], funnel.ads, funnel.value)
+    engine._live = replace(engine.live, funnel=other)
+
+
+def test_answers_are_recorded_before_the_events_that_name_them(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    watched: Any,
+) -> None:
+    engine = make_engine()
+    answer = _rank(engine, make_query("r"))
+    event = make_event("e", ad=answer.ads[0].ad, user="3", request_id="r")
+
+    assert engine.write([event, event]).result(60) == [True, False]
+
+    (joined,) = engine._store.joined()
+    assert joined.request == answer.served
+    assert joined.events == (event,)
+    assert watched.answers == [answer]
+
+
+def test_click_is_in_the_next_answers_features(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+) -> None:
+    engine = make_engine()
+    first = _rank(engine, make_query("a"))
+    shown = first.served.shown[0]
+    click = make_event("e", ad=shown.ad, user="3", ad_columns=shown.columns)
+    engine.write([click]).result(60)
+
+    second = _rank(engine, make_query("b"))
+
+    assert first.served.columns["history_ads"] == []
+    assert second.served.columns["history_ads"] == [shown.ad]
+    assert second.served.columns["history_categories"] == [shown.columns["category"]]
+    assert (first.served.columns["user_requests"], second.served.columns["user_requests"]) == (0, 1)
+
+
+def test_many_at_once_are_answered_as_each_by_itself(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine = make_engine(max_batch=7)
+    # Counters of a request that says them itself are the same the second time.
+    said = {"device": "phone", "user_requests": 3.0}
+    queries = [
+        make_query(str(k), user=str(k % 9), slots=1 + k % 4, columns=said) for k in range(40)
+    ]
+    alone = [_rank(engine, query).ads for query in queries]
+
+    together = [engine.rank(query, engine.live) for query in queries]
+
+    for future, ads in zip(together, alone, strict=True):
+        found = future.result(60).ads
+        assert [item.ad for item in found] == [item.ad for item in ads]
+        assert [item.value for item in found] == pytest.approx([item.value for item in ads])
+
+
+def test_put_and_deleted_ads_are_live_at_once_and_after_a_restart(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_ad: Callable[..., StoredAd],
+) -> None:
+    engine = make_engine()
+    before = {item.ad for item in _rank(engine, make_query()).ads}
+    engine.put_ad(make_ad("mine", bid=1e6, popularity=1e6))
+    assert _rank(engine, make_query()).ads[0].ad == "mine"
+    for name in before:
+        engine.delete_ad(name)
+    assert not before & {item.ad for item in _rank(engine, make_query()).ads}
+
+    again = make_engine()
+
+    assert [item.ad for item in _rank(again, make_query()).ads] == [
+        item.ad for item in _rank(engine, make_query()).ads
+    ]
+    again.delete_ad("mine")
+    assert _rank(again, make_query()).ads[0].ad != "mine"
+
+
+def test_ads_that_are_put_together_share_a_change_and_are_all_live(
+    make_engine: Callable[..., Engine], make_ad: Callable[..., StoredAd]
+) -> None:
+    engine = make_engine()
+    threads = [
+        threading.Thread(target=engine.put_ad, args=(make_ad(f"ad {k}"),)) for k in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert {f"ad {k}" for k in range(20)} <= set(engine.live.ads.ids)
+
+
+def test_ad_without_a_place_in_the_funnel_changes_nothing(
+    make_engine: Callable[..., Engine], make_ad: Callable[..., StoredAd]
+) -> None:
+    engine = make_engine()
+    before = engine.live
+
+    with pytest.raises(DataError, match=r"billing must be one of"):
+        engine.put_ad(make_ad("odd", billing="visit"))
+
+    assert engine.live is before
+    assert engine._store.ads() == {}
+
+
+def test_swap_and_roll_back_while_requests_run_fail_none(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], bundles: Path
+) -> None:
+    engine = make_engine()
+    first, second = (read_bundle(bundles / name) for name in ("first", "second"))
+    done = threading.Event()
+    answers: list[Answer] = []
+    errors: list[Exception] = []
+
+    def ask(name: int) -> None:
+        count = 0
+        while not done.is_set():
+            count += 1
+            try:
+                answers.append(_rank(engine, make_query(f"{name}-{count}")))
+            except Exception as error:  # noqa: BLE001  (none may fail)
+                errors.append(error)
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for asker in askers:
+        asker.start()
+    for _ in range(3):
+        engine.swap(second, replaces=first.release)
+        assert _rank(engine, make_query("between")).release == second.release
+        engine.roll_back(replaces=second.release)
+        assert _rank(engine, make_query("after")).release == first.release
+    done.set()
+    for asker in askers:
+        asker.join(60)
+
+    assert not errors
+    assert {answer.release for answer in answers} == {first.release, second.release}
+    assert all(answer.ads for answer in answers)
+    assert engine._store.newest_schema() == first.blueprint.encoders.schema.to_toml()
+
+
+def test_swap_that_follows_another_release_is_refused(
+    make_engine: Callable[..., Engine], bundles: Path
+) -> None:
+    engine = make_engine()
+    second = read_bundle(bundles / "second")
+
+    with pytest.raises(RefusedError, match=r"body.replaces: must be the release that serves"):
+        engine.swap(second, replaces=second.release)
+    with pytest.raises(RefusedError, match=r"body.roll_back: must follow a change of the bundle"):
+        engine.roll_back(replaces=engine.live.served.release)
+
+
+def test_bundle_that_cannot_serve_leaves_the_one_before(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], bundles: Path
+) -> None:
+    engine = make_engine()
+    second = read_bundle(bundles / "second")
+    inventory = replace(second.blueprint.inventory, raw=None)
+    broken = Bundle(release="b", blueprint=replace(second.blueprint, inventory=inventory))
+
+    with pytest.raises(ValueError, match=r"must hold the ids and columns of its ads"):
+        engine.swap(broken, replaces=engine.live.served.release)
+
+    assert _rank(engine, make_query()).release == read_bundle(bundles / "first").release
+
+
+def test_request_that_was_checked_before_a_swap_is_answered_by_what_it_was_checked_against(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], bundles: Path
+) -> None:
+    engine = make_engine()
+    live = engine.live
+    engine.swap(read_bundle(bundles / "second"), replaces=live.served.release)
+
+    futures = [engine.rank(make_query(str(k)), which)
+               for k in range(6) for which in (live, engine.live)]  # fmt: skip
+
+    releases = [future.result(60).release for future in futures]
+    assert releases == [live.served.release, engine.live.served.release] * 6
+
+
+class Slow:
+    """A stage that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        self.entered.set()
+        assert self.may_go_on.wait(60)
+        return Scored(candidates=candidates)
+
+
+def test_final_stage_that_hangs_falls_back_within_its_budget(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine, stage = make_engine(), Slow()
+    early = [item["ads"] for item in _rank(engine, make_query()).stages]
+    _with_stage(engine, stage, budget_ms=50.0)
+    started = time.perf_counter()
+
+    answers = [_rank(engine, make_query()) for _ in range(3)]
+
+    for answer in answers:
+        assert answer.stages[2]["fallback"] == "took longer than 50 ms"
+        # The early stage's order, and its predictions in the auction.
+        assert answer.stages[2]["ads"] == early[1][:8]
+        assert len(answer.ads) == 3
+        assert all(item.value is not None for item in answer.ads)
+    # Three budgets, and time for a busy machine.
+    assert time.perf_counter() - started < 3 * 0.05 + 5
+    stage.may_go_on.set()
+
+
+def test_who_would_wait_too_long_is_turned_away_at_once(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], watched: Any
+) -> None:
+    engine, stage = make_engine(max_wait_ms=30_000.0, max_batch=1), Slow()
+    _with_stage(engine, stage, budget_ms=None)
+    engine._ms_per_request = 10_000.0
+
+    futures: list[Future[Answer]] = [engine.rank(make_query("0"), engine.live)]
+    assert stage.entered.wait(60)
+    # Nobody waits yet, then one, two, three of ten seconds each.
+    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(1, 5)]
+    with pytest.raises(RefusedError, match=r"must have time for the request") as got:
+        engine.rank(make_query("5"), engine.live)
+
+    assert (got.value.status, got.value.retry_after_s) == (503, 1)
+    assert (watched.num_turned_away, engine.num_waiting) == (1, 4)
+    stage.may_go_on.set()
+    assert [len(future.result(60).ads) for future in futures] == [3] * 5
+
+
+def test_who_has_waited_too_long_is_turned_away_unanswered(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], watched: Any
+) -> None:
+    engine, stage = make_engine(max_wait_ms=100.0, max_batch=1), Slow()
+    _with_stage(engine, stage, budget_ms=None)
+    engine._ms_per_request = 0.0
+    first = engine.rank(make_query("0"), engine.live)
+    assert stage.entered.wait(60)
+    second = engine.rank(make_query("1"), engine.live)
+    time.sleep(0.15)
+    stage.may_go_on.set()
+
+    assert len(first.result(60).ads) == 3
+    with pytest.raises(RefusedError, match="must have time"):
+        second.result(60)
+    assert watched.num_turned_away == 1
+
+
+def test_store_that_is_away_costs_the_past_and_not_the_answer(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    watched: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine()
+    asked: list[str] = []
+
+    def away(user: str) -> dict[str, int]:
+        asked.append(user)
+        raise StoreError("away")
+
+    monkeypatch.setattr(engine._store, "counts", away)
+    answers = [_rank(engine, make_query(str(k), user=str(k))) for k in range(5)]
+
+    assert all(len(answer.ads) == 3 for answer in answers)
+    assert watched.num_past_missing == 5
+    # It is left alone for a while, since each question may take long to fail.
+    assert len(asked) < 5
+    monkeypatch.undo()
+    engine._ask_store_from = 0.0
+    assert _rank(engine, make_query("again")).ads
+    assert watched.num_past_missing == 5
+
+
+def test_unforeseen_failure_is_told_and_the_next_request_answered(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = make_engine()
+    broken = make_query(columns={"device": object()})
+
+    with pytest.raises(Exception, match="object"):
+        _rank(engine, broken)
+
+    assert "requests could not be answered" in caplog.text
+    assert "object" not in caplog.text
+    assert _rank(engine, make_query()).ads
+
+
+def test_closing_answers_what_waits_and_then_nobody(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine = make_engine()
+    futures = [engine.rank(make_query(str(k)), engine.live) for k in range(10)]
+    engine.close()
+
+    assert all(future.result(0).ads for future in futures)
+    assert len(list(engine._store.joined())) == 10
+    assert not engine.is_alive
+    with pytest.raises(RefusedError, match="must have time"):
+        engine.rank(make_query(), engine.live)
+
+
+def test_the_thread_that_answers_and_its_stages_have_their_threads(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    seen: list[int] = []
+
+    def look(request: Request, candidates: Candidates, keep: int) -> Scored:
+        seen.append(torch.get_num_threads())
+        return Scored(candidates=candidates)
+
+    for threads, budget_ms in ((2, None), (2, 60_000.0), (1, None), (1, 60_000.0)):
+        engine = make_engine(threads=threads)
+        _with_stage(engine, look, budget_ms)
+        _rank(engine, make_query())
+
+    assert seen == [2, 2, 1, 1]
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"threads and max_batch must be at least 1"):
+        EngineSettings(max_wait_ms=0.0)
