@@ -1,16 +1,19 @@
 """A store of each kind of database, and records that a test varies."""
 
+import asyncio
 import glob
 import os
 import shutil
 import subprocess
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tamis import api
@@ -244,3 +247,50 @@ def make_query() -> Callable[..., Query]:
         return replace(usual, request_id=request_id, **changes)
 
     return make
+
+
+class Client:
+    """Calls an ASGI application as if over HTTP; from any thread."""
+
+    def __init__(self, app: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        transport = httpx.ASGITransport(app=app)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        call = self._client.request(method, path, **options)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(120)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+    def put(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("PUT", path, **options)
+
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("DELETE", path, **options)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(60)
+        self._loop.close()
+
+
+@pytest.fixture
+def call_app() -> Iterator[Callable[[Any], Client]]:
+    """A client of an application."""
+    clients: list[Client] = []
+
+    def make(app: Any) -> Client:
+        clients.append(Client(app))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()

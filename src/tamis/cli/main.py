@@ -16,6 +16,7 @@ from tamis.cli.quickstart import quickstart
 from tamis.cli.replay import replay
 from tamis.cli.report import report
 from tamis.cli.reproduce import reproduce
+from tamis.cli.serve import serve
 from tamis.cli.simulate import simulate
 from tamis.cli.train import train
 
@@ -70,6 +71,7 @@ for _verb in (
     compare,
     publish,
     replay,
+    serve,
     report,
     reproduce,
 ):

@@ -200,6 +200,7 @@ class Engine:
             self._is_closed = True
             self._wakes.notify()
         self._worker.join()
+        # A second time does nothing.
         self.recorder.close()
 
     def _check_replaces(self, replaces: str) -> None:

@@ -28,6 +28,8 @@ class LiveAds:
     """(N,) ids, as a log spells them."""
     row_by_id: Mapping[str, int]
     """The other way round."""
+    num_of_bundle: int
+    """The first so many are the bundle's, the others the store's."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +84,10 @@ class Catalogue:
             inventory = _joined(inventory, self.of_store(put))
         ids = (*itertools.compress(self._ids, is_kept.tolist()), *(ad.ad for ad in put))
         return LiveAds(
-            inventory=inventory, ids=ids, row_by_id={name: row for row, name in enumerate(ids)}
+            inventory=inventory,
+            ids=ids,
+            row_by_id={name: row for row, name in enumerate(ids)},
+            num_of_bundle=int(is_kept.sum()),
         )
 
     def of_store(self, ads: Sequence[StoredAd]) -> Inventory:

@@ -28,6 +28,7 @@ from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd, StoredA
 STORE_VERSION = 1
 _ROWS_PER_PAGE = 500
 _BUSY_MS = 10_000
+_CONNECT_S = 5
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # The number of PostgreSQL's lock is ours alone, and otherwise without meaning.
 _LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7461696)"}
@@ -126,7 +127,12 @@ class Store:
         self.url = parsed.render_as_string(hide_password=True)
         self._is_sqlite = parsed.get_backend_name() == "sqlite"
         # A connection that the server dropped is found out before it is used.
-        self._engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+        self._engine = sa.create_engine(
+            parsed,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            connect_args={} if self._is_sqlite else {"connect_timeout": _CONNECT_S},
+        )
         if self._is_sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
         with self._errors():

@@ -1,0 +1,340 @@
+"""The routes of the server: what comes in is checked, handed to the engine, and answered."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Header, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from tamis.errors import StoreError, TamisError
+from tamis.serving import wire
+from tamis.serving.answers import Query
+from tamis.serving.engine import Engine
+from tamis.serving.guard import Guard, Token
+from tamis.serving.live import Live
+from tamis.serving.metrics import METRICS_TYPE, Metrics
+from tamis.serving.records import Event, RawRow, StoredAd
+from tamis.serving.refused import RefusedError
+from tamis.serving.shelf import take_bundle
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+
+AdId = Annotated[
+    str, Path(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", alias="ad")
+]
+_FIELD_CHARACTERS = 80
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": wire.ProblemAnswer, "description": "The request; it names the field."},
+    503: {"model": wire.ProblemAnswer, "description": "Ask again after 'Retry-After' seconds."},
+}
+
+
+def make_app(
+    engine: Engine,
+    metrics: Metrics,
+    *,
+    bundles: FilePath,
+    token: Token | None = None,
+    hosts: tuple[str, ...] | None = None,
+) -> Guard:
+    """Put the server together, outside in: guard, count, routes.
+
+    Args:
+        engine: Answers; it is closed when the server ends.
+        metrics: Shown at ``/metrics``.
+        bundles: Folder of the bundles that it may change to.
+        token: What writes and changes must know; None: nothing.
+        hosts: Names under which the server may be called; None for any.
+    """
+    app = FastAPI(
+        title="tamis",
+        summary="Ranked ads from a published funnel.",
+        # Pages that load scripts from elsewhere would need a policy that allows it.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_closing(engine),
+    )
+    _add_problems(app)
+    _add_ranking(app, engine)
+    _add_ads(app, engine, token)
+    _add_events(app, engine, metrics, token)
+    _add_admin(app, engine, bundles, token)
+    _add_state(app, engine, metrics)
+    return Guard(_Counted(app, metrics), refuse=_refusal, hosts=hosts)
+
+
+def _add_ranking(app: FastAPI, engine: Engine) -> None:
+    @app.post("/v1/rank", responses=_PROBLEMS)
+    async def rank(body: wire.RankBody) -> wire.RankAnswer:
+        """Rank ads for a user."""
+        live = engine.live
+        query = Query(
+            request_id=body.request_id or uuid.uuid4().hex,
+            user=body.user.id,
+            columns=_said(live, body),
+            slots=body.k,
+            candidates=None if body.candidates is None else tuple(body.candidates),
+            time_micros=_now_micros(),
+        )
+        answer = await asyncio.wrap_future(engine.rank(query, live))
+        return wire.rank_answer(answer, with_trace=body.trace)
+
+
+def _said(live: Live, body: wire.RankBody) -> RawRow:
+    served = live.served
+    of_user = served.user_columns.check(body.user.features, where="body.user.features")
+    return {**of_user, **served.context_columns.check(body.context, where="body.context")}
+
+
+def _add_events(app: FastAPI, engine: Engine, metrics: Metrics, token: Token | None) -> None:
+    @app.post("/v1/events", responses=_PROBLEMS, dependencies=_needs(token))
+    async def events(body: wire.EventsBody) -> wire.EventsAnswer:
+        """Tell what happened; when this is answered, it is on the disk."""
+        found = _events_of(engine.live, body)
+        is_new = await asyncio.wrap_future(engine.write(found))
+        for event, new in zip(found, is_new, strict=True):
+            metrics.events.labels(event.kind).inc(int(new))
+        accepted = sum(is_new)
+        return wire.EventsAnswer(accepted=accepted, duplicates=len(found) - accepted)
+
+
+def _events_of(live: Live, body: wire.EventsBody) -> list[Event]:
+    rows = {item.ad: live.ads.row_by_id[item.ad] for item in body.events
+            if item.ad in live.ads.row_by_id}  # fmt: skip
+    columns = dict(
+        zip(rows, live.ads.columns(np.array(list(rows.values()), np.int64)), strict=True)
+    )
+    now = _now_micros()
+    return [
+        Event(
+            event_id=item.event_id,
+            kind=item.kind,
+            ad=item.ad,
+            user=item.user,
+            request_id=item.request_id,
+            time_micros=now if item.time_micros is None else item.time_micros,
+            columns=live.served.context_columns.check(
+                item.columns, where=f"body.events.{at}.columns"
+            ),
+            ad_columns=columns.get(item.ad, {}),
+        )
+        for at, item in enumerate(body.events)
+    ]
+
+
+def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
+    @app.get("/v1/ads/{ad:path}", responses=_PROBLEMS)
+    async def get_ad(ad: AdId) -> wire.AdAnswer:
+        """Look at a live ad."""
+        return _ad_answer(engine.live, ad)
+
+    @app.put("/v1/ads/{ad:path}", responses=_PROBLEMS, dependencies=_needs(token))
+    async def put_ad(ad: AdId, body: wire.AdBody) -> wire.AdAnswer:
+        """Add an ad, or replace it; when this is answered, it may be shown."""
+        served = engine.live.served
+        stored = StoredAd(
+            ad=ad,
+            columns=served.catalogue.said.check(body.features, where="body.features"),
+            bid=body.bid,
+            billing=body.billing,
+            advertiser=body.advertiser,
+            quality=body.quality,
+            popularity=body.popularity,
+        )
+        try:
+            await run_in_threadpool(engine.put_ad, stored)
+        except StoreError:
+            raise
+        except TamisError as error:
+            raise RefusedError(
+                422, "body.billing", "must be an event that the funnel's last stage predicts."
+            ) from error
+        return _ad_answer(engine.live, ad)
+
+    @app.delete(
+        "/v1/ads/{ad:path}", status_code=204, responses=_PROBLEMS, dependencies=_needs(token)
+    )
+    async def delete_ad(ad: AdId) -> Response:
+        """Take an ad away; when this is answered, no new request is shown it."""
+        _row_of(engine.live, ad)
+        await run_in_threadpool(engine.delete_ad, ad)
+        return Response(status_code=204)
+
+
+def _ad_answer(live: Live, ad: str) -> wire.AdAnswer:
+    row = _row_of(live, ad)
+    (columns,) = live.ads.columns(np.array([row]))
+    inventory = live.ads.inventory
+    attributes = inventory.attributes
+    return wire.AdAnswer(
+        ad=ad,
+        features=dict(columns),
+        bid=float(attributes.bid[row]),
+        billing=str(attributes.billing[row]),
+        quality=float(attributes.quality[row]),
+        popularity=float(inventory.popularity[row]),
+        is_from_bundle=row < live.ads.num_of_bundle,
+    )
+
+
+def _row_of(live: Live, ad: str) -> int:
+    row = live.ads.row_by_id.get(ad)
+    if row is None:
+        raise RefusedError(404, "path.ad", "must be a live ad; there is none of that id.")
+    return row
+
+
+def _add_admin(app: FastAPI, engine: Engine, bundles: FilePath, token: Token | None) -> None:
+    @app.post("/v1/admin/bundle", responses=_PROBLEMS, dependencies=_needs(token))
+    async def bundle(body: wire.BundleBody) -> wire.BundleAnswer:
+        """Change the bundle that serves, or go back to the one before; all of it or nothing."""
+        if body.roll_back == (body.release is not None):
+            raise RefusedError(
+                422, "body.release", "must be given, or roll_back be true; one of the two."
+            )
+        try:
+            if body.release is None:
+                await run_in_threadpool(engine.roll_back, replaces=body.replaces)
+            else:
+                found = await run_in_threadpool(take_bundle, bundles, body.release)
+                await run_in_threadpool(engine.swap, found, replaces=body.replaces)
+        except (RefusedError, StoreError):
+            raise
+        except TamisError as error:
+            raise RefusedError(
+                409, "body.release", f"must be a bundle that can serve, got {error}"
+            ) from error
+        return wire.BundleAnswer(release=engine.live.served.release)
+
+
+def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/healthz", responses=_PROBLEMS)
+    async def healthz() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses=_PROBLEMS)
+    async def readyz() -> dict[str, str | int]:
+        """Whether requests are answered, by which bundle, over how many ads."""
+        if not engine.is_alive:
+            raise RefusedError(503, "server", "must be answering, and is not.", retry_after_s=1)
+        live = engine.live
+        return {"status": "ok", "release": live.served.release, "ads": len(live.ads)}
+
+    @app.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """What the server measures of itself, for Prometheus."""
+        return Response(metrics.text(), media_type=METRICS_TYPE)
+
+
+def _needs(token: Token | None) -> list[Any]:
+    if token is None:
+        return []
+
+    async def check(authorization: Annotated[str, Header()] = "") -> None:
+        token.check(authorization)
+
+    return [Depends(check)]
+
+
+def _closing(
+    engine: Engine,
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        yield
+        await run_in_threadpool(engine.close)
+
+    return lifespan
+
+
+def _add_problems(app: FastAPI) -> None:
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> Response:
+        del request
+        return _refusal(error)
+
+    @app.exception_handler(StoreError)
+    async def store_away(request: Request, error: StoreError) -> Response:
+        del request, error
+        return _refusal(
+            RefusedError(
+                503, "server", "must reach its store, and cannot. Send it again.", retry_after_s=1
+            )
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        del request
+        first = error.errors()[0]
+        # pydantic's own text says what must hold, and never what was there.
+        message = f"{first['msg']}. Look at /openapi.json."
+        return _refusal(RefusedError(422, _path_of(first["loc"]), message))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        del request
+        field = {404: "path", 405: "method"}.get(error.status_code, "body")
+        message = "must be one of those in /openapi.json."
+        if field == "body":
+            message = "must be JSON in UTF-8."
+        answer = _refusal(RefusedError(error.status_code, field, message))
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def _refusal(error: RefusedError) -> JSONResponse:
+    body = wire.ProblemAnswer(error=wire.Problem(field=error.field, message=error.message))
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body.model_dump(), status_code=error.status, headers=headers)
+
+
+def _path_of(places: tuple[int | str, ...]) -> str:
+    """Where a field stands; its own names are cut short, and may hold what UTF-8 cannot."""
+    names = [str(place)[:_FIELD_CHARACTERS] for place in places]
+    return ".".join(names).encode("utf-8", "replace").decode()
+
+
+def _now_micros() -> int:
+    return time.time_ns() // 1_000
+
+
+class _Counted:
+    """An ASGI application around another that counts its answers by route and status."""
+
+    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_and_see(message: _Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            # The route's template, not the address, which holds ids and has no end.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.http.labels(route, str(status)).inc()
+            self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)

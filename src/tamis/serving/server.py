@@ -1,0 +1,120 @@
+"""``tamis serve``: one process from a bundle and a store to a listening server."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from tamis.errors import ConfigError
+from tamis.funnel.bundle import read_bundle
+from tamis.serving.app import make_app
+from tamis.serving.engine import Engine, EngineSettings
+from tamis.serving.guard import LOOPBACK, Token
+from tamis.serving.live import Live
+from tamis.serving.metrics import Metrics
+from tamis.serving.store import Store
+
+_MAX_CONNECTIONS = 1_000
+_FEWEST_CHARACTERS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """Where the server listens, and who may change something."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; other machines reach only one that is not loopback."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one."""
+    token: str = ""
+    """Secret that whoever writes or changes must know. It may be empty on loopback alone."""
+    bundles: Path | None = None
+    """Folder of the bundles that may be changed to; None: that in which the first one lies."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """What the engine may spend."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65_536:
+            raise ConfigError(f"port: must be in 0 to 65535, got {self.port!r}.")
+        if self.token and len(self.token) < _FEWEST_CHARACTERS:
+            raise ConfigError(
+                f"token: must have at least {_FEWEST_CHARACTERS} characters, got "
+                f"{len(self.token)}. Make one with 'openssl rand -hex 32'."
+            )
+        if not self.token and self.host not in LOOPBACK:
+            raise ConfigError(
+                f"token: must be set to listen at {self.host}, which other machines reach, got "
+                f"none. Set TAMIS_TOKEN or --token-file, or listen at 127.0.0.1."
+            )
+
+
+def serve(
+    bundle: Path,
+    store_url: str,
+    settings: ServerSettings,
+    *,
+    ready: Callable[[str, Live], None],
+) -> None:
+    """Serve until the process is told to end; what was taken is answered and written first.
+
+    Args:
+        bundle: What serves at the start.
+        store_url: Where ads and events are.
+        settings: Where to listen.
+        ready: Told the server's address and what serves, before the first request is answered.
+
+    Raises:
+        ArtifactError: The bundle is damaged or cannot be served, or the store is of another
+            version.
+        ConfigError: The store's URL is none, or the address cannot be listened at.
+        StoreError: The store cannot be reached or written.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listener(settings))
+        store = Store(store_url)
+        stack.callback(store.close)
+        metrics = Metrics()
+        engine = Engine(read_bundle(bundle), store, metrics, settings.engine)
+        stack.callback(engine.close)
+        metrics.add_gauge("tamis_ads", "Live ads.", lambda: len(engine.live.ads))
+        metrics.add_gauge("tamis_waiting", "Rankings that wait.", lambda: engine.num_waiting)
+        metrics.add_gauge(
+            "tamis_not_recorded", "Answered requests that are in no store.",
+            lambda: engine.recorder.num_lost,
+        )  # fmt: skip
+        app = make_app(
+            engine,
+            metrics,
+            bundles=bundle.resolve().parent if settings.bundles is None else settings.bundles,
+            token=Token(settings.token) if settings.token else None,
+            # A web page could have its own name point at this machine, and be let in by browsers.
+            hosts=None if settings.token else LOOPBACK,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,  # it would hold ids
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=10,
+                lifespan="on",
+            )
+        )
+        host, port = listener.getsockname()[:2]
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", engine.live)
+        server.run(sockets=[listener])
+
+
+def _listener(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"host and port: must be an address that is free, got {settings.host}:{settings.port}: "
+            f"{error.strerror or error}. Choose another port with --port."
+        ) from error

@@ -1,0 +1,182 @@
+"""Bodies of requests and answers as they go over the wire; they are documented by the server."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tamis.serving.answers import Answer
+
+MAX_SLOTS, MAX_CANDIDATES, MAX_EVENTS = 100, 10_000, 1_000
+# The years that the times of a log may lie in, 1973 to 2128.
+_FIRST_MICROS, _LAST_MICROS = 10**14, 5 * 10**15
+
+# Neither control characters nor halves of surrogate pairs: ids stand in addresses and databases.
+Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Release = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Money = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Columns = Annotated[
+    dict[Annotated[str, Field(max_length=256)], Any],
+    Field(max_length=1_000, description="Values by the log's column; what is left out is missing."),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class User(_Body):
+    """Who asks."""
+
+    id: Id | None = Field(default=None, description="As in the log; null: not known.")
+    features: Columns = Field(default_factory=dict)
+
+
+class RankBody(_Body):
+    """A request for ads."""
+
+    request_id: Id | None = Field(default=None, description="Null: the server makes one.")
+    user: User = Field(default_factory=User)
+    context: Columns = Field(default_factory=dict)
+    k: int = Field(ge=1, le=MAX_SLOTS, description="Ads that are asked for.")
+    candidates: list[Id] | None = Field(
+        default=None,
+        max_length=MAX_CANDIDATES,
+        description="The only ads that may be shown; null: all.",
+    )
+    trace: bool = Field(default=False, description="Whether to say what each stage did.")
+
+
+class RankedAdBody(_Body):
+    """An ad, and why it is there."""
+
+    ad: str
+    value: float | None = Field(description="Money; null where no stage predicted in time.")
+    price: float = Field(description="Money for one billed event.")
+    bid: float
+    billing: str
+    probabilities: dict[str, float] = Field(description="By task, of the last stage in time.")
+    quality: float
+
+
+class RankAnswer(_Body):
+    """Ranked ads, best first; fewer than were asked for where no more may be shown."""
+
+    request_id: str = Field(description="Events of these ads name it.")
+    release: str = Field(description="The bundle that answered.")
+    ads: list[RankedAdBody]
+    unknown_candidates: int = Field(description="Candidates that are no live ads.")
+    fallbacks: dict[str, str] = Field(description="Why stages kept the order of the one before.")
+    trace: list[dict[str, Any]] | None = None
+
+
+class EventBody(_Body):
+    """Something that a user did, or was shown."""
+
+    event_id: Id = Field(description="The same however often the event is told.")
+    kind: Literal["impression", "click", "conversion", "hide"]
+    ad: Id
+    user: Id | None = Field(default=None, description="Whose history and counters it enters.")
+    request_id: Id | None = Field(
+        default=None, description="The request that the ad was an answer to."
+    )
+    time_micros: int | None = Field(
+        default=None,
+        ge=_FIRST_MICROS,
+        le=_LAST_MICROS,
+        description="Microseconds since 1970 UTC; null: now.",
+    )
+    columns: Columns = Field(default_factory=dict)
+
+
+class EventsBody(_Body):
+    """Events, in the order in which they happened."""
+
+    events: list[EventBody] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventsAnswer(_Body):
+    """All events are on the disk."""
+
+    accepted: int = Field(description="How many were new.")
+    duplicates: int = Field(description="How many were told before.")
+
+
+class AdBody(_Body):
+    """An ad."""
+
+    features: Columns = Field(default_factory=dict)
+    bid: Money = Field(description="Money for one billed event.")
+    billing: Literal["click", "conversion"] = "click"
+    advertiser: Id
+    quality: float = Field(default=0.0, ge=-1e12, le=1e12, allow_inf_nan=False)
+    popularity: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
+        default=None, description="Null: as popular as the bundle's ads on average."
+    )
+
+
+class AdAnswer(_Body):
+    """A live ad."""
+
+    ad: str
+    features: dict[str, Any]
+    bid: float
+    billing: str
+    quality: float
+    popularity: float
+    is_from_bundle: bool = Field(description="Whether it came with the bundle, not by PUT.")
+
+
+class BundleBody(_Body):
+    """Which bundle is to serve."""
+
+    replaces: Release = Field(description="The release that serves now, as far as you know.")
+    release: Release | None = Field(
+        default=None, description="Release of a bundle that lies in the server's folder of bundles."
+    )
+    roll_back: bool = Field(default=False, description="Serve the bundle before this one again.")
+
+
+class BundleAnswer(_Body):
+    """What serves."""
+
+    release: str
+
+
+class Problem(_Body):
+    """Why a request was not answered."""
+
+    field: str = Field(description="What of the request is to blame; 'server' where nothing is.")
+    message: str = Field(description="What must hold; it repeats no value of the request.")
+
+
+class ProblemAnswer(_Body):
+    """Any answer of 4xx or 5xx."""
+
+    error: Problem
+
+
+def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
+    """An answer as it goes over the wire."""
+    trace = answer.trace
+    fallbacks = {stage["name"]: stage["fallback"] for stage in answer.stages if stage["fallback"]}
+    if trace is not None and trace.auction_fallback:
+        fallbacks["auction"] = trace.auction_fallback
+    return RankAnswer(
+        request_id=answer.served.request_id,
+        release=answer.release,
+        ads=[
+            RankedAdBody(
+                ad=item.ad,
+                value=item.value,
+                price=item.price,
+                bid=item.bid,
+                billing=item.billing,
+                probabilities=item.predictions,
+                quality=item.quality,
+            )
+            for item in answer.ads
+        ],
+        unknown_candidates=answer.unknown_candidates,
+        fallbacks=fallbacks,
+        trace=list(answer.stages) if with_trace else None,
+    )

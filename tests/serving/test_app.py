@@ -1,0 +1,500 @@
+"""The routes: what is answered, what is refused, and that a refusal names the field alone."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tamis.errors import StoreError
+from tamis.funnel.bundle import read_bundle
+from tamis.serving.app import make_app
+from tamis.serving.engine import Engine
+from tamis.serving.guard import LOOPBACK, Token
+from tamis.serving.metrics import Metrics
+from tamis.serving.users import Past
+
+SECRET = "a secret of many characters"
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()
+
+
+@pytest.fixture
+def make_client(
+    engine: Engine, bundles: Path, call_app: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    def make(**settings: Any) -> Any:
+        metrics = Metrics()
+        engine._watch = metrics
+        return call_app(make_app(engine, metrics, **({"bundles": bundles} | settings)))
+
+    return make
+
+
+@pytest.fixture
+def client(make_client: Callable[..., Any]) -> Any:
+    return make_client(hosts=LOOPBACK)
+
+
+def _problem(response: httpx.Response, status: int) -> dict[str, str]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["field"]
+    assert error["message"]
+    return error
+
+
+RANK = {"user": {"id": "3", "features": {"age": "25-34"}}, "context": {"device": "phone"}, "k": 2}
+AD = {"features": {"price": 2.5, "format": "video", "category": 4}, "bid": 2, "advertiser": "me"}
+
+
+def test_ranked_ads_say_why(client: Any, engine: Engine) -> None:
+    found = client.post("/v1/rank", json={**RANK, "trace": True, "request_id": "mine"})
+
+    assert found.status_code == 200, found.text
+    answer = found.json()
+    assert (answer["request_id"], answer["release"]) == ("mine", engine.live.served.release)
+    assert (answer["unknown_candidates"], answer["fallbacks"]) == (0, {})
+    assert len(answer["ads"]) == 2
+    for ad in answer["ads"]:
+        # The recipe weighs neither quality nor what users do not want.
+        assert ad["value"] == pytest.approx(ad["bid"] * ad["probabilities"]["click"])
+        assert ad["probabilities"].keys() == {"click", "conversion", "hide"}
+        assert 0 <= ad["price"] <= ad["bid"]
+    assert [stage["name"] for stage in answer["trace"]] == ["popular", "early", "final"]
+    assert [stage["candidates_out"] for stage in answer["trace"]] == [60, 20, 8]
+    assert client.post("/v1/rank", json=RANK).json()["trace"] is None
+    assert client.post("/v1/rank", json=RANK).json()["request_id"] != "mine"
+
+
+def test_nothing_to_show_is_an_empty_answer(client: Any) -> None:
+    answer = client.post("/v1/rank", json={"k": 100, "candidates": ["none", "of these"]}).json()
+
+    assert (answer["ads"], answer["unknown_candidates"]) == ([], 2)
+
+
+def test_events_are_counted_once_and_change_the_ranking(client: Any, engine: Engine) -> None:
+    first = client.post("/v1/rank", json=RANK).json()
+    ad = first["ads"][0]["ad"]
+    events = [
+        {"event_id": f"{kind} 1", "kind": kind, "ad": ad, "user": "3",
+         "request_id": first["request_id"], "columns": {"position": 1}}
+        for kind in ("impression", "click")
+    ]  # fmt: skip
+
+    once = client.post("/v1/events", json={"events": events})
+    again = client.post("/v1/events", json={"events": [*events, {**events[0], "event_id": "x"}]})
+
+    assert once.json() == {"accepted": 2, "duplicates": 0}
+    assert again.json() == {"accepted": 1, "duplicates": 2}
+    client.post("/v1/rank", json={**RANK, "request_id": "after"})
+    engine.write([]).result(60)
+    after = next(j for j in engine._store.joined() if j.request.request_id == "after")
+    assert after.request.columns["history_ads"] == [ad]
+    joined = next(j for j in engine._store.joined() if j.request.request_id == first["request_id"])
+    assert [event.kind for event in joined.events] == ["impression", "click", "impression"]
+    assert joined.events[0].columns == {"position": "1"}
+    assert joined.events[0].ad_columns["ad_id"] == ad
+
+
+def test_ads_are_put_looked_at_and_deleted(client: Any) -> None:
+    put = client.put("/v1/ads/brand/new ä", json=AD | {"popularity": 1e6, "bid": 1e6})
+    assert put.status_code == 200, put.text
+    looked = client.get("/v1/ads/brand/new ä").json()
+
+    assert put.json() == looked
+    assert (looked["ad"], looked["bid"], looked["is_from_bundle"]) == ("brand/new ä", 1e6, False)
+    assert (looked["features"]["category"], looked["features"]["price"]) == ("4", 2.5)
+    assert client.post("/v1/rank", json=RANK).json()["ads"][0]["ad"] == "brand/new ä"
+    assert client.delete("/v1/ads/brand/new ä").status_code == 204
+    assert _problem(client.get("/v1/ads/brand/new ä"), 404)["field"] == "path.ad"
+    assert _problem(client.delete("/v1/ads/brand/new ä"), 404)["field"] == "path.ad"
+    assert client.post("/v1/rank", json=RANK).json()["ads"][0]["ad"] != "brand/new ä"
+
+
+def test_bundles_ad_can_be_deleted_and_put_back(client: Any, engine: Engine) -> None:
+    ad = engine.live.ads.ids[0]
+    before = client.get(f"/v1/ads/{ad}").json()
+    assert before["is_from_bundle"] is True
+
+    assert client.delete(f"/v1/ads/{ad}").status_code == 204
+    assert client.get(f"/v1/ads/{ad}").status_code == 404
+    features = {name: value for name, value in before["features"].items() if name != "ad_id"}
+    put = client.put(f"/v1/ads/{ad}", json={**AD, "features": features, "bid": before["bid"]})
+
+    assert put.json()["features"] == before["features"]
+    assert put.json()["is_from_bundle"] is False
+
+
+def test_bundle_is_changed_and_rolled_back(client: Any, engine: Engine, bundles: Path) -> None:
+    first, second = (read_bundle(bundles / name).release for name in ("first", "second"))
+
+    changed = client.post("/v1/admin/bundle", json={"replaces": first, "release": second})
+    assert changed.json() == {"release": second}
+    assert client.post("/v1/rank", json=RANK).json()["release"] == second
+    stale = client.post("/v1/admin/bundle", json={"replaces": first, "release": second})
+    assert _problem(stale, 409)["field"] == "body.replaces"
+    back = client.post("/v1/admin/bundle", json={"replaces": second, "roll_back": True})
+    assert back.json() == {"release": first}
+    assert client.get("/readyz").json()["release"] == first
+
+
+def test_damaged_bundle_is_refused_and_the_one_before_serves_on(
+    make_client: Callable[..., Any], engine: Engine, bundles: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundles / "second", tmp_path / "bundles" / "damaged")
+    weights = next((tmp_path / "bundles" / "damaged" / "stages" / "final").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
+    client = make_client(bundles=tmp_path / "bundles")
+    release, second = engine.live.served.release, read_bundle(bundles / "second").release
+
+    refused = client.post("/v1/admin/bundle", json={"replaces": release, "release": second})
+
+    problem = _problem(refused, 409)
+    assert problem["field"] == "body.release"
+    assert "sha256" in problem["message"]
+    assert client.post("/v1/rank", json=RANK).json()["release"] == release
+
+
+def test_release_that_lies_nowhere_is_refused(client: Any, engine: Engine) -> None:
+    body = {"replaces": engine.live.served.release, "release": "0" * 64}
+    assert _problem(client.post("/v1/admin/bundle", json=body), 404)["field"] == "body.release"
+    both = {"replaces": "0" * 64, "release": "0" * 64, "roll_back": True}
+    assert _problem(client.post("/v1/admin/bundle", json=both), 422)["field"] == "body.release"
+    path = {"replaces": "0" * 64, "release": "../second"}
+    assert _problem(client.post("/v1/admin/bundle", json=path), 422)["field"] == "body.release"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "body.k"),
+        ({"k": 0}, "body.k"),
+        ({"k": 101}, "body.k"),
+        ({"k": "3"}, "body.k"),
+        ({"k": 2.5}, "body.k"),
+        ({"k": True}, "body.k"),
+        ({"k": 10**400}, "body.k"),
+        ({"k": 1, "secret": 2}, "body.secret"),
+        ({"k": 1, "request_id": ""}, "body.request_id"),
+        ({"k": 1, "request_id": "secret" * 30}, "body.request_id"),
+        ({"k": 1, "request_id": "a\u0000b"}, "body.request_id"),
+        ({"k": 1, "user": {"id": 3}}, "body.user.id"),
+        ({"k": 1, "user": {"id": "\ud800"}}, "body.user.id"),
+        ({"k": 1, "user": {"features": {"secret": 1}}}, "body.user.features"),
+        ({"k": 1, "user": {"features": {"user_id": "7"}}}, "body.user.features"),
+        ({"k": 1, "user": {"features": {"age": ["secret"]}}}, "body.user.features.age"),
+        ({"k": 1, "context": {"device": {"secret": 1}}}, "body.context.device"),
+        ({"k": 1, "context": {"price": 1}}, "body.context"),
+        ({"k": 1, "context": {"\ud800": 1}}, "body.context"),
+        ({"k": 1, "candidates": ["a"] * 10_001}, "body.candidates"),
+        ({"k": 1, "candidates": [1]}, "body.candidates.0"),
+        ([1], "body"),
+        (None, "body"),
+    ],
+)
+def test_wrong_field_is_named_and_its_value_is_not(client: Any, body: Any, field: str) -> None:
+    found = client.post(
+        "/v1/rank", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+
+    problem = _problem(found, 422)
+    assert problem["field"].startswith(field)
+    assert "secret" not in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "field"),
+    [
+        (b"", 422, "body"),
+        (b"{", 422, "body"),
+        (b'{"k": "\xff"}', 400, "body"),
+        (
+            b'{"k": 1, "user": {"features": {"user_requests": NaN}}}',
+            422,
+            "body.user.features.user_",
+        ),
+        (b'{"k": 1, "user": {"features": {"user_requests": 1e999}}}', 422, "body.user.features.us"),
+        (b'{"k": NaN}', 422, "body.k"),
+        (b"[" * 100_000, 400, "body"),
+        (b'{"k": 1, "k": "x"}', 422, "body.k"),
+        (b" " * (1 << 20) + b"{}", 413, "body"),
+    ],
+)
+def test_bytes_that_are_no_request_are_refused(
+    client: Any, content: bytes, status: int, field: str
+) -> None:
+    found = client.post("/v1/rank", content=content, headers={"content-type": "application/json"})
+
+    assert _problem(found, status)["field"].startswith(field)
+
+
+def test_body_without_its_type_is_refused(client: Any) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        found = client.post("/v1/rank", content=b'{"k": 1}', headers={"content-type": kind})
+        assert _problem(found, 422)["field"] == "body"
+
+
+def test_other_places_and_methods_are_refused(client: Any) -> None:
+    assert _problem(client.get("/v1/nothing"), 404)["field"] == "path"
+    assert _problem(client.get("/docs"), 404)["field"] == "path"
+    found = client.get("/v1/rank")
+    assert _problem(found, 405)["field"] == "method"
+    assert found.headers["allow"] == "POST"
+    assert _problem(client.get("/v1/ads/" + "x" * 129), 422)["field"] == "path.ad"
+    assert _problem(client.get("/v1/ads/%00"), 422)["field"] == "path.ad"
+
+
+def test_event_that_means_nothing_refuses_all(client: Any, engine: Engine) -> None:
+    good = {"event_id": "a", "kind": "click", "ad": "7"}
+    for bad, field in (
+        ({"kind": "visit"}, "body.events.1.kind"),
+        ({"event_id": None}, "body.events.1.event_id"),
+        ({"time_micros": 5}, "body.events.1.time_micros"),
+        ({"columns": {"age": "1"}}, "body.events.1.columns"),
+        ({"columns": {"position": []}}, "body.events.1.columns.position"),
+    ):
+        found = client.post("/v1/events", json={"events": [good, {**good, **bad}]})
+        assert _problem(found, 422)["field"] == field
+    assert _problem(client.post("/v1/events", json={"events": []}), 422)["field"] == "body.events"
+    many = client.post("/v1/events", json={"events": [good] * 1001})
+    assert _problem(many, 422)["field"] == "body.events"
+    assert engine._store.num_events() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"bid": -1}, "body.bid"),
+        ({"bid": 1e13}, "body.bid"),
+        ({"bid": None}, "body.bid"),
+        ({"advertiser": ""}, "body.advertiser"),
+        ({"billing": "visit"}, "body.billing"),
+        ({"popularity": -1}, "body.popularity"),
+        ({"features": {"device": "x"}}, "body.features"),
+        ({"features": {"ad_id": "x"}}, "body.features"),
+        ({"features": {"price": "x"}}, "body.features.price"),
+    ],
+)
+def test_ad_that_means_nothing_is_refused(
+    client: Any, engine: Engine, changes: dict[str, Any], field: str
+) -> None:
+    assert _problem(client.put("/v1/ads/mine", json=AD | changes), 422)["field"] == field
+    assert engine._store.ads() == {}
+
+
+def test_writes_and_changes_need_the_token(make_client: Callable[..., Any], engine: Engine) -> None:
+    client = make_client(token=Token(SECRET))
+    event = {"events": [{"event_id": "a", "kind": "click", "ad": "7"}]}
+    release = engine.live.served.release
+    calls: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/events", event),
+        ("PUT", "/v1/ads/mine", AD),
+        ("DELETE", "/v1/ads/mine", None),
+        ("POST", "/v1/admin/bundle", {"replaces": release, "release": "0" * 64}),
+    ]
+    wrong = ("", "Bearer", f"Basic {SECRET}", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}",
+             "Bearer ä", SECRET)  # fmt: skip
+
+    for method, path, body in calls:
+        for authorization in wrong:
+            headers = {"authorization": authorization.encode()} if authorization else {}
+            found = client.request(method, path, json=body, headers=headers)
+            problem = _problem(found, 401)
+            assert problem["field"] == "header.authorization"
+            assert SECRET not in found.text
+            assert found.headers["www-authenticate"] == "Bearer"
+    assert engine._store.num_events() == 0
+    assert engine._store.ads() == {}
+    right = {"authorization": f"Bearer {SECRET}"}
+    statuses = [
+        client.request(method, path, json=body, headers=right).status_code
+        for method, path, body in calls
+    ]
+    assert statuses == [200, 200, 204, 404]
+    # Reading needs none.
+    assert client.post("/v1/rank", json=RANK).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+def test_page_whose_name_points_here_is_kept_out(client: Any) -> None:
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""):
+        found = client.post("/v1/rank", json=RANK, headers={"host": host})
+        assert _problem(found, 421)["field"] == "header.host"
+    for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:80", "[::1]"):
+        assert client.get("/healthz", headers={"host": host}).status_code == 200
+
+
+def test_every_answer_has_its_headers(client: Any) -> None:
+    for found in (
+        client.get("/healthz"),
+        client.get("/nothing"),
+        client.post("/v1/rank", json={}),
+        client.get("/healthz", headers={"host": "evil"}),
+    ):
+        assert found.headers["x-content-type-options"] == "nosniff"
+        assert found.headers["cache-control"] == "no-store"
+        assert found.headers["x-frame-options"] == "DENY"
+        assert found.headers["content-security-policy"].startswith("default-src 'none'")
+        assert "server" not in found.headers
+
+
+def test_store_that_is_away_refuses_events_and_ads_and_ranks_on(
+    client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*arguments: object) -> None:
+        raise StoreError("sqlite:///secret: away")
+
+    monkeypatch.setattr(engine._store, "append", away)
+    monkeypatch.setattr(engine._store, "put_ad", away)
+    event = {"events": [{"event_id": "a", "kind": "click", "ad": "7"}]}
+
+    for found in (client.post("/v1/events", json=event), client.put("/v1/ads/mine", json=AD)):
+        assert _problem(found, 503)["field"] == "server"
+        assert found.headers["retry-after"] == "1"
+        assert "secret" not in found.text
+    assert client.post("/v1/rank", json=RANK).status_code == 200
+    assert client.get("/v1/ads/mine").status_code == 404
+    monkeypatch.undo()
+    assert client.post("/v1/events", json=event).json() == {"accepted": 1, "duplicates": 0}
+
+
+def test_too_many_are_told_when_to_come_again(
+    client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    def past(user: str | None) -> Past:
+        assert waits.wait(60)
+        return Past()
+
+    monkeypatch.setattr(engine, "_past", past)
+    engine._ms_per_request = 1e9
+    found: list[httpx.Response] = []
+
+    def ask() -> None:
+        found.append(client.post("/v1/rank", json=RANK))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers[:1]:
+        asker.join(1.0)
+    waits.set()
+    engine._ms_per_request = 0.0
+    monkeypatch.undo()
+    for asker in askers:
+        asker.join(60)
+
+    refused = [response for response in found if response.status_code == 503]
+    assert refused
+    for response in refused:
+        assert _problem(response, 503)["field"] == "server"
+        assert response.headers["retry-after"] == "1"
+
+
+def test_state_and_metrics_are_shown(client: Any, engine: Engine) -> None:
+    client.post("/v1/rank", json=RANK)
+    client.post("/v1/rank", json={})
+    client.post("/v1/events", json={"events": [{"event_id": "a", "kind": "hide", "ad": "7"}]})
+    client.get("/v1/ads/some secret ad")
+
+    text = client.get("/metrics").text
+
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {
+        "status": "ok", "release": engine.live.served.release, "ads": len(engine.live.ads)
+    }  # fmt: skip
+    assert 'tamis_http_answers_total{route="/v1/rank",status="200"} 1.0' in text
+    assert 'tamis_http_answers_total{route="/v1/rank",status="422"} 1.0' in text
+    assert 'tamis_events_total{kind="hide"} 1.0' in text
+    assert 'tamis_stage_seconds_count{stage="final"} 1.0' in text
+    assert "tamis_ads_shown_total 2.0" in text
+    assert "secret" not in text
+
+
+def test_server_that_ends_is_not_ready(client: Any, engine: Engine) -> None:
+    engine.close()
+
+    assert _problem(client.get("/readyz"), 503)["field"] == "server"
+    assert client.get("/healthz").status_code == 200
+    assert _problem(client.post("/v1/rank", json=RANK), 503)["field"] == "server"
+
+
+def _mutated(generator: np.random.Generator, body: Any) -> Any:
+    """A body with one part of it replaced, removed, doubled or buried."""
+    strange: list[Any] = [None, True, -1, 0, 2**63, 1e308, "", "x" * 300, "\u0000", "\ud800", [],
+                          {}, [[]], {"k": {}}, "7", 1.5, ["a"] * 3]  # fmt: skip
+    if isinstance(body, dict) and body and generator.random() < 0.8:
+        key = list(body)[int(generator.integers(len(body)))]
+        choice = generator.random()
+        rest = {name: value for name, value in body.items() if name != key}
+        if choice < 0.15:
+            return rest
+        if choice < 0.3:
+            return {**body, f"{key}\u00e9": body[key]}
+        return {**body, key: _mutated(generator, body[key])}
+    if isinstance(body, list) and body and generator.random() < 0.6:
+        return [_mutated(generator, body[0]), *body[1:]]
+    return strange[int(generator.integers(len(strange)))]
+
+
+def _check_mutations(client: Any, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    generator = np.random.default_rng(0)
+    release = client.get("/readyz").json()["release"]
+    event = {"event_id": "e", "kind": "click", "ad": "7", "user": "3", "request_id": "r",
+             "time_micros": 1_704_067_200_000_000, "columns": {"position": 1}}  # fmt: skip
+    rank = {**RANK, "request_id": "r", "candidates": ["7", "8"], "trace": True}
+    calls: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/rank", rank),
+        ("POST", "/v1/rank", rank),
+        ("POST", "/v1/events", {"events": [event, event]}),
+        ("PUT", "/v1/ads/mine", AD | {"popularity": 2.0, "quality": 0.5, "billing": "click"}),
+        (
+            "POST",
+            "/v1/admin/bundle",
+            {"replaces": release, "release": "0" * 64, "roll_back": False},
+        ),
+    ]
+    statuses: dict[int, int] = {}
+    for number in range(count):
+        method, path, body = calls[number % len(calls)]
+        for _ in range(1 + int(generator.integers(3))):
+            body = _mutated(generator, body)
+        content = json.dumps(body).encode()
+        if generator.random() < 0.2:
+            at = int(generator.integers(len(content) + 1))
+            content = content[:at] + bytes(generator.integers(0, 256, 3).tolist()) + content[at:]
+        found = client.request(
+            method, path, content=content, headers={"content-type": "application/json"}
+        )
+        statuses[found.status_code] = statuses.get(found.status_code, 0) + 1
+        assert found.status_code < 500, content
+        if found.status_code >= 400:
+            assert found.json()["error"]["field"], content
+    assert not caplog.records
+    # Mutations that leave a request whole are answered.
+    assert statuses[200] > count / 50
+    assert statuses[422] > count / 3
+
+
+def test_mutated_requests_are_answered_or_refused_with_the_field(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _check_mutations(client, 300, caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_thousand_mutated_requests_are_answered_or_refused_with_the_field(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _check_mutations(client, 10_000, caplog)

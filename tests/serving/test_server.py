@@ -1,0 +1,192 @@
+"""The whole server as a process: started, asked, killed, and its store made a dataset."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tamis.errors import ConfigError
+from tamis.funnel.bundle import read_bundle
+from tamis.serving.server import ServerSettings
+from tamis.serving.store import Store
+
+
+class Server:
+    """``tamis serve`` in a process of its own."""
+
+    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
+        self._log = (folder / "server.log").open("w+")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tamis", "serve", str(bundle), "--port", "0", "--threads", "1",
+             "--max-wait-ms", "60000", *options],
+            cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        until = time.monotonic() + 120
+        while not (found := re.search(r"serving .* at (http://\S+);", self.text)):
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < until, self.text
+            time.sleep(0.02)
+        self.address = found.group(1)
+
+    @property
+    def text(self) -> str:
+        return Path(self._log.name).read_text()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        self._log.close()
+        return status
+
+
+@pytest.fixture
+def start(bundles: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def make(*options: str) -> Server:
+        servers.append(Server(bundles / "first", tmp_path, *options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process.poll() is None:
+            server.end(signal.SIGKILL)
+
+
+def test_server_answers_and_ends_with_everything_written(
+    start: Callable[..., Server], bundles: Path, tmp_path: Path
+) -> None:
+    server = start()
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        assert client.get("/readyz").json()["release"] == read_bundle(bundles / "first").release
+        body = {"user": {"id": "3"}, "k": 3, "request_id": "last"}
+        answer = client.post("/v1/rank", json=body).json()
+        assert len(answer["ads"]) == 3
+        document = client.get("/openapi.json").json()
+    paths = {"/v1/rank", "/v1/events", "/v1/ads/{ad}", "/v1/admin/bundle", "/healthz", "/readyz"}
+    assert paths | {"/metrics"} == document["paths"].keys()
+
+    server.end()
+
+    assert "Traceback" not in server.text
+    store = Store(f"sqlite:///{tmp_path / 'tamis-store.db'}")
+    (joined,) = store.joined()
+    assert joined.request.request_id == "last"
+    assert [shown.ad for shown in joined.request.shown] == [ad["ad"] for ad in answer["ads"]]
+    store.close()
+
+
+def test_stopped_by_hand_ends_well(start: Callable[..., Server]) -> None:
+    server = start()
+
+    assert server.end(signal.SIGINT) == 0
+    assert server.text.rstrip().endswith("stopped")
+    assert "Traceback" not in server.text
+
+
+def _kill_server_over_and_over(start: Callable[..., Server], folder: Path, rounds: int) -> None:
+    generator = np.random.default_rng(0)
+    confirmed: set[str] = set()
+    sent: set[str] = set()
+    for number in range(rounds):
+        server = start("--store", f"sqlite:///{folder / 'killed.db'}")
+
+        def tell(part: int, server: Server = server, number: int = number) -> None:
+            with httpx.Client(base_url=server.address, timeout=60) as client:
+                for count in range(10_000):
+                    ids = [f"{number}-{part}-{count}-{k}" for k in range(1 + count % 5)]
+                    sent.update(ids)
+                    events = [{"event_id": i, "kind": "click", "ad": "7", "user": "u"} for i in ids]
+                    try:
+                        found = client.post("/v1/events", json={"events": events})
+                    except httpx.TransportError:
+                        return
+                    assert found.status_code == 200, found.text
+                    confirmed.update(ids)
+
+        tellers = [threading.Thread(target=tell, args=(part,)) for part in range(3)]
+        for teller in tellers:
+            teller.start()
+        time.sleep(generator.uniform(0.1, 0.8))
+        server.end(signal.SIGKILL)
+        for teller in tellers:
+            teller.join(60)
+        store = Store(f"sqlite:///{folder / 'killed.db'}")
+        stored = [event.event_id for event in store.last_events("u", "click", 10**9)]
+        assert len(stored) == len(set(stored)) == store.num_events()
+        assert confirmed <= set(stored) <= sent
+        store.close()
+    assert len(confirmed) > rounds
+
+
+def test_server_that_is_killed_loses_no_event_it_confirmed(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    _kill_server_over_and_over(start, tmp_path, rounds=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    _kill_server_over_and_over(start, tmp_path, rounds=50)
+
+
+def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Server], tmp_path: Path) -> None:
+    server = start()
+    generator = np.random.default_rng(0)
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        for number in range(80):
+            body = {"user": {"id": str(number % 7)}, "k": 3, "request_id": f"r{number}"}
+            ads = [ad["ad"] for ad in client.post("/v1/rank", json=body).json()["ads"]]
+            events = [
+                {"event_id": f"{number} {ad} {kind}", "kind": kind, "ad": ad,
+                 "request_id": f"r{number}", "user": str(number % 7),
+                 "time_micros": 1_704_067_200_000_000 + number * 10**9}
+                for ad in ads
+                for kind in ("impression", "click", "conversion", "hide")
+                if kind == "impression" or generator.random() < 0.5
+            ]  # fmt: skip
+            client.post("/v1/events", json={"events": events}).raise_for_status()
+    server.end()
+
+    made = subprocess.run(
+        [sys.executable, "-m", "tamis", "ingest", "sqlite:///tamis-store.db", "--out", "loop",
+         "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+    found: dict[str, Any] = json.loads(made.stdout)
+    assert found["joined"]["rows"] == sum(found["rows"].values()) == 240
+    assert (found["joined"]["of_no_request"], found["joined"]["implied"]) == (0, 0)
+    # By time, as the bundle's schema names one.
+    assert found["split"]["by"] == "time"
+    assert found["fields"]["history_ads"]["rows"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host": "0.0.0.0"}, r"token: must be set to listen at 0.0.0.0, which other machines rea"),
+        ({"token": "short"}, r"token: must have at least 16 characters, got 5"),
+        ({"port": 70_000}, r"port: must be in 0 to 65535, got 70000"),
+    ],
+)
+def test_unsafe_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as got:
+        ServerSettings(**changes)
+    assert "short" not in str(got.value)
