@@ -1,5 +1,9 @@
 """``tamis ingest``: raw logs to a dataset."""
 
+import contextlib
+import dataclasses
+import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +16,8 @@ from tamis.errors import ConfigError
 
 if TYPE_CHECKING:
     from tamis.data.dataset import Dataset
+    from tamis.data.schema import Schema
+    from tamis.serving.store import Store
 
 
 class Origin(StrEnum):
@@ -22,7 +28,9 @@ class Origin(StrEnum):
 
 
 def ingest(
-    source: Annotated[list[Path], typer.Argument(help="Log files, or one folder of them.")],
+    source: Annotated[
+        list[str], typer.Argument(help="Log files, one folder of them, or the URL of a store.")
+    ],
     *,
     out: Annotated[Path, typer.Option(help="Folder of the dataset; must not exist yet.")],
     label: Annotated[
@@ -53,15 +61,24 @@ def ingest(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn CSV, TSV, Parquet or JSON-lines logs into a memory-mapped dataset."""
+    """Turn CSV, TSV, Parquet or JSON-lines logs, or a server's store, into a dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
+        if any("://" in part for part in source):
+            if len(source) > 1 or origin is not None or label or schema_only:
+                raise ConfigError(
+                    "source: a store must be the only source, without --from, --label and "
+                    "--schema-only, got more. Leave the others out."
+                )
+            _ingest_store(current, source[0], out, schema, (split, valid, test), threads=threads)
+            return
+        paths = [Path(part) for part in source]
         if origin is not None:
             if schema is not None or schema_only:
                 option = "--schema" if schema is not None else "--schema-only"
                 raise ConfigError(f"{option}: must not be given with --from, which makes a schema.")
             _ingest_imported(
                 current,
-                source,
+                paths,
                 out,
                 origin=origin,
                 experiment=experiment,
@@ -84,7 +101,7 @@ def ingest(
         from tamis.cli.drawing import draw_warnings, ingest_progress
 
         api.prepare_process(threads)
-        inferred = None if schema is not None else api.schema_of(source, label or ())
+        inferred = None if schema is not None else api.schema_of(paths, label or ())
         warnings = inferred.warnings if inferred is not None else ()
         draw_warnings(current, warnings)
         if inferred is not None and schema_only:
@@ -94,13 +111,71 @@ def ingest(
             return
         with ingest_progress(current) as progress:
             dataset = api.ingest(
-                source,
+                paths,
                 out,
                 schema=schema if inferred is None else inferred.schema,
                 split=api.split_config(split, valid=valid, test=test),
                 progress=progress,
             )
         _finish(current, dataset, out, warnings)
+
+
+def _ingest_store(
+    current: Session,
+    url: str,
+    out: Path,
+    schema: Path | None,
+    split: tuple[str, float, float],
+    *,
+    threads: int,
+) -> None:
+    """Join a store's events with what was shown, and ingest the log of them."""
+    from tamis import api
+    from tamis.cli.drawing import ingest_progress
+    from tamis.cli.extras import needs_extra
+
+    with needs_extra("serve"):
+        from tamis.serving.joined_log import write_joined_log
+        from tamis.serving.store import Store
+
+    api.prepare_process(threads)
+    with contextlib.closing(Store(url)) as store, tempfile.TemporaryDirectory() as folder:
+        chosen = _schema_of_store(store, schema)
+        log = Path(folder) / "store.parquet"
+        report = write_joined_log(store, chosen, log)
+        with ingest_progress(current) as progress:
+            dataset = api.ingest(
+                log,
+                out,
+                schema=chosen,
+                split=api.split_config(split[0], valid=split[1], test=split[2]),
+                progress=progress,
+            )
+    current.say(
+        f"joined: {report.rows:,} ads that were seen in {report.requests:,} answers "
+        f"({report.implied:,} without an impression); {report.not_seen:,} were not seen"
+    )
+    left = report.of_no_request + report.of_other_ads
+    if left:
+        current.say(
+            f"{left:,} of {report.events:,} events are in no row: {report.of_no_request:,} name no "
+            f"request of the store, {report.of_other_ads:,} an ad that was not in the answer"
+        )
+    _finish(current, dataset, out, (), joined=dataclasses.asdict(report))
+
+
+def _schema_of_store(store: "Store", path: Path | None) -> "Schema":
+    """The schema of a file, or that of the bundle that began to serve last."""
+    from tamis.data.schema import load_schema, schema_from_table
+
+    if path is not None:
+        return load_schema(path)
+    text = store.newest_schema()
+    if text is None:
+        raise ConfigError(
+            f"{store.url}: must know the schema of a bundle that served, got none. Give --schema."
+        )
+    return schema_from_table(tomllib.loads(text))
 
 
 def _ingest_imported(
@@ -159,7 +234,9 @@ def _ingest_imported(
     _finish(current, dataset, out, imported.notes)
 
 
-def _finish(current: Session, dataset: "Dataset", out: Path, warnings: Sequence[str]) -> None:
+def _finish(
+    current: Session, dataset: "Dataset", out: Path, warnings: Sequence[str], **more: object
+) -> None:
     from tamis.cli.drawing import draw_ingest, draw_split
 
     draw_ingest(current, dataset)
@@ -180,4 +257,5 @@ def _finish(current: Session, dataset: "Dataset", out: Path, warnings: Sequence[
         warnings=warnings,
         fields=report["fields"],
         times_out_of_order=report["times_out_of_order"],
+        **more,
     )

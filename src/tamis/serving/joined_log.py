@@ -1,0 +1,170 @@
+"""From a store to a log: a row for each ad that was seen, as it was ranked, and what came of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamis import artifacts
+from tamis.data.schema import Schema
+from tamis.errors import DataError, SchemaError
+from tamis.funnel.online import EventKind
+from tamis.serving.columns import Columns
+from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd
+from tamis.serving.store import JoinedRequest, Store
+
+_ROWS_PER_GROUP = 65_536
+_TIME = ""
+"""Where a row keeps its time; no column has this name."""
+_STAMP = pa.timestamp("us", tz="UTC")
+_KINDS: tuple[str, ...] = get_args(EventKind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinReport:
+    """What was joined, and what could not be."""
+
+    requests: int
+    """Requests that were answered."""
+    rows: int
+    """Ads of their answers that were seen; rows of the log."""
+    not_seen: int
+    """Ads of their answers of which no event tells: they are no rows."""
+    implied: int
+    """Rows without an impression, which a click or another event implies."""
+    events: int
+    """Events in the store."""
+    of_no_request: int
+    """Events that name no request of the store: they are in no row."""
+    of_other_ads: int
+    """Events that name a request, but an ad that was not in its answer: they are in no row."""
+
+
+def write_joined_log(store: Store, schema: Schema, path: Path) -> JoinReport:
+    """Write the log of a store as Parquet.
+
+    Columns of user and context are those that the request was ranked by, histories and counters
+    included, so that a model is trained on what it will be served; those of the ad are as they were
+    scored. A label is 1 where there is an event of its name. Events that come later, such as a
+    conversion a week after its click, are in the log that is written then. Memory does not grow
+    with the store.
+
+    Args:
+        store: Requests and events.
+        schema: Which columns to write; its labels are kinds of events.
+        path: File to write.
+
+    Raises:
+        DataError: No ad was seen.
+        SchemaError: A label is no kind of event, or rows have weights.
+        StorageError: The disk is full or the folder cannot be written.
+        StoreError: The store cannot be reached.
+    """
+    for task in schema.tasks:
+        if task.name not in _KINDS:
+            raise SchemaError(
+                f"task {task.name!r}: must be a kind of event to be read from a store, got none of "
+                f"{', '.join(_KINDS)}. Take the task out of the schema."
+            )
+    if schema.roles.weight:
+        raise SchemaError(
+            f"roles.weight: must be empty to read from a store, which has no weights, got "
+            f"{schema.roles.weight!r}. Take it out of the schema."
+        )
+    join = _Join(schema)
+    with artifacts.disk_errors(path), artifacts.atomic_path(path) as temporary:
+        writer: pq.ParquetWriter | None = None
+        for table in join.tables(store.joined()):
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+        if writer is None:
+            raise DataError(
+                f"{store.url}: must hold an answered request with an event that names it, got none "
+                f"among {store.num_events():,} events. Send events with the request_id of the "
+                f"answer."
+            )
+        writer.close()
+    return join.report(store.num_events())
+
+
+class _Join:
+    """Rows of a log and their count."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema, self._columns = schema, Columns(schema)
+        self._requests = self._rows = self._not_seen = self._implied = 0
+        self._joined_events = self._of_other_ads = 0
+
+    def tables(self, requests: Iterator[JoinedRequest]) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        for item in requests:
+            rows += self._rows_of(item.request, item.events)
+            if len(rows) >= _ROWS_PER_GROUP:
+                yield self._table(rows)
+                rows = []
+        if rows:
+            yield self._table(rows)
+
+    def report(self, num_events: int) -> JoinReport:
+        return JoinReport(
+            requests=self._requests,
+            rows=self._rows,
+            not_seen=self._not_seen,
+            implied=self._implied,
+            events=num_events,
+            of_no_request=num_events - self._joined_events - self._of_other_ads,
+            of_other_ads=self._of_other_ads,
+        )
+
+    def _rows_of(
+        self, request: ServedRequest, events: tuple[Event, ...]
+    ) -> Iterator[dict[str, Any]]:
+        by_ad: dict[str, list[Event]] = {}
+        for event in events:
+            by_ad.setdefault(event.ad, []).append(event)
+        self._requests += 1
+        for shown in request.shown:
+            found = by_ad.pop(shown.ad, [])
+            self._joined_events += len(found)
+            if found:
+                self._rows += 1
+                yield self._row(request, shown, found)
+            else:
+                self._not_seen += 1
+        self._of_other_ads += sum(map(len, by_ad.values()))
+
+    def _row(self, request: ServedRequest, shown: ShownAd, events: list[Event]) -> dict[str, Any]:
+        seen = next((event for event in events if event.kind == "impression"), None)
+        self._implied += seen is None
+        roles, own = self._schema.roles, {} if seen is None else seen.columns
+        columns: RawRow = {**request.columns, **shown.columns, **own}
+        kinds = {event.kind for event in events}
+        ids = {roles.user: request.user, roles.item: shown.ad, roles.request: request.request_id}
+        return {
+            **columns,
+            **{role: value for role, value in ids.items() if role},
+            **{task.name: int(task.name in kinds) for task in self._schema.tasks},
+            # Of an impression that nobody told, when its ad was asked for.
+            _TIME: request.time_micros if seen is None else seen.time_micros,
+        }
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        roles = self._schema.roles
+        table = self._columns.table(rows)
+        for role in (roles.user, roles.item, roles.request):
+            if role and role not in table.column_names:
+                table = table.append_column(
+                    role, pa.array([row[role] for row in rows], pa.string())
+                )
+        for task in self._schema.tasks:
+            labels = pa.array([row[task.name] for row in rows], pa.int8())
+            table = table.append_column(task.name, labels)
+        if roles.time:
+            times = pa.array([row[_TIME] for row in rows], _STAMP)
+            if roles.time in table.column_names:
+                table = table.drop_columns(roles.time)
+            table = table.append_column(roles.time, times)
+        return table

@@ -1,0 +1,177 @@
+"""The log of a store: row for row what a slow loop makes of it, and encoded as it was served."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.ingest import encode_log
+from tamis.data.loader import batches_of_rows
+from tamis.data.market.schema import market_schema
+from tamis.data.schema import Task
+from tamis.errors import DataError, SchemaError
+from tamis.serving.answers import Answer, Query
+from tamis.serving.engine import Engine
+from tamis.serving.joined_log import JoinReport, write_joined_log
+from tamis.serving.records import Event, ServedRequest
+from tamis.serving.store import Store
+
+KINDS = ("impression", "click", "conversion", "hide")
+
+
+def _serve_a_while(
+    engine: Engine, make_query: Callable[..., Query], make_event: Callable[..., Event]
+) -> tuple[list[Answer], list[Event]]:
+    """Answers, and events of some of their ads in any order, some of them of nothing."""
+    generator = np.random.default_rng(3)
+    answers, told = [], []
+    for number in range(60):
+        user = str(generator.integers(4))
+        query = make_query(str(number), user=user, columns={"device": "phone", "position": "1"})
+        answer = engine.rank(query, engine.live).result(60)
+        answers.append(answer)
+        events = []
+        for place, shown in enumerate(answer.served.shown, start=1):
+            for kind in KINDS:
+                if generator.random() < (0.8 if kind == "impression" else 0.3):
+                    event = make_event(
+                        f"{number} {place} {kind}", kind=kind, ad=shown.ad, user=user,
+                        request_id=str(number), time_micros=query.time_micros + len(told) + place,
+                        columns={"position": str(place)} if kind == "impression" else {},
+                        ad_columns=shown.columns,
+                    )  # fmt: skip
+                    events.append(event)
+        stranger = make_event(f"{number} x", ad="of no answer", user=user, request_id=str(number))
+        events.append(stranger if number % 7 == 0 else replace(stranger, request_id=None))
+        engine.write([events[k] for k in generator.permutation(len(events))]).result(60)
+        told += events
+    return answers, told
+
+
+def test_rows_are_those_of_a_slow_loop(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    tmp_path: Path,
+) -> None:
+    engine = make_engine()
+    answers, told = _serve_a_while(engine, make_query, make_event)
+
+    report = write_joined_log(engine._store, engine.live.served.schema, tmp_path / "log.parquet")
+
+    expected: list[dict[str, Any]] = []
+    for answer in answers:
+        for shown in answer.served.shown:
+            events = {e.kind: e for e in told
+                      if (e.request_id, e.ad) == (answer.served.request_id, shown.ad)}  # fmt: skip
+            if events:
+                seen = events.get("impression")
+                row = {**answer.served.columns, **shown.columns}
+                row |= {kind: int(kind in events) for kind in KINDS[1:]}
+                row["request_id"] = answer.served.request_id
+                row["event_time"] = answer.served.time_micros if seen is None else seen.time_micros
+                row["position"] = "1" if seen is None else seen.columns["position"]
+                expected.append(row)
+    log = pq.read_table(tmp_path / "log.parquet").to_pylist()
+    assert len(log) == len(expected) > 100
+    for found, row in zip(log, expected, strict=True):
+        found["event_time"] = round(found["event_time"].timestamp() * 1e6)
+        assert found == {name: row.get(name) for name in found}
+        assert row.keys() <= found.keys()
+    with_impression = sum(event.kind == "impression" for event in told)
+    assert report == JoinReport(
+        requests=60,
+        rows=len(expected),
+        not_seen=sum(len(answer.ads) for answer in answers) - len(expected),
+        implied=len(expected) - with_impression,
+        events=len(told),
+        of_no_request=60 - 9,
+        of_other_ads=9,
+    )
+
+
+def test_rows_are_encoded_as_they_were_served(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    tmp_path: Path,
+) -> None:
+    engine = make_engine()
+    answers, _ = _serve_a_while(engine, make_query, make_event)
+    served = engine.live.served
+    write_joined_log(engine._store, served.schema, tmp_path / "log.parquet")
+
+    (rows,) = encode_log(tmp_path / "log.parquet", served.bundle.blueprint.encoders)
+
+    requests = pq.read_table(tmp_path / "log.parquet", columns=["request_id", "ad_id"]).to_pylist()
+    by_request = {answer.served.request_id: answer for answer in answers}
+    spec = served.bundle.blueprint.encoders.spec
+    inventory = engine.live.ads.inventory
+    for row, batch in zip(requests, batches_of_rows(rows, spec, batch_size=1), strict=True):
+        (features,) = served.encode([by_request[row["request_id"]].served.columns])
+        ad = engine.live.ads.row_by_id[row["ad_id"]]
+        for at, item in enumerate(spec.categorical):
+            if item.side == "item":
+                assert batch.ids[0, at] == inventory.rows.ids[item.name][ad]
+            elif item.name != "position":
+                assert batch.ids[0, at] == features.ids[0, at]
+        for at, name in enumerate(spec.numeric):
+            ours = (
+                inventory.rows.numeric[name][ad]
+                if spec.numeric_sides[at] == "item"
+                else features.numeric[0, at]
+            )
+            assert batch.numeric[0, at] == ours
+        for name, history in features.sequences.items():
+            assert batch.sequences[name].values.tolist() == history.values.tolist()
+
+
+def test_more_rows_than_one_part_holds(
+    store: Store,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tamis.serving.joined_log._ROWS_PER_GROUP", 7)
+    store.append(
+        [make_served(f"r{k}") for k in range(50)],
+        [make_event(f"e{k}", request_id=f"r{k}") for k in range(50)],
+    )
+
+    report = write_joined_log(store, market_schema(), tmp_path / "log.parquet")
+
+    assert report.rows == report.implied == 50
+    file = pq.ParquetFile(tmp_path / "log.parquet")
+    assert file.num_row_groups == 8
+    assert file.read()["request_id"].to_pylist() == [f"r{k}" for k in range(50)]
+
+
+def test_store_without_a_seen_ad_is_refused(
+    store: Store,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    tmp_path: Path,
+) -> None:
+    store.append([make_served("r")], [make_event("e", request_id="another")])
+
+    with pytest.raises(
+        DataError, match=r"must hold an answered request .* got none among 1 events"
+    ):
+        write_joined_log(store, market_schema(), tmp_path / "log.parquet")
+    assert list(tmp_path.glob("*.parquet*")) == []
+
+
+def test_schema_that_no_store_can_fill_is_refused(store: Store, tmp_path: Path) -> None:
+    schema = market_schema()
+    with pytest.raises(SchemaError, match=r"task 'basket': must be a kind of event"):
+        write_joined_log(
+            store, replace(schema, tasks=(Task(name="basket"),)), tmp_path / "log.parquet"
+        )
+    weighted = replace(schema, roles=replace(schema.roles, weight="w"))
+    with pytest.raises(SchemaError, match=r"roles.weight: must be empty"):
+        write_joined_log(store, weighted, tmp_path / "log.parquet")
