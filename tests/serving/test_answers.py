@@ -230,7 +230,7 @@ def test_unknown_user_and_unknown_values_are_answered_as_training_had_them(
 
     for answer in answers:
         assert len(answer.ads) == 3
-        assert not any(stage["fallback"] for stage in answer.stages)
+        assert not any(stage["fallback"] for stage in answer.stages())
     # Both are row 0 of every table, and without a past.
     unknown, missing = ({item.ad: item.predictions for item in answer.ads} for answer in answers)
     both = unknown.keys() & missing.keys()
@@ -272,7 +272,7 @@ def test_no_ad_at_all_is_an_empty_answer(bundle: Bundle, make_query: Callable[..
 
     (answer,) = answer_all(empty, [make_query(candidates=("7",))], _nobody)
 
-    assert (answer.ads, answer.trace, answer.stages, answer.num_ads) == ((), None, (), 0)
+    assert (answer.ads, answer.trace, answer.stages()) == ((), None, [])
     assert answer.unknown_candidates == 1
     assert answer.served.shown == ()
 
@@ -292,5 +292,5 @@ def test_ads_say_why_they_are_there(
     # bid p(click) p(conversion | click) + quality; the recipe sets no penalty.
     assert first.value == pytest.approx(1e3 * p["click"] * p["conversion"] + 0.25)
     assert 0 <= first.price <= first.bid
-    assert answer.stages[0]["ads"][0] == "mine"
-    assert [stage["name"] for stage in answer.stages] == ["popular", "early", "final"]
+    assert answer.stages()[0]["ads"][0] == "mine"
+    assert [stage["name"] for stage in answer.stages()] == ["popular", "early", "final"]

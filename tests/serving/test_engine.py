@@ -235,16 +235,16 @@ def test_final_stage_that_hangs_falls_back_within_its_budget(
     make_engine: Callable[..., Engine], make_query: Callable[..., Query]
 ) -> None:
     engine, stage = make_engine(), Slow()
-    early = [item["ads"] for item in _rank(engine, make_query()).stages]
+    early = [item["ads"] for item in _rank(engine, make_query()).stages()]
     _with_stage(engine, stage, budget_ms=50.0)
     started = time.perf_counter()
 
     answers = [_rank(engine, make_query()) for _ in range(3)]
 
     for answer in answers:
-        assert answer.stages[2]["fallback"] == "took longer than 50 ms"
+        assert answer.stages()[2]["fallback"] == "took longer than 50 ms"
         # The early stage's order, and its predictions in the auction.
-        assert answer.stages[2]["ads"] == early[1][:8]
+        assert answer.stages()[2]["ads"] == early[1][:8]
         assert len(answer.ads) == 3
         assert all(item.value is not None for item in answer.ads)
     # Three budgets, and time for a busy machine.

@@ -59,20 +59,27 @@ class RankedAd:
 class Answer:
     """What a request is answered."""
 
-    release: str
-    """Bundle that answered."""
+    live: Live
+    """What answered."""
     ads: tuple[RankedAd, ...]
     """First slot first; fewer than were asked for where no more may be shown."""
     unknown_candidates: int
     """How many of the request's candidates are no live ads."""
     trace: Trace | None
     """What each stage did; None where there was no ad to begin with."""
-    num_ads: int
-    """Ads that were live."""
-    stages: tuple[dict[str, Any], ...]
-    """The trace's stages as JSON, with ids in place of ad rows."""
     served: ServedRequest
     """What is to be written down."""
+
+    @property
+    def release(self) -> str:
+        """Bundle that answered."""
+        return self.live.served.release
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The trace's stages as JSON, with ids in place of ad rows."""
+        ids = self.live.ads.ids
+        found = [] if self.trace is None else [stage.to_json() for stage in self.trace.stages]
+        return [{**stage, "ads": [ids[ad] for ad in stage["ads"]]} for stage in found]
 
 
 def answer_all(
@@ -80,7 +87,10 @@ def answer_all(
 ) -> list[Answer]:
     """Answer requests; all are encoded together, and each goes through the funnel by itself."""
     served = live.served
-    rows = [_columns(live, query, past_of(query.user)) for query in queries]
+    # A past costs a look into the store, where it is not in memory.
+    needs_past = bool(served.online.names)
+    pasts = [past_of(query.user) if needs_past else Past() for query in queries]
+    rows = [_columns(live, query, past) for query, past in zip(queries, pasts, strict=True)]
     codes = codes_of([query.request_id for query in queries]).tolist()
     # Who is not known is a user of one request, so that no cache takes two for one.
     users = codes_of([query.user or query.request_id for query in queries]).tolist()
@@ -106,7 +116,6 @@ def _answer(
     candidates, unknown = _candidates(live, query)
     ads: list[RankedAd] = []
     trace: Trace | None = None
-    stages: tuple[dict[str, Any], ...] = ()
     shown: NDArray[np.int64] = np.empty(0, np.int64)
     if live.funnel is not None:
         request = Request(
@@ -121,14 +130,11 @@ def _answer(
         trace = live.funnel.answer(request, observe=seen.append)
         shown = trace.slate.ads
         ads = _ranked(live, trace, seen)
-        stages = tuple(_stage(live, stage.to_json()) for stage in trace.stages)
     return Answer(
-        release=live.served.release,
+        live=live,
         ads=tuple(ads),
         unknown_candidates=unknown,
         trace=trace,
-        num_ads=len(live.ads),
-        stages=stages,
         served=ServedRequest(
             request_id=query.request_id,
             user=query.user,
@@ -173,7 +179,3 @@ def _ranked(live: Live, trace: Trace, seen: Sequence[Candidates]) -> list[Ranked
             )
         )
     return ranked
-
-
-def _stage(live: Live, stage: dict[str, Any]) -> dict[str, Any]:
-    return {**stage, "ads": [live.ads.ids[ad] for ad in stage["ads"]]}

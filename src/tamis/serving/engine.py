@@ -285,6 +285,8 @@ class Engine:
 
     def _past(self, user: str | None) -> Past:
         """A user's past; none where the store cannot be reached, so that ranking goes on."""
+        if user is None:
+            return Past()
         if time.monotonic() < self._ask_store_from:
             self._watch.past_missing()
             return Past()

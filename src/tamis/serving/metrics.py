@@ -57,10 +57,10 @@ class Metrics:
         """Count an answer; see ``engine.Watch``."""
         del took_ms  # the stages' own times say more
         self._wait_seconds.observe(waited_ms / 1e3)
-        for stage in answer.stages:
-            self._stage_seconds.labels(stage["name"]).observe(stage["elapsed_ms"] / 1e3)
-            if stage["fallback"]:
-                self._fallbacks.labels(stage["name"]).inc()
+        for stage in () if answer.trace is None else answer.trace.stages:
+            self._stage_seconds.labels(stage.name).observe(stage.elapsed_ms / 1e3)
+            if stage.fallback:
+                self._fallbacks.labels(stage.name).inc()
         self._shown.inc(len(answer.ads))
 
     def turned_away(self) -> None:

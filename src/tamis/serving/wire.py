@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tamis.funnel.trace import AUCTION
 from tamis.serving.answers import Answer
 
 MAX_SLOTS, MAX_CANDIDATES, MAX_EVENTS = 100, 10_000, 1_000
@@ -158,9 +159,11 @@ class ProblemAnswer(_Body):
 def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
     """An answer as it goes over the wire."""
     trace = answer.trace
-    fallbacks = {stage["name"]: stage["fallback"] for stage in answer.stages if stage["fallback"]}
-    if trace is not None and trace.auction_fallback:
-        fallbacks["auction"] = trace.auction_fallback
+    fallbacks = {}
+    if trace is not None:
+        fallbacks = {stage.name: stage.fallback for stage in trace.stages if stage.fallback}
+        if trace.auction_fallback:
+            fallbacks[AUCTION] = trace.auction_fallback
     return RankAnswer(
         request_id=answer.served.request_id,
         release=answer.release,
@@ -178,5 +181,5 @@ def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
         ],
         unknown_candidates=answer.unknown_candidates,
         fallbacks=fallbacks,
-        trace=list(answer.stages) if with_trace else None,
+        trace=answer.stages() if with_trace else None,
     )
