@@ -92,6 +92,24 @@ def test_unforeseen_failure_ends_nothing(
     recorder.close()
 
 
+def test_who_no_longer_waits_is_written_for_and_not_told(
+    fake: FakeStore, make_event: Callable[..., Event]
+) -> None:
+    recorder = Recorder(fake.append)
+    fake.may_go_on.clear()
+    first = recorder.write([make_event("a")])
+    assert fake.entered.wait(30)
+    # As when a client has gone: the one is on its way already, the other not yet.
+    assert not first.cancel()
+    assert recorder.write([make_event("b"), make_event("c")]).cancel()
+    last = recorder.write([make_event("old"), make_event("d")])
+    fake.may_go_on.set()
+
+    assert last.result(30) == [False, True]
+    assert fake.written == [([], ["a"]), ([], ["b", "c", "old", "d"])]
+    recorder.close()
+
+
 def test_requests_beyond_the_limit_are_counted(
     fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
 ) -> None:

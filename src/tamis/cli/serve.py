@@ -1,5 +1,6 @@
 """``tamis serve``: a bundle over HTTP."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,7 @@ def serve(
             )
             # At the start, since the end of a server is no result.
             current.finish(bundle=bundle, address=address, release=live.served.release)
+            sys.stdout.flush()  # whoever reads it through a pipe is waiting for it
 
         try:
             _serve(bundle, store, settings, ready=ready)

@@ -39,7 +39,7 @@ class EngineSettings:
 
     threads: int = 1
     """Compute threads of the thread that answers. At least 1."""
-    max_batch: int = 16
+    max_batch: int = 8
     """Most requests that are encoded together. At least 1."""
     max_wait_ms: float = 50.0
     """Longest that a request may wait for its turn; who would wait longer is turned away.

@@ -1,8 +1,9 @@
 """The one thread that writes to the store: whatever waits goes into one transaction."""
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from tamis.errors import StoreError
@@ -82,23 +83,26 @@ class Recorder:
                 requests, self._requests = self._requests, []
                 events, self._events = self._events, []
                 is_closed = self._is_closed
+            # From here on nobody can take back what was asked; whoever did before is not told.
+            told = [future.set_running_or_notify_cancel() for _, future in events]
             every = [event for part, _ in events for event in part]
             try:
                 is_new = self._append(requests, every).events
             except StoreError as error:
                 # Its message names no value of a row.
                 _log.warning("%s", error)
-                _fail(events, error)
+                _fail(itertools.compress(events, told), error)
                 self._wait_for_store(requests, is_closed=is_closed)
             except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
                 _log.error("what was answered could not be recorded: %s", type(error).__name__)
-                _fail(events, error)
+                _fail(itertools.compress(events, told), error)
                 # Trying again would fail again, and nothing behind it would ever be written.
                 self.num_lost += len(requests)
             else:
                 start = 0
-                for part, future in events:
-                    future.set_result(is_new[start : start + len(part)])
+                for (part, future), is_told in zip(events, told, strict=True):
+                    if is_told:
+                        future.set_result(is_new[start : start + len(part)])
                     start += len(part)
 
     def _wait_for_store(self, requests: list[ServedRequest], *, is_closed: bool) -> None:
@@ -115,6 +119,6 @@ class Recorder:
                 self._wakes.wait(1.0)
 
 
-def _fail(events: list[tuple[Sequence[Event], "Future[list[bool]]"]], error: Exception) -> None:
+def _fail(events: Iterable[tuple[Sequence[Event], "Future[list[bool]]"]], error: Exception) -> None:
     for _, future in events:
         future.set_exception(error)
