@@ -151,7 +151,7 @@ class Engine:
             StoreError: The store cannot be reached or written.
         """
         # Refused now, or no later change of the ads would ever succeed.
-        self._live.served.check(ad)
+        self._live.served.catalogue.check(ad)
         self._store.put_ad(ad)
         self._refresh()
 

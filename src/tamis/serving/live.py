@@ -62,14 +62,6 @@ class ServedBundle:
         )
         return list(batches_of_rows(found, self._encoders.spec, batch_size=1))
 
-    def check(self, ad: StoredAd) -> None:
-        """Refuse an ad that has no place in this funnel.
-
-        Raises:
-            TamisError: It is billed by what no stage predicts.
-        """
-        replace(self.bundle.blueprint, inventory=self.catalogue.of_store([ad])).build()
-
     def live(self, stored: Mapping[str, StoredAd | None]) -> "Live":
         """The funnel over the bundle's ads and the store's.
 
@@ -78,9 +70,7 @@ class ServedBundle:
                 by what no stage predicts.
         """
         ads = self.catalogue.live(stored)
-        funnel = None
-        if len(ads):
-            funnel = replace(self.bundle.blueprint, inventory=ads.inventory).build()
+        funnel = None if ads.blueprint is None else ads.blueprint.build()
         return Live(served=self, ads=ads, funnel=funnel)
 
 

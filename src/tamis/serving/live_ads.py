@@ -22,8 +22,10 @@ from tamis.serving.records import RawRow, StoredAd
 class LiveAds:
     """All N ads that may be shown, by ad row; never changed, but made anew."""
 
+    blueprint: Blueprint | None
+    """The bundle's funnel around these ads; None where there is none."""
     inventory: Inventory
-    """What a funnel is built from; ``raw`` holds the item's columns as ``Columns`` types them."""
+    """The ads; ``raw`` holds the item's columns as ``Columns`` types them."""
     ids: tuple[str, ...]
     """(N,) ids, as a log spells them."""
     row_by_id: Mapping[str, int]
@@ -65,7 +67,8 @@ class Catalogue:
         """What may be said of an ad beside its id."""
         ids = text_of(inventory.raw[self._item].combine_chunks())
         self._ids: tuple[str, ...] = tuple(ids.to_pylist())
-        self._inventory = replace(inventory, raw=self._columns.of_log(inventory.raw, where="ads"))
+        inventory = replace(inventory, raw=self._columns.of_log(inventory.raw, where="ads"))
+        self._blueprint = replace(blueprint, inventory=inventory)
         self._popularity = float(inventory.popularity.mean()) if len(inventory) else 0.0
 
     def live(self, stored: Mapping[str, StoredAd | None]) -> LiveAds:
@@ -77,18 +80,35 @@ class Catalogue:
         """
         is_kept = np.array([name not in stored for name in self._ids], np.bool_)
         put = [ad for ad in stored.values() if ad is not None]
-        inventory = self._inventory
-        if not is_kept.all():
-            inventory = _selected(inventory, is_kept)
-        if put:
-            inventory = _joined(inventory, self.of_store(put))
+        blueprint: Blueprint | None
+        if is_kept.any():
+            changed = self._blueprint
+            if not is_kept.all():
+                # What is replaced goes too: an index places the new one by its content.
+                changed = changed.without_ads(changed.inventory.codes[~is_kept])
+            if put:
+                changed = changed.with_ads(self.of_store(put))
+            blueprint, inventory = changed, changed.inventory
+        else:
+            inventory = self.of_store(put)
+            # An index of nothing else has no place for these: it is made of them.
+            blueprint = self._blueprint.of_ads(inventory) if put else None
         ids = (*itertools.compress(self._ids, is_kept.tolist()), *(ad.ad for ad in put))
         return LiveAds(
+            blueprint=blueprint,
             inventory=inventory,
             ids=ids,
             row_by_id={name: row for row, name in enumerate(ids)},
             num_of_bundle=int(is_kept.sum()),
         )
+
+    def check(self, ad: StoredAd) -> None:
+        """Refuse an ad that has no place in the bundle's funnel.
+
+        Raises:
+            TamisError: It is billed by what no stage predicts, say.
+        """
+        self._blueprint.of_ads(self.of_store([ad])).build()
 
     def of_store(self, ads: Sequence[StoredAd]) -> Inventory:
         """Some ads of the store, as a bundle would hold them."""
@@ -116,7 +136,7 @@ class Catalogue:
         found = self._encoders.encode(
             self._all_columns.table(rows), first_row=0, origin=Origin(file="ads"), inputs_only=True
         )
-        like = self._inventory.rows
+        like = self._blueprint.inventory.rows
         return EncodedRows(
             row=found.row,
             numeric={name: found.numeric[name] for name in like.numeric},
@@ -128,48 +148,3 @@ class Catalogue:
 def codes_of(ids: Sequence[str]) -> NDArray[np.int64]:
     """Codes of ids, as the roles of a dataset have them."""
     return as_codes(pa.array(list(ids), pa.string()))
-
-
-def _selected(inventory: Inventory, mask: NDArray[np.bool_]) -> Inventory:
-    ads, raw = inventory.attributes, inventory.raw
-    assert raw is not None
-    return Inventory(
-        codes=inventory.codes[mask],
-        attributes=AdTable(
-            bid=ads.bid[mask],
-            billing=ads.billing[mask],
-            advertiser=ads.advertiser[mask],
-            quality=ads.quality[mask],
-        ),
-        rows=inventory.rows.select(mask),
-        popularity=inventory.popularity[mask],
-        raw=raw.filter(pa.array(mask)),
-    )
-
-
-def _joined(first: Inventory, second: Inventory) -> Inventory:
-    ads, more = first.attributes, second.attributes
-    rows, others = first.rows, second.rows
-    return Inventory(
-        codes=np.concatenate([first.codes, second.codes]),
-        attributes=AdTable(
-            bid=np.concatenate([ads.bid, more.bid]),
-            billing=np.concatenate([ads.billing, more.billing]),
-            advertiser=np.concatenate([ads.advertiser, more.advertiser]),
-            quality=np.concatenate([ads.quality, more.quality]),
-        ),
-        rows=EncodedRows(
-            row=np.arange(rows.num_rows + others.num_rows),
-            numeric={n: np.concatenate([v, others.numeric[n]]) for n, v in rows.numeric.items()},
-            ids={n: np.concatenate([ids, others.ids[n]]) for n, ids in rows.ids.items()},
-            sequences={
-                name: (
-                    np.concatenate([events, others.sequences[name][0]]),
-                    np.concatenate([lengths, others.sequences[name][1]]),
-                )
-                for name, (events, lengths) in rows.sequences.items()
-            },
-        ),
-        popularity=np.concatenate([first.popularity, second.popularity]),
-        raw=pa.concat_tables([first.raw, second.raw]),
-    )
