@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -313,15 +314,24 @@ def test_ways_of_learning_differ_in_one_setting_and_end_apart() -> None:
         assert not torch.equal(ended[one][name], ended[other][name])
 
 
-def test_sil_is_a_model_without_index_until_its_k_means() -> None:
-    config = replace(_CONFIG, index_learning="sil", cluster_steps=3)
-    model = _build(config).train()
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"index_learning": "sil", "cluster_steps": 3},
+        {"index_learning": "lti", "start_steps": 3, "cluster_rows": 64},
+        {"index_learning": "em", "start_steps": 3},
+    ],
+)
+def test_there_is_no_index_until_the_first_k_means(late: dict[str, Any]) -> None:
+    model = _build(replace(_CONFIG, **late)).train()
     batch = _batch(64)
     output = model(batch)
     levels = [list(level.parameters()) for level in model.levels]
-    codebooks = [c.clone() for c in model.codebooks]
+    codebooks = [c.detach().clone() for c in model.codebooks]
     loss = training_loss(output, batch.labels, batch.weights, SPEC.tasks, torch.ones(2))
 
+    for name in ("reconstruction", "balance", "interaction"):
+        assert output.auxiliary_losses.get(name, torch.zeros(())).item() == 0
     assert _gradient(loss, levels[0]) == 0
     assert _gradient(loss, levels[2]) > 0
     with torch.no_grad():

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from tamis.nn.kmeans import kmeans
 from tamis.nn.residual_index import (
     BalanceQueue,
+    IndexLearning,
     ResidualIndex,
     nearest_path,
     reconstruction_loss,
@@ -186,8 +188,49 @@ def test_reconstruction_loss_is_the_weighted_mean_square() -> None:
     squares = (vectors - quantised.nodes[-1]).square().sum(1)
 
     expected = (squares[0] + 3 * squares[2]) / 4
-    torch.testing.assert_close(reconstruction_loss(quantised, row_weights), expected)
-    assert reconstruction_loss(quantised, torch.zeros(3)).item() == 0
+    loss = reconstruction_loss(quantised, index.codebooks, row_weights)
+    torch.testing.assert_close(loss, expected)
+    assert reconstruction_loss(quantised, index.codebooks, torch.zeros(3)).item() == 0
+
+
+def test_reconstruction_moves_codebooks_and_leaves_items_where_they_are() -> None:
+    index = _trained()
+    vectors = _clustered(5, seed=4).requires_grad_()
+    quantised = index.soft(vectors)
+    loss = reconstruction_loss(quantised, index.codebooks, torch.ones(5))
+    (at_items, *at_codebooks) = torch.autograd.grad(
+        loss, [vectors, *index.codebooks], allow_unused=True
+    )
+
+    assert at_items is None
+    # d/dc_nk of the mean of ||sum_n a_n C_n - v||^2 = 2 mean_j a_njk (q_j - v_j).
+    left = (quantised.nodes[-1] - vectors).detach()
+    for weights, gradient in zip(quantised.weights, at_codebooks, strict=True):
+        torch.testing.assert_close(gradient, 2 * weights.detach().T @ left / 5)
+
+
+@pytest.mark.parametrize("learning", ["lti", "em"])
+def test_index_begins_late_as_the_k_means_of_the_latest_vectors(learning: IndexLearning) -> None:
+    index = ResidualIndex(
+        (3,), 6, learning=learning, alpha_max=8.0, alpha_steps=4, start_steps=3, cluster_rows=20
+    )
+    batches = [_clustered(10, seed=seed) for seed in range(4)]
+    ages, live, sharpness = [], [], []
+    for batch in batches[:3]:
+        index.advance(batch)
+        index(batch)
+        ages.append(int(index.age))
+        live.append(bool(index.is_live))
+        sharpness.append(float(index.alpha))
+
+    assert ages == [0, 0, 1]
+    assert live == [False, False, True]
+    assert sharpness == [0.0, 0.0, 2.0]
+    expected = kmeans(torch.cat(batches[1:3]), 3, seed=3)
+    torch.testing.assert_close(index.codebooks[0].detach(), expected)
+    # The unit of distances is that of the new codebook alone.
+    apart = torch.cdist(batches[2], expected).mean()
+    torch.testing.assert_close(index.scales[0], apart if learning == "lti" else torch.tensor(0.0))
 
 
 @settings(max_examples=20, deadline=None)

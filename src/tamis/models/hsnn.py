@@ -75,7 +75,11 @@ class HSNNConfig:
     alpha_exponent: float = 1.0
     """Power by which sharpness grows with the step."""
     alpha_steps: int = 1000
-    """Batches until memberships are as sharp as they get."""
+    """Batches of the index until memberships are as sharp as they get."""
+    start_steps: int = 1
+    """Batch in which the index begins, as the k-means of the latest item vectors (``lti``, ``em``);
+    until then items alone are learnt. Vectors of the first batches are those of an untrained tower,
+    so that a few hundred are better where there are thousands."""
     warmup_steps: int = 200
     """Batches over which the losses of the index grow linearly to their weights."""
     queue_batches: int = 32
@@ -179,6 +183,7 @@ class HSNN(nn.Module):
             alpha_exponent=config.alpha_exponent,
             alpha_steps=config.alpha_steps,
             queue_batches=config.queue_batches,
+            start_steps=config.start_steps,
             cluster_steps=config.cluster_steps,
             cluster_rows=config.cluster_rows,
         )
@@ -369,7 +374,7 @@ class HSNN(nn.Module):
 
     def _known(self, outputs: Tensor) -> Tensor:
         """Outputs without those of index levels as long as there is no index."""
-        if self.config.index_learning != "sil" or not self.config.codebooks:
+        if not self.config.codebooks:
             return outputs
         is_item = torch.arange(outputs.shape[1], device=outputs.device) == self.num_levels - 1
         return outputs * (is_item | self.index.is_live).unsqueeze(1)
@@ -401,8 +406,8 @@ class HSNN(nn.Module):
         config = self.config
         losses: dict[str, Tensor] = {}
         if config.index_learning == "lti":
-            ramp = (self.index.step / config.warmup_steps).clamp(max=1.0)
-            left = reconstruction_loss(quantised, row_weights)
+            ramp = (self.index.age / config.warmup_steps).clamp(max=1.0)
+            left = reconstruction_loss(quantised, self.index.codebooks, row_weights)
             losses["reconstruction"] = ramp * config.reconstruction_weight * left
             pairs = zip(self.index.balance, quantised.weights, strict=True)
             uneven = torch.stack([queue(weights) for queue, weights in pairs]).sum()

@@ -116,17 +116,18 @@ class ResidualIndex(nn.Module):
 
     ``lti``: codebooks are parameters; soft memberships carry the gradient of every loss to them and
     to the item vectors. ``em``: codebooks are constants between k-means, which moves them every
-    ``cluster_steps`` batches. ``sil``: one k-means after ``cluster_steps`` batches, before which
-    there is no index. All state that depends on the step is in buffers, so a checkpoint holds it.
+    ``cluster_steps`` batches. Both begin with a k-means in batch ``start_steps``. ``sil``: one
+    k-means after ``cluster_steps`` batches. Before its first k-means there is no index. All state
+    that depends on the step is in buffers, so a checkpoint holds it.
 
     Source:
         HSNN, arXiv:2408.06653, sections on learning to index, residual levels and stabilisers.
 
     Differs from the source:
-        Codebooks start as the k-means of the first batch. Distances are divided by the running
-        mean of all distances of the level, so that the temperature means the same on every level.
-        ``em`` and ``sil`` cluster the latest item vectors of the traffic; :meth:`fit` takes those
-        of a corpus.
+        Codebooks start as a k-means, in batch ``start_steps``, and memberships grow sharp from
+        there. Distances are divided by the running mean of all distances of the level, so that the
+        temperature means the same on every level. Each k-means sees the latest item vectors of the
+        traffic; :meth:`fit` takes those of a corpus.
     """
 
     step: Tensor
@@ -143,6 +144,7 @@ class ResidualIndex(nn.Module):
         alpha_exponent: float = 1.0,
         alpha_steps: int = 1000,
         queue_batches: int = 32,
+        start_steps: int = 1,
         cluster_steps: int = 500,
         cluster_rows: int = 4096,
     ) -> None:
@@ -156,6 +158,7 @@ class ResidualIndex(nn.Module):
             alpha_exponent: Power by which sharpness grows with the step.
             alpha_steps: Batches until memberships are as sharp as they get.
             queue_batches: Batches M that balance is judged by.
+            start_steps: Batch with the first k-means (``lti``, ``em``).
             cluster_steps: Batches between two k-means (``em``) or before the only one (``sil``).
             cluster_rows: Latest item vectors that k-means sees.
         """
@@ -163,6 +166,7 @@ class ResidualIndex(nn.Module):
         self.sizes, self.learning = tuple(sizes), learning
         self.alpha_max, self.alpha_exponent = alpha_max, alpha_exponent
         self.alpha_steps, self.cluster_steps = alpha_steps, cluster_steps
+        self.start_steps = cluster_steps if learning == "sil" else start_steps
         for level, size in enumerate(sizes):
             centres = F.normalize(torch.randn(size, width), dim=1)
             if learning == "lti":
@@ -175,7 +179,7 @@ class ResidualIndex(nn.Module):
         )
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scales", torch.zeros(len(sizes)))
-        rows = 0 if is_learnt else cluster_rows
+        rows = 0 if is_learnt and start_steps == 1 else cluster_rows
         self.register_buffer("latest", torch.zeros(rows, width))
 
     @property
@@ -185,16 +189,25 @@ class ResidualIndex(nn.Module):
 
     @property
     def alpha(self) -> Float[Tensor, ""]:
-        """Sharpness of memberships now: ``alpha_max * min(1, step / alpha_steps) ** exponent``."""
-        share = (self.step / self.alpha_steps).clamp(max=1.0)
+        """Sharpness of memberships now: ``alpha_max * min(1, age / alpha_steps) ** exponent``."""
+        share = (self.age / self.alpha_steps).clamp(max=1.0)
         return self.alpha_max * share**self.alpha_exponent
 
     @property
+    def age(self) -> Int[Tensor, ""]:
+        """Batches that the index has seen, the one of its first k-means included."""
+        return (self.step - (self.start_steps - 1)).clamp(min=0)
+
+    @property
     def is_live(self) -> Tensor:
-        """Whether there is an index: 1, or 0 before the only k-means of ``sil``."""
-        if self.learning != "sil":
+        """Whether there is an index: 1, or 0 before its first k-means.
+
+        One that begins with the first batch is there from the start, so that codebooks may be set
+        by :meth:`fit` without any training.
+        """
+        if self.start_steps == 1 and self.learning != "sil":
             return torch.ones_like(self.step, dtype=torch.bool)
-        return self.step >= self.cluster_steps
+        return self.age > 0
 
     def soft(self, vectors: Float[Tensor, "B D"]) -> Quantised:
         """Memberships at the temperature of the step; see :func:`soft_assignment`."""
@@ -239,11 +252,12 @@ class ResidualIndex(nn.Module):
             self.latest.copy_(torch.cat([self.latest[len(kept) :], kept]))
         if step == 1:
             self.fit(vectors, seed=0)
-        elif self.learning == "em" and step % self.cluster_steps == 0:
+        elif step == self.start_steps:
+            self.fit(self._seen(), seed=step)
+            self.scales.zero_()  # distances to what the codebooks were before mean nothing
+        elif self.learning == "em" and step > self.start_steps and step % self.cluster_steps == 0:
             # From where they are: nodes keep their numbers, and networks what they learnt of them.
             self.fit(self._seen(), seed=step, is_warm=True)
-        elif self.learning == "sil" and step == self.cluster_steps:
-            self.fit(self._seen(), seed=step)
 
     @torch.no_grad()
     def fit(self, vectors: Float[Tensor, "N D"], *, seed: int, is_warm: bool = False) -> None:
@@ -292,8 +306,23 @@ def nearest_path(
 
 
 def reconstruction_loss(
-    quantised: Quantised, row_weights: Float[Tensor, " B"]
+    quantised: Quantised, codebooks: Sequence[Tensor], row_weights: Float[Tensor, " B"]
 ) -> Float[Tensor, ""]:
-    """Mean of ``||q_L - v||^2``, what all levels together leave over, by the rows' weights (B,)."""
-    left = quantised.residuals[-1].square().sum(1)
+    """Mean of ``||q_L - v||^2``, what all levels together leave over, by the rows' weights (B,).
+
+    It moves codebooks alone. While memberships are soft all items have nearly the same q_L, the
+    middle of all nodes; were items drawn to it too, they would become one another, and a few nodes
+    would take all of them.
+
+    Source:
+        HSNN, arXiv:2408.06653, section on residual levels.
+
+    Differs from the source:
+        The gradient stops at item vectors and memberships.
+    """
+    vectors = quantised.residuals[0].detach()
+    pairs = zip(quantised.weights, codebooks, strict=True)
+    with torch.autocast(vectors.device.type, enabled=False):
+        nodes = torch.stack([weights.detach() @ centres for weights, centres in pairs]).sum(0)
+    left = (nodes - vectors).square().sum(1)
     return (left * row_weights).sum() / row_weights.sum().clamp_min(1e-12)
