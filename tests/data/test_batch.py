@@ -85,3 +85,14 @@ def test_rows_of_nothing_have_the_shapes_of_the_spec_and_no_label(spec: InputSpe
     assert batch.labels.shape == (3, 2)
     assert _rows(batch.sequences["past"]) == [[], [], []]
     assert batch.weights.tolist() == [1.0] * 3
+
+
+def test_taken_rows_keep_all_their_columns() -> None:
+    batch = concatenate([_batch(0, [[1, 2], []]), _batch(5, [[3]])])
+    taken = batch.take(torch.tensor([2, 0, 2]))
+
+    assert taken.ids[:, 0].tolist() == [5, 0, 5]
+    assert taken.numeric[:, 0].tolist() == [5.0, 0.0, 5.0]
+    assert taken.weights.tolist() == [6.0, 1.0, 6.0]
+    assert taken.labels.shape == (3, 2)
+    assert _rows(taken.sequences["past"]) == [[3], [1, 2], [3]]

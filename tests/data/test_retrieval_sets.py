@@ -160,6 +160,18 @@ def test_gowalla_keeps_the_published_split(tmp_path: Path) -> None:
     assert all(row["item"] not in touched[row["user"]] for row in train if not row["click"])
 
 
+def test_items_count_the_positives_that_train(tmp_path: Path) -> None:
+    amazon = retrieval.amazon(_write_amazon(tmp_path / "amazon"))
+    gowalla = retrieval.gowalla(_write_gowalla(tmp_path / "gowalla"))
+
+    # Amazon's positives that train are items 1, 5 and 3 of 1 to 6, once each.
+    assert amazon.positives.tolist() == [1, 0, 1, 0, 1, 0]
+    assert gowalla.positives.tolist() == [1, 0, 1, 1, 0, 1]
+    for task in (amazon, gowalla):
+        assert task.impressions.tolist() == task.positives.tolist()
+        assert all(goal.values is None for goal in task.goals.values())
+
+
 def test_gowalla_of_an_unknown_split_is_refused(tmp_path: Path) -> None:
     path = _write_gowalla(tmp_path / "set") / "interactions.parquet"
     table = pq.read_table(path)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tamis import artifacts
 from tamis.data.public_sets.files import SPLITS, read_parquet
 from tamis.data.public_sets.sequences import (
     LONGEST,
@@ -39,11 +41,13 @@ class Goal:
     """What each user went for in the split."""
     masked: ItemLists
     """What each user had touched before, which no list may hold."""
+    values: NDArray[np.float32] | None = None
+    """(U, V) what each item is truly worth to each user; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalSet:
-    """A public set as a retrieval task."""
+    """Logs as a retrieval task."""
 
     tables: dict[str, pa.Table]
     """Rows of each split, labelled, to train and compare models on."""
@@ -55,11 +59,27 @@ class RetrievalSet:
     """Of the splits ``valid`` and ``test``."""
     matched: NDArray[np.int64]
     """(V,) the category of each item that features of pairs count matches of; empty without."""
+    positives: NDArray[np.int64]
+    """(V,) positives of each item among the rows that train."""
+    impressions: NDArray[np.int64]
+    """(V,) how often each item was shown while those rows were logged; as often as it was a
+    positive where nobody logged what was shown. An item without any is cold."""
 
     @property
     def num_items(self) -> int:
         """V."""
         return int(self.corpus.num_rows)
+
+    def write_rows(self, split: str, path: Path) -> None:
+        """Write the rows of a split as a log.
+
+        Raises:
+            StorageError: The disk is full or the file cannot be written.
+        """
+        with artifacts.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with artifacts.atomic_path(path) as temporary:
+            pq.write_table(self.tables[split], temporary, compression="zstd")
 
 
 def gowalla(folder: Path) -> RetrievalSet:
@@ -116,6 +136,8 @@ def gowalla(folder: Path) -> RetrievalSet:
         corpus=pa.table({"item": np.arange(num_items), "user": pa.nulls(num_items, pa.int64())}),
         goals=goals,
         matched=np.zeros(0, np.int64),
+        positives=(positives := np.bincount(of_split["train"][1], minlength=num_items)),
+        impressions=positives,
     )
 
 
@@ -143,9 +165,13 @@ def amazon(folder: Path) -> RetrievalSet:
         rows, _ = rows_of_steps(known, firsts)
         item = np.searchsorted(sequences.columns["item"], rows["item"].to_numpy())
         rows = rows.append_column("attribute", attributes.take(pa.array(item)))
-        tables[split] = rows.append_column("same_category", pa.array(_matches(rows)))
+        tables[split] = rows.append_column("same_category", pa.array(matches_of_rows(rows)))
     count = len(sequences.columns["item"])
     blank = pa.nulls(count, pa.list_(pa.int64()))
+    trained = tables["train"]
+    gone_for = trained["item"].to_numpy()[trained["click"].to_numpy() == 1]
+    places = np.searchsorted(sequences.columns["item"], gone_for)
+    positives = np.bincount(places, minlength=count)
     corpus = pa.table(
         {
             **{name: pa.array(values) for name, values in sequences.columns.items()},
@@ -170,6 +196,8 @@ def amazon(folder: Path) -> RetrievalSet:
             for split, unseen in (("valid", 1), ("test", 0))
         },
         matched=category,
+        positives=positives,
+        impressions=positives,
     )
 
 
@@ -186,8 +214,12 @@ def same_category(history: NDArray[np.int64], items: NDArray[np.int64]) -> NDArr
     return feature
 
 
-def _matches(rows: pa.Table) -> NDArray[np.float32]:
-    """The feature of pairs of every row, counted at once."""
+def matches_of_rows(rows: pa.Table) -> NDArray[np.float32]:
+    """The feature of pairs (n,) of every row, counted at once.
+
+    Args:
+        rows: With the columns ``history_category``, lists, and ``category``.
+    """
     history = rows["history_category"].combine_chunks()
     lengths = np.diff(history.offsets.to_numpy())
     own = np.repeat(rows["category"].to_numpy(), lengths)
