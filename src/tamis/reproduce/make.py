@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis import api, artifacts, config
-from tamis.data.public_sets.prepare import prepare
+from tamis import artifacts, config
 from tamis.errors import ConfigError, DataError
-from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of, row_of_average
+from tamis.reproduce.kinds import TableKind, TrainedRows
+from tamis.reproduce.results import row_of_average
+from tamis.reproduce.retrieval.table import RetrievalRows
+from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.reproduce.runner import Cell, cells_of, run_cells
 from tamis.reproduce.tables import GROUPS, TABLES, ResultTable
 
@@ -54,10 +56,10 @@ def make_table(
         TamisError: A training failed.
     """
     check_recipes(name, recipes)
-    table = TABLES[name]
-    dataset = table_dataset(table, data, work)
-    ledger = _Ledger(table, recipes, out, api.open_dataset(dataset).fingerprint)
-    cells = cells_of(table, work / name, ledger.stamps)
+    table, folder = kind_of(TABLES[name]), recipes / name
+    inputs, fingerprint = table.prepare(data, work, folder)
+    ledger = _Ledger(table, folder, out, fingerprint)
+    cells = cells_of(table.models, table.seeds, work / name, ledger.stamps)
     missing = [cell for cell in cells if not ledger.has(cell)]
     progress(len(cells) - len(missing), len(cells))
 
@@ -65,7 +67,10 @@ def make_table(
         ledger.add(cell)
         progress(ledger.num_trained, len(cells))
 
-    run_cells(missing, dataset=dataset, recipes=recipes / name, workers=workers, on_done=on_done)
+    def command(cell: Cell) -> list[str]:
+        return table.command(cell, inputs=inputs, recipes=folder)
+
+    run_cells(missing, command=command, workers=workers, on_done=on_done)
     ledger.add_averages(cells)
     return ledger.finish(cells)
 
@@ -79,9 +84,16 @@ def check_recipes(name: str, recipes: Path) -> None:
     if name not in TABLES:
         known = ", ".join((*TABLES, *GROUPS))
         raise ConfigError(f"table: must be one of {known}, got {name!r}.")
-    for model in TABLES[name].models:
-        if not (recipes / name / f"{model}.toml").exists():
-            raise ConfigError(f"{recipes / name / model}.toml: must exist, got no such recipe.")
+    kind_of(TABLES[name]).recipes(recipes / name)
+
+
+def kind_of(table: ResultTable | RetrievalTable) -> TableKind:
+    """A table with what its kind of rows needs."""
+    match table:
+        case ResultTable():
+            return TrainedRows(table)
+        case RetrievalTable():
+            return RetrievalRows(table)
 
 
 class _Ledger:
@@ -91,13 +103,10 @@ class _Ledger:
     asked for; so a table may be made in several sittings, on several machines.
     """
 
-    def __init__(self, table: ResultTable, recipes: Path, out: Path, fingerprint: str) -> None:
+    def __init__(self, table: TableKind, recipes: Path, out: Path, fingerprint: str) -> None:
         self._table, self._path = table, out / f"{table.name}.json"
         self._data = {table.dataset: fingerprint}
-        self._recipes = {
-            model: config.fingerprint(config.read_toml(recipes / table.name / f"{model}.toml"))
-            for model in table.models
-        }
+        self._recipes = table.recipes(recipes)
         for average in table.averages:
             parts = [self._recipes[model] for model in average.of]
             self._recipes[average.name] = config.fingerprint(parts)
@@ -106,8 +115,7 @@ class _Ledger:
         self._rows: dict[tuple[str, int], dict[str, Any]] = {
             (row["model"], row["seed"]): row
             for row in found
-            if self._recipes.get(row["model"]) == row["recipe"]
-            and set(row.get("other_tasks", {})) == set(table.tasks[1:])
+            if self._recipes.get(row["model"]) == row["recipe"] and table.is_current(row)
         }
 
     @property
@@ -126,7 +134,7 @@ class _Ledger:
         return (cell.model, cell.seed) in self._rows
 
     def add(self, cell: Cell) -> None:
-        row = row_of(cell, tasks=self._table.tasks)
+        row = self._table.row(cell)
         self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
         self._write(list(self._rows.values()), claims=None)
 
@@ -159,10 +167,10 @@ class _Ledger:
             for seed in range(self._table.seeds)
             for average in self._table.averages
         ]
-        claims = claims_of(self._table, rows)
+        claims = self._table.claims(rows)
         payload = self._write(rows, claims=claims)
-        columns, display = display_of(self._table, rows)
-        text = markdown_of(payload, columns, display)
+        columns, display = self._table.display(rows)
+        text = self._table.markdown(payload, columns, display)
         artifacts.write_text(self._path.with_suffix(".md"), text)
         return MadeTable(path=self._path, columns=columns, display_rows=display, claims=claims)
 
@@ -176,37 +184,8 @@ class _Ledger:
             "complete": claims is not None,
             "data": self._data,
             "rows": [{"dataset": self._table.dataset, **row} for row in rows],
-            "published": [
-                {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
-                | ({"task": p.task} if p.task else {})
-                for p in self._table.published
-            ],
+            "published": self._table.published(),
             "claims": claims or [],
         }
         artifacts.write_json(self._path, payload)
         return payload
-
-
-def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
-    """Folder of a table's dataset below ``work``, made if it is not there yet.
-
-    Raises:
-        DataError: The public set is not at hand.
-    """
-    folder = work / "datasets" / table.dataset.replace(":", "-")
-    if api.is_dataset(folder):
-        return folder
-    if table.dataset.startswith("market:"):
-        log = work / "logs" / table.dataset.replace(":", "-")
-        if not (log / "market.json").exists():
-            api.simulate(int(table.dataset.partition(":")[2]), log)
-        api.ingest(log, folder)
-        return folder
-    if data is None:
-        raise DataError(
-            f"table {table.name!r}: needs the public set {table.dataset!r}, got no folder of "
-            f"public sets. Set TAMIS_DATA or --data."
-        )
-    prepared = prepare(table.dataset, data, work / "logs" / table.dataset)
-    api.ingest(prepared.files, folder, schema=prepared.schema)
-    return folder

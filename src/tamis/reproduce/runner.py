@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tamis.errors import TamisError
-from tamis.reproduce.tables import ResultTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,26 +28,28 @@ class Cell:
         return (self.run / "metrics.json").exists()
 
 
-def cells_of(table: ResultTable, folder: Path, stamps: Mapping[str, str]) -> list[Cell]:
+def cells_of(
+    models: Sequence[str], seeds: int, folder: Path, stamps: Mapping[str, str]
+) -> list[Cell]:
     """All cells of a table, seed by seed, so that an unfinished table covers every model.
 
     Args:
-        table: What to train.
+        models: What to train.
+        seeds: Seeds 0 to seeds - 1.
         folder: For the runs; those of one recipe and dataset never stand for those of another.
         stamps: What tells the recipe and the dataset of each model from any other.
     """
     return [
         Cell(model=model, seed=seed, run=folder / model / f"{stamps[model]}-seed{seed}")
-        for seed in range(table.seeds)
-        for model in table.models
+        for seed in range(seeds)
+        for model in models
     ]
 
 
 def run_cells(
     cells: list[Cell],
     *,
-    dataset: Path,
-    recipes: Path,
+    command: Callable[[Cell], Sequence[str]],
     workers: int,
     on_done: Callable[[Cell], None],
 ) -> None:
@@ -56,8 +57,7 @@ def run_cells(
 
     Args:
         cells: What to train.
-        dataset: Ingested dataset.
-        recipes: Folder with one recipe per model.
+        command: What makes a cell, after the interpreter.
         workers: Trainings at a time; each gets one compute thread.
         on_done: Called for each finished cell, also for those found finished.
 
@@ -75,7 +75,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.pop(0)
-                running[_start(cell, dataset=dataset, recipes=recipes)] = cell
+                running[_start(cell, command)] = cell
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
                 _check(process, cell)
@@ -88,17 +88,13 @@ def run_cells(
             process.wait()
 
 
-def _start(cell: Cell, *, dataset: Path, recipes: Path) -> subprocess.Popen[str]:
+def _start(cell: Cell, command: Callable[[Cell], Sequence[str]]) -> subprocess.Popen[str]:
     cell.run.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "tamis", "train", str(dataset)),
-        *("--recipe", str(recipes / f"{cell.model}.toml")),
-        *("--set", f"training.seed={cell.seed}"),
-        *("--run", str(cell.run), "--threads", "1", "--no-report"),
-    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (cell.run.parent / f"{cell.run.name}.log").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, text=True)
+        return subprocess.Popen(
+            [sys.executable, *command(cell)], stdout=log, stderr=log, env=environment, text=True
+        )
 
 
 def _check(process: subprocess.Popen[str], cell: Cell) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tamis.reproduce.retrieval.tables import RetrievalTable, retrieval_tables
+
 RANKERS = ("lr", "fm", "deepfm", "dcn_v2", "final_mlp", "autoint", "wukong", "dhen")
 
 # Of the specification's list: modules alone, in pairs, in threes; depth; ensemble; shortcut; norm;
@@ -179,7 +181,7 @@ _MARKET_RANKERS = ("dlrm", "dcn_v2", "final_mlp", "wukong", "dhen")
 _BARS = "BARS-CTR frappe_x1, embedding width 10, published training file"
 _FUXICTR = "FuxiCTR 2.3.10, published settings, one seed, these very files"
 
-TABLES: dict[str, ResultTable] = {
+_TRAINED: dict[str, ResultTable] = {
     table.name: table
     for table in (
         ResultTable(
@@ -336,10 +338,14 @@ TABLES: dict[str, ResultTable] = {
         ),
     )
 }
+TABLES: dict[str, ResultTable | RetrievalTable] = {
+    **_TRAINED,
+    **{table.name: table for table in retrieval_tables()},
+}
 """Every table by name."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in TABLES if name.startswith(f"{group}-"))
-    for group in ("sequence", "interformer-ablations", "ensemble")
+    for group in ("sequence", "interformer-ablations", "ensemble", "hsnn")
 }
 """Tables that one name makes, one after the other."""

@@ -1,0 +1,1 @@
+"""Tables of retrieval: trained models, and ways to search with them."""

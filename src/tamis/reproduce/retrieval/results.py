@@ -1,0 +1,318 @@
+"""What is read off the searched rows of a table of retrieval: rows, claims, the printed form."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis import artifacts
+from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.retrieval.tables import RetrievalTable
+
+_VALUE, _CLICKS = "value_recall@100", "recall@100"
+_KEPT_GAIN, _FLOPS_SHARE, _INDEX_LOSS = 0.8, 0.15, 0.03
+_LATENCY_GAIN, _COLD_SHARE, _COLLAPSE = 0.065, 0.8, 0.8
+_BARS, _CHECKS = "bars of the specification", "checks of the specification"
+
+Row = Mapping[str, Any]
+
+
+def search_row_of(name: str, seed: int, found: Row, run: Path | None) -> dict[str, Any]:
+    """What the table keeps of a searched row.
+
+    Args:
+        name: Its name.
+        seed: Seed of its model.
+        found: What its process measured.
+        run: Run of its model; None for popularity.
+    """
+    main = next(point for point in found["points"] if point["is_main"])
+    metrics = {name: value for name, value in main.items() if name not in ("setting", "is_main")}
+    if "exhaustive" in found:
+        metrics["index_loss"] = _loss(main, found["exhaustive"])
+    result: dict[str, Any] = {
+        "model": name,
+        "seed": seed,
+        "split": "test",
+        "setting": main["setting"],
+        "metrics": {"ne": None, **metrics},
+        **found,
+        "commit": None,
+    }
+    if run is None:
+        return result
+    trained, record = (artifacts.read_json(run / name) for name in ("run.json", "metrics.json"))
+    (task,) = record["metrics"]["test"].values()
+    result["metrics"]["ne"] = task["ne"]
+    return result | {
+        "parameters": trained["parameters"]["total"],
+        "dense_parameters": trained["parameters"]["dense"],
+        "samples_per_second": round(trained["samples_per_second"]),
+        "commit": trained["commit"],
+        "device": trained["environment"]["device_name"],
+        "precision": trained["precision"],
+    }
+
+
+def recall_of(metrics: Row) -> float:
+    """Recall at 100: of true value where it is known, else of what users went for."""
+    return float(metrics.get(_VALUE, metrics[_CLICKS]))
+
+
+def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table's comparisons and the bars of the specification."""
+    by_name = {
+        row.name: sorted(
+            (found for found in rows if found["model"] == row.name), key=lambda one: one["seed"]
+        )
+        for row in table.rows
+    }
+    claims = [
+        _comparison(by_name[claim.better], by_name[claim.worse], claim.metric)
+        for claim in table.comparisons
+    ]
+    first, reference, large = (
+        by_name[name] for name in (table.indexed[0], table.reference, table.large)
+    )
+    claims.append(_not_worse(first, by_name[table.separate]))
+    claims.append(_ends_apart(first, by_name[table.separate]))
+    claims.append(_kept_gain(first, reference, large))
+    claims.append(
+        _bar(
+            f"{table.indexed[0]} takes at most {_FLOPS_SHARE:.0%} of the operations of "
+            f"{table.large}",
+            [a["metrics"]["flops"] / b["metrics"]["flops"] for a, b in _pairs(first, large)],
+            lambda share: share <= _FLOPS_SHARE,
+        )
+    )
+    for name in table.indexed:
+        claims.append(
+            _bar(
+                f"{name} loses at most {_INDEX_LOSS:.0%} of the recall of scoring everything",
+                [row["metrics"]["index_loss"] for row in by_name[name]],
+                lambda loss: loss <= _INDEX_LOSS,
+            )
+        )
+        claims.append(_beams_bind(by_name[name]))
+    claims += [_at_equal_latency(first, by_name[name]) for name in table.rivals]
+    claims += _cold(first)
+    if table.balance_removed:
+        claims.append(_collapse(by_name[table.balance_removed], first))
+    if table.short_queue:
+        claims.append(_queue_matters(by_name[table.short_queue], first))
+    for row in table.rows:
+        if row.is_checked:
+            claims += _checks(by_name[row.name])
+    return claims
+
+
+def display_of(table: RetrievalTable, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table, one line per row."""
+    has_values = any(_VALUE in row["metrics"] for row in rows)
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        *([(_VALUE, "value@100", _four)] if has_values else []),
+        *((f"recall@{k}", f"recall@{k}", _four) for k in (50, 100, 500)),
+        ("ndcg@20", "NDCG@20", _four),
+        ("ne", "NE", _four),
+        ("index_loss", "index loss", lambda value: f"{value:.3f}"),
+        ("pairs", "pairs", lambda value: f"{value:,.0f}"),
+        ("flops", "MFLOP", lambda value: f"{value / 1e6:,.2f}"),
+        ("cpu_ms", "cpu ms", lambda value: f"{value:.2f}"),
+        ("latency", "x two towers", lambda value: f"{value:.2f}"),
+    ]
+    display = []
+    for row in table.rows:
+        own = [found["metrics"] for found in rows if found["model"] == row.name]
+        cells = [row.name]
+        for name, _, form in shown:
+            values = [metrics[name] for metrics in own if metrics.get(name) is not None]
+            cells.append(_mean_and_sd(values, form) if values else "")
+        display.append(cells)
+    return ["row", *(head for _, head, _ in shown)], display
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _mean_and_sd(values: Sequence[float], form: Callable[[float], str]) -> str:
+    return f"{form(float(np.mean(values)))} ± {form(float(np.std(values, ddof=1)))}"
+
+
+def _pairs(one: Sequence[Row], other: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows of the same seeds."""
+    return list(zip(one, other, strict=True))
+
+
+def _loss(point: Row, exhaustive: Row) -> float:
+    best = recall_of(exhaustive)
+    return 1.0 - recall_of(point) / best if best else 0.0
+
+
+def _metric_of(row: Row, metric: str) -> float:
+    return recall_of(row["metrics"]) if metric == "recall" else float(row["metrics"]["ne"])
+
+
+def _comparison(better: Sequence[Row], worse: Sequence[Row], metric: str) -> dict[str, Any]:
+    test = paired_t_test(
+        metric,
+        [_metric_of(row, metric) for row in worse],
+        [_metric_of(row, metric) for row in better],
+    )
+    is_less = metric == "ne"
+    return {
+        "claim": f"{better[0]['model']} has a {'lower NE' if is_less else 'higher recall'} than "
+        f"{worse[0]['model']}",
+        "estimate": test.difference,
+        "interval": [test.lower, test.upper],
+        "holds": test.upper < 0 if is_less else test.lower > 0,
+        "how": f"paired t test over {test.units} seeds",
+    }
+
+
+def _not_worse(joint: Sequence[Row], separate: Sequence[Row]) -> dict[str, Any]:
+    claim = _comparison(joint, separate, "recall")
+    return claim | {
+        "claim": f"{joint[0]['model']} recalls no less than {separate[0]['model']}",
+        "holds": claim["estimate"] >= 0,
+        "how": f"mean of {len(joint)} seeds; {_BARS}",
+    }
+
+
+def _bar(claim: str, values: Sequence[float], holds: Callable[[float], bool]) -> dict[str, Any]:
+    mean = float(np.mean(values))
+    return {
+        "claim": claim,
+        "estimate": mean,
+        "interval": None,
+        "holds": holds(mean),
+        "how": f"mean of {len(values)} seeds; {_BARS}",
+    }
+
+
+def _ends_apart(joint: Sequence[Row], separate: Sequence[Row]) -> dict[str, Any]:
+    """Joint learning that changed nothing would be k-means under another name."""
+    share = float(np.mean([a["weights"] != b["weights"] for a, b in _pairs(joint, separate)]))
+    return {
+        "claim": f"{joint[0]['model']} and {separate[0]['model']} end at different weights",
+        "estimate": share,
+        "interval": None,
+        "holds": share == 1.0,
+        "how": f"each of {len(joint)} seeds; {_CHECKS}",
+    }
+
+
+def _beams_bind(rows: Sequence[Row]) -> dict[str, Any]:
+    """Beams that are no limit prune nothing, and what they keep says nothing of the index."""
+    gaps = []
+    for row in rows:
+        kept = [point["kept"] for point in row["points"]]
+        main = next(place for place, point in enumerate(row["points"]) if point["is_main"])
+        gaps.append(kept[main] - kept[max(0, main - 1)])
+    return _bar(
+        f"{rows[0]['model']} keeps less of what scoring everything finds with half the beams",
+        gaps,
+        lambda gap: gap > 0,
+    ) | {"how": f"mean of {len(rows)} seeds; {_CHECKS}"}
+
+
+def _kept_gain(
+    first: Sequence[Row], reference: Sequence[Row], large: Sequence[Row]
+) -> dict[str, Any]:
+    """Of means: the gain of one seed may be near 0, and a share of it anything."""
+    kept, base, best = (
+        float(np.mean([recall_of(row["metrics"]) for row in rows]))
+        for rows in (first, reference, large)
+    )
+    # Without a gain there is nothing to keep, and the bar says nothing: it does not hold.
+    share = (kept - base) / (best - base) if best > base else 0.0
+    return {
+        "claim": f"{first[0]['model']} keeps at least {_KEPT_GAIN:.0%} of the gain in recall of "
+        f"{large[0]['model']} over {reference[0]['model']}",
+        "estimate": share,
+        "interval": None,
+        "holds": best > base and share >= _KEPT_GAIN,
+        "how": f"means of {len(first)} seeds, gain {best - base:+.4f}; {_BARS}",
+    }
+
+
+def _at_equal_latency(first: Sequence[Row], rival: Sequence[Row]) -> dict[str, Any]:
+    """Gain over the rival's best width that takes no longer, each in units of the reference."""
+    gains = []
+    for row, other in _pairs(first, rival):
+        as_fast = [
+            recall_of(point)
+            for point in other["points"]
+            if point["latency"] <= row["metrics"]["latency"]
+        ]
+        best = max(as_fast, default=0.0)
+        own = recall_of(row["metrics"])
+        gains.append(own / best - 1.0 if best else float(own > 0))
+    return _bar(
+        f"{first[0]['model']} recalls at least {_LATENCY_GAIN:.1%} more than the best width of "
+        f"{rival[0]['model']} at equal latency",
+        gains,
+        lambda gain: gain >= _LATENCY_GAIN,
+    )
+
+
+def _cold(first: Sequence[Row]) -> list[dict[str, Any]]:
+    shares = [
+        row["metrics"]["cold_recall@100"] / row["metrics"]["warm_recall@100"]
+        for row in first
+        if row["metrics"]["cold_recall@100"] is not None and row["metrics"]["warm_recall@100"]
+    ]
+    if not shares:
+        return []
+    return [
+        _bar(
+            f"{first[0]['model']} recalls items that were never shown at least "
+            f"{_COLD_SHARE:.0%} as well as others that are worth as much",
+            shares,
+            lambda share: share >= _COLD_SHARE,
+        )
+    ]
+
+
+def _collapse(removed: Sequence[Row], first: Sequence[Row]) -> dict[str, Any]:
+    ratios = [
+        one["levels"][0]["perplexity"] / other["levels"][0]["perplexity"]
+        for one, other in _pairs(removed, first)
+    ]
+    return _bar(
+        f"without balance the perplexity of codes falls by more than {1 - _COLLAPSE:.0%}",
+        ratios,
+        lambda ratio: ratio < _COLLAPSE,
+    )
+
+
+def _queue_matters(short: Sequence[Row], first: Sequence[Row]) -> dict[str, Any]:
+    gaps = [
+        one["levels"][0]["perplexity"] - other["levels"][0]["perplexity"]
+        for one, other in _pairs(short, first)
+    ]
+    return {
+        "claim": "balance judged by one batch gives another perplexity of codes",
+        "estimate": float(np.mean(gaps)),
+        "interval": None,
+        "holds": all(gap != 0 for gap in gaps),
+        "how": f"each of {len(gaps)} seeds; {_CHECKS}",
+    }
+
+
+def _checks(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every check of a row's index, on all seeds."""
+    claims = []
+    for place, first in enumerate(rows[0]["checks"]):
+        found = [row["checks"][place] for row in rows]
+        claims.append(
+            {
+                "claim": f"{rows[0]['model']}: {first['check']}",
+                "estimate": float(np.mean([check["value"] for check in found])),
+                "interval": None,
+                "holds": all(check["holds"] for check in found),
+                "how": f"each of {len(found)} seeds; {_CHECKS}",
+            }
+        )
+    return claims

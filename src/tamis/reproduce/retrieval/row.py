@@ -1,0 +1,156 @@
+"""One row of a table of retrieval: a model is trained, published, searched and measured.
+
+The folder of a row holds ``order.json``, what is wanted; it gets ``metrics.json``, what was
+measured. Progress is printed, line by line.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tamis import api, artifacts, config
+from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.retrieval_task import StoredTask, read_task
+from tamis.errors import RunInUseError
+from tamis.process import prepare_process
+from tamis.reproduce.retrieval import searchers
+from tamis.reproduce.retrieval.checks import checks_of
+from tamis.reproduce.retrieval.scores import Measurer
+from tamis.reproduce.retrieval.searchers import Point, Prepared
+from tamis.reproduce.retrieval.tables import Method
+from tamis.retrieval.occupancy import occupancy
+from tamis.retrieval.search import Retriever
+
+ORDER, ROW = "order.json", "metrics.json"
+_PATIENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowOrder:
+    """What a process is told to make; folders as text, as they stand in JSON."""
+
+    method: Method
+    """How the model is searched."""
+    inputs: str
+    """Folder with ``dataset`` and ``task``."""
+    seed: int
+    """Of the trainings."""
+    recipe: str
+    """Of the model; empty for popularity."""
+    run: str
+    """Its run, trained by whichever row comes first; empty for popularity."""
+    reference_recipe: str
+    """Of the two towers that the row is timed beside."""
+    reference_run: str
+    """Their run."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into the row's folder, where :func:`make_row` reads it."""
+        artifacts.write_json(folder / ORDER, config.to_table(self))
+
+
+def make_row(folder: Path) -> dict[str, Any]:
+    """Make the row that was ordered in a folder; one that is finished is returned as it is.
+
+    Raises:
+        TamisError: A training failed, or something does not hold that no correct search can fail.
+    """
+    if (folder / ROW).exists():
+        return dict(artifacts.read_json(folder / ROW))
+    prepare_process(1)
+    searchers.use_one_thread()
+    order = config.from_table(RowOrder, artifacts.read_json(folder / ORDER), where="order")
+    started = time.perf_counter()
+    for recipe, run in (
+        (order.reference_recipe, order.reference_run),
+        (order.recipe, order.run),
+    ):
+        if run:
+            _train(order, recipe, Path(run), _Told(started))
+            _say(started, f"{run} is trained")
+    found = _measured(order, started)
+    artifacts.write_json(folder / ROW, found)
+    return found
+
+
+class _Told:
+    """Prints how a training goes; see ``tamis.training.loop.Observer``."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+
+    def on_message(self, text: str) -> None:
+        _say(self._started, text)
+
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
+        """Steps are too many for a log."""
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        (task,) = record["valid"].values()
+        _say(self._started, f"step {record['step']}: NE {task['ne']:.4f} on the validation rows")
+
+
+def _train(order: RowOrder, recipe: str, run: Path, told: _Told) -> None:
+    """Train a model, go on with it, or wait for the row that is training it."""
+    settings = [f"training.seed={order.seed}"]
+    dataset = Path(order.inputs) / "dataset"
+    while True:
+        try:
+            api.train(
+                dataset, recipe=recipe, settings=settings, run=run, observer=told, report=False
+            )
+        except RunInUseError:
+            time.sleep(_PATIENCE_SECONDS)
+        else:
+            return
+
+
+def _measured(order: RowOrder, started: float) -> dict[str, Any]:
+    """Everything that is measured of a row; JSON values."""
+    folder = Path(order.inputs)
+    task, dataset = read_task(folder / "task"), Dataset.open(folder / "dataset")
+    encoders = Encoders.load(folder / "dataset" / "encoders", task.schema)
+    prepared = Prepared.of(task, encoders, dataset.spec)
+    reference = searchers.reference_searcher(Path(order.reference_run), prepared)
+    measurer = Measurer(task, prepared.requests, reference)
+    _say(started, f"{task.num_items:,} items and {len(prepared.requests):,} requests are encoded")
+    found: dict[str, Any] = {"checks": [], "levels": []}
+    if order.method == "network":
+        model, snapshot = searchers.published(Path(order.run), prepared)
+        retriever = Retriever(model, snapshot)
+        found["weights"] = snapshot.weights_version
+        if snapshot.tree.num_nodes:
+            found["levels"] = [dataclasses.asdict(level) for level in occupancy(snapshot)]
+            found["checks"], found["forward"] = checks_of(model, snapshot, prepared, dataset)
+            _say(started, f"levels {found['levels']}, checks {found['checks']}")
+            found["exhaustive"] = measurer.exhaustive(retriever)
+            _say(started, f"every node and item: {found['exhaustive']}")
+        points: Iterator[Point] = searchers.network_points(retriever)
+    else:
+        points = _points(order, task, prepared)
+    found["points"] = []
+    for point in points:
+        found["points"].append(measurer.measure(point))
+        _say(started, f"{point.setting}: {found['points'][-1]}")
+    return found
+
+
+def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[Point]:
+    run, reference = Path(order.run), Path(order.reference_run)
+    if order.method == "popularity":
+        return searchers.popular_points(task)
+    if order.method == "exact":
+        return searchers.exact_points(run, prepared)
+    if order.method == "ann":
+        return searchers.ann_points(run, prepared)
+    return searchers.rerank_points(run, reference, prepared, longest=task.longest)
+
+
+def _say(started: float, text: str) -> None:
+    sys.stdout.write(f"{time.perf_counter() - started:8.1f} s  {text}\n")
+    sys.stdout.flush()

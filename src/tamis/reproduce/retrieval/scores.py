@@ -1,0 +1,134 @@
+"""What a searcher is worth and what it costs: recall, true value, cold items, operations, time."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.data.retrieval_task import StoredTask
+from tamis.evaluation.retrieval import CUTOFFS, ItemLists, full_corpus_scores, true_value_recall
+from tamis.reproduce.retrieval.searchers import Point
+from tamis.retrieval.collect import collect
+from tamis.retrieval.search import BeamSearcher, Retriever
+from tamis.retrieval.searcher import Request, Searcher
+
+FOUND = 100
+"""Length of the lists that are compared."""
+_TIMED, _LEAST_TIMED, _SECONDS = 100, 10, 30.0
+
+
+class Measurer:
+    """Measures one way to search after another, on the same users and beside the same reference."""
+
+    def __init__(self, task: StoredTask, requests: Sequence[Request], reference: Searcher) -> None:
+        """Take what all ways have in common.
+
+        Args:
+            task: What is to be found.
+            requests: One for each user of the task.
+            reference: What each way is timed beside, in turns.
+        """
+        self._task, self._requests, self._reference = task, requests, reference
+        self._is_cold = task.impressions == 0
+        self._wanted = _most_valuable(task)
+        self._exhaustive: NDArray[np.int64] | None = None
+
+    def exhaustive(self, retriever: Retriever) -> dict[str, Any]:
+        """Quality of a network that scores every node and item; points are compared with it."""
+        everything = BeamSearcher(retriever=retriever, beams=retriever.snapshot.tree.num_nodes)
+        quality, lists = self._quality(everything)
+        self._exhaustive = lists
+        return quality
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Quality, cost and time of a point; JSON values."""
+        quality, lists = self._quality(point.searcher)
+        if self._exhaustive is not None:
+            pairs = zip(lists[:, :FOUND], self._exhaustive[:, :FOUND], strict=True)
+            quality["kept"] = float(np.mean([np.isin(all_, some).mean() for some, all_ in pairs]))
+        return {
+            "setting": point.setting,
+            "is_main": point.is_main,
+            **quality,
+            "index_bytes": point.searcher.index_bytes,
+            **self._times(point.searcher),
+        }
+
+    def _quality(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        task = self._task
+        found = collect(searcher, self._requests, max(CUTOFFS), masked=task.masked)
+        lists = found.ids
+        scores = full_corpus_scores(
+            lists,
+            task.relevant,
+            task.masked,
+            num_items=task.num_items,
+            candidates=found.candidates,
+        )
+        quality: dict[str, Any] = {
+            **scores.means(),
+            "pairs": found.mean_pairs,
+            "flops": found.mean_flops,
+            "bytes": found.mean_bytes,
+        }
+        if task.values is not None:
+            shares = true_value_recall(lists, task.values, FOUND)
+            quality[f"value_recall@{FOUND}"] = float(np.nanmean(shares))
+        first = lists[:, :FOUND]
+        for name, is_of_kind in (("cold", self._is_cold), ("warm", ~self._is_cold)):
+            quality[f"{name}_recall@{FOUND}"] = _recall_among(first, self._wanted, is_of_kind)
+        return quality, lists
+
+    def _times(self, searcher: Searcher) -> dict[str, float]:
+        """Milliseconds of a request, and how many times those of the reference that is.
+
+        Both answer the same requests in turns, each a second time that counts: what the other one
+        left in the caches would slow down the cheaper of the two, and flatter the dearer. Their
+        ratio is of the processor's time, which does not count what other processes of the machine
+        take away from this one.
+        """
+        taken: list[list[float]] = []
+        started = time.perf_counter()
+        for request in self._requests[:_TIMED]:
+            clocks = []
+            for one in (searcher, self._reference):
+                one.search(request, FOUND)
+                clocks.append((time.perf_counter(), time.thread_time()))
+                one.search(request, FOUND)
+                clocks.append((time.perf_counter(), time.thread_time()))
+            taken.append((1e3 * np.diff(clocks, axis=0)[::2]).ravel().tolist())
+            if clocks[-1][0] - started > _SECONDS and len(taken) >= _LEAST_TIMED:
+                break
+        wall, processor, _, reference = np.array(taken).T
+        p50, p95 = np.percentile(wall, [50, 95]).tolist()
+        own, beside = (float(np.median(times)) for times in (processor, reference))
+        return {
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "cpu_ms": own,
+            "reference_cpu_ms": beside,
+            "latency": own / beside,
+            "timed": float(len(taken)),
+        }
+
+
+def _most_valuable(task: StoredTask) -> ItemLists:
+    """What cold and warm items are to be found among: of most true value, or what was gone for."""
+    if task.values is None:
+        return task.relevant
+    cut = min(FOUND, task.num_items)
+    return ItemLists.of(list(np.argpartition(-task.values, cut - 1, axis=1)[:, :cut]))
+
+
+def _recall_among(
+    first: NDArray[np.int64], wanted: ItemLists, is_of_kind: NDArray[np.bool_]
+) -> float | None:
+    """Share of the wanted items of a kind that were found, all users together; None without any."""
+    found = asked = 0
+    for list_, ids in zip(first, wanted.lists(), strict=True):
+        own = ids[is_of_kind[ids]]
+        asked += len(own)
+        found += int(np.isin(own, list_).sum())
+    return found / asked if asked else None

@@ -1,0 +1,231 @@
+"""From a row of a retrieval table to searchers over a corpus, one for each width."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tamis.data.batch import Batch
+from tamis.data.encoders import Encoders
+from tamis.data.public_sets.retrieval import same_category
+from tamis.data.retrieval_task import StoredTask
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.models.hsnn import HSNN
+from tamis.models.two_tower import TwoTower
+from tamis.retrieval.encoded import encoded_rows, pairs_by_features
+from tamis.retrieval.exact import ExactSearcher, Queries
+from tamis.retrieval.faiss_index import HNSW, FaissSearcher, IVFFlat
+from tamis.retrieval.item_vectors import ItemVectors
+from tamis.retrieval.rerank import Reranker
+from tamis.retrieval.search import BeamSearcher, Retriever
+from tamis.retrieval.searcher import Request, Searcher
+from tamis.retrieval.snapshot import IndexSnapshot
+from tamis.training.predict import load_trained
+
+BEAM_SHARES = (0.05, 0.1, 0.2, 0.4)
+"""Nodes that a search keeps at each index level, as shares of those that are occupied."""
+MAIN_SHARE = 0.4
+"""The share that stands in the table; the others are its curve."""
+RERANKED_SHARES = (0.01, 0.02, 0.05, 0.1)
+"""Candidates that are re-ranked, as shares of the corpus."""
+MAIN_RERANKED = 0.05
+_READ_FOR_EACH = 4
+PROBES = (1, 4, 16, 64)
+"""Lists of an inverted file that are read."""
+MAIN_PROBES = 16
+WIDTHS = (32, 128, 512)
+"""Candidates that a walk through a graph of neighbours keeps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A way to search at one width."""
+
+    setting: str
+    """Its width, in words."""
+    searcher: Searcher
+    """Ready to answer."""
+    is_main: bool = False
+    """Whether it stands for the row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """The corpus and those who ask, as models read them."""
+
+    spec: InputSpec
+    """Inputs of all models."""
+    corpus: list[tuple[Tensor, Batch]]
+    """All items, some at a time, by their numbers."""
+    requests: list[Request]
+    """One for each user."""
+
+    @classmethod
+    def of(cls, task: StoredTask, encoders: Encoders, spec: InputSpec) -> "Prepared":
+        """Encode a task."""
+        rows = [row for _, row in encoded_rows(task.requests, encoders, spec, batch_size=1)]
+        if task.has_pairs:
+            pairs = [_matches(spec, history, task.matched) for history in task.histories]
+            requests = [
+                Request(user=row, pairs=of_pair) for row, of_pair in zip(rows, pairs, strict=True)
+            ]
+        else:
+            requests = [Request(user=row) for row in rows]
+        return cls(
+            spec=spec, corpus=list(encoded_rows(task.corpus, encoders, spec)), requests=requests
+        )
+
+
+def popular_points(task: StoredTask) -> Iterator[Point]:
+    """The items with most positives, for everybody."""
+    counts = torch.from_numpy(task.positives).float().unsqueeze(1)
+    everybody = Queries(encode=lambda users: torch.ones(users.num_rows, 1), flops=0)
+    items = ItemVectors.of(torch.arange(task.num_items), counts)
+    yield Point(setting="all", searcher=ExactSearcher(items, everybody), is_main=True)
+
+
+def exact_points(run: Path, prepared: Prepared) -> Iterator[Point]:
+    """Two towers, every item multiplied."""
+    yield Point(setting="all", searcher=reference_searcher(run, prepared), is_main=True)
+
+
+def reference_searcher(run: Path, prepared: Prepared) -> ExactSearcher:
+    """What every other way is timed beside."""
+    model, items = _two_tower(run, prepared)
+    return ExactSearcher(items, model.queries())
+
+
+def ann_points(run: Path, prepared: Prepared) -> Iterator[Point]:
+    """Two towers through Faiss: an inverted file and a graph, each from narrow to wide."""
+    model, items = _two_tower(run, prepared)
+    queries, lists = model.queries(), num_lists(len(items.ids))
+    for probes in PROBES:
+        read = min(lists, probes)
+        yield Point(
+            setting=f"ivf, {read} of {lists} lists",
+            searcher=FaissSearcher(items, queries, IVFFlat(lists=lists, probes=read)),
+            is_main=probes == MAIN_PROBES,
+        )
+    for width in WIDTHS:
+        searcher = FaissSearcher(items, queries, HNSW(search_width=width))
+        yield Point(setting=f"hnsw, width {width}", searcher=searcher)
+
+
+def num_lists(num_items: int) -> int:
+    """Lists of an inverted file over so many items, by Faiss' rule of thumb of 4 sqrt(V).
+
+    Example:
+        >>> num_lists(40_000)
+        800
+    """
+    return max(1, min(num_items, round(4 * math.sqrt(num_items))))
+
+
+def rerank_points(
+    run: Path, reference: Path, prepared: Prepared, *, longest: int
+) -> Iterator[Point]:
+    """A network's order of what the two towers' inverted file finds.
+
+    Args:
+        run: Of a model without an index.
+        reference: Run of two towers.
+        prepared: Corpus and requests.
+        longest: Items that are asked for at most, and so candidates at least.
+    """
+    model, vectors = _two_tower(reference, prepared)
+    count = len(vectors.ids)
+    lists = num_lists(count)
+    queries = model.queries()
+    network = _network(run)
+    snapshot = IndexSnapshot.publish(network, prepared.corpus)
+    own = ItemVectors.of(snapshot.members.ids, snapshot.members.vectors)
+    widths = {share: min(count, max(longest, round(share * count))) for share in RERANKED_SHARES}
+    for candidates in dict.fromkeys(widths.values()):
+        # Lists that hold a few times as many items, or there were too few to choose from.
+        probes = min(
+            lists, max(MAIN_PROBES, math.ceil(_READ_FOR_EACH * lists * candidates / count))
+        )
+        first = FaissSearcher(vectors, queries, IVFFlat(lists=lists, probes=probes))
+        yield Point(
+            setting=f"ivf, {candidates} re-ranked",
+            searcher=Reranker(first, network, own, num_candidates=candidates),
+            is_main=candidates == widths[MAIN_RERANKED],
+        )
+
+
+def network_points(retriever: Retriever) -> Iterator[Point]:
+    """Beams of several widths through an index; one point where there is none."""
+    num_nodes = retriever.snapshot.tree.num_nodes
+    if not num_nodes:
+        yield Point(
+            setting="all", searcher=BeamSearcher(retriever=retriever, beams=()), is_main=True
+        )
+        return
+    for share in BEAM_SHARES:
+        beams = beams_of(num_nodes, share)
+        yield Point(
+            setting=f"beams {'-'.join(str(beam) for beam in beams)}",
+            searcher=BeamSearcher(retriever=retriever, beams=beams),
+            is_main=share == MAIN_SHARE,
+        )
+
+
+def beams_of(num_nodes: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """A share of each level's nodes, so that of all levels together that share is left.
+
+    Level n keeps ``share ** (n / L)`` of its nodes, as only children of what is kept are looked at.
+
+    Example:
+        >>> beams_of((100,), 0.25), beams_of((100, 1000), 0.25)
+        ((25,), (50, 250))
+    """
+    levels = len(num_nodes)
+    return tuple(
+        max(1, round(share ** ((place + 1) / levels) * count))
+        for place, count in enumerate(num_nodes)
+    )
+
+
+def published(run: Path, prepared: Prepared) -> tuple[HSNN, IndexSnapshot]:
+    """A trained network and the index that it publishes of a corpus."""
+    network = _network(run)
+    return network, IndexSnapshot.publish(network, prepared.corpus)
+
+
+def use_one_thread() -> None:
+    """Faiss has threads of its own, where it is installed."""
+    try:
+        import faiss
+    except ImportError:
+        return
+    faiss.omp_set_num_threads(1)
+
+
+def _two_tower(run: Path, prepared: Prepared) -> tuple[TwoTower, ItemVectors]:
+    model = load_trained(run).module.eval()
+    if not isinstance(model, TwoTower):
+        raise ConfigError(f"{run}: must be a run of two_tower, got {type(model).__name__}.")
+    return model, ItemVectors.encode(model, prepared.corpus)
+
+
+def _network(run: Path) -> HSNN:
+    model = load_trained(run).module.eval()
+    if not isinstance(model, HSNN):
+        raise ConfigError(f"{run}: must be a run of hsnn, got {type(model).__name__}.")
+    return model
+
+
+def _matches(
+    spec: InputSpec, history: np.ndarray, matched: np.ndarray
+) -> Callable[[Tensor], Batch]:
+    """The one feature of pairs: how many of a user's last steps were in an item's category."""
+
+    def features(items: Tensor) -> Tensor:
+        return torch.from_numpy(same_category(history, matched[items.numpy()])).unsqueeze(1)
+
+    return pairs_by_features(spec, features)

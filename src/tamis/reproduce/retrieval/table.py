@@ -1,0 +1,143 @@
+"""How the rows of a table of retrieval are made and read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tamis import api, artifacts, config
+from tamis.data.market.retrieval import market_retrieval
+from tamis.data.public_sets.retrieval import RetrievalSet, amazon, gowalla
+from tamis.data.retrieval_task import is_task, write_task
+from tamis.errors import ConfigError, DataError
+from tamis.reproduce.results import markdown_of
+from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
+from tamis.reproduce.retrieval.row import RowOrder
+from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.reproduce.runner import Cell
+from tamis.reproduce.tables import Average
+
+Row = Mapping[str, Any]
+
+_MARKET = "market_ads:"
+_SETS: dict[str, tuple[str, Callable[[Path], RetrievalSet]]] = {
+    "amazon_sports_retrieval": ("seq_amazon_sports_and_outdoors", amazon),
+    "gowalla": ("gowalla", gowalla),
+}
+
+
+class RetrievalRows:
+    """Ways to search a corpus, one process for each row; see ``TableKind``.
+
+    Several rows may search one model. Whichever comes first trains it, the others wait.
+    """
+
+    averages: tuple[Average, ...] = ()
+
+    def __init__(self, table: RetrievalTable) -> None:
+        """Take the table."""
+        self._table = table
+        self.name, self.dataset, self.seeds = table.name, table.dataset, table.seeds
+        self.models = tuple(row.name for row in table.rows)
+        self.tasks = ("click",)
+
+    def recipes(self, folder: Path) -> dict[str, str]:
+        """For each row its method, the recipe of its model and that of the reference."""
+        paths = {model: self._recipe(folder, model) for model in self._table.models}
+        for path in paths.values():
+            if not path.exists():
+                raise ConfigError(f"{path}: must exist, got no such recipe.")
+        found = {model: config.read_toml(path) for model, path in paths.items()}
+        reference = found[self._reference]
+        return {
+            row.name: config.fingerprint([row.method, found.get(row.model, {}), reference])
+            for row in self._table.rows
+        }
+
+    def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
+        """Dataset and task, which no recipe decides."""
+        name = f"{self.dataset.replace(':', '-')}-{self._table.requests}-requests"
+        folder = work / "tasks" / name
+        dataset, task = folder / "dataset", folder / "task"
+        if not (api.is_dataset(dataset) and is_task(task)):
+            found = _read(self._table, data)
+            if not api.is_dataset(dataset):
+                logs = {split: folder / "rows" / f"{split}.parquet" for split in found.tables}
+                for split, path in logs.items():
+                    found.write_rows(split, path)
+                api.ingest(logs, dataset, schema=found.schema)
+            write_task(found, task, requests=self._table.requests)
+        manifest = artifacts.read_json(task / "manifest.json")
+        return folder, config.fingerprint([api.open_dataset(dataset).fingerprint, manifest])
+
+    def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:
+        """Order the row, and what makes it."""
+        row = self._table.row(cell.model)
+        reference = self._recipe(recipes, self._reference)
+        recipe = self._recipe(recipes, row.model) if row.model else None
+        order = RowOrder(
+            method=row.method,
+            inputs=str(inputs),
+            seed=cell.seed,
+            recipe="" if recipe is None else str(recipe),
+            run="" if recipe is None else str(self._run(cell, recipe, inputs)),
+            reference_recipe=str(reference),
+            reference_run=str(self._run(cell, reference, inputs)),
+        )
+        order.write(cell.run)
+        return ["-m", "tamis.reproduce.retrieval", str(cell.run)]
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """What was measured, beside what its training says."""
+        order = artifacts.read_json(cell.run / "order.json")
+        run = Path(order["run"]) if order["run"] else None
+        return search_row_of(
+            cell.model, cell.seed, artifacts.read_json(cell.run / "metrics.json"), run
+        )
+
+    def is_current(self, row: Row) -> bool:
+        """Whether a row that was read has been searched."""
+        return bool(row.get("points"))
+
+    def published(self) -> list[dict[str, Any]]:
+        """None: published recall is of other rows or other lengths of lists."""
+        return []
+
+    def claims(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Comparisons, bars and checks."""
+        return claims_of(self._table, rows)
+
+    def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+        """One line per row."""
+        return display_of(self._table, rows)
+
+    def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:
+        """The table and what is claimed."""
+        return markdown_of(payload, columns, display)
+
+    @property
+    def _reference(self) -> str:
+        """The recipe of two towers."""
+        return self._table.row(self._table.reference).model
+
+    def _recipe(self, folder: Path, model: str) -> Path:
+        """Recipes of several tables are the same, and stand beside the folder of each."""
+        return folder.parent / self._table.recipes / f"{model}.toml"
+
+    def _run(self, cell: Cell, recipe: Path, inputs: Path) -> Path:
+        """Run of a recipe and a seed, shared by all rows of the table."""
+        data = api.open_dataset(inputs / "dataset").fingerprint
+        stamp = config.fingerprint([config.read_toml(recipe), data])[:12]
+        return cell.run.parent.parent / "trained" / recipe.stem / f"{stamp}-seed{cell.seed}"
+
+
+def _read(table: RetrievalTable, data: Path | None) -> RetrievalSet:
+    if table.dataset.startswith(_MARKET):
+        ads = int(table.dataset.removeprefix(_MARKET))
+        return market_retrieval(ads, requests=table.requests)
+    if data is None:
+        raise DataError(
+            f"table {table.name!r}: needs the public set {table.dataset!r}, got no folder of "
+            f"public sets. Set TAMIS_DATA or --data."
+        )
+    folder, read = _SETS[table.dataset]
+    return read(data / folder)

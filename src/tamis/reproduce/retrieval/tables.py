@@ -1,0 +1,156 @@
+"""Tables of retrieval: models to train, ways to search them, and what is claimed of both."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["popularity", "exact", "ann", "network", "rerank"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRow:
+    """One row: a trained model, and how it is searched."""
+
+    name: str
+    """Name of the row."""
+    model: str = ""
+    """Recipe of the model. Empty: none, as for popularity."""
+    method: Method
+    """How it is searched: ``popularity`` gives everybody the items with most positives; ``exact``
+    multiplies all vectors; ``ann`` asks Faiss for the largest products; ``network`` walks the
+    model's index, or scores every item where it has none; ``rerank`` lets it order what the
+    reference's index finds."""
+    is_checked: bool = False
+    """Whether the table claims that every check of the row's index holds. Ablations show what goes
+    wrong without a part, so theirs are only reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Better:
+    """A claim that one row is better than another, paired by seed."""
+
+    better: str
+    """Row that is claimed to be better."""
+    worse: str
+    """Row that it is compared with."""
+    metric: Literal["recall", "ne"] = "recall"
+    """The table's recall at 100, where more is better, or NE, where less is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalTable:
+    """One table: ways to search a corpus, over seeds."""
+
+    name: str
+    """Name of the table and of its files in ``results/``."""
+    dataset: str
+    """A public set that is a retrieval task, or ``market_ads:ADS`` for a simulated market."""
+    recipes: str
+    """Folder of the recipes below that of all recipes."""
+    rows: tuple[SearchRow, ...]
+    """In the order of the table."""
+    reference: str
+    """Row of two towers that every row is timed beside, and whose candidates are re-ranked."""
+    large: str
+    """Row of the largest network by itself, on every item: what is to be kept."""
+    indexed: tuple[str, ...]
+    """Rows of learnt indexes; the first one is that of the bars, with two levels."""
+    separate: str
+    """Row like the first index whose index is learnt by itself: what joint learning must not be
+    worse than."""
+    rivals: tuple[str, ...]
+    """Rows that the first index is compared with at equal latency, each at its best width."""
+    comparisons: tuple[Better, ...] = ()
+    """What is claimed of the rows beside the bars."""
+    balance_removed: str = ""
+    """Row whose index learnt without the balance of nodes; its nodes must be used less evenly."""
+    short_queue: str = ""
+    """Row whose balance is judged by one batch."""
+    seeds: int = 3
+    """Seeds 0 to seeds - 1."""
+    requests: int = 1000
+    """Users who are searched for, at most."""
+
+    def __post_init__(self) -> None:
+        assert self.seeds > 1, "a standard deviation needs two seeds"
+        names = {row.name for row in self.rows}
+        said = {self.reference, self.large, self.separate, *self.indexed, *self.rivals}
+        said |= {name for claim in self.comparisons for name in (claim.better, claim.worse)}
+        said |= {self.balance_removed, self.short_queue} - {""}
+        assert said <= names, f"{self.name}: not among its rows: {sorted(said - names)}"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Recipes, each once."""
+        return tuple(dict.fromkeys(row.model for row in self.rows if row.model))
+
+    def row(self, name: str) -> SearchRow:
+        """A row by its name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+_REMOVALS = ("no-schedule", "no-balance", "no-warmup")
+_HSNN_ROWS = (
+    SearchRow(name="popularity", method="popularity"),
+    # Table 1: two towers, mixtures that score every item, an index of products, learnt indexes.
+    SearchRow(name="two_tower", model="two_tower", method="exact"),
+    *(
+        SearchRow(name=f"monn-{size}", model=f"monn-{size}", method="network")
+        for size in ("small", "medium", "large")
+    ),
+    SearchRow(name="ebr", model="two_tower", method="ann"),
+    SearchRow(name="rerank", model="monn-small", method="rerank"),
+    *(
+        SearchRow(name=f"hsnn-{levels}", model=f"hsnn-{levels}", method="network", is_checked=True)
+        for levels in (2, 3)
+    ),
+    # Table 2, whose third row is hsnn-2, and table 3; each differs from hsnn-2 in one setting.
+    *(
+        SearchRow(name=f"hsnn-2-{name}", model=f"hsnn-2-{name}", method="network")
+        for name in ("sil", "em", *_REMOVALS, "short-queue")
+    ),
+)
+_HSNN_COMPARISONS = (
+    *(
+        Better(better=better, worse=worse, metric=metric)
+        for metric in ("recall", "ne")
+        for better, worse in (
+            ("monn-small", "two_tower"),
+            ("monn-medium", "monn-small"),
+            ("monn-large", "monn-medium"),
+            ("hsnn-2", "two_tower"),
+            ("hsnn-3", "hsnn-2"),
+            ("hsnn-2", "hsnn-2-sil"),
+            ("hsnn-2", "hsnn-2-em"),
+            ("hsnn-2-em", "hsnn-2-sil"),
+            *(("hsnn-2", f"hsnn-2-{name}") for name in _REMOVALS),
+        )
+    ),
+    Better(better="two_tower", worse="popularity"),
+    Better(better="hsnn-2", worse="popularity"),
+)
+
+
+def retrieval_tables() -> tuple[RetrievalTable, ...]:
+    """Every table of retrieval."""
+    return tuple(
+        RetrievalTable(
+            name=f"hsnn-{name}",
+            dataset=dataset,
+            recipes="hsnn",
+            rows=_HSNN_ROWS,
+            reference="two_tower",
+            large="monn-large",
+            indexed=("hsnn-2", "hsnn-3"),
+            separate="hsnn-2-sil",
+            rivals=("two_tower", "ebr", "rerank"),
+            comparisons=_HSNN_COMPARISONS,
+            balance_removed="hsnn-2-no-balance",
+            short_queue="hsnn-2-short-queue",
+            requests=requests,
+        )
+        for name, dataset, requests in (
+            ("market", "market_ads:200000", 100),
+            ("sports", "amazon_sports_retrieval", 1000),
+            ("gowalla", "gowalla", 500),
+        )
+    )

@@ -1,0 +1,210 @@
+"""Claims of tables of retrieval, on rows that are made up here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamis import config
+from tamis.reproduce.retrieval.results import claims_of, display_of
+from tamis.reproduce.retrieval.tables import (
+    Better,
+    RetrievalTable,
+    SearchRow,
+    retrieval_tables,
+)
+
+RECIPES = Path(__file__).parents[3] / "recipes" / "hsnn"
+_SETTINGS = {
+    "hsnn-2-sil": ("index_learning", "sil"),
+    "hsnn-2-em": ("index_learning", "em"),
+    "hsnn-2-no-schedule": ("alpha_steps", 1),
+    "hsnn-2-no-balance": ("balance_weight", 0.0),
+    "hsnn-2-no-warmup": ("warmup_steps", 1),
+    "hsnn-2-short-queue": ("queue_batches", 1),
+}
+TABLE = RetrievalTable(
+    name="made-up",
+    dataset="market_ads:100",
+    recipes="none",
+    rows=(
+        SearchRow(name="base", model="base", method="exact"),
+        SearchRow(name="ann", model="base", method="ann"),
+        SearchRow(name="large", model="large", method="network"),
+        SearchRow(name="joint", model="joint", method="network", is_checked=True),
+        SearchRow(name="apart", model="apart", method="network"),
+        SearchRow(name="uneven", model="uneven", method="network"),
+    ),
+    reference="base",
+    large="large",
+    indexed=("joint",),
+    separate="apart",
+    rivals=("ann",),
+    comparisons=(
+        Better(better="joint", worse="base"),
+        Better(better="joint", worse="base", metric="ne"),
+    ),
+    balance_removed="uneven",
+    short_queue="uneven",
+    seeds=2,
+)
+# By row: recall, NE, operations, latency, loss of the index, perplexity.
+NUMBERS = {
+    "base": (0.20, 0.95, 10.0, 1.0, None, None),
+    "ann": (0.19, 0.95, 2.0, 0.5, None, None),
+    "large": (0.30, 0.90, 1000.0, 90.0, None, None),
+    "joint": (0.29, 0.92, 140.0, 2.0, 0.02, 40.0),
+    "apart": (0.27, 0.93, 140.0, 2.0, 0.05, 50.0),
+    "uneven": (0.25, 0.93, 140.0, 2.0, 0.10, 30.0),
+}
+
+
+def _rows(**changes: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for seed in range(2):
+        for name, (recall, ne, flops, latency, loss, perplexity) in NUMBERS.items():
+            metrics = {
+                "value_recall@100": recall + 0.001 * seed,
+                **{f"recall@{k}": 0.01 for k in (50, 100, 500)},
+                "ndcg@20": 0.01,
+                "ne": ne + 0.001 * seed,
+                "flops": flops,
+                "pairs": 10.0,
+                "latency": latency,
+                "cpu_ms": latency,
+                "cold_recall@100": 0.2,
+                "warm_recall@100": 0.25,
+            }
+            if loss is not None:
+                metrics["index_loss"] = loss
+            metrics |= changes.get(name, {})
+            point = {"latency": latency, "value_recall@100": recall, "recall@100": 0.01}
+            points = [{**point, "kept": kept, "is_main": kept == 0.9} for kept in (0.7, 0.9, 1.0)]
+            if name == "ann":  # a width that is better, and slower than the index
+                slow = {"latency": 2.5, "value_recall@100": 0.28, "recall@100": 0.01}
+                points = [*points, {**slow, "latency": 1.9, "value_recall@100": 0.25}, slow]
+            rows.append(
+                {
+                    "model": name,
+                    "seed": seed,
+                    "metrics": metrics,
+                    "points": points,
+                    "levels": [{"perplexity": perplexity}],
+                    "weights": f"{name}, seed {seed}",
+                    "checks": [{"check": "even", "value": 0.3, "holds": name != "uneven"}],
+                }
+            )
+    return rows
+
+
+def _claim(rows: list[dict[str, Any]], words: str) -> dict[str, Any]:
+    (claim,) = [claim for claim in claims_of(TABLE, rows) if words in claim["claim"]]
+    return claim
+
+
+@pytest.mark.parametrize(
+    ("words", "estimate"),
+    [
+        ("higher recall than base", 0.09),
+        ("lower NE than base", -0.03),
+        ("recalls no less than apart", 0.02),
+        # Of means over two seeds: 0.2905 keeps nine tenths of the way from 0.2005 to 0.3005.
+        ("keeps at least 80%", 0.9),
+        ("at most 15% of the operations", 0.14),
+        ("loses at most 3%", 0.02),
+        # Against 0.25, the best width that takes no more than 2.0: 0.29 / 0.25 - 1 and 0.291 / ...
+        ("at equal latency", 0.162),
+        ("never shown", 0.8),
+        ("without balance", 0.75),
+        ("end at different weights", 1.0),
+        ("with half the beams", 0.2),
+        ("judged by one batch", -10.0),
+    ],
+)
+def test_each_claim_holds_with_the_number_that_it_should_have(words: str, estimate: float) -> None:
+    claim = _claim(_rows(), words)
+    assert claim["estimate"] == pytest.approx(estimate, abs=1e-9)
+    assert claim["holds"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("higher recall than base", {"joint": {"value_recall@100": 0.2}}),
+        ("lower NE than base", {"joint": {"ne": 0.96}}),
+        ("recalls no less than apart", {"apart": {"value_recall@100": 0.3}}),
+        ("keeps at least 80%", {"joint": {"value_recall@100": 0.279}}),
+        ("keeps at least 80%", {"large": {"value_recall@100": 0.1}}),
+        ("at most 15% of the operations", {"joint": {"flops": 151.0}}),
+        ("loses at most 3%", {"joint": {"index_loss": 0.031}}),
+        ("at equal latency", {"joint": {"value_recall@100": 0.26}}),
+        ("never shown", {"joint": {"cold_recall@100": 0.19}}),
+    ],
+)
+def test_each_claim_fails_just_below_its_bar(words: str, changes: dict[str, Any]) -> None:
+    assert not _claim(_rows(**changes), words)["holds"]
+
+
+def test_learning_that_changes_nothing_and_beams_that_prune_nothing_are_told() -> None:
+    rows = _rows()
+    for row in rows:
+        row["weights"] = f"seed {row['seed']}"
+        for point in row["points"]:
+            point["kept"] = 1.0
+        row["levels"] = [{"perplexity": 9.0}]
+    for words in ("end at different weights", "with half the beams", "judged by one batch"):
+        assert not _claim(rows, words)["holds"]
+
+
+def test_recall_is_of_clicks_where_no_true_value_is_known() -> None:
+    rows = _rows()
+    for row in rows:
+        del row["metrics"]["value_recall@100"]
+        for point in row["points"]:
+            del point["value_recall@100"]
+    assert _claim(rows, "higher recall than base")["estimate"] == 0.0
+
+
+def test_nothing_is_said_of_cold_items_where_there_are_none() -> None:
+    rows = _rows(joint={"cold_recall@100": None})
+    assert not [claim for claim in claims_of(TABLE, rows) if "never shown" in claim["claim"]]
+
+
+def test_checks_are_claimed_of_the_rows_that_say_so_and_of_no_ablation() -> None:
+    rows = _rows()
+    assert [claim["claim"] for claim in claims_of(TABLE, rows) if "even" in claim["claim"]] == [
+        "joint: even"
+    ]
+    assert _claim(rows, "joint: even")["holds"]
+    joint = [row for row in rows if row["model"] == "joint"]
+    joint[1]["checks"][0] |= {"holds": False, "value": 0.1}
+    claim = _claim(rows, "joint: even")
+    assert not claim["holds"]
+    assert claim["estimate"] == pytest.approx(0.2)
+
+
+def test_display_gives_mean_and_deviation_and_leaves_out_what_a_row_has_not() -> None:
+    columns, display = display_of(TABLE, _rows())
+    cells = dict(zip(columns, display[0], strict=True))
+    assert cells["value@100"] == "0.2005 ± 0.0007"
+    assert cells["index loss"] == ""
+    assert dict(zip(columns, display[3], strict=True))["index loss"] == "0.020 ± 0.000"
+
+
+def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:
+    tables = retrieval_tables()
+    assert [table.name for table in tables] == ["hsnn-market", "hsnn-sports", "hsnn-gowalla"]
+    for table in tables:
+        assert table.seeds >= 3
+        assert {"hsnn-2-sil", "hsnn-2-em", "hsnn-2-no-balance"} <= set(table.models)
+        assert [row.name for row in table.rows if row.is_checked] == ["hsnn-2", "hsnn-3"]
+        assert table.balance_removed == "hsnn-2-no-balance"
+
+
+@pytest.mark.parametrize("variant", [*_SETTINGS])
+def test_recipes_of_tables_2_and_3_differ_from_the_joint_one_in_one_setting(variant: str) -> None:
+    joint, other = (config.read_toml(RECIPES / f"{name}.toml") for name in ("hsnn-2", variant))
+    key, value = _SETTINGS[variant]
+
+    assert joint["model"].get(key) != value
+    assert other == {**joint, "model": {**joint["model"], key: value}}
