@@ -7,6 +7,9 @@ from typing import Any
 
 from tamis import artifacts, config
 from tamis.errors import ConfigError, DataError
+from tamis.reproduce.early.rounds_table import RoundsRows
+from tamis.reproduce.early.table import EarlyRows
+from tamis.reproduce.early.variants import EarlyTable, RoundsTable
 from tamis.reproduce.kinds import TableKind, TrainedRows
 from tamis.reproduce.results import row_of_average
 from tamis.reproduce.retrieval.table import RetrievalRows
@@ -87,13 +90,17 @@ def check_recipes(name: str, recipes: Path) -> None:
     kind_of(TABLES[name]).recipes(recipes / name)
 
 
-def kind_of(table: ResultTable | RetrievalTable) -> TableKind:
+def kind_of(table: ResultTable | RetrievalTable | EarlyTable | RoundsTable) -> TableKind:
     """A table with what its kind of rows needs."""
     match table:
         case ResultTable():
             return TrainedRows(table)
         case RetrievalTable():
             return RetrievalRows(table)
+        case EarlyTable():
+            return EarlyRows(table)
+        case RoundsTable():
+            return RoundsRows(table)
 
 
 class _Ledger:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tamis.reproduce.early.variants import EarlyTable, RoundsTable, early_tables
 from tamis.reproduce.retrieval.tables import RetrievalTable, retrieval_tables
 
 RANKERS = ("lr", "fm", "deepfm", "dcn_v2", "final_mlp", "autoint", "wukong", "dhen")
@@ -338,14 +339,15 @@ _TRAINED: dict[str, ResultTable] = {
         ),
     )
 }
-TABLES: dict[str, ResultTable | RetrievalTable] = {
+TABLES: dict[str, ResultTable | RetrievalTable | EarlyTable | RoundsTable] = {
     **_TRAINED,
     **{table.name: table for table in retrieval_tables()},
+    **{table.name: table for table in early_tables()},
 }
 """Every table by name."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in TABLES if name.startswith(f"{group}-"))
-    for group in ("sequence", "interformer-ablations", "ensemble", "hsnn")
+    for group in ("sequence", "interformer-ablations", "ensemble", "hsnn", "early-stage")
 }
 """Tables that one name makes, one after the other."""

@@ -1,0 +1,160 @@
+"""LightGBM distilled on the final stage's predictions: the rival to fear on tabular inputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis import api
+from tamis.data.dataset import Dataset
+from tamis.data.loader import Loader
+from tamis.errors import ConfigError
+from tamis.reproduce.early.study import Study
+from tamis.reproduce.early.variants import Boosted, Pools
+
+_ROUNDS = 300
+_SETTINGS: dict[str, Any] = {
+    "num_leaves": 63,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 50,
+    "feature_fraction": 0.8,
+    "num_threads": 1,
+    "deterministic": True,
+    "verbosity": -1,
+}
+_GRADES = 31
+"""Grades of value within a request that lambdarank tells apart."""
+_POOLS: Pools = "rejected"
+_ROWS_AT_A_TIME = 65_536
+
+
+def boosted_scores(
+    study: Study, variant: Boosted, *, seed: int
+) -> tuple[NDArray[np.float64], Mapping[str, NDArray[np.float64]], dict[str, Any]]:
+    """Train on the rows of all pools and score the judged candidates.
+
+    Args:
+        study: The cascade.
+        variant: What is learned.
+        seed: Of the draws of features.
+
+    Returns:
+        Scores (N,); predictions (N,) by task where a model for each was trained; what was built.
+
+    Raises:
+        ConfigError: LightGBM is not installed.
+    """
+    dataset = api.open_dataset(study.dataset(_POOLS))
+    inputs, categories = _inputs(dataset, "train")
+    judged, _ = _inputs(dataset, "test")
+    log = study.log(_POOLS, "train")
+    fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), seed)
+    if variant.objective == "parts":
+        predictions = {
+            task: fit.trained("cross_entropy", log.final[task], judged) for task in study.tasks
+        }
+        return study.values(predictions, study.judged()), predictions, fit.built
+    bid, billing = study.ads()
+    value = study.value.score(log.final, bid[log.candidate], billing[log.candidate])
+    if variant.objective == "value":
+        return fit.trained("regression", value, judged), {}, fit.built
+    return fit.ranked(value, log.request, judged), {}, fit.built
+
+
+class _Fit:
+    """Trainings on one set of rows."""
+
+    def __init__(
+        self,
+        inputs: NDArray[np.float32],
+        categories: list[int],
+        weights: NDArray[np.float32],
+        seed: int,
+    ) -> None:
+        """Take the rows.
+
+        Raises:
+            ConfigError: LightGBM is not installed.
+        """
+        try:
+            import lightgbm
+        except ImportError as error:
+            raise ConfigError(
+                "lightgbm: must be installed for this row, got no such package. Run pip install "
+                "'tamis[lightgbm]'."
+            ) from error
+        self._lightgbm: Any = lightgbm
+        self._inputs, self._categories = inputs, categories
+        self._weights, self._seed = weights, seed
+        self._trees = self._models = 0
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """How large all models are."""
+        return {"models": self._models, "trees": self._trees}
+
+    def trained(
+        self, objective: str, target: NDArray[Any], judged: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Predictions of a model of targets (n,) for the judged rows."""
+        return self._scores(objective, np.arange(len(target)), target, judged)
+
+    def ranked(
+        self,
+        value: NDArray[np.float64],
+        request: NDArray[np.int64],
+        judged: NDArray[np.float32],
+    ) -> NDArray[np.float64]:
+        """Scores of lambdarank, whose gain is a candidate's grade of value in its request."""
+        order = np.lexsort((-value, request))
+        _, starts, counts = np.unique(request[order], return_index=True, return_counts=True)
+        place = np.arange(len(order)) - np.repeat(starts, counts)
+        grade = np.maximum(0, _GRADES - place)
+        gains = list(range(_GRADES + 1))
+        return self._scores("lambdarank", order, grade, judged, group=counts, label_gain=gains)
+
+    def _scores(
+        self,
+        objective: str,
+        rows: NDArray[np.int64],
+        target: NDArray[Any],
+        judged: NDArray[np.float32],
+        *,
+        group: NDArray[np.int64] | None = None,
+        **settings: Any,  # noqa: ANN401  (of the library)
+    ) -> NDArray[np.float64]:
+        data = self._lightgbm.Dataset(
+            self._inputs[rows],
+            target,
+            weight=self._weights[rows],
+            group=group,
+            categorical_feature=self._categories,
+        )
+        chosen = {**_SETTINGS, **settings, "objective": objective, "seed": self._seed}
+        booster = self._lightgbm.train(chosen, data, num_boost_round=_ROUNDS)
+        self._trees += booster.num_trees()
+        self._models += 1
+        return np.asarray(booster.predict(judged, num_threads=1), np.float64)
+
+
+def _inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int]]:
+    """The early stage's inputs (n, C) as one matrix, and which columns are categories.
+
+    Of a list each category counts in a column of its own.
+    """
+    spec = dataset.spec
+    sizes = {table.name: table.num_rows for table in spec.tables}
+    loader = Loader(dataset.split(split), spec, batch_size=_ROWS_AT_A_TIME, shuffle=False)
+    parts = []
+    for batch in loader.epoch(0):
+        columns = [batch.ids.numpy(), batch.numeric.numpy()]
+        for group in spec.sequences:
+            lists = batch.sequences[group.name]
+            owner = np.repeat(np.arange(batch.num_rows), lists.offsets.diff().numpy())
+            for at, table in enumerate(group.tables):
+                counts = np.zeros((batch.num_rows, sizes[table]), np.float32)
+                np.add.at(counts, (owner, lists.values[:, at].numpy()), 1.0)
+                columns.append(counts)
+        parts.append(np.concatenate(columns, axis=1, dtype=np.float32))
+    return np.concatenate(parts), list(range(len(spec.categorical)))

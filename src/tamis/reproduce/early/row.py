@@ -1,0 +1,230 @@
+"""One row of an early-stage table: trained, served, judged, and written as one JSON file."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis import api, artifacts, config
+from tamis.data.schema import InputSpec
+from tamis.errors import DataError
+from tamis.models.early_serving import ServedHead
+from tamis.models.early_stage import EarlyStage
+from tamis.reproduce.early.boosted import boosted_scores
+from tamis.reproduce.early.judge import judge
+from tamis.reproduce.early.study import Judged, Study
+from tamis.reproduce.early.trained import cost_of, latency_ms, serve, train_tasks, with_tasks
+from tamis.reproduce.early.variants import (
+    Boosted,
+    Given,
+    OneModel,
+    OneModelEach,
+    Variant,
+    variant_from_json,
+    variant_to_json,
+)
+from tamis.training import runlog
+from tamis.training.config import run_config_from_table
+from tamis.training.consolidation import Load, RequestCost, equal_cost_config
+
+ROW = "metrics.json"
+_ORDER = "order.json"
+_HEADS: tuple[ServedHead, ...] = ("label", "distilled", "mean")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowOrder:
+    """What a process is told to make."""
+
+    variant: Variant
+    """What is trained."""
+    seed: int
+    """Of its trainings."""
+    study: Path
+    """The cascade."""
+    recipe: Path
+    """Of the early stage."""
+
+    def write(self, run: Path) -> None:
+        """Write it into the row's folder, where :func:`make_row` reads it."""
+        artifacts.write_json(
+            run / _ORDER,
+            {
+                "variant": variant_to_json(self.variant),
+                "seed": self.seed,
+                "study": str(self.study),
+                "recipe": str(self.recipe),
+            },
+        )
+
+
+def make_row(run: Path) -> dict[str, Any]:
+    """Make the row that was ordered in a folder; one that is finished is returned as it is.
+
+    Raises:
+        DataError: The final stage as its own early stage does not have a recall of 1.
+    """
+    if (run / ROW).exists():
+        found: dict[str, Any] = artifacts.read_json(run / ROW)
+        return found
+    order = artifacts.read_json(run / _ORDER)
+    study, started = Study(Path(order["study"])), time.perf_counter()
+    row = _Row(study, run, config.read_toml(Path(order["recipe"])), order["seed"])
+    made = row.make(variant_from_json(order["variant"]))
+    made |= {
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": runlog.peak_rss_bytes(),
+        "commit": runlog.source_commit(),
+    }
+    artifacts.write_json(run / ROW, made)
+    return made
+
+
+class _Row:
+    def __init__(self, study: Study, run: Path, recipe: Mapping[str, Any], seed: int) -> None:
+        self._study, self._run, self._recipe, self._seed = study, run, recipe, seed
+        self._judged: Judged = study.judged()
+        self._candidates = round(study.record["candidates"])
+
+    def make(self, variant: Variant) -> dict[str, Any]:
+        match variant:
+            case OneModel():
+                return self._one_model(variant)
+            case OneModelEach():
+                return self._one_model_each(variant)
+            case Boosted():
+                return self._boosted(variant)
+            case Given():
+                return self._given(variant)
+
+    def _one_model(self, variant: OneModel) -> dict[str, Any]:
+        tasks, run = self._study.tasks[: variant.tasks], self._run / "model"
+        dataset = self._study.dataset(variant.pools)
+        train_tasks(dataset, variant, tasks, recipe=self._recipe, seed=self._seed, run=run)
+        is_distilled = variant.distillation != "none"
+        served = serve(
+            self._study,
+            run,
+            tasks,
+            pools=variant.pools,
+            head="distilled" if is_distilled else "label",
+        )
+        values = self._study.values(served.predictions, self._judged)
+        made: dict[str, Any] = {
+            "metrics": judge(self._study, self._judged, values),
+            "heads": dict(served.heads),
+        }
+        if variant.distillation == "separate":
+            # Which head serves is not in the source: all ways are reported, none is picked by it.
+            made["soft_recall_by_head"] = {
+                head: self._soft_recall(run, tasks, variant, head) for head in _HEADS
+            }
+        settings = config.override(self._recipe, list(variant.settings))
+        return made | self._costs([(settings, tasks)], variant) | _sizes([run])
+
+    def _soft_recall(
+        self, run: Path, tasks: Sequence[str], variant: OneModel, head: ServedHead
+    ) -> float:
+        served = serve(self._study, run, tasks, pools=variant.pools, head=head)
+        values = self._study.values(served.predictions, self._judged)
+        return float(judge(self._study, self._judged, values)["soft_recall"])
+
+    def _one_model_each(self, variant: OneModelEach) -> dict[str, Any]:
+        one = OneModel(tasks=1)
+        tasks = self._study.tasks
+        settings = self._recipe
+        if variant.equal_cost:
+            settings = self._at_equal_cost(one)
+        predictions: dict[str, NDArray[np.float64]] = {}
+        heads: dict[str, Any] = {}
+        runs = []
+        for task in tasks:
+            run = self._run / task
+            dataset = self._study.dataset(one.pools)
+            train_tasks(dataset, one, [task], recipe=settings, seed=self._seed, run=run)
+            served = serve(self._study, run, [task], pools=one.pools, head="distilled")
+            predictions |= dict(served.predictions)
+            heads |= dict(served.heads)
+            runs.append(run)
+        values = self._study.values(predictions, self._judged)
+        return {
+            "metrics": judge(self._study, self._judged, values),
+            "heads": heads,
+            **self._costs([(settings, [task]) for task in tasks], one),
+            **_sizes(runs),
+        }
+
+    def _at_equal_cost(self, one: OneModel) -> dict[str, Any]:
+        """The recipe with the widths at which a model for each task costs what one for all does."""
+        spec, tasks = self._spec(one), self._study.tasks
+        together, _ = cost_of(self._recipe, spec, tasks, candidates=self._candidates)
+        model = equal_cost_config(
+            run_config_from_table(self._recipe).model,
+            with_tasks(spec, tasks[:1]),
+            Load(candidates=self._candidates),
+            flops=together.flops / len(tasks),
+        )
+        return {
+            **self._recipe,
+            "model": {"name": self._recipe["model"]["name"], **config.to_table(model)},
+        }
+
+    def _boosted(self, variant: Boosted) -> dict[str, Any]:
+        score, predictions, built = boosted_scores(self._study, variant, seed=self._seed)
+        is_value = variant.objective != "rank"
+        return {
+            "metrics": judge(self._study, self._judged, score, is_value=is_value),
+            "trees": built,
+        } | ({"tasks": sorted(predictions)} if predictions else {})
+
+    def _given(self, variant: Given) -> dict[str, Any]:
+        score = {
+            "teacher": self._study.values(self._judged.final, self._judged),
+            "incumbent": self._judged.incumbent,
+            "chance": np.zeros(len(self._judged.bid)),
+        }[variant.order]
+        metrics = judge(self._study, self._judged, score, is_value=variant.order != "chance")
+        if variant.order == "teacher" and metrics["soft_recall"] != 1.0:
+            raise DataError(
+                f"{self._study.folder}: the final stage must have a soft recall of exactly 1 as "
+                f"its own early stage, got {metrics['soft_recall']!r}. Make the cascade anew."
+            )
+        return {"metrics": metrics}
+
+    def _costs(
+        self, models: Sequence[tuple[Mapping[str, Any], Sequence[str]]], variant: OneModel
+    ) -> dict[str, Any]:
+        """Modelled cost of a request by all models together, and its measured time."""
+        spec = self._spec(variant)
+        costs: list[RequestCost] = []
+        built: list[EarlyStage] = []
+        for settings, tasks in models:
+            cost, model = cost_of(settings, spec, tasks, candidates=self._candidates)
+            costs.append(cost)
+            built.append(model)
+        total = costs[0]
+        for cost in costs[1:]:
+            total = total + cost
+        return {
+            "request_cost": {"source": "modelled", **config.to_table(total)},
+            "latency_ms": {
+                "source": "measured",
+                **latency_ms(built, candidates=self._candidates),
+            },
+        }
+
+    def _spec(self, variant: OneModel) -> InputSpec:
+        return api.open_dataset(self._study.dataset(variant.pools)).spec
+
+
+def _sizes(runs: Sequence[Path]) -> dict[str, Any]:
+    records = [artifacts.read_json(run / "run.json") for run in runs]
+    return {
+        "dense_parameters": sum(record["parameters"]["dense"] for record in records),
+        "training_seconds": sum(record["training_seconds"] for record in records),
+        "device": records[0]["environment"]["device_name"],
+    }

@@ -1,0 +1,210 @@
+"""Tables of early stages as the harness makes them: cascade, processes, claims, printed form."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis import config
+from tamis.errors import ConfigError
+from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.early.market import make_market_study
+from tamis.reproduce.early.public import make_public_study
+from tamis.reproduce.early.row import RowOrder, make_row
+from tamis.reproduce.early.study import Study, is_study
+from tamis.reproduce.early.variants import (
+    EarlyClaim,
+    EarlyTable,
+    Given,
+    MarketCascade,
+    PublicCascade,
+    variant_to_json,
+)
+from tamis.reproduce.runner import Cell
+
+Row = Mapping[str, Any]
+RECIPE = "early_stage"
+_SHOWN = (
+    ("soft_recall", "soft recall"),
+    ("hard_recall", "hard recall"),
+    ("golden_rejected", "of pool III"),
+    ("ndcg", "NDCG"),
+    ("true_value", "true value"),
+)
+
+
+class EarlyRows:
+    """Early stages on one cascade, which is simulated once."""
+
+    averages = ()
+
+    def __init__(self, table: EarlyTable) -> None:
+        """Take the table."""
+        self._table = table
+        self.name, self.seeds, self.models = table.name, table.seeds, table.models
+        self.dataset, self.tasks = table.cascade.dataset, table.cascade.tasks
+
+    def recipes(self, folder: Path) -> dict[str, str]:
+        """The one recipe of the early stage with what each row changes."""
+        stage = read_recipe(folder, RECIPE)
+        return {
+            name: config.fingerprint(
+                variant_to_json(variant)
+                if isinstance(variant, Given)
+                else [stage, variant_to_json(variant)]
+            )
+            for name, variant in self._table.variants.items()
+        }
+
+    def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:
+        """The cascade, which its sizes and the recipes of its stages decide."""
+        cascade = self._table.cascade
+        folder = cascade_folder(cascade, work, recipes)
+        out = folder / "study"
+        if not is_study(out):
+            stages = folder / "stages"
+            if isinstance(cascade, MarketCascade):
+                make_market_study(cascade, recipes, stages, out)
+            else:
+                make_public_study(cascade, data, recipes, stages, out)
+        return out, Study(out).fingerprint
+
+    def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:
+        """One process of one thread, told by a file in its folder what to make."""
+        RowOrder(
+            variant=self._table.variants[cell.model],
+            seed=cell.seed,
+            study=inputs,
+            recipe=recipes / f"{RECIPE}.toml",
+        ).write(cell.run)
+        return ["-m", "tamis.reproduce.early", str(cell.run)]
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """Everything that was measured."""
+        return {"model": cell.model, "seed": cell.seed, **make_row(cell.run)}
+
+    def is_current(self, row: Row) -> bool:  # noqa: ARG002
+        """Recipe and cascade say all."""
+        return True
+
+    def published(self) -> list[dict[str, Any]]:
+        """Nothing: the source's figures could not be read."""
+        return []
+
+    def claims(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Paired over seeds."""
+        return [_claim(claim, rows) for claim in self._table.claims]
+
+    def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+        """One line per model: means and standard deviations over seeds."""
+        columns = ["model", *(head for _, head in _SHOWN), *(f"NE {task}" for task in self.tasks)]
+        columns += ["MFLOP/request", "p50 ms"]
+        display = []
+        for model in self.models:
+            chosen = [row for row in rows if row["model"] == model]
+            cells = [model]
+            cells += [mean_and_sd([row["metrics"][key] for row in chosen]) for key, _ in _SHOWN]
+            for task in self.tasks:
+                found = [row.get("heads", {}).get(task, {}).get("served") for row in chosen]
+                cells.append(mean_and_sd([None if item is None else item["ne"] for item in found]))
+            costs = [row["request_cost"]["flops"] / 1e6 for row in chosen if "request_cost" in row]
+            times = [row["latency_ms"]["p50"] for row in chosen if "latency_ms" in row]
+            cells.append(f"{costs[0]:.1f}" if costs else "")
+            cells.append(f"{np.median(times):.2f}" if times else "")
+            display.append(cells)
+        return columns, display
+
+    def markdown(
+        self, payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]]
+    ) -> str:
+        """The table and its claims."""
+        cascade = self._table.cascade
+        sizes = cascade.sizes
+        about = (
+            f"The early stage keeps {sizes.keep} of a request's candidates; recalls are of these, "
+            f"hard recall of the {sizes.slots} most valuable ones by the final stage. "
+            f"Means ± standard deviations over {self.seeds} seeds on the test days; NE is of the "
+            f"head that serves, on impressions. MFLOP are modelled, times measured."
+        )
+        if isinstance(cascade, PublicCascade):
+            about += " Labels of candidates that the set does not tell are drawn by an oracle."
+        return page(payload, columns, display, about)
+
+
+def cascade_folder(cascade: MarketCascade | PublicCascade, work: Path, recipes: Path) -> Path:
+    """Where a cascade of these sizes and recipes stands."""
+    names = ["teacher", RECIPE, *(["oracle"] if isinstance(cascade, PublicCascade) else [])]
+    decides = [config.to_table(cascade), *(read_recipe(recipes, name) for name in names)]
+    return work / "cascades" / f"{recipes.name}-{config.fingerprint(decides)[:12]}"
+
+
+def read_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """A recipe of a table.
+
+    Raises:
+        ConfigError: It is not there, or no TOML.
+    """
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        raise ConfigError(f"{path}: must exist, got no such recipe.")
+    return config.read_toml(path)
+
+
+def mean_and_sd(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation; empty where a value is not known."""
+    if not values or any(value is None or math.isnan(value) for value in values):
+        return ""
+    numbers = np.array(values, np.float64)
+    return f"{numbers.mean():.4f} ± {numbers.std(ddof=1):.4f}"
+
+
+def page(payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]], about: str) -> str:
+    """A table of early stages as Markdown, with its claims."""
+    commits = ", ".join(sorted({row["commit"][:10] for row in payload["rows"] if row["commit"]}))
+    lines = [
+        f"# {payload['table']}",
+        "",
+        f"Made by `{payload['command']}` at commit {commits or 'unknown'}. {about}",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(cells) + " |" for cells in display),
+        "",
+        "| claim | estimate | interval | holds |",
+        "|---|---|---|---|",
+    ]
+    for claim in payload["claims"]:
+        low, high = claim["interval"]
+        verdict = "yes" if claim["holds"] else "no"
+        lines.append(
+            f"| {claim['claim']} | {claim['estimate']:+.4f} | [{low:+.4f}, {high:+.4f}] | "
+            f"{verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def paired_claim(
+    text: str, metric: str, worse: Sequence[float], better: Sequence[float], at_least: float
+) -> dict[str, Any]:
+    """A claim that holds where the interval lies above 0 and the mean reaches what is asked."""
+    test = paired_t_test(metric, worse, better)
+    return {
+        "claim": text,
+        "estimate": test.difference,
+        "interval": [test.lower, test.upper],
+        "holds": test.lower > 0 and test.difference >= at_least,
+        "how": f"paired t test over {test.units} seeds",
+    }
+
+
+def _claim(claim: EarlyClaim, rows: Sequence[Row]) -> dict[str, Any]:
+    worse, better = (
+        [row["metrics"][claim.metric] for row in rows if row["model"] == model]
+        for model in (claim.worse, claim.better)
+    )
+    by = f" by at least {claim.at_least:g}" if claim.at_least else ""
+    name = claim.metric.replace("_", " ")
+    text = f"{claim.better} has a higher {name} than {claim.worse}{by}"
+    return paired_claim(text, claim.metric, worse, better, claim.at_least)

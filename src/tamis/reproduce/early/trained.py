@@ -1,0 +1,243 @@
+"""Early-stage rankers of a table's row: their training, what they serve, and what that costs."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from tamis import api, artifacts, config
+from tamis.data.batch import blank_batch
+from tamis.data.cascade_log import FINAL_PREFIX
+from tamis.data.schema import InputSpec
+from tamis.data.sides import side_spec
+from tamis.errors import DataError
+from tamis.evaluation import GroupedCalibrator, evaluate_imitation, evaluate_task, fit_by_group
+from tamis.models.early_serving import ServedHead, served_tasks
+from tamis.models.early_stage import EarlyStage, EarlyStageConfig
+from tamis.reproduce.early.cascade import REJECTED
+from tamis.reproduce.early.study import Judged, Study
+from tamis.reproduce.early.variants import OneModel, Pools
+from tamis.training.compare import read_predictions
+from tamis.training.config import run_config_from_table
+from tamis.training.consolidation import Load, RequestCost, request_cost
+
+_CALLS = 50
+_WARM_UPS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Served:
+    """What a finished training serves of some tasks for all judged candidates."""
+
+    predictions: Mapping[str, NDArray[np.float64]]
+    """(N,) by task, calibrated."""
+    heads: Mapping[str, Any]
+    """By task, metrics of the label's head and of the one that serves, on impressions."""
+
+
+def train_tasks(
+    dataset: Path,
+    variant: OneModel,
+    tasks: Sequence[str],
+    *,
+    recipe: Mapping[str, Any],
+    seed: int,
+    run: Path,
+) -> None:
+    """Train a ranker for some tasks; the others' heads get no loss and stay as they were drawn.
+
+    Args:
+        dataset: Of the variant's rows.
+        variant: How final-stage predictions are learned.
+        tasks: That are learned.
+        recipe: Of the early stage, with changes that are not the variant's.
+        seed: Of weights and order of rows.
+        run: Run folder; a stopped training goes on.
+    """
+    spec = api.open_dataset(dataset).spec
+    weights = [
+        0.0
+        if (task.distils or task.name) not in tasks
+        else variant.distil_weight
+        if task.distils and variant.distillation != "none"
+        else float(not task.distils)
+        for task in spec.tasks
+    ]
+    # Weights are picked by what serves: the imitation of the final stage, where there is one.
+    prefix = "" if variant.distillation == "none" else FINAL_PREFIX
+    settings = [
+        f"model.distillation={variant.distillation!r}",
+        *variant.settings,
+        f"training.task_weights={weights}",
+        f"training.monitor_tasks={[prefix + tasks[0]]}",
+        f"training.seed={seed}",
+    ]
+    path = run.parent / f"{run.name}.toml"
+    artifacts.write_text(path, config.write_toml(config.override(recipe, settings)))
+    api.train(dataset, recipe=path, run=run, report=False)
+
+
+def serve(
+    study: Study, run: Path, tasks: Sequence[str], *, pools: Pools, head: ServedHead
+) -> Served:
+    """Calibrated predictions of a training for the judged candidates.
+
+    A head is calibrated by Platt's map, one for each way to pay, on validation rows, which trained
+    nothing: one that imitates on rows that the final stage scored when the log was made, one of a
+    label on impressions.
+
+    Args:
+        study: The cascade.
+        run: A finished training.
+        tasks: That serve.
+        pools: Rows that trained it.
+        head: Which head serves.
+    """
+    spec = api.open_dataset(study.dataset(pools)).spec
+    valid = read_predictions(run / "predictions", "valid")
+    test = read_predictions(run / "predictions", "test")
+    log, (_, billing) = study.log(pools, "valid"), study.ads()
+    is_scored = log.pool < REJECTED
+    valid_billing = billing[log.candidate][is_scored]
+    judged = study.judged()
+    names = [task.name for task in spec.tasks]
+    predictions, heads = {}, {}
+    label_tasks = [task.name for task in spec.tasks if not task.distils]
+    for task, places in zip(label_tasks, served_tasks(spec.tasks, head), strict=True):
+        if task not in tasks:
+            continue
+        served = [names[place] for place in places]
+        target = valid[f"label:{served[-1]}"].to_numpy()
+        raw = _mean_logit(valid, served)
+        calibrator = _fitted(target[is_scored], raw[is_scored], valid_billing)
+        values = _mean_logit(test, served)
+        if calibrator is not None:
+            values = calibrator.apply(values, judged.billing)
+        predictions[task] = values
+        heads[task] = _head_metrics(test, task, values, judged) | {
+            "is_calibrated": calibrator is not None
+        }
+    return Served(predictions=predictions, heads=heads)
+
+
+def cost_of(
+    settings: Mapping[str, Any], spec: InputSpec, tasks: Sequence[str], *, candidates: int
+) -> tuple[RequestCost, EarlyStage]:
+    """What a request costs by a ranker that has heads for some tasks alone, and that ranker.
+
+    Args:
+        settings: The recipe with all changes; only its model matters.
+        spec: Inputs and all tasks.
+        tasks: That are served.
+        candidates: Of a request.
+    """
+    model_config: EarlyStageConfig = run_config_from_table(settings).model
+    model = EarlyStage(model_config, with_tasks(spec, tasks)).eval()
+    return request_cost(model, Load(candidates=candidates)), model
+
+
+def with_tasks(spec: InputSpec, tasks: Sequence[str]) -> InputSpec:
+    """The same inputs with some of the tasks, and the final stage's predictions of them."""
+    kept = tuple(task for task in spec.tasks if (task.distils or task.name) in tasks)
+    have = {task.name for task in kept}
+    return replace(
+        spec,
+        tasks=tuple(
+            task if task.observed_when in have else replace(task, observed_when="") for task in kept
+        ),
+    )
+
+
+def latency_ms(models: Sequence[EarlyStage], *, candidates: int) -> dict[str, float]:
+    """Measured time of a request with cached ads: user and context towers, and all pairs.
+
+    Args:
+        models: Called one after the other.
+        candidates: Of a request.
+    """
+    parts = [model.export() for model in models]
+    device = torch.device("cpu")
+    calls = []
+    for model, part in zip(models, parts, strict=True):
+        ads = torch.randn(candidates, model.config.tower_dim)
+        user = blank_batch(side_spec(model.spec, "user"), 1, device)
+        context = (
+            None
+            if part.context_tower is None
+            else blank_batch(side_spec(model.spec, "context"), 1, device)
+        )
+        calls.append((part, user, context, ads))
+    times = []
+    with torch.inference_mode():
+        for _ in range(_WARM_UPS + _CALLS):
+            start = time.perf_counter()
+            for part, user, context, ads in calls:
+                part.scorer(part.query(part.embed_user(user), context), ads)
+            times.append(1e3 * (time.perf_counter() - start))
+    measured = np.array(times[_WARM_UPS:])
+    return {"p50": float(np.median(measured)), "p95": float(np.quantile(measured, 0.95))}
+
+
+def _mean_logit(table: pa.Table, tasks: Sequence[str]) -> NDArray[np.float64]:
+    """Probability of the mean of some tasks' logits."""
+    columns = [table[f"prediction:{task}"].to_numpy() for task in tasks]
+    if len(columns) == 1:
+        only: NDArray[np.float64] = columns[0]
+        return only
+    clipped = [np.clip(column, 1e-12, 1 - 1e-12) for column in columns]
+    logit = np.mean([np.log(column) - np.log1p(-column) for column in clipped], axis=0)
+    probability: NDArray[np.float64] = 1 / (1 + np.exp(-logit))
+    return probability
+
+
+def _fitted(
+    target: NDArray[np.float32], predicted: NDArray[np.float64], billing: NDArray[np.str_]
+) -> GroupedCalibrator | None:
+    """A calibration, or None where a head learned too little to have one."""
+    try:
+        return fit_by_group("platt", target, predicted, billing)
+    except DataError:
+        return None
+
+
+def _head_metrics(
+    table: pa.Table, task: str, served: NDArray[np.float64], judged: Judged
+) -> dict[str, dict[str, float | None]]:
+    """Metrics on impressions, and of imitation on what the final stage scored for the log."""
+    label = table[f"label:{task}"].to_numpy()
+    is_shown = ~np.isnan(label)
+    found = {
+        name: {
+            key: evaluate_task(label[is_shown], values[is_shown]).to_json()[key]
+            for key in ("ne", "auc", "calibration")
+        }
+        for name, values in (
+            ("label", table[f"prediction:{task}"].to_numpy()),
+            ("served", served),
+        )
+    }
+    is_scored = judged.pool < REJECTED
+    for name, rows in (
+        ("imitation", is_scored),
+        *(
+            (f"imitation, paid by {kind}", is_scored & (judged.billing == kind))
+            for kind in np.unique(judged.billing)
+        ),
+    ):
+        copied = evaluate_imitation(judged.final[task][rows], served[rows])
+        found[name] = {
+            "divergence": _known(copied.divergence),
+            "calibration": _known(copied.calibration),
+        }
+    return found
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
