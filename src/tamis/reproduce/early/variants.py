@@ -22,9 +22,9 @@ class CascadeSizes:
     """Requests whose rows train and validate, about so many."""
     test_requests: int
     """Requests that are judged on all their candidates, about so many."""
-    scored_per_request: int = 16
+    scored_per_request: int = 10
     """Rows drawn from those that the final stage scored and nobody saw."""
-    rejected_per_request: int = 12
+    rejected_per_request: int = 10
     """Rows drawn from those that the early stage turned away."""
     exploration: float = 0.05
     """Share of the impressions that are drawn from all candidates, in [0, 1 / slots]."""
@@ -267,9 +267,16 @@ CLAIMS = (
 def early_tables() -> tuple[EarlyTable | RoundsTable, ...]:
     """The tables of the group ``early-stage``, in order."""
     market = MarketCascade(
-        sizes=CascadeSizes(keep=40, slots=4, train_requests=12_000, test_requests=1000),
+        sizes=CascadeSizes(
+            keep=30,
+            slots=4,
+            train_requests=40_000,
+            test_requests=1000,
+            scored_per_request=6,
+            rejected_per_request=6,
+        ),
         rows=1_200_000,
-        rows_per_ad=1500,
+        rows_per_ad=1000,
         conversion_rate=0.15,
         days=(9, 3, 1),
     )

@@ -1,0 +1,35 @@
+"""LightGBM's inputs, and what is said where it is not installed."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tamis import api
+from tamis.errors import ConfigError
+from tamis.reproduce.early.boosted import _inputs, boosted_scores
+from tamis.reproduce.early.study import Study
+from tamis.reproduce.early.variants import Boosted
+
+
+def test_inputs_are_those_of_the_early_stage_row_by_row(study: Study) -> None:
+    dataset = api.open_dataset(study.dataset("rejected"))
+    found, categories = _inputs(dataset, "valid")
+    split = dataset.split("valid")
+    # User and ad, the hour, and a count for each of 4 words and the unknown one.
+    assert found.shape == (split.num_rows, 3 + 5)
+    assert categories == [0, 1]
+    np.testing.assert_array_equal(found[:, 0], split.ids("user"))
+    np.testing.assert_array_equal(found[:, 1], split.ids("ad"))
+    np.testing.assert_array_equal(found[:, 2], split.numeric("hour"))
+    # An ad has two words, which are one and the same where both remainders are.
+    np.testing.assert_array_equal(found[:, 3:].sum(axis=1), 2)
+    candidate = study.log("rejected", "valid").candidate
+    twice = (found[:, 3:] == 2).any(axis=1)
+    np.testing.assert_array_equal(twice, candidate % 4 == candidate % 3)
+
+
+def test_a_missing_package_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tamis\[lightgbm\]'"):
+        boosted_scores(study, Boosted(objective="value"), seed=0)

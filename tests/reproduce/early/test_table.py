@@ -1,0 +1,224 @@
+"""Claims and pages of early stages, and a whole table from the harness, processes and all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tamis.errors import ConfigError
+from tamis.reproduce import make
+from tamis.reproduce.early.rounds_table import RoundsRows
+from tamis.reproduce.early.table import EarlyRows, mean_and_sd
+from tamis.reproduce.early.variants import (
+    CascadeSizes,
+    EarlyClaim,
+    EarlyTable,
+    Given,
+    MarketCascade,
+    OneModel,
+    PublicCascade,
+    RoundsTable,
+)
+from tamis.reproduce.make import make_table
+
+from .conftest import RECIPE
+from .test_market import TEACHER
+
+CASCADE = MarketCascade(
+    sizes=CascadeSizes(keep=20, slots=4, train_requests=200, test_requests=30),
+    rows=8000,
+    rows_per_ad=500,
+    conversion_rate=0.3,
+    days=(5, 2, 1),
+)
+TABLE = EarlyTable(
+    name="tiny",
+    cascade=CASCADE,
+    variants={"incumbent": Given(order="incumbent"), "full": OneModel(tasks=3)},
+    claims=(EarlyClaim(better="full", worse="incumbent", at_least=0.03),),
+    seeds=2,
+)
+ROUNDS = RoundsTable(name="tiny-rounds", cascade=CASCADE, rounds=3, days=1, seeds=2)
+
+
+def _row(model: str, seed: int, soft: float) -> dict[str, Any]:
+    return {"model": model, "seed": seed, "metrics": {"soft_recall": soft}}
+
+
+@pytest.mark.parametrize(("gain", "holds"), [(0.05, True), (0.02, False)])
+def test_a_claim_asks_for_an_interval_above_0_and_for_its_points(gain: float, holds: bool) -> None:
+    rows = [
+        row
+        for seed in range(3)
+        for row in (
+            _row("incumbent", seed, 0.8 + 0.01 * seed),
+            _row("full", seed, 0.8 + gain + 0.011 * seed),
+        )
+    ]
+    (claim,) = EarlyRows(TABLE).claims(rows)
+    # Differences are gain, gain + 0.001 and gain + 0.002: their mean, and 4.303 times 0.00058.
+    assert claim["estimate"] == pytest.approx(gain + 0.001)
+    assert claim["interval"][0] == pytest.approx(gain + 0.001 - 0.00248, abs=1e-5)
+    assert claim["interval"][0] > 0
+    assert claim["holds"] == holds
+    assert claim["claim"] == "full has a higher soft recall than incumbent by at least 0.03"
+
+
+def test_what_is_not_known_is_left_empty() -> None:
+    assert mean_and_sd([0.5, 0.7]) == "0.6000 ± 0.1414"
+    assert mean_and_sd([0.5, None]) == mean_and_sd([0.5, float("nan")]) == mean_and_sd([]) == ""
+
+
+def test_claims_of_rounds_compare_the_last_round() -> None:
+    def row(pools: str, seed: int, recalls: list[float]) -> dict[str, Any]:
+        rounds = [{"soft_recall": value + 0.001 * seed} for value in recalls]
+        return {"model": pools, "seed": seed, "rounds": rounds}
+
+    rows = [
+        row(pools, seed, recalls)
+        for seed in range(2)
+        for pools, recalls in (
+            ("impressed", [0.8, 0.9, 0.7]),
+            ("scored", [0.8, 0.9, 0.8]),
+            ("rejected", [0.8, 0.9, 0.95]),
+        )
+    ]
+    claims = RoundsRows(ROUNDS).claims(rows)
+    assert [claim["estimate"] for claim in claims] == pytest.approx([0.1, 0.15, 0.05])
+    assert all(claim["holds"] for claim in claims)
+
+
+def test_another_recipe_or_variant_is_another_row(tmp_path: Path) -> None:
+    (tmp_path / "early_stage.toml").write_text(RECIPE)
+    first = EarlyRows(TABLE).recipes(tmp_path)
+    other = {**TABLE.variants, "full": OneModel(tasks=2)}
+    second = EarlyRows(replace(TABLE, variants=other)).recipes(tmp_path)
+    (tmp_path / "early_stage.toml").write_text(RECIPE.replace("max_epochs = 2", "max_epochs = 3"))
+    third = EarlyRows(TABLE).recipes(tmp_path)
+    assert len({first["full"], second["full"], third["full"]}) == 3
+    # The incumbent's order needs no recipe of the row.
+    assert first["incumbent"] == second["incumbent"] == third["incumbent"]
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"early_stage\.toml: must exist"):
+        EarlyRows(TABLE).recipes(tmp_path)
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    for table in ("tiny", "tiny-rounds"):
+        folder = tmp_path / "recipes" / table
+        folder.mkdir(parents=True)
+        (folder / "teacher.toml").write_text(TEACHER)
+        (folder / "early_stage.toml").write_text(RECIPE)
+        (folder / "oracle.toml").write_text(
+            '[model]\nname = "dcn_v2"\nembedding_dim = 4\nhidden_units = [16]\n'
+            "[training]\nmax_epochs = 1\nbatch_size = 512\n"
+        )
+    return tmp_path / "recipes"
+
+
+def _make(name: str, tmp_path: Path, data: Path | None = None) -> dict[str, Any]:
+    made = make_table(
+        name,
+        data=data,
+        recipes=tmp_path / "recipes",
+        work=tmp_path / "work",
+        out=tmp_path / "results",
+        workers=1,
+        progress=lambda done, total: None,
+    )
+    payload: dict[str, Any] = json.loads(made.path.read_text())
+    return payload
+
+
+@pytest.mark.slow
+def test_a_table_is_made_by_processes_and_resumed(
+    tmp_path: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "TABLES", {"tiny": TABLE})
+    payload = _make("tiny", tmp_path)
+
+    assert payload["complete"]
+    assert [(row["model"], row["seed"]) for row in payload["rows"]] == [
+        *(("incumbent", 0), ("full", 0), ("incumbent", 1), ("full", 1)),
+    ]
+    assert payload["rows"][0]["metrics"] == payload["rows"][2]["metrics"]
+    assert payload["rows"][1]["metrics"] != payload["rows"][3]["metrics"]
+    page = (tmp_path / "results" / "tiny.md").read_text()
+    assert "| model | soft recall | hard recall |" in page
+    assert "The early stage keeps 20 of a request's candidates" in page
+
+    def refuse(*args: object, **options: object) -> None:
+        assert not args[0], "nothing is left to make"
+
+    monkeypatch.setattr(make, "run_cells", refuse)
+    assert _make("tiny", tmp_path) == payload
+
+
+@pytest.mark.slow
+def test_rounds_are_made_by_processes(
+    tmp_path: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "TABLES", {"tiny-rounds": ROUNDS})
+    payload = _make("tiny-rounds", tmp_path)
+    assert len(payload["rows"]) == 6
+    first = {row["rounds"][0]["soft_recall"] for row in payload["rows"]}
+    assert len(first) == 1
+    page = (tmp_path / "results" / "tiny-rounds.md").read_text()
+    assert "| learns from | figure | round 0 | round 1 | round 2 |" in page
+    assert len(payload["claims"]) == 3
+
+
+@pytest.mark.slow
+def test_a_cascade_over_a_public_set_has_real_and_drawn_labels(
+    tmp_path: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    generator = np.random.default_rng(0)
+    count = 6000
+    folder = tmp_path / "data" / "retailrocket_multibehavior"
+    folder.mkdir(parents=True)
+    user, item = generator.integers(0, 80, count), generator.integers(0, 120, count)
+    pq.write_table(
+        pa.table(
+            {
+                "user_id": user,
+                "item_id": item,
+                "behavior": np.where(
+                    (user + item) % 4 == 0,
+                    "buy",
+                    np.where((user * item) % 3 == 0, "cart", "view"),
+                ),
+                "timestamp": np.sort(generator.integers(0, 10**6, count)),
+            }
+        ),
+        folder / "train.parquet",
+    )
+    cascade = PublicCascade(
+        sizes=CascadeSizes(keep=12, slots=4, train_requests=150, test_requests=30),
+        dataset="retailrocket_multibehavior",
+        candidates=40,
+        teacher_events=1500,
+        negatives=2,
+        quality_task="cart",
+    )
+    table = replace(TABLE, cascade=cascade)
+    monkeypatch.setattr(make, "TABLES", {"tiny": table})
+    payload = _make("tiny", tmp_path, tmp_path / "data")
+
+    assert payload["complete"]
+    (study,) = (tmp_path / "work" / "cascades").glob("*/study/cascade.json")
+    record = json.loads(study.read_text())
+    assert record["tasks"] == ["click", "conversion", "cart"]
+    assert record["value"]["quality"] == "cart"
+    assert 0.1 < record["notes"]["simulated_labels"] < 1.0
+    assert record["candidates"] == 40
+    page = (tmp_path / "results" / "tiny.md").read_text()
+    assert "drawn by an oracle" in page

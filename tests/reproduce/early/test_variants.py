@@ -1,0 +1,59 @@
+"""What stands in the tables of the early stage."""
+
+import pytest
+
+from tamis.reproduce.early.variants import (
+    CLAIMS,
+    FULL,
+    VARIANTS,
+    CascadeSizes,
+    EarlyClaim,
+    EarlyTable,
+    OneModel,
+    early_tables,
+    variant_from_json,
+    variant_to_json,
+)
+from tamis.reproduce.tables import GROUPS, TABLES
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_come_back_from_json(name: str) -> None:
+    assert variant_from_json(variant_to_json(VARIANTS[name])) == VARIANTS[name]
+
+
+def test_no_two_rows_are_the_same() -> None:
+    assert len({str(variant_to_json(variant)) for variant in VARIANTS.values()}) == len(VARIANTS)
+
+
+def test_the_bar_of_the_specification_is_claimed() -> None:
+    assert EarlyClaim(better=FULL, worse="click", at_least=0.03) in CLAIMS
+    assert VARIANTS[FULL] == OneModel(tasks=3, pools="rejected", distillation="separate")
+    assert VARIANTS["click"] == OneModel(tasks=1, pools="impressed", distillation="none")
+
+
+def test_one_name_makes_all_tables() -> None:
+    names = tuple(table.name for table in early_tables())
+    assert GROUPS["early-stage"] == names
+    assert set(names) <= set(TABLES)
+    assert names[0] == "early-stage-market"
+
+
+def test_a_claim_about_an_unknown_row_is_refused() -> None:
+    table = early_tables()[0]
+    assert isinstance(table, EarlyTable)
+    with pytest.raises(AssertionError, match="unknown"):
+        EarlyTable(
+            name="t",
+            cascade=table.cascade,
+            variants={"a": OneModel(tasks=1)},
+            claims=(EarlyClaim(better="a", worse="b"),),
+        )
+
+
+@pytest.mark.parametrize(("keep", "slots", "exploration"), [(3, 4, 0.0), (9, 4, 0.3)])
+def test_sizes_that_make_no_cascade_are_refused(keep: int, slots: int, exploration: float) -> None:
+    with pytest.raises(AssertionError):
+        CascadeSizes(
+            keep=keep, slots=slots, train_requests=1, test_requests=1, exploration=exploration
+        )
