@@ -79,7 +79,9 @@ def test_lightgbm_keeps_most_of_the_value_that_it_is_distilled_on(
     row = make(Boosted(objective=objective))
     # Chance keeps about a half.
     assert row["metrics"]["soft_recall"] > 0.75
-    assert row["trees"]["models"] == (3 if objective == "parts" else 1)
+    assert row["models"] == (3 if objective == "parts" else 1)
+    assert row["trees"] == 300 * row["models"]
+    assert row["latency_ms"]["p50"] > 0
 
 
 def test_a_finished_row_is_not_made_again(make: Any, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def test_rates_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert earlier.rates == {
         task: pytest.approx(train[task].to_numpy().mean()) for task in ("click", "hide")
     }
-    assert set(earlier.notes["ne"]["final"]) == {"click", "hide"}
+    assert set(earlier.notes["ne"]) == {"click", "hide"}
+    assert set(earlier.notes["early_ne"]) == {"click"}
 
 
 def test_a_final_stage_of_the_same_size_is_refused(tmp_path: Path) -> None:

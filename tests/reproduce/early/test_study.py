@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tamis import api
+from tamis import api, artifacts
 from tamis.data.schema import Schema
-from tamis.errors import DataError
+from tamis.errors import ArtifactError, DataError
 from tamis.reproduce.early.study import Part, Study, is_study, write_study
 
 from .conftest import SIZES, TASKS, TinyWorld
@@ -89,6 +90,36 @@ def test_a_final_stage_that_saw_the_labels_is_refused(
             notes={},
         )
     assert not is_study(tmp_path / "study")
+
+
+def test_a_log_of_impressions_alone_is_refused(
+    parts: tuple[list[Part], list[Part]],
+    world: TinyWorld,
+    early_schema_of_ads: Schema,
+    tmp_path: Path,
+) -> None:
+    def shown(part: Part) -> Part:
+        rows = part.log.pool == 0
+        return replace(part, log=part.log.select(rows), inputs=part.inputs.filter(pa.array(rows)))
+
+    with pytest.raises(DataError, match="in the pool 'scored'"):
+        write_study(
+            tmp_path / "study",
+            train=[shown(part) for part in parts[0]],
+            test=parts[1],
+            schema=early_schema_of_ads,
+            ads=world.ads,
+            value=world.weights,
+            constants={},
+            sizes=SIZES,
+            notes={},
+        )
+
+
+def test_a_cascade_of_another_version_is_refused(study: Study, tmp_path: Path) -> None:
+    artifacts.write_json(tmp_path / "cascade.json", {**study.record, "version": 0})
+    with pytest.raises(ArtifactError, match="must be a cascade of version 1, got 0"):
+        Study(tmp_path)
 
 
 def test_nothing_told_is_refused(

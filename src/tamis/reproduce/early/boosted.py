@@ -1,6 +1,7 @@
 """LightGBM distilled on the final stage's predictions: the rival to fear on tabular inputs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
 from tamis.reproduce.early.study import Study
+from tamis.reproduce.early.trained import timed_ms
 from tamis.reproduce.early.variants import Boosted, Pools
 
 _ROUNDS = 300
@@ -29,18 +31,27 @@ _POOLS: Pools = "rejected"
 _ROWS_AT_A_TIME = 65_536
 
 
-def boosted_scores(
-    study: Study, variant: Boosted, *, seed: int
-) -> tuple[NDArray[np.float64], Mapping[str, NDArray[np.float64]], dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoostedScores:
+    """What trees say of the judged candidates."""
+
+    score: NDArray[np.float64]
+    """(N,) a total value, but for lambdarank, whose order alone means something."""
+    trees: int
+    """Of all models."""
+    models: int
+    """Trained."""
+    latency_ms: Mapping[str, float]
+    """Measured time of all candidates of a request, by quantile."""
+
+
+def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScores:
     """Train on the rows of all pools and score the judged candidates.
 
     Args:
         study: The cascade.
         variant: What is learned.
         seed: Of the draws of features.
-
-    Returns:
-        Scores (N,); predictions (N,) by task where a model for each was trained; what was built.
 
     Raises:
         ConfigError: LightGBM is not installed.
@@ -54,12 +65,24 @@ def boosted_scores(
         predictions = {
             task: fit.trained("cross_entropy", log.final[task], judged) for task in study.tasks
         }
-        return study.values(predictions, study.judged()), predictions, fit.built
-    bid, billing = study.ads()
-    value = study.value.score(log.final, bid[log.candidate], billing[log.candidate])
-    if variant.objective == "value":
-        return fit.trained("regression", value, judged), {}, fit.built
-    return fit.ranked(value, log.request, judged), {}, fit.built
+        score = study.values(predictions, study.judged())
+    else:
+        bid, billing = study.ads()
+        value = study.value.score(log.final, bid[log.candidate], billing[log.candidate])
+        score = (
+            fit.trained("regression", value, judged)
+            if variant.objective == "value"
+            else fit.ranked(value, log.request, judged)
+        )
+    one_request = judged[: round(study.record["candidates"])]
+    return BoostedScores(
+        score=score,
+        trees=sum(booster.num_trees() for booster in fit.boosters),
+        models=len(fit.boosters),
+        latency_ms=timed_ms(
+            lambda: [fit.predict(booster, one_request) for booster in fit.boosters]
+        ),
+    )
 
 
 class _Fit:
@@ -87,12 +110,7 @@ class _Fit:
         self._lightgbm: Any = lightgbm
         self._inputs, self._categories = inputs, categories
         self._weights, self._seed = weights, seed
-        self._trees = self._models = 0
-
-    @property
-    def built(self) -> dict[str, Any]:
-        """How large all models are."""
-        return {"models": self._models, "trees": self._trees}
+        self.boosters: list[Any] = []
 
     def trained(
         self, objective: str, target: NDArray[Any], judged: NDArray[np.float32]
@@ -133,9 +151,13 @@ class _Fit:
         )
         chosen = {**_SETTINGS, **settings, "objective": objective, "seed": self._seed}
         booster = self._lightgbm.train(chosen, data, num_boost_round=_ROUNDS)
-        self._trees += booster.num_trees()
-        self._models += 1
-        return np.asarray(booster.predict(judged, num_threads=1), np.float64)
+        self.boosters.append(booster)
+        return self.predict(booster, judged)
+
+    @staticmethod
+    def predict(booster: Any, inputs: NDArray[np.float32]) -> NDArray[np.float64]:  # noqa: ANN401
+        """Predictions (n,) by one thread."""
+        return np.asarray(booster.predict(inputs, num_threads=1), np.float64)
 
 
 def _inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int]]:

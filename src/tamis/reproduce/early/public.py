@@ -271,10 +271,13 @@ class _Simulator:
         chances: Predictions,
         generator: np.random.Generator,
     ) -> dict[str, NDArray[np.float32]]:
-        """What really came of pairs where it is known, else what chance says."""
+        """What really came of pairs in their part of the events, else what chance says."""
         world = self._world
         click, conversion, quality = world.found.tasks
         event = world.event_of(world.found.user[events][rows.row], candidate)
+        # Those of its own part alone: else requests of the log would have more than test ones.
+        part = world.found.part
+        event = np.where((event >= 0) & (part[event] == part[events][rows.row]), event, -1)
         is_real = event >= 0
         real = world.labels(event)
         happens = {

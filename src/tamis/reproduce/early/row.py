@@ -174,12 +174,14 @@ class _Row:
         }
 
     def _boosted(self, variant: Boosted) -> dict[str, Any]:
-        score, predictions, built = boosted_scores(self._study, variant, seed=self._seed)
+        found = boosted_scores(self._study, variant, seed=self._seed)
         is_value = variant.objective != "rank"
         return {
-            "metrics": judge(self._study, self._judged, score, is_value=is_value),
-            "trees": built,
-        } | ({"tasks": sorted(predictions)} if predictions else {})
+            "metrics": judge(self._study, self._judged, found.score, is_value=is_value),
+            "trees": found.trees,
+            "models": found.models,
+            "latency_ms": {"source": "measured", **found.latency_ms},
+        }
 
     def _given(self, variant: Given) -> dict[str, Any]:
         score = {

@@ -37,7 +37,7 @@ class Earlier:
     rates: Mapping[str, float]
     """By task, the mean of its labels; constants of a ranker that does not predict it."""
     notes: Mapping[str, Any]
-    """NE of both, and how their sizes compare."""
+    """NE of both, of the early one for its one task, and how their sizes compare."""
 
 
 def early_schema(schema: Schema) -> Schema:
@@ -83,7 +83,8 @@ def train_stages(log: Mapping[str, Path], schema: Schema, recipes: Path, work: P
             report=False,
         )
     artifacts.write_json(
-        work / _RECORD, {"rates": _rates(log["train"], schema), "notes": _notes(work)}
+        work / _RECORD,
+        {"rates": _rates(log["train"], schema), "notes": _notes(work, schema.tasks[0].name)},
     )
     return open_stages(work)
 
@@ -185,7 +186,7 @@ def _rates(path: Path, schema: Schema) -> dict[str, float]:
     return {task: float(np.nanmean(values)) for task, values in found.items()}
 
 
-def _notes(work: Path) -> dict[str, Any]:
+def _notes(work: Path, click: str) -> dict[str, Any]:
     sizes = {
         name: count_parameters(load_trained(work / name).module)["dense"]
         for name in ("final", "early")
@@ -196,15 +197,12 @@ def _notes(work: Path) -> dict[str, Any]:
             f"parameters of the early one, got {sizes['final']:,} and {sizes['early']:,}. There is "
             f"nothing to distil from a model of the same size; widen teacher.toml."
         )
+    found = {
+        name: artifacts.read_json(work / name / "metrics.json")["metrics"]["test"]
+        for name in ("final", "early")
+    }
     return {
         "dense_parameters": sizes,
-        "ne": {
-            name: {
-                task: metrics.get("ne")
-                for task, metrics in artifacts.read_json(work / name / "metrics.json")["metrics"][
-                    "test"
-                ].items()
-            }
-            for name in ("final", "early")
-        },
+        "ne": {task: metrics.get("ne") for task, metrics in found["final"].items()},
+        "early_ne": {click: found["early"][click].get("ne")},
     }

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tamis import api, artifacts, config
 from tamis.data.cascade_log import CascadeLog, cascade_schema, read_cascade_log, write_cascade_log
 from tamis.data.schema import Schema
-from tamis.errors import DataError
+from tamis.errors import ArtifactError, DataError
 from tamis.evaluation.candidates import request_offsets
 from tamis.evaluation.teacher import TeacherCheck, check_teacher
 from tamis.funnel.ads import AdTable
@@ -63,10 +63,15 @@ class Study:
         """Open a folder that :func:`write_study` finished.
 
         Raises:
-            ArtifactError: It is not finished.
+            ArtifactError: It is not finished, or another version wrote it.
         """
         self.folder = folder
         self.record: dict[str, Any] = artifacts.read_json(folder / _RECORD)
+        if self.record.get("version") != STUDY_VERSION:
+            raise ArtifactError(
+                f"{folder}: must be a cascade of version {STUDY_VERSION}, got "
+                f"{self.record.get('version')!r}. Remove the folder; it is then made anew."
+            )
         self.sizes: CascadeSizes = config.from_table(CascadeSizes, self.record["sizes"])
         self.value = ValueFunction(config.from_table(ValueWeights, self.record["value"]))
         self.constants: Mapping[str, float] = self.record["constants"]
@@ -153,10 +158,12 @@ def write_study(
         notes: What was checked of it; JSON values.
 
     Raises:
-        DataError: The final stage has seen the labels that are learned from.
+        DataError: A pool has nothing to distil, or the final stage has seen the labels that are
+            learned from.
     """
     tasks = [task.name for task in schema.tasks]
     (judged, _), (learned, _) = _joined(test), _joined(train)
+    _check_pools(learned, folder)
     checked = _check_final(learned, judged, tasks[0], folder)
     shutil.rmtree(folder, ignore_errors=True)
     fingerprints = {}
@@ -256,6 +263,16 @@ def _joined(parts: Sequence[Part]) -> tuple[CascadeLog, pa.Table]:
         final={name: np.concatenate([log.final[name] for log in logs]) for name in logs[0].final},
     )
     return log, pa.concat_tables([part.inputs for part in parts])
+
+
+def _check_pools(learned: CascadeLog, folder: Path) -> None:
+    """Refuse a log whose distillation would be of impressions alone."""
+    for pool, counts in learned.counts().items():
+        if not all(counts.final.values()):
+            raise DataError(
+                f"{folder}: every pool must have rows that the final stage scored, got "
+                f"{dict(counts.final)} in the pool {pool!r}. Keep more rows of each request."
+            )
 
 
 def _check_final(learned: CascadeLog, judged: CascadeLog, click: str, folder: Path) -> TeacherCheck:

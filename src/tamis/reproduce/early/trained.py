@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,22 @@ def latency_ms(models: Sequence[EarlyStage], *, candidates: int) -> dict[str, fl
             else blank_batch(side_spec(model.spec, "context"), 1, device)
         )
         calls.append((part, user, context, ads))
-    times = []
-    with torch.inference_mode():
-        for _ in range(_WARM_UPS + _CALLS):
-            start = time.perf_counter()
+
+    def answer() -> None:
+        with torch.inference_mode():
             for part, user, context, ads in calls:
                 part.scorer(part.query(part.embed_user(user), context), ads)
-            times.append(1e3 * (time.perf_counter() - start))
+
+    return timed_ms(answer)
+
+
+def timed_ms(call: Callable[[], object]) -> dict[str, float]:
+    """Median and 95 % quantile of the time that a call takes, after some that do not count."""
+    times = []
+    for _ in range(_WARM_UPS + _CALLS):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
     measured = np.array(times[_WARM_UPS:])
     return {"p50": float(np.median(measured)), "p95": float(np.quantile(measured, 0.95))}
 

@@ -1,7 +1,7 @@
 """What stands in a table of the early stage: cascades, their sizes, and the rankers compared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tamis import config
@@ -297,7 +297,16 @@ def early_tables() -> tuple[EarlyTable | RoundsTable, ...]:
         quality_task="cart",
     )
     rounds = RoundsTable(
-        name="early-stage-rounds", cascade=replace(market, days=(9, 10, 0)), rounds=5, days=2
+        name="early-stage-rounds",
+        cascade=MarketCascade(
+            sizes=CascadeSizes(keep=30, slots=4, train_requests=8000, test_requests=500),
+            rows=800_000,
+            rows_per_ad=800,
+            conversion_rate=market.conversion_rate,
+            days=(9, 8, 0),
+        ),
+        rounds=4,
+        days=2,
     )
     return (
         *(

@@ -1,0 +1,117 @@
+"""Rows and candidates of a simulated cascade over events that are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.public_sets.behaviours import Behaviours, retailrocket_multibehavior
+from tamis.data.public_sets.files import SPLITS
+from tamis.errors import DataError
+from tamis.reproduce.early.public import _Simulator, _World, make_public_study
+from tamis.reproduce.early.variants import CascadeSizes, PublicCascade
+
+CASCADE = PublicCascade(
+    sizes=CascadeSizes(keep=8, slots=3, train_requests=20, test_requests=10),
+    dataset="retailrocket_multibehavior",
+    candidates=12,
+    teacher_events=60,
+    negatives=3,
+    quality_task="cart",
+)
+NUM_ITEMS = 40
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Behaviours:
+    generator = np.random.default_rng(0)
+    count = 400
+    # The last item is never met, so that there is always another one to draw.
+    item = np.minimum(generator.integers(0, NUM_ITEMS, count) ** 2 // NUM_ITEMS, NUM_ITEMS - 1)
+    item[0] = NUM_ITEMS - 1
+    pq.write_table(
+        pa.table(
+            {
+                "user_id": generator.integers(0, 15, count),
+                "item_id": item,
+                "behavior": generator.choice(["view", "cart", "buy"], count),
+                "timestamp": np.arange(count),
+            }
+        ),
+        tmp_path / "train.parquet",
+    )
+    return retailrocket_multibehavior(tmp_path)
+
+
+def test_rows_are_events_beside_items_that_their_users_never_met(
+    found: Behaviours, tmp_path: Path
+) -> None:
+    world = _World(found, CASCADE)
+    files = world.write_rows(tmp_path, world.events_of(0), num_splits=3)
+
+    met = set(zip(found.user.tolist(), found.item.tolist(), strict=True))
+    by_pair = {pair: at for at, pair in enumerate(zip(found.user, found.item, strict=True))}
+    positives = 0
+    for split in SPLITS:
+        for row in pq.read_table(files[split]).to_pylist():
+            pair = (row["user"], row["item"])
+            assert (row["click"] == 1) == (pair in met)
+            if row["click"]:
+                event = by_pair[pair]
+                assert found.part[event] == 0
+                assert row["conversion"] == found.conversion[event]
+                assert row["cart"] == found.quality[event]
+                positives += 1
+            else:
+                assert (row["conversion"], row["cart"]) == (None, 0.0)
+    assert positives == CASCADE.teacher_events
+
+
+def test_splits_are_in_order_of_time(found: Behaviours, tmp_path: Path) -> None:
+    world = _World(found, CASCADE)
+    files = world.write_rows(tmp_path, world.events_of(0), num_splits=3)
+    counts = [np.count_nonzero(pq.read_table(files[split])["click"].to_numpy()) for split in SPLITS]
+    assert counts == [48, 6, 6]
+
+
+def test_candidates_are_the_event_s_item_and_others_that_the_user_has_not_met(
+    found: Behaviours,
+) -> None:
+    world = _World(found, CASCADE)
+    simulator = object.__new__(_Simulator)
+    simulator._world, simulator._cascade = world, CASCADE
+    events = np.flatnonzero(found.part == 1)
+    drawn = simulator._candidates(events, np.random.default_rng(1))
+
+    assert drawn.shape == (len(events), CASCADE.candidates)
+    for row, event in enumerate(events):
+        earlier = {
+            int(found.item[at]) for at in range(event) if found.user[at] == found.user[event]
+        }
+        own = drawn[row].tolist()
+        assert found.item[event] in own
+        assert len(set(own)) == CASCADE.candidates
+        left = NUM_ITEMS - len(earlier)
+        # Where fewer are left than candidates are asked for, met ones fill the list.
+        if left >= CASCADE.candidates:
+            assert not earlier & set(own)
+
+
+def test_popular_items_are_drawn_more_often(found: Behaviours) -> None:
+    world = _World(found, CASCADE)
+    simulator = object.__new__(_Simulator)
+    simulator._world, simulator._cascade = world, CASCADE
+    events = np.flatnonzero(found.part == 1)[:1].repeat(2000)
+    drawn = simulator._candidates(events, np.random.default_rng(1))
+    _, met = found.earlier(events[:1])
+    free = np.setdiff1d(np.arange(NUM_ITEMS), [*met, found.item[events[0]]])
+    times = np.bincount(drawn.ravel(), minlength=NUM_ITEMS)[free]
+    popularity = world.log_popularity[free]
+    assert np.corrcoef(times, np.exp(popularity))[0, 1] > 0.9
+
+
+def test_a_set_that_is_not_at_hand_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Set TAMIS_DATA or --data"):
+        make_public_study(CASCADE, None, tmp_path, tmp_path, tmp_path)
