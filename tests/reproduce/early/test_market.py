@@ -99,21 +99,18 @@ def test_what_is_learned_from_has_the_labels_of_the_market_s_log(
                 label = rows.labels[task][at]
                 logged = shown.get(pair, {}).get(task)
                 assert (np.isnan(label) and logged is None) or label == logged
-            # Inputs are those of the log: the position too, which is the first for all others.
-            logged_position = shown[pair]["position"] if pair in shown else 1
-            assert part.inputs["position"][at].as_py() == logged_position
             assert part.inputs["ad_id"][at].as_py() == pair[1]
             met += pair in shown
     requests = np.unique(log["request_id"].to_numpy())
     assert met == 4 * np.count_nonzero(requests % 3 == 0)
 
 
-def test_the_early_stage_sees_no_history_and_nothing_of_the_cascade(
+def test_the_early_stage_sees_no_history_no_position_and_nothing_of_the_cascade(
     served: tuple[CascadePolicy, pa.Table],
 ) -> None:
     policy, log = served
     columns = set(policy.learned(log)[0].inputs.column_names)
-    assert "history_ads" not in columns
+    assert not columns & {"history_ads", "history_categories", "position"}
     assert not columns & {"pool", "click", "conversion", "hide", "request_id"}
 
 

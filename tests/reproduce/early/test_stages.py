@@ -108,7 +108,9 @@ def _recipes(folder: Path, teacher_units: str) -> Path:
 
 def test_rates_are_those_of_the_training_rows(tmp_path: Path) -> None:
     files = _write_log(tmp_path)
-    train_stages(files, SCHEMA, _recipes(tmp_path, "[64, 32]"), tmp_path / "work")
+    train_stages(
+        files, SCHEMA, early_schema(SCHEMA), _recipes(tmp_path, "[64, 32]"), tmp_path / "work"
+    )
     earlier = open_stages(tmp_path / "work")
     train = pq.read_table(files["train"])
     assert earlier.rates == {
@@ -123,9 +125,9 @@ def test_a_final_stage_of_the_same_size_is_refused(tmp_path: Path) -> None:
     wide = RECIPE.replace("tower_units = [8]", "tower_units = [512]")
     (recipes / "early_stage.toml").write_text(wide)
     with pytest.raises(ConfigError, match="at least 2 times the dense"):
-        train_stages(_write_log(tmp_path), SCHEMA, recipes, tmp_path / "work")
+        train_stages(_write_log(tmp_path), SCHEMA, early_schema(SCHEMA), recipes, tmp_path / "work")
 
 
 def test_a_final_stage_that_sees_no_more_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must see more than the early one"):
-        train_stages({}, early_schema(SCHEMA), tmp_path, tmp_path / "work")
+        train_stages({}, SCHEMA, SCHEMA, tmp_path, tmp_path / "work")

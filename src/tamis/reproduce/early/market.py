@@ -1,6 +1,6 @@
 """The cascade of a live market: its own log trains both stages, which then serve and write one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,16 @@ class Told:
     """(n,) by task, chances; empty unless all candidates are told."""
 
 
+def early_market_schema() -> Schema:
+    """What the early stage sees of the market: neither histories nor the position.
+
+    Candidates have no position when it ranks. Given the logged ones, golden candidates would be
+    judged at the places that they were shown in, and all others at the first.
+    """
+    fewer = early_schema(market_schema())
+    return replace(fewer, fields=tuple(item for item in fewer.fields if item.name != "position"))
+
+
 class CascadePolicy:
     """Serves a live market by an early and a final stage, an hour of requests at a time.
 
@@ -103,7 +113,7 @@ class CascadePolicy:
         self._market, self._early, self._earlier = market, early, earlier
         self._ads, self._value, self._sizes, self._known = ads, value, sizes, known
         self._learn_every, self._judge_every = learn_every, judge_every
-        self._fields = _columns(early_schema(market_schema()))
+        self._fields = _columns(early_market_schema())
         self._learned: list[Told] = []
         self._judged: list[Told] = []
 
@@ -179,8 +189,6 @@ class CascadePolicy:
         inputs = pairs_table(
             requests.features, requests.ad_features, told[rows.row], rows.place, self._fields
         )
-        at = _positions(some, rows)
-        inputs = inputs.set_column(inputs.column_names.index("position"), "position", pa.array(at))
         truth: Predictions = {}
         incumbent = np.zeros(0)
         if all_told:
@@ -232,7 +240,7 @@ def make_market_study(cascade: MarketCascade, recipes: Path, work: Path, out: Pa
         out,
         train=parts[0],
         test=parts[1],
-        schema=early_schema(market_schema()),
+        schema=early_market_schema(),
         ads=ads,
         value=value.weights,
         constants=earlier.rates,
@@ -260,7 +268,7 @@ def train_on(log: pa.Table, recipes: Path, work: Path) -> Earlier:
     for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
         with artifacts.atomic_path(files[split]) as temporary:
             pq.write_table(log.slice(start, stop - start), temporary)
-    return train_stages(files, market_schema(), recipes, work)
+    return train_stages(files, market_schema(), early_market_schema(), recipes, work)
 
 
 def market_ads(market: LiveMarket, earlier: Earlier) -> tuple[AdTable, ValueFunction]:
@@ -312,15 +320,6 @@ def _labelled(told: Told, log: pa.Table) -> Part:
 def _columns(schema: Schema) -> list[str]:
     sources = [field.source for field in schema.fields]
     return list(dict.fromkeys([*sources, schema.roles.user, schema.roles.time]))
-
-
-def _positions(outcome: Outcome, rows: Rows) -> NDArray[np.int32]:
-    """Position of each row from 1: where it was shown, and the first for all others."""
-    at = np.ones(outcome.pool.shape, np.int32)
-    positions = np.arange(1, outcome.shown.shape[1] + 1, dtype=np.int32)
-    np.put_along_axis(at, outcome.shown, positions[None, :], axis=1)
-    found: NDArray[np.int32] = at[rows.row, rows.place]
-    return found
 
 
 def _labels(log: pa.Table, told: Told) -> dict[str, NDArray[np.float32]]:

@@ -69,7 +69,7 @@ def make_public_study(
         )
     world = _World(BEHAVIOURS[cascade.dataset](data / cascade.dataset), cascade)
     files = world.write_rows(work / "t1", world.events_of(0), num_splits=3)
-    earlier = train_stages(files, world.found.schema, recipes, work)
+    earlier = train_stages(files, world.found.schema, world.early_schema, recipes, work)
     oracle = world.train_oracle(recipes, work)
     conversion_rate = earlier.rates["conversion"]
     bid = draw_bids(world.found.advertiser, seed=_SEED)
@@ -84,7 +84,7 @@ def make_public_study(
         out,
         train=train,
         test=test,
-        schema=early_schema(world.found.schema),
+        schema=world.early_schema,
         ads=ads,
         value=weights,
         constants=earlier.rates,
@@ -99,6 +99,7 @@ class _World:
     def __init__(self, found: Behaviours, cascade: PublicCascade) -> None:
         self.found, self._cascade = found, cascade
         self.num_items = found.items.num_rows
+        self.early_schema = early_schema(found.schema)
         keys = found.user * self.num_items + found.item
         self._by_key = np.argsort(keys)
         self._keys = keys[self._by_key]
@@ -168,7 +169,7 @@ class _World:
         """The model that says what users would have done, trained on the events of all parts."""
         files = self.write_rows(work / "all", self.events_of(0, 1, 2), num_splits=2)
         if not api.is_dataset(work / "dataset-oracle"):
-            api.ingest(dict(files), work / "dataset-oracle", schema=early_schema(self.found.schema))
+            api.ingest(dict(files), work / "dataset-oracle", schema=self.early_schema)
         api.train(
             work / "dataset-oracle",
             recipe=recipes / "oracle.toml",
@@ -192,8 +193,7 @@ class _Simulator:
     ) -> None:
         self._world, self._cascade, self._earlier = world, cascade, earlier
         self._oracle, self._ads, self._value = oracle, ads, value
-        schema = early_schema(world.found.schema)
-        self._fields = [field.source for field in schema.fields]
+        self._fields = [field.source for field in world.early_schema.fields]
         self._drawn = self._shown = 0
 
     @property

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tamis import api, config
-from tamis.data.market import market_schema
 from tamis.evaluation import hard_recall, rank_candidates, request_offsets, soft_recall
 from tamis.funnel.ads import AdTable
 from tamis.funnel.rounds import KnownLog, run_rounds
@@ -17,12 +16,13 @@ from tamis.reproduce.early.market import (
     TASKS,
     CascadePolicy,
     Told,
+    early_market_schema,
     market_ads,
     serve_first_days,
     told_every,
 )
 from tamis.reproduce.early.pairs import PairPredictor
-from tamis.reproduce.early.stages import early_schema, open_stages
+from tamis.reproduce.early.stages import open_stages
 from tamis.reproduce.early.study import Part, write_pools
 from tamis.reproduce.early.trained import train_tasks
 from tamis.reproduce.early.variants import CascadeSizes, MarketCascade, OneModel, Pools
@@ -121,7 +121,7 @@ def train_early(
         folder: Gets the dataset and the run ``model``; what is finished is not made again.
     """
     if not api.is_dataset(folder / "dataset"):
-        schema = early_schema(market_schema())
+        schema = early_market_schema()
         write_pools(folder, learned, pools, schema=schema, sizes=sizes)
     train_tasks(
         folder / "dataset",

@@ -50,19 +50,21 @@ def early_schema(schema: Schema) -> Schema:
     )
 
 
-def train_stages(log: Mapping[str, Path], schema: Schema, recipes: Path, work: Path) -> Earlier:
+def train_stages(
+    log: Mapping[str, Path], schema: Schema, fewer: Schema, recipes: Path, work: Path
+) -> Earlier:
     """Train the final stage on all fields of a log, and a click-only early one on some.
 
     Args:
         log: File of each split, all of earlier days than the cascade.
         schema: Of the final stage.
+        fewer: Of the early stage, which sees some of the same fields.
         recipes: Folder with ``teacher.toml`` and ``early_stage.toml``.
         work: For datasets and runs, which are kept.
 
     Raises:
         ConfigError: The final stage is not the larger one by a factor of 2, or sees no more.
     """
-    fewer = early_schema(schema)
     if not {item.name for item in fewer.fields} < {item.name for item in schema.fields}:
         raise ConfigError(
             f"cascade: the final stage must see more than the early one, got the same "
