@@ -34,7 +34,7 @@ def test_losses_are_those_of_the_tasks_and_their_distillation(run: Path) -> None
     settings = config.read_toml(run / "config.toml")["training"]
     # click, conversion, hide, and the final stage's predictions of each.
     assert settings["task_weights"] == [1.0, 1.0, 0.0, 3.0, 3.0, 0.0]
-    assert settings["monitor_tasks"] == ["final_click"]
+    assert settings["monitor_tasks"] == ["final_click", "final_conversion"]
     assert settings["seed"] == 4
 
 

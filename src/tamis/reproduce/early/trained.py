@@ -62,21 +62,23 @@ def train_tasks(
         run: Run folder; a stopped training goes on.
     """
     spec = api.open_dataset(dataset).spec
+    is_distilled = variant.distillation != "none"
     weights = [
         0.0
         if (task.distils or task.name) not in tasks
         else variant.distil_weight
-        if task.distils and variant.distillation != "none"
+        if task.distils and is_distilled
         else float(not task.distils)
         for task in spec.tasks
     ]
-    # Weights are picked by what serves: the imitation of the final stage, where there is one.
-    prefix = "" if variant.distillation == "none" else FINAL_PREFIX
+    # Weights are picked by what serves: the imitation of the final stage, of all tasks, as rare
+    # ones are learned last. Labels of rare events are too few to pick by.
+    monitored = [FINAL_PREFIX + task for task in tasks] if is_distilled else [tasks[0]]
     settings = [
         f"model.distillation={variant.distillation!r}",
         *variant.settings,
         f"training.task_weights={weights}",
-        f"training.monitor_tasks={[prefix + tasks[0]]}",
+        f"training.monitor_tasks={monitored}",
         f"training.seed={seed}",
     ]
     path = run.parent / f"{run.name}.toml"
