@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tamis import api, artifacts, config
+from tamis.errors import TamisError
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.trained import cost_of, serve, train_tasks, with_tasks
 from tamis.reproduce.early.variants import OneModel
@@ -111,3 +112,22 @@ def test_a_stopped_training_goes_on(study: Study, run: Path, recipe: Path) -> No
         run=run,
     )
     assert artifacts.read_json(run / "metrics.json") == before
+
+
+def test_a_training_that_a_signal_stopped_serves_nothing(
+    study: Study, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(dataset: Path, *, run: Path, **options: object) -> api.Run:
+        artifacts.write_json(run / "run.json", {"status": "interrupted"})
+        return api.Run(run)
+
+    monkeypatch.setattr(api, "train", stopped)
+    with pytest.raises(TamisError, match="training was stopped"):
+        train_tasks(
+            study.dataset("rejected"),
+            MODEL,
+            ["click"],
+            recipe=config.read_toml(recipe),
+            seed=0,
+            run=tmp_path / "run",
+        )

@@ -17,7 +17,7 @@ from tamis.data.batch import blank_batch
 from tamis.data.cascade_log import FINAL_PREFIX
 from tamis.data.schema import InputSpec
 from tamis.data.sides import side_spec
-from tamis.errors import DataError
+from tamis.errors import DataError, TamisError
 from tamis.evaluation import GroupedCalibrator, evaluate_imitation, evaluate_task, fit_by_group
 from tamis.models.early_serving import ServedHead, served_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
@@ -60,6 +60,9 @@ def train_tasks(
         recipe: Of the early stage, with changes that are not the variant's.
         seed: Of weights and order of rows.
         run: Run folder; a stopped training goes on.
+
+    Raises:
+        TamisError: A signal stopped the training.
     """
     spec = api.open_dataset(dataset).spec
     is_distilled = variant.distillation != "none"
@@ -83,7 +86,8 @@ def train_tasks(
     ]
     path = run.parent / f"{run.name}.toml"
     artifacts.write_text(path, config.write_toml(config.override(recipe, settings)))
-    api.train(dataset, recipe=path, run=run, report=False)
+    if api.train(dataset, recipe=path, run=run, report=False).status != "finished":
+        raise TamisError(f"{run}: training was stopped; make the table again to go on with it.")
 
 
 def serve(
