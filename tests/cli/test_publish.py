@@ -88,7 +88,7 @@ def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result
             "keeps = 8",
             "funnel.toml: stages[2].keeps: must be a known key, got 'keeps'.",
         ),
-        ('kind = "ranker"', 'kind = "rankr"', "stages[2].kind: must be one of 'popularity', 'index', 'tw"),
+        ('kind = "ranker"', 'kind = "rankr"', "stages[2].kind: must be one of 'popularity', 'ind"),
         ("/final", "/nowhere", "nowhere: must be a run folder with run.json, got none"),
         ('"bid_micros"', '"bids"', "ads.parquet: must hold column 'bids', got ad_id"),
         ("{hide =", "{report =", "predictions must hold 'report', got click, conversion, hide"),
