@@ -176,6 +176,8 @@ class Rows:
                 tokens = np.concatenate([tokens, of_events])
             fields = self.interaction(layer.interaction, tokens)
             events = self.norm(layer.norm_events, self.personal(layer.personal, s, of_fields))
+            if config.style == "residual":
+                s = events = s + events
             if config.attention and len(events):
                 projected = self.each(layer.attention.project, events, num_hidden=0)
                 query, key, value = np.split(projected, 3, axis=1)

@@ -79,9 +79,10 @@ class InterFormerConfig:
     restore_units: tuple[int, ...] = ()
     """Hidden widths of the MLP that turns a backbone's output into the fields' tokens."""
     style: Literal["pre_norm", "residual", "literal"] = "pre_norm"
-    """Layers as residual blocks with or without layer norm before the update, or as the equations
-    are written. A norm raises what is left of rare items' random start to the size of all else;
-    where most items are rare, ``residual`` learns better."""
+    """Layers as residual blocks with layer norm before the update, as residual blocks without any
+    norm (those of ``dhen`` included), or as the equations are written. A norm raises what is left
+    of rare items' random start to the size of all else: where most items are rare and passes many,
+    ``residual`` learns better; one pass from small embeddings needs the norm."""
     merge_single: bool = True
     """Whether a history of one column passes the merge of columns too."""
     merge_mask: Literal["none", "sigmoid"] = "none"
@@ -142,11 +143,13 @@ class InterFormer(nn.Module):
 
     Differs from the source:
         Layers are pre-norm residual blocks by default: ``X + Interaction(LN(X), .)`` and
-        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual (``style``). The
-        last summaries are made after the last update; by the formula as written the last layer
-        would get no gradient. Not published: the depth of f (linear here), the gate's activation,
-        the width of the map that restores the fields' tokens, and how histories of different events
-        are aligned (see ``EventVectors``).
+        ``S + MHA(LN(PFFN(., S)))``; the equations have neither norm nor residual. Without norms
+        (``style = "residual"``) an event passes two blocks, ``S' = S + PFFN(., S)`` and
+        ``S' + MHA(S')``: of small events the PFFN makes far smaller ones, and attention would see
+        nothing else. The last summaries are made after the last update; by the formula as written
+        the last layer would get no gradient. Not published: the depth of f (linear here), the
+        gate's activation, the width of the map that restores the fields' tokens, and how histories
+        of different events are aligned (see ``EventVectors``).
     """
 
     def __init__(self, config: InterFormerConfig, spec: InputSpec) -> None:
@@ -250,6 +253,7 @@ class _Layer(nn.Module):
         )
         self.has_attention = config.attention
         self.is_residual = config.style != "literal"
+        self.style = config.style
         norm = config.style == "pre_norm"
         self.norm_fields = nn.LayerNorm(width) if norm else nn.Identity()
         self.norm_events = nn.LayerNorm(width) if norm else nn.Identity()
@@ -281,7 +285,12 @@ class _Layer(nn.Module):
         of_fields: Float[Tensor, "B C D"] | None,
         valid: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B L D"]:
-        update = self.norm_events(self.personal(s, of_fields))
+        made = self.personal(s, of_fields)
+        if self.style == "residual":
+            if self.personal.kind != "none":
+                s = s + self.dropout(made)
+            return s + self.dropout(self.attention(s, valid)) if self.has_attention else s
+        update = self.norm_events(made)
         if self.has_attention:
             update = self.attention(update, valid)
         update = self.dropout(update)
@@ -380,6 +389,7 @@ class _Interaction(nn.Module):
                 modules=config.backbone_modules,
                 module_tokens=config.module_tokens,
                 dot_units=config.dot_units,
+                norm=config.style != "residual",
             )
             self.dhen, tokens = dhen_layers(layers, num_tokens)
             out_dim = tokens * width
