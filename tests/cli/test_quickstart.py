@@ -32,6 +32,9 @@ def test_quickstart_trains_publishes_and_replays_three_stages(
     assert best < reached
     bundle = read_bundle(Path(found["bundle"]))
     assert found["release"] == bundle.release
+    # What a server needs: the ads' own columns, and what it makes of events.
+    assert bundle.blueprint.inventory.raw is not None
+    assert [history.group for history in bundle.blueprint.online.histories] == ["history"]
     assert [stage.plan.model_name for stage in bundle.blueprint.stages] == [
         "hsnn", "early_stage", "lr"
     ]  # fmt: skip
@@ -57,5 +60,6 @@ def test_quickstart_trains_publishes_and_replays_three_stages(
     before = (work / "early" / "metrics.json").stat().st_mtime_ns
     table = tamis(*_ARGUMENTS).output
     assert (work / "early" / "metrics.json").stat().st_mtime_ns == before
-    for words in ("gap", "finds ads that may fit", "value kept", f"report: {found['report']}"):
+    says = (f"report: {found['report']}", f"serve it: tamis serve {found['bundle']}")
+    for words in ("gap", "finds ads that may fit", "value kept", *says):
         assert words in table

@@ -102,6 +102,7 @@ def quickstart(
         current.say(f"serve simulated users: tamis simulate --funnel {bundle} --rows {rows} "
                     f"--seed {seed} --first-day 13 --out DIR")  # fmt: skip
         current.say(f"report: {page}")
+        current.say(f"serve it: tamis serve {bundle}")
         current.finish(
             run=runs["final"].path,
             runs={name: run.path for name, run in runs.items()},
@@ -187,6 +188,12 @@ def _publish(
                 "bid_unit": 1e-6,
                 "bid": "bid_micros",
                 "advertiser": "advertiser_id",
+                "log": str(log),
+            },
+            # What a server counts itself, so that a click of a minute ago changes the ranking.
+            "online": {
+                "histories": [{"group": "history", "event": "click"}],
+                "counters": [{"field": "user_requests", "counts": "request"}],
             },
             "value": {"penalties": {"hide": 0.05}},
             "stages": [
