@@ -23,7 +23,7 @@ from sizing import dense_parameters, scaled_to
 from tamis import artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec
-from tamis.reproduce.make import table_dataset
+from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
 
 Recipe = dict[str, Any]

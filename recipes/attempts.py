@@ -18,7 +18,7 @@ from tune import fitted, run_trial
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
-from tamis.reproduce.make import table_dataset
+from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
 
 ONE_LAYER = {"num_layers": 1, "module_tokens": 16}

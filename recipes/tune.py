@@ -37,7 +37,7 @@ from spaces import SIZES, Recipe, draw, with_patience
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec
-from tamis.reproduce.make import table_dataset
+from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
 
 _INTERRUPTED = 130
