@@ -96,8 +96,7 @@ SIZES: dict[str, dict[str, Any]] = {
         f"sequence-{name}": {"monitor": "auc", "refine": [larger_start]}
         for name in ("beauty", "sports", "grocery", "ml1m", "rees46", "market")
     },
-    "census": {"monitor": "auc"},
-    "census-clean": {"monitor": "auc"},
+    **{name: {"monitor": "auc"} for name in ("census", "census-untuned", "census-clean")},
 }
 
 
@@ -109,7 +108,7 @@ MARKET_TRAINING: dict[str, Any] = {"ema_decay": 0.998, "task_weights": [1.0, 0.0
 
 def draw(model: str, table: str, trial: int) -> Recipe:
     """Settings of one trial, as a recipe."""
-    if table in ("census", "census-clean"):
+    if table.startswith("census"):
         return _draw_census(model, table, trial)
     if table.startswith("sequence-"):
         return _draw_sequence(model, table, trial)
