@@ -19,6 +19,7 @@ from tamis.data.ingest import encode_log
 from tamis.data.loader import batches_of_rows
 from tamis.data.schema import load_schema
 from tamis.funnel.bundle import Bundle, load_bundle, read_bundle
+from tamis.funnel.funnel import Funnel
 from tamis.funnel.log import logged_requests
 from tamis.funnel.request import Request
 from tamis.models.output import probabilities_of
@@ -294,3 +295,22 @@ def test_ads_say_why_they_are_there(
     assert 0 <= first.price <= first.bid
     assert answer.stages()[0]["ads"][0] == "mine"
     assert [stage["name"] for stage in answer.stages()] == ["popular", "early", "final"]
+
+
+def test_request_of_nobody_is_never_taken_for_that_of_a_user(
+    live: Live, make_query: Callable[..., Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users: list[int] = []
+    answer = Funnel.answer
+
+    def watched(funnel: Funnel, request: Request, **options: Any) -> Any:
+        users.append(request.user)
+        return answer(funnel, request, **options)
+
+    monkeypatch.setattr(Funnel, "answer", watched)
+    # A caller chooses the ids of its requests, and may choose that of a user.
+    queries = [make_query("q", user="3"), make_query("3", user=None), make_query("4", user=None)]
+    answer_all(live, queries, _nobody)
+
+    assert users[0] == codes_of(["3"])[0]
+    assert len(set(users)) == 3

@@ -92,8 +92,9 @@ def answer_all(
     pasts = [past_of(query.user) if needs_past else Past() for query in queries]
     rows = [_columns(live, query, past) for query, past in zip(queries, pasts, strict=True)]
     codes = codes_of([query.request_id for query in queries]).tolist()
-    # Who is not known is a user of one request, so that no cache takes two for one.
-    users = codes_of([query.user or query.request_id for query in queries]).tolist()
+    # Who is not known is a user of one request, so that no cache takes two for one; the control
+    # character, which no id holds, keeps the request's id from being that of a user.
+    users = codes_of([query.user or f"\x00{query.request_id}" for query in queries]).tolist()
     features = served.encode(rows) if live.funnel is not None else [None] * len(queries)
     return [
         _answer(live, query, row, code=code, user=user, features=batch)
