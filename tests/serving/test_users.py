@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,28 @@ def test_append_that_fails_changes_nothing(
         users.append([], [replace(make_event("f"), kind=None)])  # type: ignore[arg-type]
 
     assert users.past("u") == before
+
+
+def test_append_whose_confirmation_is_lost_is_in_the_past_all_the_same(
+    store: Store, users: Users, make_event: Callable[..., Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users.append([], [make_event("a")])
+    users.past("u")
+    append = store.append
+
+    def append_and_lose(*arguments: Any) -> None:
+        append(*arguments)
+        raise StoreError("the connection was lost at the commit")
+
+    monkeypatch.setattr(store, "append", append_and_lose)
+    with pytest.raises(StoreError, match="lost at the commit"):
+        users.append([], [make_event("b")])
+    monkeypatch.undo()
+
+    # Whoever got no answer sends again, and it is known already.
+    assert users.append([], [make_event("b")]).events == [False]
+    assert users.past("u").counts["click"] == 2
+    assert [event.event_id for event in users.past("u").events["click"]] == ["a", "b"]
 
 
 def test_many_threads_read_what_one_appends(

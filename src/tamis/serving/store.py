@@ -148,7 +148,8 @@ class Store:
         A request or event whose id is known already is left as it was first told.
 
         Raises:
-            StoreError: The database cannot be reached or written; nothing was changed.
+            StoreError: The database cannot be reached or written; nothing was changed, unless the
+                connection was lost at the very end. What is told again is not written twice.
         """
         with self._errors(), self._engine.begin() as connection:
             rows = [_row_of(request) for request in requests]

@@ -156,29 +156,40 @@ class Users:
         """Append to the store, and to what is kept; for one caller at a time.
 
         Raises:
-            StoreError: The database cannot be reached or written; nothing was changed.
+            StoreError: As :meth:`Store.append` does.
         """
         users = {request.user for request in requests if request.user is not None}
         users |= {event.user for event in events if event.user is not None}
         with self._lock:
             self._changing = users
             self._changed_meanwhile.update(user for user in users if user in self._reading)
-        appended = Appended(requests=[], events=[])
+        appended: Appended | None = None
         try:
             appended = self._store.append(requests, events)
         finally:
             with self._lock:
                 self._changing = set()
-                for request, is_new in zip(requests, appended.requests, strict=False):
-                    if is_new and request.user is not None and request.user in self._states:
-                        self._states[request.user].counts["request"] += 1
-                for event, is_new in zip(events, appended.events, strict=False):
-                    if is_new and event.user is not None and event.user in self._states:
-                        state = self._states[event.user]
-                        state.counts[event.kind] += 1
-                        if event.kind in state.events:
-                            state.events[event.kind].append(event)
+                if appended is None:
+                    # Whether a commit that was not answered took place, only the store knows.
+                    for user in users:
+                        self._states.pop(user, None)
+                else:
+                    self._add(requests, events, appended)
         return appended
+
+    def _add(
+        self, requests: Sequence[ServedRequest], events: Sequence[Event], appended: Appended
+    ) -> None:
+        """Add what was new to the pasts that are kept; the caller holds the lock."""
+        for request, is_new in zip(requests, appended.requests, strict=True):
+            if is_new and request.user is not None and request.user in self._states:
+                self._states[request.user].counts["request"] += 1
+        for event, is_new in zip(events, appended.events, strict=True):
+            if is_new and event.user is not None and event.user in self._states:
+                state = self._states[event.user]
+                state.counts[event.kind] += 1
+                if event.kind in state.events:
+                    state.events[event.kind].append(event)
 
     def _read(self, user: str, lengths: Mapping[EventKind, int]) -> _State:
         events = {
