@@ -1,6 +1,7 @@
 """The recorder: in order, together, and without a loss while the store is away."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -126,6 +127,46 @@ def test_requests_beyond_the_limit_are_counted(
 
     assert recorder.num_lost == 1
     assert [name for requests, _ in fake.written for name in requests] == ["r", "s"]
+
+
+def test_store_that_is_away_is_not_asked_for_every_request(
+    make_served: Callable[..., ServedRequest],
+) -> None:
+    tries: list[int] = []
+
+    def append(requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        tries.append(len(requests))
+        raise StoreError("the store is away")
+
+    recorder = Recorder(append)
+    started = time.monotonic()
+    for number in range(100):
+        recorder.record(make_served(str(number)))
+        time.sleep(0.002)
+    waited_s = time.monotonic() - started
+    recorder.close()
+
+    # The first one, one a second, one that was on its way, and the last.
+    assert len(tries) <= waited_s + 4
+    assert recorder.num_lost == 100
+
+
+def test_events_beyond_the_limit_are_refused_and_can_be_told_again(
+    fake: FakeStore, make_event: Callable[..., Event]
+) -> None:
+    recorder = Recorder(fake.append, max_waiting=2)
+    fake.may_go_on.clear()
+    first = recorder.write([make_event("a")])
+    assert fake.entered.wait(30)
+    second = recorder.write([make_event("b"), make_event("c")])
+    with pytest.raises(StoreError, match=r"must keep up with events, got 2 that wait"):
+        recorder.write([make_event("d")]).result(30)
+    fake.may_go_on.set()
+
+    assert (first.result(30), second.result(30)) == ([True], [True, True])
+    assert recorder.write([make_event("d")]).result(30) == [True]
+    assert fake.written == [([], ["a"]), ([], ["b", "c"]), ([], ["d"])]
+    recorder.close()
 
 
 def test_closing_writes_what_waits_and_refuses_what_comes(

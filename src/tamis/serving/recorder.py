@@ -11,6 +11,8 @@ from tamis.serving.records import Event, ServedRequest
 from tamis.serving.store import Appended
 
 _log = logging.getLogger(__name__)
+_PAUSE_S = 1.0
+"""How long answered requests leave the store alone after it could not be written."""
 
 Append = Callable[[Sequence[ServedRequest], Sequence[Event]], Appended]
 
@@ -21,7 +23,7 @@ class Recorder:
     A transaction costs a wait for the disk, whatever is in it: what arrives during one shares the
     next. All is written in the order in which it came, so that no event that was confirmed can lack
     the request that it names. While the store cannot be written, events are refused at once, and
-    answered requests wait for it, up to a limit.
+    answered requests wait for it, up to a limit. Events that the store is too slow for are refused.
     """
 
     def __init__(self, append: Append, *, max_waiting: int = 100_000) -> None:
@@ -29,11 +31,13 @@ class Recorder:
 
         Args:
             append: Writes requests and events, all or none.
-            max_waiting: Answered requests that may wait for the store. At least 1.
+            max_waiting: Answered requests that may wait for the store, and events likewise. At
+                least 1.
         """
         self._append, self._max_waiting = append, max_waiting
         self._requests: list[ServedRequest] = []
         self._events: list[tuple[Sequence[Event], Future[list[bool]]]] = []
+        self._num_events = 0
         self._is_closed = False
         self.num_lost = 0
         """Answered requests that are in no store, since too many waited."""
@@ -62,7 +66,16 @@ class Recorder:
             if self._is_closed:
                 future.set_exception(StoreError("store: must be open, got closed. Ask again."))
                 return future
+            if self._events and self._num_events + len(events) > self._max_waiting:
+                future.set_exception(
+                    StoreError(
+                        f"store: must keep up with events, got {self._num_events:,} that wait. Ask "
+                        f"again."
+                    )
+                )
+                return future
             self._events.append((events, future))
+            self._num_events += len(events)
             self._wakes.notify()
         return future
 
@@ -81,7 +94,7 @@ class Recorder:
                 if not (self._requests or self._events):
                     return
                 requests, self._requests = self._requests, []
-                events, self._events = self._events, []
+                events, self._events, self._num_events = self._events, [], 0
                 is_closed = self._is_closed
             # From here on nobody can take back what was asked; whoever did before is not told.
             told = [future.set_running_or_notify_cancel() for _, future in events]
@@ -106,7 +119,7 @@ class Recorder:
                     start += len(part)
 
     def _wait_for_store(self, requests: list[ServedRequest], *, is_closed: bool) -> None:
-        """Keep requests for the next try, a second later unless events come before."""
+        """Keep requests for the next try: after a pause, unless events come before."""
         with self._wakes:
             room = self._max_waiting - len(self._requests)
             self._requests = [*requests[:room], *self._requests]
@@ -115,8 +128,9 @@ class Recorder:
                 # Nobody comes after this: what cannot be written now is lost, and said.
                 self.num_lost += len(self._requests)
                 self._requests = []
-            elif not self._events:
-                self._wakes.wait(1.0)
+            else:
+                # Requests wake this thread too, but are not in a hurry.
+                self._wakes.wait_for(lambda: self._events or self._is_closed, _PAUSE_S)
 
 
 def _fail(events: Iterable[tuple[Sequence[Event], "Future[list[bool]]"]], error: Exception) -> None:
