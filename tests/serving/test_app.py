@@ -13,6 +13,7 @@ import pytest
 
 from tamis.errors import StoreError
 from tamis.funnel.bundle import read_bundle
+from tamis.serving import shelf
 from tamis.serving.app import make_app
 from tamis.serving.engine import Engine
 from tamis.serving.guard import LOOPBACK, Token
@@ -164,6 +165,28 @@ def test_damaged_bundle_is_refused_and_the_one_before_serves_on(
     assert client.post("/v1/rank", json=RANK).json()["release"] == release
 
 
+def test_folder_of_bundles_that_is_gone_is_an_answer(
+    make_client: Callable[..., Any], engine: Engine, tmp_path: Path
+) -> None:
+    client = make_client(bundles=tmp_path / "gone")
+    body = {"replaces": engine.live.served.release, "release": "0" * 64}
+
+    assert _problem(client.post("/v1/admin/bundle", json=body), 404)["field"] == "body.release"
+
+
+def test_bundle_that_becomes_another_while_it_is_read_is_refused(
+    client: Any, engine: Engine, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (read_bundle(bundles / name).release for name in ("first", "second"))
+    # As when somebody publishes anew into the folder between the look and the reading.
+    monkeypatch.setattr(shelf, "_says", lambda path: second if path.name == "first" else "")
+
+    found = client.post("/v1/admin/bundle", json={"replaces": first, "release": second})
+
+    assert _problem(found, 409)["field"] == "body.release"
+    assert engine.live.served.release == first
+
+
 def test_release_that_lies_nowhere_is_refused(client: Any, engine: Engine) -> None:
     body = {"replaces": engine.live.served.release, "release": "0" * 64}
     assert _problem(client.post("/v1/admin/bundle", json=body), 404)["field"] == "body.release"
@@ -238,8 +261,10 @@ def test_bytes_that_are_no_request_are_refused(
 
 
 def test_body_without_its_type_is_refused(client: Any) -> None:
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        found = client.post("/v1/rank", content=b'{"k": 1}', headers={"content-type": kind})
+    # What a web page can send to another origin without being asked whether it may.
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        headers = {"content-type": kind} if kind else {}
+        found = client.post("/v1/rank", content=b'{"k": 1}', headers=headers)
         assert _problem(found, 422)["field"] == "body"
 
 
@@ -365,6 +390,27 @@ def test_store_that_is_away_refuses_events_and_ads_and_ranks_on(
     assert client.get("/v1/ads/mine").status_code == 404
     monkeypatch.undo()
     assert client.post("/v1/events", json=event).json() == {"accepted": 1, "duplicates": 0}
+
+
+def test_unforeseen_failure_says_nothing_of_the_request(
+    client: Any,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(user: str | None) -> Past:
+        raise ZeroDivisionError(f"a secret of {user}")
+
+    monkeypatch.setattr(engine, "_past", fail)
+    found = client.post("/v1/rank", json=RANK)
+
+    assert _problem(found, 500)["field"] == "server"
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert "ZeroDivisionError" in caplog.text
+    assert "secret" not in found.text + caplog.text
+    assert 'route="/v1/rank",status="500"' in client.get("/metrics").text
+    monkeypatch.undo()
+    assert client.post("/v1/rank", json=RANK).status_code == 200
 
 
 def test_too_many_are_told_when_to_come_again(

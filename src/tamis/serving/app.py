@@ -275,6 +275,11 @@ def _add_problems(app: FastAPI) -> None:
             )
         )
 
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        del request, error
+        return _refusal(RefusedError(500, "server", "must not fail, and has. Look at its log."))
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         del request

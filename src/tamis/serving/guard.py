@@ -2,10 +2,13 @@
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from tamis.serving.refused import RefusedError
+
+_log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -26,6 +29,8 @@ _HEADERS = (
 
 class Guard:
     """An ASGI application around another: refuses what no route should see, and sets headers.
+
+    Failures that nobody foresaw end here, and nothing of the request reaches a log.
 
     A body is read here, whole, before the application is called: one that says no length, or a
     wrong one, is cut off at the limit all the same.
@@ -65,8 +70,13 @@ class Guard:
         except RefusedError as error:
             await self._refuse(error)(scope, receive, send_with_headers)
             return
-        if body is not None:
+        if body is None:
+            return
+        try:
             await self._app(scope, _once(body, receive), send_with_headers)
+        except Exception as error:  # noqa: BLE001  (it is answered; the server would log all of it)
+            # A traceback, and messages of others' libraries, quote what users sent.
+            _log.error("a request could not be answered: %s", type(error).__name__)
 
     def _check_host(self, scope: _Message) -> None:
         if self._hosts is None:

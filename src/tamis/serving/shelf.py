@@ -16,15 +16,38 @@ def take_bundle(folder: Path, release: str) -> Bundle:
         release: Name of the bundle's contents.
 
     Raises:
-        ArtifactError: The bundle is damaged.
+        ArtifactError: The bundle is damaged, or was changed while it was read.
         RefusedError: No bundle in the folder says that it is of this release.
     """
-    for path in sorted(folder.iterdir()):
+    for path in _inside(folder):
         if _says(path) == release:
-            return read_bundle(path)
+            return _read(path, release)
     raise RefusedError(
         404, "body.release", "must be of a bundle in the server's folder. Publish it there."
     )
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        # It was there when the server started.
+        return []
+
+
+def _read(path: Path, release: str) -> Bundle:
+    try:
+        found = read_bundle(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: must be readable, got {error.strerror or error}. Publish it again."
+        ) from error
+    if found.release != release:
+        raise ArtifactError(
+            f"{path}: must be of release {release[:12]}, got {found.release[:12]}, as it was "
+            f"published anew meanwhile. Ask again."
+        )
+    return found
 
 
 def _says(path: Path) -> str:
