@@ -183,6 +183,10 @@ def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Server], tmp_p
     [
         ({"host": "0.0.0.0"}, r"token: must be set to listen at 0.0.0.0, which other machines rea"),
         ({"token": "short"}, r"token: must have at least 16 characters, got 5"),
+        ({"token": "short of nothing"}, r"token: must be of ASCII letters, digits and signs"),
+        ({"token": "short" * 4 + "\u00e4"}, r"token: must be of ASCII letters, digits and signs"),
+        ({"token": "short" * 4 + "\n"}, r"token: must be of ASCII letters, digits and signs"),
+        ({"host": "0.0.0.0"}, r"Set TAMIS_TOKEN or --token, or listen at 127.0.0.1"),
         ({"port": 70_000}, r"port: must be in 0 to 65535, got 70000"),
     ],
 )

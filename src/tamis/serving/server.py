@@ -44,10 +44,16 @@ class ServerSettings:
                 f"token: must have at least {_FEWEST_CHARACTERS} characters, got "
                 f"{len(self.token)}. Make one with 'openssl rand -hex 32'."
             )
+        if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
+            # In a header it would arrive as another, and nobody could ever be let in.
+            raise ConfigError(
+                "token: must be of ASCII letters, digits and signs, got a blank or another "
+                "character. Make one with 'openssl rand -hex 32'."
+            )
         if not self.token and self.host not in LOOPBACK:
             raise ConfigError(
                 f"token: must be set to listen at {self.host}, which other machines reach, got "
-                f"none. Set TAMIS_TOKEN or --token-file, or listen at 127.0.0.1."
+                f"none. Set TAMIS_TOKEN or --token, or listen at 127.0.0.1."
             )
 
 
