@@ -147,9 +147,11 @@ def test_url_of_another_kind_is_refused(url: str, message: str) -> None:
         Store(url)
 
 
-def test_password_is_in_no_message() -> None:
+@pytest.mark.parametrize("url", ["//me:secret@127.0.0.1:1/none",
+                                 "//me:x@127.0.0.1:1/none?password=secret"])  # fmt: skip
+def test_password_is_in_no_message(url: str) -> None:
     with pytest.raises(StoreError, match=r"postgresql\+psycopg://me:\*\*\*@") as got:
-        Store("postgresql://me:secret@127.0.0.1:1/none")
+        Store(f"postgresql:{url}")
     assert "secret" not in str(got.value)
 
 
@@ -265,3 +267,23 @@ def test_postgres_that_stops_is_an_error_and_serves_again(
 
     assert store.append([], [make_event("a"), make_event("b")]).events == [False, True]
     store.close()
+
+
+def test_table_that_stays_locked_is_an_error_and_not_a_hang(
+    postgres: Any, make_event: Callable[..., Event]
+) -> None:
+    url = postgres.new_database("locked")
+    other = Store(url)
+    with other._engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "10s"
+    # Or the test would wait as long.
+    store = Store(f"{url}&options=-c lock_timeout=200")
+
+    with other._engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreError, match=r"lock|LockNotAvailable"):
+            store.append([], [make_event("a")])
+
+    assert store.append([], [make_event("a")]).events == [True]
+    store.close()
+    other.close()

@@ -28,7 +28,16 @@ from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd, StoredA
 STORE_VERSION = 1
 _ROWS_PER_PAGE = 500
 _BUSY_MS = 10_000
-_CONNECT_S = 5
+# Without limits a lock that is never given back, or a network that swallows what is sent, would
+# hold up the thread that writes for ever.
+_POSTGRES = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": _BUSY_MS,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "options": f"-c lock_timeout={_BUSY_MS}",
+}
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # The number of PostgreSQL's lock is ours alone, and otherwise without meaning.
 _LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7461696)"}
@@ -124,14 +133,18 @@ class Store:
             StoreError: The database cannot be reached or written, or the file is no database.
         """
         parsed = _parsed(url)
-        self.url = parsed.render_as_string(hide_password=True)
+        # What stands behind the question mark may be a password too.
+        self.url = parsed.set(query={}).render_as_string(hide_password=True)
         self._is_sqlite = parsed.get_backend_name() == "sqlite"
         # A connection that the server dropped is found out before it is used.
         self._engine = sa.create_engine(
             parsed,
             hide_parameters=True,
             pool_pre_ping=True,
-            connect_args={} if self._is_sqlite else {"connect_timeout": _CONNECT_S},
+            # What the URL says goes before.
+            connect_args={}
+            if self._is_sqlite
+            else {name: value for name, value in _POSTGRES.items() if name not in parsed.query},
         )
         if self._is_sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
