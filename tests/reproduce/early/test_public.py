@@ -1,5 +1,6 @@
 """Rows and candidates of a simulated cascade over events that are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,14 @@ def found(tmp_path: Path) -> Behaviours:
     return retailrocket_multibehavior(tmp_path)
 
 
-def test_rows_are_events_beside_items_that_their_users_never_met(
+def test_rows_are_events_beside_items_that_their_users_had_not_met(
     found: Behaviours, tmp_path: Path
 ) -> None:
     world = _World(found, CASCADE)
     files = world.write_rows(tmp_path, world.events_of(0), num_splits=3)
 
-    met = set(zip(found.user.tolist(), found.item.tolist(), strict=True))
+    first = found.part == 0
+    met = set(zip(found.user[first].tolist(), found.item[first].tolist(), strict=True))
     by_pair = {pair: at for at, pair in enumerate(zip(found.user, found.item, strict=True))}
     positives = 0
     for split in SPLITS:
@@ -67,6 +69,66 @@ def test_rows_are_events_beside_items_that_their_users_never_met(
             else:
                 assert (row["conversion"], row["cart"]) == (None, 0.0)
     assert positives == CASCADE.teacher_events
+
+
+def test_rows_to_learn_from_do_not_depend_on_what_comes_later(
+    found: Behaviours, tmp_path: Path
+) -> None:
+    later = np.flatnonzero(found.part > 0)
+    # Other items in the future, as long as no user meets an item twice.
+    pairs = found.user * NUM_ITEMS + found.item
+    other = NUM_ITEMS - 1 - found.item
+    is_free = ~np.isin(found.user * NUM_ITEMS + other, pairs) & (found.part > 0)
+    item = np.where(is_free, other, found.item)
+    assert is_free.sum() > len(later) / 2
+    poisoned = replace(
+        found,
+        item=item,
+        conversion=np.where(found.part > 0, ~found.conversion, found.conversion),
+        quality=np.where(found.part > 0, ~found.quality, found.quality),
+    )
+    rows = []
+    for name, behaviours in (("as-is", found), ("poisoned", poisoned)):
+        world = _World(behaviours, CASCADE)
+        files = world.write_rows(tmp_path / name, world.events_of(0), num_splits=3)
+        rows.append([pq.read_table(files[split]) for split in SPLITS])
+
+    assert all(one.equals(other) for one, other in zip(*rows, strict=True))
+    # And what they meet later on does stand among the others.
+    drawn = pa.concat_tables(rows[0])
+    keys = drawn["user"].to_numpy() * NUM_ITEMS + drawn["item"].to_numpy()
+    assert np.isin(keys, pairs[later]).sum() > 5
+
+
+@pytest.mark.parametrize("parts", [(0,), (0, 1, 2)])
+def test_counts_of_a_row_are_those_before_its_event(
+    found: Behaviours, tmp_path: Path, parts: tuple[int, ...]
+) -> None:
+    world = _World(found, CASCADE)
+    events = world.events_of(*parts)
+    files = world.write_rows(tmp_path, events, num_splits=2)
+    rows = pa.concat_tables([pq.read_table(file) for file in files.values()]).to_pylist()
+    by_pair = {pair: at for at, pair in enumerate(zip(found.user, found.item, strict=True))}
+    event = -1
+    for row in rows:
+        if row["click"]:  # the rows after it are of the same event
+            event = by_pair[row["user"], row["item"]]
+        earlier = [at for at in range(event) if found.part[at] == 0]
+        of_item = [at for at in earlier if found.item[at] == row["item"]]
+        assert row["item_events"] == len(of_item)
+        assert row["item_buys"] == sum(found.conversion[at] for at in of_item)
+        assert row["user_events"] == sum(found.user[at] == row["user"] for at in earlier)
+
+
+def test_counts_of_requests_are_those_of_the_whole_first_part(found: Behaviours) -> None:
+    later = np.flatnonzero(found.part > 0)
+    counts = found.counts_before(later, found.item[later])
+
+    for name in ("item_events", "item_buys"):
+        np.testing.assert_array_equal(counts[name], found.items[name].to_numpy()[found.item[later]])
+    np.testing.assert_array_equal(
+        counts["user_events"], found.users["user_events"].to_numpy()[found.user[later]]
+    )
 
 
 def test_splits_are_in_order_of_time(found: Behaviours, tmp_path: Path) -> None:

@@ -78,6 +78,33 @@ class Behaviours:
         inside = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - start, stop - start)
         return bounds, self.item[order[inside]]
 
+    def counts_before(
+        self, event: NDArray[np.int64], item: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The columns of counts as they were when each of n events came, for its user and an item.
+
+        The tables hold the counts of the whole first part. Rows of that very part would find
+        themselves among them: an item without a buy would never be bought there, and yet be bought
+        later on. Events of later parts do not count, as in the tables, whose numbers these are for
+        every event of a later part.
+
+        Args:
+            event: (n,) events.
+            item: (n,) the item beside each, which need not be its own.
+        """
+        first = np.flatnonzero(self.part == 0)
+        counted = {
+            "user_events": (self.user, first, self.user[event]),
+            "item_events": (self.item, first, item),
+            "item_buys": (self.item, first[self.conversion[first]], item),
+        }
+        columns = {*self.users.column_names, *self.items.column_names}
+        return {
+            name: _events_before(of, events, wanted, event)
+            for name, (of, events, wanted) in counted.items()
+            if name in columns
+        }
+
     def histories(self, event: NDArray[np.int64]) -> pa.Array:
         """The last items before each of n events as lists, for the field ``history``."""
         bounds, items = self.earlier(event, longest=LONGEST_HISTORY)
@@ -242,6 +269,19 @@ def _schema(quality_task: str, *fields: Field) -> Schema:
 def _counts(side: str, of: NDArray[np.int64], size: int) -> dict[str, NDArray[np.float32]]:
     """Events of each user or item in the first part: later ones are not known to any stage."""
     return {f"{side}_events": np.bincount(of, minlength=size).astype(np.float32)}
+
+
+def _events_before(
+    of: NDArray[np.int64],
+    events: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    event: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """How many of some events are of the wanted user or item, and came before another event."""
+    keys = np.sort(of[events] * len(of) + events)
+    first = wanted * len(of)
+    count = np.searchsorted(keys, first + event) - np.searchsorted(keys, first)
+    return count.astype(np.float32)
 
 
 def _rows_of(known: pa.ChunkedArray, wanted: pa.ChunkedArray, folder: Path) -> NDArray[np.int64]:

@@ -42,6 +42,8 @@ from tamis.reproduce.early.stages import (
 from tamis.reproduce.early.study import Part, write_study
 from tamis.reproduce.early.variants import PublicCascade
 
+ROWS_VERSION = 2
+"""Of the rows that both stages and the oracle learn from; another one makes another cascade."""
 _SEED = 0
 _REQUESTS_AT_A_TIME = 256
 _POPULARITY_POWER = 0.75
@@ -122,7 +124,11 @@ class _World:
     def write_rows(
         self, folder: Path, events: NDArray[np.int64], *, num_splits: int
     ) -> dict[str, Path]:
-        """Rows of events, each beside items that their users never met, as logs of splits."""
+        """Rows of events, each beside items that their users had not met, as logs of splits.
+
+        What they meet in later parts may stand among these: a row that was left out for it would
+        tell of the future. Counts are those of the time of each event.
+        """
         found, count = self.found, self._cascade.negatives
         generator = np.random.default_rng([_SEED, len(events)])
         weights = np.exp(self.log_popularity)
@@ -130,12 +136,16 @@ class _World:
         item = np.concatenate([found.item[events][:, None], drawn], axis=1)
         of_event = np.repeat(events, count + 1)
         is_own = np.tile(np.arange(count + 1) == 0, len(events))
-        kept = is_own | (self.event_of(found.user[of_event], item.ravel()) < 0)
+        event = self.event_of(found.user[of_event], item.ravel())
+        is_met = (event >= 0) & (found.part[event] <= found.part[events].max())
+        kept = is_own | ~is_met
         of_event, is_own, item = of_event[kept], is_own[kept], item.ravel()[kept]
         requests = self.requests(events)
         rows = np.searchsorted(events, of_event)
         columns = [field.source for field in found.schema.fields]
         table = pairs_table(requests, found.items, rows, item, columns)
+        for name, values in found.counts_before(of_event, item).items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
         labels = self.labels(np.where(is_own, of_event, -1))
         for name, values in labels.items():
             table = table.append_column(name, pa.array(values, from_pandas=True))

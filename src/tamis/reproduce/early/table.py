@@ -11,7 +11,7 @@ from tamis import config
 from tamis.errors import ConfigError
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reproduce.early.market import make_market_study
-from tamis.reproduce.early.public import make_public_study
+from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
 from tamis.reproduce.early.row import RowOrder, make_row
 from tamis.reproduce.early.study import Study, is_study
 from tamis.reproduce.early.variants import (
@@ -135,8 +135,11 @@ class EarlyRows:
 
 def cascade_folder(cascade: MarketCascade | PublicCascade, work: Path, recipes: Path) -> Path:
     """Where a cascade of these sizes and recipes stands."""
-    names = ["teacher", RECIPE, *(["oracle"] if isinstance(cascade, PublicCascade) else [])]
+    is_public = isinstance(cascade, PublicCascade)
+    names = ["teacher", RECIPE, *(["oracle"] if is_public else [])]
     decides = [config.to_table(cascade), *(read_recipe(recipes, name) for name in names)]
+    if is_public:
+        decides.append({"rows": ROWS_VERSION})
     return work / "cascades" / f"{recipes.name}-{config.fingerprint(decides)[:12]}"
 
 
