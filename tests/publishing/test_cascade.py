@@ -142,6 +142,44 @@ def test_candidates_are_drawn_from_what_the_index_keeps_and_from_the_rest(
                 assert found == pytest.approx(said[task][0], rel=1e-4)
 
 
+def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_request(
+    market_world: Path, log: Dataset, tmp_path: Path
+) -> None:
+    runs = {name: str(market_world / name) for name in ("index", "early", "final")}
+    blueprint = make_blueprint(
+        FunnelRecipe(
+            stages=(
+                StageRecipe(name="index", kind="index", keep=60, run=runs["index"], beams=(6,)),
+                StageRecipe(name="early", kind="early", keep=12, run=runs["early"]),
+                StageRecipe(name="final", kind="ranker", keep=5, run=runs["final"]),
+            )
+        )
+    )
+    sampling = replace(_SAMPLING, scored=12, rejected=0)  # all that nobody saw are drawn
+    split = write_cascade(blueprint, log, tmp_path / "data", sampling=sampling).split("train")
+
+    others, request, item = (
+        np.isnan(split.labels()[:, 0]),
+        split.role("request"),
+        split.role("item"),
+    )
+    of_log, shown = (log.split("train").role(name) for name in ("request", "item"))
+    assert request is not None
+    assert item is not None
+    assert of_log is not None
+    assert shown is not None
+    (batch,) = Loader(log.split("train"), log.spec, batch_size=10_000, shuffle=False).epoch(0)
+    for number in np.unique(request[others]).tolist():
+        rows = np.flatnonzero(of_log == number)
+        features = batch.take(torch.from_numpy(rows[:1]))
+        # A new funnel for each, so that no vector is of another user.
+        earlier = replace(blueprint, stages=blueprint.stages[:2]).build()
+        asked = Request(request_id=number, user=0, time_micros=0, slots=1, features=features)
+        kept = blueprint.inventory.codes[earlier.answer(asked).stages[1].ads]
+        drawn = item[others & (request == number)]
+        assert set(drawn.tolist()) == set(kept.tolist()) - set(shown[rows].tolist())
+
+
 def test_candidates_have_their_own_features_beside_the_requests(
     cascade: Dataset, log: Dataset, teacher: Blueprint
 ) -> None:

@@ -199,8 +199,9 @@ class _Source:
         self, request: int, features: Batch, shown: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float64]]:
         """Ads that were not shown, the pool of each, and its chance of being drawn."""
+        # Everybody is a user of his own, as a stage may remember what it made of one.
         trace = self.earlier.answer(
-            Request(request_id=request, user=0, time_micros=0, slots=1, features=features)
+            Request(request_id=request, user=request, time_micros=0, slots=1, features=features)
         )
         for stage in trace.stages:
             if stage.fallback:
