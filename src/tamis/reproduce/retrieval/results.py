@@ -238,15 +238,16 @@ def _kept_gain(
 
 
 def _at_equal_latency(first: Sequence[Row], rival: Sequence[Row]) -> dict[str, Any]:
-    """Gain over the rival's best width that takes no longer, each in units of the reference."""
+    """Gain over the rival's best width that takes no longer, each in units of the reference.
+
+    The rival's width is picked on the very users that both are compared on, which favours it. Where
+    none of its widths is as fast, its fastest one stands for it.
+    """
     gains = []
     for row, other in _pairs(first, rival):
-        as_fast = [
-            recall_of(point)
-            for point in other["points"]
-            if point["latency"] <= row["metrics"]["latency"]
-        ]
-        best = max(as_fast, default=0.0)
+        fastest = min(point["latency"] for point in other["points"])
+        limit = max(row["metrics"]["latency"], fastest)
+        best = max(recall_of(point) for point in other["points"] if point["latency"] <= limit)
         own = recall_of(row["metrics"])
         gains.append(own / best - 1.0 if best else float(own > 0))
     return _bar(

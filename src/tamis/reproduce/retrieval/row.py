@@ -147,7 +147,7 @@ def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[P
     if order.method == "exact":
         return searchers.exact_points(run, prepared)
     if order.method == "ann":
-        return searchers.ann_points(run, prepared)
+        return searchers.ann_points(run, prepared, longest=task.longest)
     return searchers.rerank_points(run, reference, prepared, longest=task.longest)
 
 

@@ -31,15 +31,17 @@ BEAM_SHARES = (0.05, 0.1, 0.2, 0.4)
 """Nodes that a search keeps at each index level, as shares of those that are occupied."""
 MAIN_SHARE = 0.4
 """The share that stands in the table; the others are its curve."""
-RERANKED_SHARES = (0.01, 0.02, 0.05, 0.1)
-"""Candidates that are re-ranked, as shares of the corpus."""
+RERANKED_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Candidates that are re-ranked, as shares of the corpus: up to as many as the widest beams score,
+or the index would be compared with rivals that are given less."""
 MAIN_RERANKED = 0.05
 _READ_FOR_EACH = 4
-PROBES = (1, 4, 16, 64)
+PROBES = (1, 4, 16, 64, 256)
 """Lists of an inverted file that are read."""
 MAIN_PROBES = 16
-WIDTHS = (32, 128, 512)
-"""Candidates that a walk through a graph of neighbours keeps."""
+WIDTHS = (1, 2, 4)
+"""Candidates that a walk through a graph of neighbours keeps, as multiples of the longest list that
+is asked for, which it keeps in any case."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +102,14 @@ def reference_searcher(run: Path, prepared: Prepared) -> ExactSearcher:
     return ExactSearcher(items, model.queries())
 
 
-def ann_points(run: Path, prepared: Prepared) -> Iterator[Point]:
-    """Two towers through Faiss: an inverted file and a graph, each from narrow to wide."""
+def ann_points(run: Path, prepared: Prepared, *, longest: int) -> Iterator[Point]:
+    """Two towers through Faiss: an inverted file and a graph, each from narrow to wide.
+
+    Args:
+        run: Run of two towers.
+        prepared: Corpus and requests.
+        longest: Items that are asked for at most.
+    """
     model, items = _two_tower(run, prepared)
     queries, lists = model.queries(), num_lists(len(items.ids))
     for probes in PROBES:
@@ -111,7 +119,7 @@ def ann_points(run: Path, prepared: Prepared) -> Iterator[Point]:
             searcher=FaissSearcher(items, queries, IVFFlat(lists=lists, probes=read)),
             is_main=probes == MAIN_PROBES,
         )
-    for width in WIDTHS:
+    for width in (longest * factor for factor in WIDTHS):
         searcher = FaissSearcher(items, queries, HNSW(search_width=width))
         yield Point(setting=f"hnsw, width {width}", searcher=searcher)
 
