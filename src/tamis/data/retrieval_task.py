@@ -50,7 +50,7 @@ class StoredTask:
     positives: NDArray[np.int64]
     """(V,) positives of each item among the rows that train."""
     impressions: NDArray[np.int64]
-    """(V,) how often each item was shown while they were logged."""
+    """(V,) how often each item had been shown when requests are made; see ``RetrievalSet``."""
     values: NDArray[np.float32] | None
     """(U, V) what each item is truly worth to each user; None where nobody knows."""
 

