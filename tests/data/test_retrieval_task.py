@@ -56,7 +56,7 @@ def _task(*, has_pairs: bool = True, has_values: bool = True) -> RetrievalSet:
 def test_task_is_read_as_it_was_written_without_users_who_have_nothing_to_find(
     tmp_path: Path,
 ) -> None:
-    write_task(_task(), tmp_path / "task", requests=10)
+    write_task(_task(), tmp_path / "task", split="test", requests=10)
     task = read_task(tmp_path / "task")
 
     assert is_task(tmp_path / "task")
@@ -75,7 +75,7 @@ def test_task_is_read_as_it_was_written_without_users_who_have_nothing_to_find(
 def test_fewer_users_are_a_sample_that_is_always_the_same(tmp_path: Path) -> None:
     picked = []
     for name in "ab":
-        write_task(_task(), tmp_path / name, requests=2)
+        write_task(_task(), tmp_path / name, split="test", requests=2)
         task = read_task(tmp_path / name)
         picked.append(pq.read_table(task.requests)["user"].to_pylist())
         assert task.values is not None
@@ -93,7 +93,7 @@ def test_sets_without_features_of_pairs_or_truth_have_none(tmp_path: Path) -> No
         plain,
         goals={"test": replace(goal, requests=goal.requests.drop_columns(["history_category"]))},
     )
-    write_task(plain, tmp_path / "task", requests=10)
+    write_task(plain, tmp_path / "task", split="test", requests=10)
     task = read_task(tmp_path / "task")
 
     assert not task.has_pairs
@@ -103,7 +103,7 @@ def test_sets_without_features_of_pairs_or_truth_have_none(tmp_path: Path) -> No
 
 def test_altered_task_is_refused_and_an_unfinished_one_is_none(tmp_path: Path) -> None:
     folder = tmp_path / "task"
-    write_task(_task(), folder, requests=10)
+    write_task(_task(), folder, split="test", requests=10)
     pq.write_table(pa.table({"item": [1]}), folder / "corpus.parquet")
 
     with pytest.raises(ArtifactError, match=r"corpus\.parquet"):

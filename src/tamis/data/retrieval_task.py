@@ -11,6 +11,7 @@ manifest.json        written last
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -80,18 +81,21 @@ class StoredTask:
         return bool(self.histories)
 
 
-def write_task(task: RetrievalSet, folder: Path, *, requests: int) -> None:
-    """Write the goal of the test split for a sample of its users.
+def write_task(
+    task: RetrievalSet, folder: Path, *, split: Literal["valid", "test"], requests: int
+) -> None:
+    """Write the goal of a split for a sample of its users.
 
     Args:
         task: What was read or simulated.
         folder: Gets the files; what a killed writing left is written over.
+        split: Whose goal. How a corpus is searched is chosen on ``valid``.
         requests: Users at most, of those who have something to find; the same ones every time.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    goal = task.goals["test"]
+    goal = task.goals[split]
     able = np.flatnonzero(goal.relevant.lengths)
     picked = np.sort(np.random.default_rng(_SEED).permutation(able)[:requests])
     asked = goal.requests.take(pa.array(picked))

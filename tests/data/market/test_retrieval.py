@@ -110,6 +110,19 @@ def test_relevant_items_are_what_was_clicked_later_that_day(task: RetrievalSet) 
     assert not goal.masked.ids.size
 
 
+def test_users_of_both_goals_ask_at_one_hour_and_differ(task: RetrievalSet) -> None:
+    goals = task.goals
+    users = {split: set(goal.requests["user"].to_pylist()) for split, goal in goals.items()}
+
+    assert len(users["valid"]) == len(users["test"]) > 1
+    assert not users["valid"] & users["test"]
+    for goal in goals.values():
+        assert set(goal.requests["hour"].to_pylist()) == {8}
+        assert goal.values is not None
+        assert goal.values.shape == (goal.requests.num_rows, task.num_items)
+        assert goal.relevant.lengths.all()
+
+
 def test_ads_are_cold_if_nobody_saw_them_before_everybody_asks(task: RetrievalSet) -> None:
     market = RunningMarket(retrieval._ROWS_PER_AD * ADS, retrieval._RULES, 3)
     busy = np.flatnonzero(np.diff(market.traffic(), prepend=0) > 0)

@@ -158,6 +158,28 @@ def test_learning_that_changes_nothing_and_beams_that_prune_nothing_are_told() -
         assert not _claim(rows, words)["holds"]
 
 
+def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
+    rows = _rows()
+    for row in rows:
+        if row["model"] not in ("joint", "apart"):
+            continue
+        row["validation"] = []
+        for place, point in enumerate(row["points"]):
+            point["value_recall@100"] = (0.2, 0.28, 0.3)[place]
+        if row["model"] == "apart":  # it keeps more nodes, and so finds more
+            row["metrics"]["value_recall@100"] = 0.3
+            for place, point in enumerate(row["points"]):
+                point["is_main"] = place == 2
+
+    claim = _claim(rows, "recalls no less than apart")
+
+    # 0.29 and 0.291 less 0.28.
+    assert claim["estimate"] == pytest.approx(0.0105)
+    assert claim["holds"]
+    # What scores everything has no beams.
+    assert _claim(rows, "higher recall than base")["estimate"] == pytest.approx(0.09)
+
+
 def test_recall_is_of_clicks_where_no_true_value_is_known() -> None:
     rows = _rows()
     for row in rows:

@@ -14,6 +14,7 @@ import pytest
 from tamis import artifacts
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.make import MadeTable
+from tamis.reproduce.retrieval.beams import CHOICES
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
@@ -48,6 +49,11 @@ def test_market_goes_through_the_whole_table(
         - rows["joint"]["metrics"]["value_recall@100"]
         / rows["joint"]["exhaustive"]["value_recall@100"]
     )
+    # The narrowest beams that lose little on other users stand for the row.
+    tried = rows["joint"]["validation"]
+    assert [one["share"] for one in tried] == list(CHOICES[: len(tried)])
+    assert [one["index_loss"] <= 0.03 for one in tried[:-1]] == [False] * (len(tried) - 1)
+    assert rows["joint"]["points"][len(tried)]["is_main"]
     assert rows["joint"]["weights"] != rows["apart"]["weights"]
     assert len(rows["deep"]["levels"]) == 2
     said = {check["check"] for check in rows["deep"]["checks"]}
@@ -98,7 +104,7 @@ def test_process_of_a_row_makes_it_and_prints_how_far_it_is(
     again = artifacts.read_json(row / "metrics.json")
     assert again["weights"] == before["weights"]
     assert again["exhaustive"] == before["exhaustive"]
-    assert [point["setting"] in done.stdout for point in again["points"]] == [True] * 4
+    assert [point["setting"] in done.stdout for point in again["points"]] == [True] * 5
 
 
 def test_public_set_goes_through_the_whole_table(

@@ -65,17 +65,20 @@ def market_retrieval(num_ads: int, *, seed: int = 0, requests: int = 200) -> Ret
     from the living, which no policy has chosen. The ads of such rows are as they were at the end of
     their hour.
 
-    The goal, of split ``test``, is at 8 o'clock of the last day: what a user clicked after it, and
-    what every living ad is truly worth to him then, which is the chance of his click on it at the
-    first position. Nothing is masked, as an ad may be clicked again.
+    The goal is at 8 o'clock of the last day: what a user clicked after it, and what every living ad
+    is truly worth to him then, which is the chance of his click on it at the first position.
+    Nothing is masked, as an ad may be clicked again. Goals of the splits ``valid`` and ``test`` are
+    of that one hour and of different users, so that how a corpus is searched can be chosen by some
+    and judged by others.
 
     Args:
         num_ads: Ads of the population, at least 100; nine in ten of them are alive at once.
         seed: Decides everything.
-        requests: Users who ask, at most, of those who clicked something after the morning.
+        requests: Users of each goal, at most, of those who clicked something after the morning;
+            half of these where there are fewer than twice as many.
 
     Raises:
-        DataError: There are too few ads, or nobody clicked on what was alive.
+        DataError: There are too few ads, or fewer than two users clicked on what was alive.
     """
     if num_ads < _FEWEST_ADS:
         raise DataError(f"market_retrieval: num_ads must be at least {_FEWEST_ADS}, got {num_ads}.")
@@ -100,12 +103,12 @@ def market_retrieval(num_ads: int, *, seed: int = 0, requests: int = 200) -> Ret
     for hour, log in hours:
         tables[_split_of(hour)].append(_labelled(log, generator))
         clicks.append(_clicked(log).select(["user_id", "ad_id"]))
-    goal = morning.goal(pa.concat_tables(clicks), generator, requests=requests)
+    goals = morning.goals(pa.concat_tables(clicks), generator, requests=requests)
     return RetrievalSet(
         tables={split: _as_rows(pa.concat_tables(parts)) for split, parts in tables.items()},
         schema=_schema(),
-        corpus=_as_rows(morning.corpus(goal.requests)),
-        goals={"test": goal},
+        corpus=_as_rows(morning.corpus(goals["test"].requests)),
+        goals=goals,
         matched=market.population.ads.category[morning.living].astype(np.int64),
         positives=positives[morning.living],
         impressions=impressions[morning.living],
@@ -146,19 +149,28 @@ class _Morning:
             asked=market.pairs(asked, asked.request_id, nothing, nothing + 1),
         )
 
-    def goal(self, clicks: pa.Table, generator: np.random.Generator, *, requests: int) -> Goal:
-        """What some of those who clicked later on are to be answered with."""
+    def goals(
+        self, clicks: pa.Table, generator: np.random.Generator, *, requests: int
+    ) -> dict[str, Goal]:
+        """What two groups of those who clicked later on are to be answered with."""
         user, ad = (clicks[name].to_numpy() for name in ("user_id", "ad_id"))
         place = np.searchsorted(self.living, ad).clip(max=len(self.living) - 1)
         is_there = self.living[place] == ad  # what was born after the morning cannot be found
         pairs = np.unique(np.stack([user[is_there], place[is_there]], axis=1), axis=0)
-        who = np.unique(pairs[:, 0])
-        if not len(who):
+        who = generator.permutation(np.unique(pairs[:, 0]))
+        if len(who) < 2:
             raise DataError(
-                "market_retrieval: somebody must click on an ad of the corpus, got none. Take more "
-                "ads."
+                f"market_retrieval: two users must click on an ad of the corpus, got {len(who)}. "
+                f"Take more ads."
             )
-        who = np.sort(generator.permutation(who)[:requests])
+        count = min(requests, len(who) // 2)
+        return {
+            "valid": self._goal(np.sort(who[count : 2 * count]), pairs),
+            "test": self._goal(np.sort(who[:count]), pairs),
+        }
+
+    def _goal(self, who: NDArray[np.int64], pairs: NDArray[np.int64]) -> Goal:
+        """What some users, rising, clicked of pairs of a user and a place in the corpus."""
         pairs = pairs[np.isin(pairs[:, 0], who)]
         blanks = pa.table(
             {name: pa.nulls(len(who), self.ads[name].type) for name in _ITEM}

@@ -22,7 +22,8 @@ from tamis.errors import TamisError
 from tamis.evaluation import evaluate_task
 from tamis.models.hsnn import HSNN
 from tamis.nn.residual_index import nearest_path
-from tamis.reproduce.retrieval.searchers import MAIN_SHARE, Prepared, beams_of
+from tamis.reproduce.retrieval.beams import BEAM_SHARES
+from tamis.reproduce.retrieval.searchers import Prepared, beams_of
 from tamis.retrieval.occupancy import occupancy
 from tamis.retrieval.search import Retriever, total_scores
 from tamis.retrieval.searcher import Request
@@ -152,7 +153,7 @@ def _assert_searched(model: HSNN, snapshot: IndexSnapshot, requests: list[Reques
         "full beams must find what scoring everything finds",
         f"a better item, {float(rest.max()) if len(rest) else 0.0} above {float(own.min())}",
     )
-    for beams in ((1,) * len(everything), beams_of(everything, MAIN_SHARE)):
+    for beams in ((1,) * len(everything), beams_of(everything, BEAM_SHARES[-1])):
         if beams[-1] == everything[-1]:
             continue
         for one in requests[:10]:

@@ -7,7 +7,7 @@ measured. Progress is printed, line by line.
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tamis.data.retrieval_task import StoredTask, read_task
 from tamis.errors import RunInUseError
 from tamis.process import prepare_process
 from tamis.reproduce.retrieval import searchers
+from tamis.reproduce.retrieval.beams import Tried, choose_share
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.scores import Measurer
 from tamis.reproduce.retrieval.searchers import Point, Prepared
@@ -37,7 +38,7 @@ class RowOrder:
     method: Method
     """How the model is searched."""
     inputs: str
-    """Folder with ``dataset`` and ``task``."""
+    """Folder with ``dataset``, ``task`` and ``task-valid``."""
     seed: int
     """Of the trainings."""
     recipe: str
@@ -128,9 +129,16 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             found["levels"] = [dataclasses.asdict(level) for level in occupancy(snapshot)]
             found["checks"], found["forward"] = checks_of(model, snapshot, prepared, dataset)
             _say(started, f"levels {found['levels']}, checks {found['checks']}")
+            tuning = read_task(folder / "task-valid")
+            requests = searchers.encoded_requests(tuning, encoders, dataset.spec)
+            chosen, tried = _chosen(retriever, Measurer(tuning, requests, reference))
+            found["validation"] = [dataclasses.asdict(one) for one in tried]
+            _say(started, f"share {chosen} of {found['validation']} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)
             _say(started, f"every node and item: {found['exhaustive']}")
-        points: Iterator[Point] = searchers.network_points(retriever)
+            points: Iterator[Point] = searchers.beam_points(retriever, chosen=chosen)
+        else:
+            points = searchers.all_items_points(retriever)
     else:
         points = _points(order, task, prepared)
     found["points"] = []
@@ -138,6 +146,15 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
         found["points"].append(measurer.measure(point))
         _say(started, f"{point.setting}: {found['points'][-1]}")
     return found
+
+
+def _chosen(retriever: Retriever, measurer: Measurer) -> tuple[float, Sequence[Tried]]:
+    """Share of nodes to keep, by the users of the measurer."""
+
+    def quality_of(share: float) -> Mapping[str, Any]:
+        return measurer.quality(searchers.beam_searcher(retriever, share))
+
+    return choose_share(quality_of, measurer.exhaustive(retriever))
 
 
 def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[Point]:

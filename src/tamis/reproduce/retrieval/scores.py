@@ -38,13 +38,13 @@ class Measurer:
     def exhaustive(self, retriever: Retriever) -> dict[str, Any]:
         """Quality of a network that scores every node and item; points are compared with it."""
         everything = BeamSearcher(retriever=retriever, beams=retriever.snapshot.tree.num_nodes)
-        quality, lists = self._quality(everything)
+        quality, lists = self._found(everything)
         self._exhaustive = lists
         return quality
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Quality, cost and time of a point; JSON values."""
-        quality, lists = self._quality(point.searcher)
+        quality, lists = self._found(point.searcher)
         if self._exhaustive is not None:
             pairs = zip(lists[:, :FOUND], self._exhaustive[:, :FOUND], strict=True)
             quality["kept"] = float(np.mean([np.isin(all_, some).mean() for some, all_ in pairs]))
@@ -56,7 +56,11 @@ class Measurer:
             **self._times(point.searcher),
         }
 
-    def _quality(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    def quality(self, searcher: Searcher) -> dict[str, Any]:
+        """Quality and modelled cost of a searcher, which is not timed; JSON values."""
+        return self._found(searcher)[0]
+
+    def _found(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
         task = self._task
         found = collect(searcher, self._requests, max(CUTOFFS), masked=task.masked)
         lists = found.ids

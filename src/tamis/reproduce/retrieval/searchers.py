@@ -17,6 +17,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.hsnn import HSNN
 from tamis.models.two_tower import TwoTower
+from tamis.reproduce.retrieval.beams import BEAM_SHARES
 from tamis.retrieval.encoded import encoded_rows, pairs_by_features
 from tamis.retrieval.exact import ExactSearcher, Queries
 from tamis.retrieval.faiss_index import HNSW, FaissSearcher, IVFFlat
@@ -27,10 +28,6 @@ from tamis.retrieval.searcher import Request, Searcher
 from tamis.retrieval.snapshot import IndexSnapshot
 from tamis.training.predict import load_trained
 
-BEAM_SHARES = (0.05, 0.1, 0.2, 0.4)
-"""Nodes that a search keeps at each index level, as shares of those that are occupied."""
-MAIN_SHARE = 0.4
-"""The share that stands in the table; the others are its curve."""
 RERANKED_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Candidates that are re-ranked, as shares of the corpus: up to as many as the widest beams score,
 or the index would be compared with rivals that are given less."""
@@ -70,17 +67,20 @@ class Prepared:
     @classmethod
     def of(cls, task: StoredTask, encoders: Encoders, spec: InputSpec) -> "Prepared":
         """Encode a task."""
-        rows = [row for _, row in encoded_rows(task.requests, encoders, spec, batch_size=1)]
-        if task.has_pairs:
-            pairs = [_matches(spec, history, task.matched) for history in task.histories]
-            requests = [
-                Request(user=row, pairs=of_pair) for row, of_pair in zip(rows, pairs, strict=True)
-            ]
-        else:
-            requests = [Request(user=row) for row in rows]
         return cls(
-            spec=spec, corpus=list(encoded_rows(task.corpus, encoders, spec)), requests=requests
+            spec=spec,
+            corpus=list(encoded_rows(task.corpus, encoders, spec)),
+            requests=encoded_requests(task, encoders, spec),
         )
+
+
+def encoded_requests(task: StoredTask, encoders: Encoders, spec: InputSpec) -> list[Request]:
+    """The users of a task, as models read them."""
+    rows = [row for _, row in encoded_rows(task.requests, encoders, spec, batch_size=1)]
+    if not task.has_pairs:
+        return [Request(user=row) for row in rows]
+    pairs = [_matches(spec, history, task.matched) for history in task.histories]
+    return [Request(user=row, pairs=of_pair) for row, of_pair in zip(rows, pairs, strict=True)]
 
 
 def popular_points(task: StoredTask) -> Iterator[Point]:
@@ -166,21 +166,31 @@ def rerank_points(
         )
 
 
-def network_points(retriever: Retriever) -> Iterator[Point]:
-    """Beams of several widths through an index; one point where there is none."""
-    num_nodes = retriever.snapshot.tree.num_nodes
-    if not num_nodes:
-        yield Point(
-            setting="all", searcher=BeamSearcher(retriever=retriever, beams=()), is_main=True
-        )
-        return
+def all_items_points(retriever: Retriever) -> Iterator[Point]:
+    """Every item scored by a network without an index."""
+    yield Point(setting="all", searcher=BeamSearcher(retriever=retriever, beams=()), is_main=True)
+
+
+def beam_points(retriever: Retriever, *, chosen: float) -> Iterator[Point]:
+    """Beams of several widths through an index.
+
+    Args:
+        retriever: Model and index.
+        chosen: The share of nodes that stands for the row; the others are its curve.
+    """
     for share in BEAM_SHARES:
-        beams = beams_of(num_nodes, share)
+        searcher = beam_searcher(retriever, share)
         yield Point(
-            setting=f"beams {'-'.join(str(beam) for beam in beams)}",
-            searcher=BeamSearcher(retriever=retriever, beams=beams),
-            is_main=share == MAIN_SHARE,
+            setting=f"beams {'-'.join(str(beam) for beam in searcher.beams)}",
+            searcher=searcher,
+            is_main=share == chosen,
         )
+
+
+def beam_searcher(retriever: Retriever, share: float) -> BeamSearcher:
+    """Search with beams that keep a share of the nodes."""
+    beams = beams_of(retriever.snapshot.tree.num_nodes, share)
+    return BeamSearcher(retriever=retriever, beams=beams)
 
 
 def beams_of(num_nodes: tuple[int, ...], share: float) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tamis import api, artifacts, config
 from tamis.data.market.retrieval import market_retrieval
@@ -54,20 +54,25 @@ class RetrievalRows:
         }
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
-        """Dataset and task, which no recipe decides."""
+        """Dataset, and the tasks to choose beams on and to judge by, which no recipe decides."""
         name = f"{self.dataset.replace(':', '-')}-{self._table.requests}-requests"
         folder = work / "tasks" / name
-        dataset, task = folder / "dataset", folder / "task"
-        if not (api.is_dataset(dataset) and is_task(task)):
+        dataset = folder / "dataset"
+        tasks: dict[Literal["valid", "test"], Path] = {
+            "valid": folder / "task-valid",
+            "test": folder / "task",
+        }
+        if not (api.is_dataset(dataset) and all(is_task(task) for task in tasks.values())):
             found = _read(self._table, data)
             if not api.is_dataset(dataset):
                 logs = {split: folder / "rows" / f"{split}.parquet" for split in found.tables}
                 for split, path in logs.items():
                     found.write_rows(split, path)
                 api.ingest(logs, dataset, schema=found.schema)
-            write_task(found, task, requests=self._table.requests)
-        manifest = artifacts.read_json(task / "manifest.json")
-        return folder, config.fingerprint([api.open_dataset(dataset).fingerprint, manifest])
+            for split, task in tasks.items():
+                write_task(found, task, split=split, requests=self._table.requests)
+        manifests = [artifacts.read_json(task / "manifest.json") for task in tasks.values()]
+        return folder, config.fingerprint([api.open_dataset(dataset).fingerprint, *manifests])
 
     def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:
         """Order the row, and what makes it."""

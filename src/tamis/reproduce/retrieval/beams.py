@@ -1,0 +1,43 @@
+"""How wide an index is searched: chosen on validation users, before test users are looked at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tamis.reproduce.retrieval.results import INDEX_LOSS, index_loss
+
+CHOICES = (0.05, 0.1, 0.2, 0.4)
+"""Nodes that a search may keep at each index level, as shares of those that are occupied."""
+BEAM_SHARES = (CHOICES[0] / 2, *CHOICES)
+"""The shares that are measured. The first is never chosen; it shows whether the next one binds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """One share on validation users."""
+
+    share: float
+    """Nodes that were kept."""
+    index_loss: float
+    """Recall that is lost, of that of scoring everything."""
+
+
+def choose_share(
+    quality_of: Callable[[float], Mapping[str, Any]], exhaustive: Mapping[str, Any]
+) -> tuple[float, Sequence[Tried]]:
+    """The least share whose loss the specification allows, or the largest where none is so good.
+
+    Args:
+        quality_of: Metrics of a share on validation users; asked from the least share on, and no
+            further than is needed.
+        exhaustive: Metrics of scoring every node and item for the same users.
+
+    Returns:
+        The share, and what was tried.
+    """
+    tried: list[Tried] = []
+    for share in CHOICES:
+        tried.append(Tried(share=share, index_loss=index_loss(quality_of(share), exhaustive)))
+        if tried[-1].index_loss <= INDEX_LOSS:
+            break
+    return tried[-1].share, tried

@@ -1,0 +1,35 @@
+"""The choice of beams: as narrow as the allowed loss on validation users lets them be."""
+
+import pytest
+
+from tamis.reproduce.retrieval.beams import BEAM_SHARES, CHOICES, choose_share
+
+
+@pytest.mark.parametrize(
+    ("recalls", "share"),
+    [
+        # Of 0.5 a loss of 3 % leaves 0.485.
+        ((0.3, 0.484, 0.486, 0.5), 0.2),
+        ((0.486, 0.3, 0.3, 0.3), 0.05),
+        ((0.1, 0.2, 0.3, 0.4), 0.4),
+    ],
+)
+def test_narrowest_share_within_the_allowed_loss_is_chosen_and_no_wider_one_is_tried(
+    recalls: tuple[float, ...], share: float
+) -> None:
+    asked = []
+
+    def quality_of(tried: float) -> dict[str, float]:
+        asked.append(tried)
+        return {"recall@100": 0.0, "value_recall@100": recalls[CHOICES.index(tried)]}
+
+    chosen, tried = choose_share(quality_of, {"recall@100": 1.0, "value_recall@100": 0.5})
+
+    assert chosen == share
+    assert asked == [one.share for one in tried] == list(CHOICES[: CHOICES.index(share) + 1])
+    assert tried[-1].index_loss == pytest.approx(1 - recalls[CHOICES.index(share)] / 0.5)
+
+
+def test_a_narrower_share_than_any_that_may_be_chosen_is_measured() -> None:
+    assert BEAM_SHARES[0] == min(CHOICES) / 2
+    assert BEAM_SHARES[1:] == CHOICES
