@@ -1,13 +1,14 @@
 """LightGBM's inputs, and what is said where it is not installed."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tamis import api
 from tamis.errors import ConfigError
-from tamis.reproduce.early.boosted import _inputs, boosted_scores
+from tamis.reproduce.early.boosted import _Fit, _inputs, boosted_scores
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import Boosted
 
@@ -27,6 +28,26 @@ def test_inputs_are_those_of_the_early_stage_row_by_row(study: Study) -> None:
     candidate = study.log("rejected", "valid").candidate
     twice = (found[:, 3:] == 2).any(axis=1)
     np.testing.assert_array_equal(twice, candidate % 4 == candidate % 3)
+
+
+def test_models_of_parts_are_calibrated_as_our_heads_are(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightgbm")
+    predict = _Fit.predict
+
+    def halved(booster: Any, inputs: np.ndarray) -> np.ndarray:
+        """As if every model said half of the odds."""
+        said = predict(booster, inputs)
+        odds = 0.5 * said / (1 - said)
+        return odds / (1 + odds)
+
+    as_they_are = boosted_scores(study, Boosted(objective="parts"), seed=0)
+    monkeypatch.setattr(_Fit, "predict", staticmethod(halved))
+    low = boosted_scores(study, Boosted(objective="parts"), seed=0)
+
+    # The map undoes what is wrong with every prediction, so that no ad passes another.
+    np.testing.assert_allclose(low.score, as_they_are.score, rtol=1e-3, atol=1e-4)
 
 
 def test_a_missing_package_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from tamis import api
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
+from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Study
-from tamis.reproduce.early.trained import timed_ms
+from tamis.reproduce.early.trained import fit_calibration, timed_ms
 from tamis.reproduce.early.variants import Boosted, Pools
 
 _ROUNDS = 300
@@ -62,10 +63,7 @@ def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScore
     log = study.log(_POOLS, "train")
     fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), seed)
     if variant.objective == "parts":
-        predictions = {
-            task: fit.trained("cross_entropy", log.final[task], judged) for task in study.tasks
-        }
-        score = study.values(predictions, study.judged())
+        score = _value_of_parts(study, fit, log.final, judged)
     else:
         bid, billing = study.ads()
         value = study.value.score(log.final, bid[log.candidate], billing[log.candidate])
@@ -83,6 +81,30 @@ def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScore
             lambda: [fit.predict(booster, one_request) for booster in fit.boosters]
         ),
     )
+
+
+def _value_of_parts(
+    study: Study,
+    fit: "_Fit",
+    final: Mapping[str, NDArray[np.float32]],
+    judged: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Total values of a model for each task, calibrated on the rows that calibrate our heads."""
+    valid, _ = _inputs(api.open_dataset(study.dataset(_POOLS)), "valid")
+    log, (_, billing), candidates = study.log(_POOLS, "valid"), study.ads(), study.judged()
+    is_scored = log.pool < REJECTED
+    predictions = {}
+    for task in study.tasks:
+        values = fit.trained("cross_entropy", final[task], judged)
+        calibrator = fit_calibration(
+            log.final[task][is_scored],
+            fit.predict(fit.boosters[-1], valid)[is_scored],
+            billing[log.candidate][is_scored],
+        )
+        if calibrator is not None:
+            values = calibrator.apply(values, candidates.billing)
+        predictions[task] = values
+    return study.values(predictions, candidates)
 
 
 class _Fit:

@@ -122,7 +122,7 @@ def serve(
         served = [names[place] for place in places]
         target = valid[f"label:{served[-1]}"].to_numpy()
         raw = _mean_logit(valid, served)
-        calibrator = _fitted(target[is_scored], raw[is_scored], valid_billing)
+        calibrator = fit_calibration(target[is_scored], raw[is_scored], valid_billing)
         values = _mean_logit(test, served)
         if calibrator is not None:
             values = calibrator.apply(values, judged.billing)
@@ -212,7 +212,7 @@ def _mean_logit(table: pa.Table, tasks: Sequence[str]) -> NDArray[np.float64]:
     return probability
 
 
-def _fitted(
+def fit_calibration(
     target: NDArray[np.float32], predicted: NDArray[np.float64], billing: NDArray[np.str_]
 ) -> GroupedCalibrator | None:
     """A calibration, or None where a head learned too little to have one."""
