@@ -242,7 +242,9 @@ def _draw_sequence(model: str, table: str, trial: int) -> Recipe:
         },
         "schedule": {} if is_market else {"plateau_factor": pick([0.1, 0.3], first=0.1)},
         "training": {
-            "batch_size": 2048 if is_market else pick([1024, 2048], first=1024),
+            # One pass over so few rows needs many steps: on the validation split 512 instead of
+            # 2048 gave DCNv2 .005, DIN .008 and InterFormer .020 of AUC.
+            "batch_size": 512 if is_market else pick([1024, 2048], first=1024),
             "max_epochs": 1 if is_market else 30,
             "monitor": "auc",
             "patience": 3,
