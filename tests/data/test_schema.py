@@ -1,5 +1,6 @@
 """Schema files: what is wrong with one is said once, with its path."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,39 @@ def test_distilled_tasks_survive_the_file(tmp_path: Path) -> None:
 def test_what_a_task_distils_is_checked(tasks: tuple[Task, ...], message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         _schema(*tasks)
+
+
+_KIND = Field(name="kind", kind="categorical", side="item")
+_PAST = Field(name="past", kind="sequence", side="user", shares="kind")
+_COUNT = Field(name="same", kind="numeric", transform="none", counts="past")
+
+
+def test_number_that_counts_events_is_read_back_and_reaches_the_models(tmp_path: Path) -> None:
+    schema = Schema(fields=(_KIND, _PAST, _COUNT), tasks=(_CLICK,))
+    path = tmp_path / "schema.toml"
+    path.write_text(schema.to_toml())
+
+    assert load_schema(path) == schema
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ((_KIND, _COUNT), "'same': counts must name a sequence field .* got 'past'"),
+        (
+            (_KIND, replace(_PAST, shares=""), _COUNT),
+            "'same': counts must name a sequence field that shares a category .* got 'past'",
+        ),
+        ((_KIND, _PAST, replace(_COUNT, counts="kind")), "counts must name .* got 'kind'"),
+    ],
+)
+def test_what_a_number_counts_is_checked(fields: tuple[Field, ...], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        Schema(fields=fields, tasks=(_CLICK,))
+
+
+def test_counts_are_numbers_as_they_are() -> None:
+    with pytest.raises(SchemaError, match=r"'same': counts is for .* got kind 'numeric' and trans"):
+        replace(_COUNT, transform="log")
+    with pytest.raises(SchemaError, match="got kind 'categorical'"):
+        replace(_KIND, counts="past")

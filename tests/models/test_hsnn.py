@@ -1,6 +1,7 @@
 """HSNN: what each loss moves, what each level sees, and what state a checkpoint holds."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, Jagged
 from tamis.data.dataset import Dataset
-from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
+from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
 from tamis.errors import ConfigError
 from tamis.models.hsnn import HSNN, HSNNConfig
+from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.monn import MoNNConfig
 from tamis.retrieval.occupancy import occupancy
 from tamis.retrieval.snapshot import IndexSnapshot
@@ -405,6 +407,97 @@ def test_loss_is_the_sum_of_its_published_terms() -> None:
             expected = expected + ramp * 0.3 * len(mean) * mean.square().sum()
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+_COUNTED = replace(
+    SPEC,
+    numeric=("same_kind",),
+    numeric_counts=("past_kind",),
+    sequences=(
+        SequenceInput(
+            name="past", fields=("past_kind",), tables=("kind",), max_length=3, side="user"
+        ),
+    ),
+)
+
+
+def _with_history(batch: Batch) -> Batch:
+    """The same rows, each with as many events as its number has left over by 3."""
+    lengths = torch.arange(batch.num_rows) % 3
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    kinds = torch.arange(int(offsets[-1])).unsqueeze(1) % _KINDS + 1
+    return replace(batch, sequences={"past": Jagged(values=kinds, offsets=offsets)})
+
+
+def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -> None:
+    """One step's softmax from its parts, pair by pair, with every other row as a negative."""
+    config = replace(_CONFIG, negatives=100, id_dropout=0.0)
+    model = _build(config, spec=_COUNTED).train()
+    batch = _with_history(_batch(9, seed=3))
+    batch.labels[0] = torch.nan  # nobody's positive, everybody's negative
+    batch.labels[3] = 1.0
+    batch.weights[1] = 2.0
+    found = model(batch).auxiliary_losses["softmax"]
+
+    share = copy.deepcopy(model.frequency)
+    log_share = share.log_share(batch.ids[:, 2]).tolist()
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        items = model.encode_items(batch)
+        vectors = [*model.index.soft(items).nodes, items]
+        users = model.encode_user(batch)
+        for anchor, task in itertools.product(range(9), range(2)):
+            if not batch.labels[anchor, task] > 0:
+                continue
+            for level in range(3):
+                scores = []
+                for other in range(9):
+                    row, item = torch.tensor([anchor]), torch.tensor([other])
+                    pair = InBatchPairs(_COUNTED).batch(batch, row, item)
+                    if anchor == other:
+                        pair = batch.take(row)
+                    outputs = [
+                        model.pair_logits(n, users[n][row], vectors[n][item], pair)
+                        for n in range(level + 1)
+                    ]
+                    z = model.levels[level].joined(torch.stack(outputs, dim=1))
+                    scores.append(z[0, task] - log_share[other])
+                loss = torch.stack(scores).logsumexp(0) - scores[anchor]
+                expected[task] += loss * batch.weights[anchor] / 9
+
+    assert expected.all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_negatives_are_drawn_anew_and_no_row_is_its_own() -> None:
+    model = _build(replace(_CONFIG, negatives=2), spec=_COUNTED).train()
+    batch = _with_history(_batch(40, seed=3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one = copy.deepcopy(model)(batch).auxiliary_losses["softmax"]
+        two = copy.deepcopy(model)(batch).auxiliary_losses["softmax"]
+        torch.manual_seed(0)
+        again = copy.deepcopy(model)(batch).auxiliary_losses["softmax"]
+
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    alone = model(batch.take(torch.tensor([0]))).auxiliary_losses["softmax"]
+    assert torch.equal(alone, torch.zeros(2))  # nothing to compare with
+
+
+def test_negatives_teach_index_levels_only_once_there_is_an_index() -> None:
+    late = replace(_CONFIG, negatives=4, start_steps=3, interaction_weight=0.0)
+    model = _build(late, spec=_COUNTED).train()
+    batch = _with_history(_batch(40, seed=3))
+    of_nodes = list(model.levels[0].network.parameters())
+    for step in range(3):
+        loss = model(batch).auxiliary_losses["softmax"].sum()
+        assert (_gradient(loss, of_nodes) > 0) == (step == 2)
+
+
+def test_negatives_need_features_that_other_pairs_have_too() -> None:
+    with pytest.raises(ConfigError, match="of other pairs, got 'affinity'"):
+        _build(replace(_CONFIG, negatives=4))
 
 
 def test_unseen_labels_teach_nothing() -> None:

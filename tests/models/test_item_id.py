@@ -8,7 +8,7 @@ import torch
 from tamis.data.batch import blank_batch
 from tamis.data.schema import CategoricalInput, InputSpec, Table
 from tamis.errors import ConfigError
-from tamis.models.item_id import hide_ids, place_of_id
+from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
 
 _SPEC = InputSpec(
     numeric=(),
@@ -53,3 +53,16 @@ def test_dropout_hides_its_share_of_ids() -> None:
 
     # Four standard deviations of a share of 4000 draws.
     assert shown[:, 1].mean().item() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
+
+
+def test_items_are_counted_by_their_ids_and_without_one_by_their_categories() -> None:
+    batch = blank_batch(_SPEC, 24, torch.device("cpu"))
+    batch.ids.copy_(torch.randint(9, (24, 3), generator=torch.Generator().manual_seed(0)))
+
+    assert torch.equal(counted_places(_SPEC, batch), batch.ids[:, 2])
+    assert num_counted(_SPEC) == 9
+    without = replace(_SPEC, item="")
+    places = counted_places(without, batch)
+    same = (batch.ids[:, None, 1:] == batch.ids[None, :, 1:]).all(2)
+    assert torch.equal(places[:, None] == places[None, :], same)
+    assert int(places.max()) < num_counted(without)

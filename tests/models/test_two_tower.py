@@ -202,17 +202,6 @@ def test_frequencies_are_counted_while_training_only_and_of_all_rows() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.frequency.named_buffers())
 
 
-def test_items_without_an_id_are_counted_by_their_categories() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = TwoTower(_CONFIG, replace(_SPEC, item=""))
-    batch = _batch()
-    places = model._frequency_places(batch)
-
-    same = (batch.ids[:, None, 2:] == batch.ids[None, :, 2:]).all(2)
-    assert torch.equal(places[:, None] == places[None, :], same)
-
-
 # What it learns.
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tamis.nn.sampled_softmax import in_batch_softmax_loss
+from tamis.nn.sampled_softmax import in_batch_softmax_loss, sampled_softmax_losses
 
 
 def test_equal_scores_and_uneven_probabilities_known_answer() -> None:
@@ -94,3 +94,43 @@ def test_without_correction_the_expected_loss_is_least_at_other_scores() -> None
     assert _expected_gradient(conditional.log(), 0.0, torch.zeros(3).double()).abs().max() > 1e-2
     # What is learnt then is how much more than others a user likes an item: popularity is lost.
     assert _expected_gradient(lift.log(), 0.0, torch.zeros(3).double()).abs().max() < 1e-12
+
+
+def test_sampled_softmax_of_all_others_is_the_one_over_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, item = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    log_prob = torch.rand(6, generator=generator, dtype=torch.float64).log()
+    scores = query @ item.T
+    others = torch.stack([torch.arange(6)[torch.arange(6) != row] for row in range(6)])
+    losses = sampled_softmax_losses(
+        scores.diagonal().unsqueeze(1).float(),
+        scores.gather(1, others).unsqueeze(2).float(),
+        log_prob.float(),
+        log_prob[others].float(),
+    )
+
+    whole = in_batch_softmax_loss(query, item, log_prob, rewards=torch.ones(6))
+    assert losses.mean().item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_sampled_softmax_is_least_at_the_log_probabilities_whatever_is_sampled_how_often() -> None:
+    """The expected gradient over draws of the own item and of one other vanishes there alone."""
+    wanted = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    sampled = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+
+    def expected_gradient(scores: Tensor) -> Tensor:
+        scores = scores.clone().requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
+        # Own items are drawn as they are wanted; the batch that they stand in is drawn likewise.
+        for own, other in itertools.product(range(3), repeat=2):
+            losses = sampled_softmax_losses(
+                scores[None, [own]],
+                scores[None, [other], None],
+                sampled[[own]].log(),
+                sampled[[other]].log()[None],
+            )
+            total = total + wanted[own] * sampled[other] * losses[0, 0]
+        return torch.autograd.grad(total, scores)[0]
+
+    assert expected_gradient(wanted.log()).abs().max() < 1e-6
+    assert expected_gradient(torch.zeros(3, dtype=torch.float64)).abs().max() > 0.01

@@ -98,6 +98,7 @@ class Encoders:
             ),
             tasks=schema.tasks,
             numeric_sides=tuple(item.side for item in numeric),
+            numeric_counts=tuple(item.counts for item in numeric),
             item=items[0] if items else "",
         )
 

@@ -50,6 +50,10 @@ class Field:
     """Events of a sequence that are kept, counted from the most recent."""
     group: str = ""
     """Sequence fields of one group are columns of the same events. Empty: a group of its own."""
+    counts: str = ""
+    """Sequence field of which a numeric one holds ``log(1 + n)``, n events being of the row's own
+    category (that which the sequence ``shares``). Models then know it of any user with any item.
+    Empty: the number is what it is."""
     reason: str = ""
     """Why ingest inferred this; for the reader, not used."""
 
@@ -71,6 +75,11 @@ class Field:
             )
         if self.kind == "numeric" and self.shares:
             raise SchemaError(f"{where}: a numeric field has no table, got shares={self.shares!r}.")
+        if self.counts and (self.kind != "numeric" or self.transform != "none"):
+            raise SchemaError(
+                f"{where}: counts is for numeric fields with transform 'none', got kind "
+                f"{self.kind!r} and transform {self.transform!r}."
+            )
 
     @property
     def source(self) -> str:
@@ -161,6 +170,7 @@ class Schema:
                 raise SchemaError(f"field {name!r}: names must differ, got it twice.")
         self._check_tasks(names)
         self._check_shares()
+        self._check_counts()
 
     def _check_tasks(self, names: list[str]) -> None:
         tasks = [task.name for task in self.tasks]
@@ -211,6 +221,18 @@ class Schema:
                 raise SchemaError(
                     f"field {field.name!r}: shares must name a categorical field with its own "
                     f"table, got {field.shares!r}."
+                )
+
+    def _check_counts(self) -> None:
+        by_name = {field.name: field for field in self.fields}
+        for field in self.fields:
+            if not field.counts:
+                continue
+            events = by_name.get(field.counts)
+            if events is None or events.kind != "sequence" or not events.shares:
+                raise SchemaError(
+                    f"field {field.name!r}: counts must name a sequence field that shares a "
+                    f"category of the row, got {field.counts!r}."
                 )
 
     @property
@@ -321,15 +343,19 @@ class InputSpec:
     """Labels, in the order of the logits."""
     numeric_sides: tuple[Side, ...] = ()
     """Whom each of the M numeric features describes; empty: the context."""
+    numeric_counts: tuple[str, ...] = ()
+    """Sequence field of which each of the M numeric features counts events, as ``Field.counts``
+    says; empty where it counts none, or altogether."""
     item: str = ""
     """Categorical field that holds the item's id, as the role ``item`` says. Empty: none does."""
 
     def __post_init__(self) -> None:
-        if self.numeric_sides and len(self.numeric_sides) != len(self.numeric):
-            raise SchemaError(
-                f"spec.numeric_sides: must be empty or name a side for each of "
-                f"{len(self.numeric)} numeric features, got {len(self.numeric_sides)}."
-            )
+        for name, said in (("sides", self.numeric_sides), ("counts", self.numeric_counts)):
+            if said and len(said) != len(self.numeric):
+                raise SchemaError(
+                    f"spec.numeric_{name}: must be empty or say one for each of "
+                    f"{len(self.numeric)} numeric features, got {len(said)}."
+                )
 
     @property
     def sides_of_numeric(self) -> tuple[Side, ...]:

@@ -19,13 +19,16 @@ from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.flops import counted_flops
-from tamis.models.item_id import hide_ids, place_of_id
+from tamis.models.in_batch_pairs import InBatchPairs
+from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
 from tamis.models.monn import MoNN, MoNNConfig
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.bridged_tower import Bridge, BridgedTower
+from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.mlp import ExactLinear
 from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
+from tamis.nn.sampled_softmax import sampled_softmax_losses
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
@@ -90,6 +93,11 @@ class HSNNConfig:
     """Factor on the balance regulariser, which is 1 where all nodes of a level are used alike."""
     interaction_weight: float = 0.1
     """Factor on the squared distance of each index level's interaction vectors to the items'."""
+    negatives: int = 0
+    """Items of other rows of the batch that each positive is compared with at every level, by a
+    softmax that is corrected for how often they come along. 0: rows are learnt by their own labels
+    alone, as impressions are; where nobody logged what was shown, that is one negative a positive.
+    """
     unlabelled_weight: float = 1.0
     """Factor on the cross entropy of index levels with the items' prediction, in rows without any
     label."""
@@ -101,7 +109,7 @@ class HSNNConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, may_be_zero=("negatives",))
         if len(self.levels) != len(self.codebooks) + 1:
             raise ConfigError(
                 f"model.levels: must be one more than the {len(self.codebooks)} codebooks, got "
@@ -125,20 +133,27 @@ class HSNN(nn.Module):
     and a shift for each level and task calibrate z_n; their loss moves them alone. The logits of
     the output are calibrated ones.
 
+    With ``negatives``, every level also learns by a softmax: each positive row's user with the
+    items of other rows of the batch, or with their nodes. How often each of them comes along is
+    corrected for, so that both losses are least at the same scores but for a constant of each user.
+    Rows whose item was drawn uniformly from the corpus make the negatives a mixture, as those of
+    two towers.
+
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
     what is known once per request belongs to side ``user``. Labels of a batch may be soft, so a
     stronger model's predictions of rows that were not shown can stand in their place.
 
     Source:
         HSNN, arXiv:2408.06653v3: mixture of networks, learning to index (algorithm 1), residual
-        levels, joint optimisation and its stabilisers, ensemble across levels.
+        levels, joint optimisation and its stabilisers, ensemble across levels. Yi et al., RecSys
+        2019: the softmax and its correction.
 
     Differs from the source:
         All levels share tables and item tower. Sizes, loss weights, the calibration, the teacher of
         unlabelled rows (the item level of the same step) and the inputs of the ensemble (logits of
         all tasks) were not published. Index-level interaction towers see the node in place of the
-        item. An item without a row in the id's table has zeros there, as ``id_dropout`` has
-        trained it.
+        item. The source's negatives are impressions; the softmax is for logs that have none. An
+        item without a row in the id's table has zeros there, as ``id_dropout`` has trained it.
     """
 
     def __init__(self, config: HSNNConfig, spec: InputSpec) -> None:
@@ -188,6 +203,9 @@ class HSNN(nn.Module):
             cluster_rows=config.cluster_rows,
         )
         self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
+        if config.negatives:
+            self.in_batch = InBatchPairs(spec)
+            self.frequency = StreamingFrequency(num_counted(spec))
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
@@ -196,13 +214,16 @@ class HSNN(nn.Module):
             self.index.advance(items.detach())
         quantised = self.index(items) if self.config.codebooks else None
         nodes = () if quantised is None else quantised.nodes
-        raw, interactions = self._score(batch, items, nodes)
+        users = self.encode_user(batch)
+        raw, interactions = self._score(batch, users, items, nodes)
         calibrated = [
             level.calibrated(z.detach()) for level, z in zip(self._parts, raw, strict=True)
         ]
         losses: dict[str, Tensor] = {}
         if self.training and quantised is not None:
             losses = self._losses(quantised, interactions, batch.weights)
+        if self.training and self.config.negatives:
+            losses["softmax"] = self._softmax_losses(batch, users, items, nodes, raw)
         return Output(
             logits=calibrated[-1],
             auxiliary_losses=losses,
@@ -224,7 +245,7 @@ class HSNN(nn.Module):
             vectors: Sequence[Tensor] = self.index.soft(items).nodes
         else:
             vectors = self.index.hard(items).nodes if isinstance(nodes, str) else nodes
-        raw, _ = self._score(batch, items, vectors)
+        raw, _ = self._score(batch, self.encode_user(batch), items, vectors)
         logits = [level.calibrated(z) for level, z in zip(self._parts, raw, strict=True)]
         return torch.stack(logits, dim=1)
 
@@ -342,15 +363,14 @@ class HSNN(nn.Module):
         return [cast("_Level", level) for level in self.levels]
 
     def _score(
-        self, batch: Batch, items: Tensor, nodes: Sequence[Tensor]
+        self, pairs: Batch, users: Sequence[Tensor], items: Tensor, nodes: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Ensembles z_n and interaction vectors of every level."""
-        users = self.encode_user(batch)
+        """Ensembles z_n and interaction vectors of every level; of the batch, pairs are read."""
         outputs: list[Tensor] = []
         interactions: list[Tensor | None] = []
         for place, vectors in enumerate((*nodes, items)):
             of_item = vectors.unflatten(1, (self.config.item_tokens, -1))
-            cross = self._interactions(place, users[place], of_item, batch)
+            cross = self._interactions(place, users[place], of_item, pairs)
             outputs.append(self._parts[place].network(users[place], of_item, cross))
             interactions.append(cross)
         stacked = self._known(torch.stack(outputs, dim=1))
@@ -419,6 +439,45 @@ class HSNN(nn.Module):
             )
             losses["interaction"] = config.interaction_weight * apart.sum() * self.index.is_live
         return losses
+
+    def _softmax_losses(
+        self,
+        batch: Batch,
+        users: Sequence[Tensor],
+        items: Tensor,
+        nodes: Sequence[Tensor],
+        raw: Sequence[Tensor],
+    ) -> Float[Tensor, " T"]:
+        """Softmax of every level's z_n, each row with a positive label against rows after it."""
+        places = counted_places(self.spec, batch)
+        self.frequency.observe(places)
+        log_share = self.frequency.log_share(places)
+        rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
+        anchors = (rewards > 0).any(1).nonzero().squeeze(1)
+        count = min(self.config.negatives, batch.num_rows - 1)
+        distance = torch.randperm(batch.num_rows - 1, device=anchors.device)[:count] + 1
+        others = (anchors.unsqueeze(1) + distance) % batch.num_rows
+        user, item = anchors.repeat_interleave(count), others.flatten()
+        scores, _ = self._score(
+            self.in_batch.batch(batch, user, item),
+            [vectors.index_select(0, user) for vectors in users],
+            items.index_select(0, item),
+            [vectors.index_select(0, item) for vectors in nodes],
+        )
+        losses = torch.stack(
+            [
+                sampled_softmax_losses(
+                    own.index_select(0, anchors),
+                    of_others.unflatten(0, others.shape),
+                    log_share.index_select(0, anchors),
+                    log_share[others],
+                )
+                for own, of_others in zip(raw, scores, strict=True)
+            ]
+        )
+        is_item = torch.arange(len(losses), device=losses.device) == self.num_levels - 1
+        taught = losses * (is_item | self.index.is_live)[:, None, None]
+        return (taught.sum(0) * rewards.index_select(0, anchors)).sum(0) / batch.num_rows
 
     def _level(self, place: int) -> "_Level":
         config, settings = self.config, self.config.levels[place]

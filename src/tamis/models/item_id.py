@@ -1,12 +1,19 @@
-"""The item's own id among its features: where it stands, and how a tower learns to do without."""
+"""The item's own id among its features: where it stands, and how a tower learns to do without.
+
+Where there is no id, items are told apart by their categories as far as they are counted.
+"""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+
+# Items without an id are counted by their content; so many places keep most of them apart.
+_CONTENT_PLACES = 1 << 16
+_MIXER = 1_000_003  # an odd prime, so that every category moves the place
 
 
 def place_of_id(spec: InputSpec) -> tuple[int, int | None]:
@@ -57,3 +64,26 @@ def hide_ids(
     shown = torch.ones_like(tokens[:, :, 0])
     shown[:, token] = seen.to(tokens.dtype)
     return tokens * shown.unsqueeze(2)
+
+
+def num_counted(spec: InputSpec) -> int:
+    """Places that items are counted in; see :func:`counted_places`."""
+    if not spec.item:
+        return _CONTENT_PLACES
+    return spec.num_rows_by_table[spec.categorical[place_of_id(spec)[0]].table]
+
+
+def counted_places(spec: InputSpec, items: Batch) -> Int[Tensor, " B"]:
+    """Where each row's item is counted: its row in the id's table, or by its categories.
+
+    Args:
+        spec: Inputs of the model.
+        items: Rows; only the item side is read.
+    """
+    column, token = place_of_id(spec)
+    if token is not None:
+        return items.ids[:, column].to(torch.int64)
+    place = torch.zeros(items.num_rows, dtype=torch.int64, device=items.ids.device)
+    for category in spec.categorical_of("item"):
+        place = (place * _MIXER + items.ids[:, category]) % (1 << 31)
+    return place % _CONTENT_PLACES

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.flops import counted_flops
-from tamis.models.item_id import hide_ids, place_of_id
+from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
 from tamis.models.output import Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.bridged_tower import Bridge, BridgedTower
@@ -24,12 +24,9 @@ from tamis.nn.side_tokens import SideTokens
 from tamis.retrieval.exact import Queries
 from tamis.retrieval.search import weights_of_tasks
 
-# Items without an id are counted by their content; so many places keep most of them apart.
-_CONTENT_PLACES = 1 << 16
 # Two numbers for each task must arrive as early as the towers do, from 0 to minus 4 where one row
 # in fifty is positive; with an optimizer whose steps have one length they would take far longer.
 _CALIBRATION_STRIDE = 10.0
-_MIXER = 1_000_003  # an odd prime, so that every category moves the place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +136,7 @@ class TwoTower(nn.Module):
             start = torch.full((num_tasks,), math.log(config.temperature))
             self.log_temperature = nn.Parameter(start)
             if config.log_q:
-                places = spec.num_rows_by_table[self._id_table] if spec.item else _CONTENT_PLACES
-                self.frequency = StreamingFrequency(places, rate=config.frequency_rate)
+                self.frequency = StreamingFrequency(num_counted(spec), rate=config.frequency_rate)
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T), and while training the softmax loss (T,) of each task."""
@@ -194,10 +190,6 @@ class TwoTower(nn.Module):
             flops, _ = counted_flops(lambda: encode(row))
         return Queries(encode=encode, flops=flops)
 
-    @property
-    def _id_table(self) -> str:
-        return self.spec.categorical[self.place_of_id[0]].table
-
     def _logits(self, cosines: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         return cosines * self._scale + _CALIBRATION_STRIDE * self.shift
 
@@ -209,7 +201,7 @@ class TwoTower(nn.Module):
         assert self.log_temperature is not None
         log_share = items.new_zeros(len(items))
         if self.frequency is not None:
-            places = self._frequency_places(batch)
+            places = counted_places(self.spec, batch)
             self.frequency.observe(places)
             log_share = self.frequency.log_share(places)
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
@@ -225,16 +217,6 @@ class TwoTower(nn.Module):
             for task in range(users.shape[1])
         ]
         return torch.stack(losses)
-
-    def _frequency_places(self, batch: Batch) -> Int[Tensor, " B"]:
-        """Where each row's item is counted: its row in the id's table, or by its categories."""
-        column, token = self.place_of_id
-        if token is not None:
-            return batch.ids[:, column].to(torch.int64)
-        place = torch.zeros(batch.num_rows, dtype=torch.int64, device=batch.ids.device)
-        for category in self.spec.categorical_of("item"):
-            place = (place * _MIXER + batch.ids[:, category]) % (1 << 31)
-        return place % _CONTENT_PLACES
 
     def _tower(
         self, side: Literal["user", "item"], num_layers: int, out_tokens: int

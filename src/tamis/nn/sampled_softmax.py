@@ -1,4 +1,4 @@
-"""The softmax over a corpus, learnt from the items of a batch."""
+"""The softmax over a corpus, learnt from some of its items."""
 
 import torch
 from jaxtyping import Float
@@ -51,3 +51,36 @@ def in_batch_softmax_loss(
         logits = query @ item.T / temperature - log_item_prob
     losses = torch.logsumexp(logits, dim=1) - logits.diagonal()
     return (losses * rewards).mean()
+
+
+def sampled_softmax_losses(
+    own: Float[Tensor, "A T"],
+    others: Float[Tensor, "A M T"],
+    log_own_prob: Float[Tensor, " A"],
+    log_other_prob: Float[Tensor, "A M"],
+) -> Float[Tensor, "A T"]:
+    """Softmax loss, in nats, of each score against those of M sampled items, corrected by logQ.
+
+    It is least where scores are the logarithms of the true conditional probabilities, up to a
+    constant for each row and task. An item that is drawn twice counts twice, as its probability
+    says.
+
+    Args:
+        own: Score of what each of A rows went for, in each of T tasks.
+        others: Scores of what was sampled for the row.
+        log_own_prob: Natural log of the own item's chance of being sampled.
+        log_other_prob: The same of each sampled item. Zeros in both switch the correction off.
+
+    Source:
+        Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations,
+        RecSys 2019, equation (4).
+
+    Example:
+        >>> own, others = torch.zeros(1, 1), torch.zeros(1, 3, 1)
+        >>> loss = sampled_softmax_losses(own, others, torch.zeros(1), torch.zeros(1, 3))
+        >>> round(loss.exp().item(), 4)
+        4.0
+    """
+    first = own.float() - log_own_prob.unsqueeze(1)
+    rest = others.float() - log_other_prob.unsqueeze(2)
+    return torch.logsumexp(torch.cat([first.unsqueeze(1), rest], dim=1), dim=1) - first

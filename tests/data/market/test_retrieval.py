@@ -1,15 +1,21 @@
 """A market as a retrieval task: what is kept of the log, who asks, and what is truly worth what."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 
+from tamis import api
+from tamis.data.loader import Loader
 from tamis.data.market import retrieval
 from tamis.data.market.behaviour import Impressions, true_probabilities
 from tamis.data.market.retrieval import market_retrieval
 from tamis.data.market.running import RunningMarket
 from tamis.data.public_sets.retrieval import RetrievalSet
 from tamis.errors import DataError
+from tamis.models.in_batch_pairs import InBatchPairs
 
 ADS = 300
 
@@ -139,6 +145,20 @@ def test_feature_of_pairs_counts_the_history_in_the_category(task: RetrievalSet)
     for row in task.tables["test"].slice(0, 200).to_pylist():
         count = row["history_category"].count(row["category"])
         assert row["same_category"] == pytest.approx(np.log1p(count), rel=1e-6)
+
+
+def test_models_can_count_it_for_any_pair(task: RetrievalSet, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    task.write_rows("test", path)
+    logs = dict.fromkeys(("train", "valid", "test"), path)
+    dataset = api.ingest(logs, tmp_path / "dataset", schema=task.schema)
+    column = dataset.spec.numeric.index("same_category")
+    loader = Loader(dataset.split("test"), dataset.spec, batch_size=256, shuffle=False)
+    for batch in loader.epoch(0):
+        rows = torch.arange(batch.num_rows)
+        counted = InBatchPairs(dataset.spec).batch(batch, rows, rows)
+        torch.testing.assert_close(counted.numeric[:, column], batch.numeric[:, column])
+        assert batch.numeric[:, column].any()
 
 
 def test_same_seed_gives_the_same_task_and_another_one_another(task: RetrievalSet) -> None:

@@ -286,7 +286,15 @@ def _schema() -> Schema:
         )
         for name, shares in (("history_item", "item"), ("history_category", "category"))
     ]
-    fields.append(Field(name="same_category", kind="numeric", side="context", transform="none"))
+    fields.append(
+        Field(
+            name="same_category",
+            kind="numeric",
+            side="context",
+            transform="none",
+            counts="history_category",
+        )
+    )
     return Schema(
         fields=tuple(fields),
         tasks=(Task(name="click", may_be_missing=True),),

@@ -183,7 +183,13 @@ def amazon(folder: Path) -> RetrievalSet:
     fields = (
         *fields_of(sequences.columns),
         Field(name="attribute", kind="sequence", side="item", max_length=LONGEST),
-        Field(name="same_category", kind="numeric", side="context", transform="none"),
+        Field(
+            name="same_category",
+            kind="numeric",
+            side="context",
+            transform="none",
+            counts="history_category",
+        ),
     )
     return RetrievalSet(
         tables=tables,
