@@ -6,9 +6,10 @@ The variants of ``dhen-ablations`` train as ``recipes/market/dhen.toml`` does; o
 take the width of embeddings alone, and have two layers of three modules, no dropout, and this one
 change. Their heads are widened, or their modules emit fewer tokens, until all have as many dense
 parameters; what that does to operations per row stands in the table.
-Those of ``interformer-ablations`` and ``ensemble`` start from what was chosen for the sequence
-table of the same data, and ``adatt-ablations`` from the Census table; they keep all other settings,
-so their sizes differ, and the table says by how much. ``tamis reproduce`` trains them.
+Those of ``interformer-flows``, ``interformer-ablations``, ``ensemble`` and ``ensemble-ablations``
+start from what was chosen for the sequence table of the same data, and ``adatt-ablations`` from the
+Census table; they keep all other settings, so their sizes differ, and the table says by how much.
+``tamis reproduce`` trains them.
 """
 
 import argparse
@@ -214,11 +215,17 @@ def ensemble_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpe
 
 WRITERS: dict[str, Callable[[str, Callable[[str], Recipe], InputSpec], Recipe]] = {
     "dhen-ablations": dhen_variant,
-    "interformer-ablations-beauty": interformer_variant,
-    "interformer-ablations-market": interformer_variant,
     "adatt-ablations": adatt_variant,
-    "ensemble-beauty": ensemble_variant,
-    "ensemble-market": ensemble_variant,
+    **{
+        f"{kind}-{name}": writer
+        for kind, writer in (
+            ("interformer-flows", interformer_variant),
+            ("interformer-ablations", interformer_variant),
+            ("ensemble", ensemble_variant),
+            ("ensemble-ablations", ensemble_variant),
+        )
+        for name in ("rees46", "market")
+    },
 }
 
 
