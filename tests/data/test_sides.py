@@ -35,6 +35,15 @@ def test_numbers_without_sides_are_of_the_context() -> None:
     assert side_spec(spec, "user").numeric == ()
 
 
+def test_numbers_of_a_side_keep_what_they_count() -> None:
+    spec = replace(example_spec(), numeric_counts=("history", ""))
+
+    assert side_spec(spec, "user").numeric_counts == ("history",)
+    assert side_spec(spec, "item").numeric_counts == ("",)
+    assert side_spec(spec, "context").numeric_counts == ()
+    assert side_spec(replace(spec, numeric_counts=()), "user").numeric_counts == ()
+
+
 def test_batch_of_a_side_holds_its_columns() -> None:
     spec = example_spec()
     batch = example_batch(spec, rows=4)

@@ -10,7 +10,9 @@ def side_spec(spec: InputSpec, side: Side) -> InputSpec:
     """The inputs of one side, in their order, with the tables that they use and no others."""
     categorical = tuple(spec.categorical[place] for place in spec.categorical_of(side))
     sequences = spec.sequences_of(side)
-    numeric = tuple(spec.numeric[place] for place in spec.numeric_of(side))
+    places = spec.numeric_of(side)
+    numeric = tuple(spec.numeric[place] for place in places)
+    counts = spec.numeric_counts
     used = {item.table for item in categorical}
     used |= {table for group in sequences for table in group.tables}
     return replace(
@@ -20,6 +22,7 @@ def side_spec(spec: InputSpec, side: Side) -> InputSpec:
         sequences=sequences,
         tables=tuple(table for table in spec.tables if table.name in used),
         numeric_sides=(side,) * len(numeric),
+        numeric_counts=tuple(counts[place] for place in places) if counts else (),
         item=spec.item if spec.item in {item.name for item in categorical} else "",
     )
 
