@@ -76,7 +76,7 @@ def test_server_answers_and_ends_with_everything_written(
         assert len(answer["ads"]) == 3
         document = client.get("/openapi.json").json()
     paths = {"/v1/rank", "/v1/events", "/v1/ads/{ad}", "/v1/admin/bundle", "/healthz", "/readyz"}
-    assert paths | {"/metrics"} == document["paths"].keys()
+    assert paths | {"/metrics", "/v1/watch"} == document["paths"].keys()
 
     server.end()
 
@@ -187,6 +187,7 @@ def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Server], tmp_p
         ({"token": "short" * 4 + "\u00e4"}, r"token: must be of ASCII letters, digits and signs"),
         ({"token": "short" * 4 + "\n"}, r"token: must be of ASCII letters, digits and signs"),
         ({"host": "0.0.0.0"}, r"Set TAMIS_TOKEN or --token, or listen at 127.0.0.1"),
+        ({"settle_s": 0.0}, r"settle_s: must be positive seconds, got 0.0"),
         ({"port": 70_000}, r"port: must be in 0 to 65535, got 70000"),
     ],
 )

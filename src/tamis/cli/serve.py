@@ -39,6 +39,10 @@ def serve(
     max_wait_ms: Annotated[
         float, typer.Option(help="Turn requests away that would wait longer for their turn.")
     ] = 50.0,
+    settle_s: Annotated[
+        float,
+        typer.Option(help="Watch for drift with what happens within so long after an answer."),
+    ] = 600.0,
     threads: Threads = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -58,6 +62,7 @@ def serve(
             port=port,
             token=token,
             bundles=bundles,
+            settle_s=settle_s,
             engine=EngineSettings(threads=prepare_process(threads), max_wait_ms=max_wait_ms),
         )
 

@@ -68,6 +68,7 @@ from tamis.evaluation.seeds import SeedSummary, paired_t_test, summarise_seeds
 from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
 from tamis.evaluation.significance import PairedDifference
 from tamis.evaluation.slices import SliceRow, slice_table
+from tamis.evaluation.stability import StabilityIndex, stability_index
 from tamis.evaluation.stages import StageLosses, StageSummary, stage_losses
 from tamis.evaluation.streaming_auc import AucEstimate, StreamingAuc
 from tamis.evaluation.teacher import TeacherCheck, check_teacher
@@ -102,6 +103,7 @@ __all__ = [
     "SeedSummary",
     "SequentialLooks",
     "SliceRow",
+    "StabilityIndex",
     "StageLosses",
     "StageSummary",
     "StreamingAuc",
@@ -146,6 +148,7 @@ __all__ = [
     "sample_ratio",
     "slice_table",
     "soft_recall",
+    "stability_index",
     "stage_losses",
     "summarise_seeds",
     "top_regret",

@@ -21,7 +21,7 @@ from tamis.serving.answers import Query
 from tamis.serving.engine import Engine
 from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
-from tamis.serving.metrics import METRICS_TYPE, Metrics
+from tamis.serving.metrics import METRICS_TYPE, RANK_ROUTE, Metrics
 from tamis.serving.records import Event, RawRow, StoredAd
 from tamis.serving.refused import RefusedError
 from tamis.serving.shelf import take_bundle
@@ -75,7 +75,7 @@ def make_app(
 
 
 def _add_ranking(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/rank", responses=_PROBLEMS)
+    @app.post(RANK_ROUTE, responses=_PROBLEMS)
     async def rank(body: wire.RankBody) -> wire.RankAnswer:
         """Rank ads for a user."""
         live = engine.live
@@ -103,8 +103,7 @@ def _add_events(app: FastAPI, engine: Engine, metrics: Metrics, token: Token | N
         """Tell what happened; when this is answered, it is on the disk."""
         found = _events_of(engine.live, body)
         is_new = await asyncio.wrap_future(engine.write(found))
-        for event, new in zip(found, is_new, strict=True):
-            metrics.events.labels(event.kind).inc(int(new))
+        metrics.happened(found, is_new)
         accepted = sum(is_new)
         return wire.EventsAnswer(accepted=accepted, duplicates=len(found) - accepted)
 
@@ -235,7 +234,20 @@ def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=Response)
     async def show_metrics() -> Response:
         """What the server measures of itself, for Prometheus."""
-        return Response(metrics.text(), media_type=METRICS_TYPE)
+        # Adding up what waits takes a while, and rankings are not to wait for it.
+        text = await run_in_threadpool(metrics.text)
+        return Response(text, media_type=METRICS_TYPE)
+
+    @app.get("/v1/watch", responses=_PROBLEMS)
+    async def watch() -> wire.WatchAnswer:
+        """The last minutes of the server, and how well its probabilities fit what happened."""
+        drift = await run_in_threadpool(metrics.drift.report)
+        return wire.watch_answer(
+            drift,
+            metrics.pulse.ticks(),
+            release=engine.live.served.release,
+            settle_s=metrics.drift.settle_s,
+        )
 
 
 def _needs(token: Token | None) -> list[Any]:
@@ -341,5 +353,4 @@ class _Counted:
         finally:
             # The route's template, not the address, which holds ids and has no end.
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.http.labels(route, str(status)).inc()
-            self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.answered_http(route, status, time.perf_counter() - started)

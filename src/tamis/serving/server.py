@@ -11,6 +11,7 @@ import uvicorn
 from tamis.errors import ConfigError
 from tamis.funnel.bundle import read_bundle
 from tamis.serving.app import make_app
+from tamis.serving.drift import DriftWatch
 from tamis.serving.engine import Engine, EngineSettings
 from tamis.serving.guard import LOOPBACK, Token
 from tamis.serving.live import Live
@@ -33,6 +34,8 @@ class ServerSettings:
     """Secret that whoever writes or changes must know. It may be empty on loopback alone."""
     bundles: Path | None = None
     """Folder of the bundles that may be changed to; None: that in which the first one lies."""
+    settle_s: float = 600.0
+    """How long after an answer its events count for the drift watch. Positive."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     """What the engine may spend."""
 
@@ -50,6 +53,8 @@ class ServerSettings:
                 "token: must be of ASCII letters, digits and signs, got a blank or another "
                 "character. Make one with 'openssl rand -hex 32'."
             )
+        if not 0 < self.settle_s < float("inf"):
+            raise ConfigError(f"settle_s: must be positive seconds, got {self.settle_s!r}.")
         if not self.token and self.host not in LOOPBACK:
             raise ConfigError(
                 f"token: must be set to listen at {self.host}, which other machines reach, got "
@@ -82,7 +87,7 @@ def serve(
         listener = stack.enter_context(_listener(settings))
         store = Store(store_url)
         stack.callback(store.close)
-        metrics = Metrics()
+        metrics = Metrics(DriftWatch(settle_s=settings.settle_s))
         engine = Engine(read_bundle(bundle), store, metrics, settings.engine)
         stack.callback(engine.close)
         metrics.add_gauge("tamis_ads", "Live ads.", lambda: len(engine.live.ads))

@@ -1,11 +1,15 @@
 """Bodies of requests and answers as they go over the wire; they are documented by the server."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.funnel.trace import AUCTION
 from tamis.serving.answers import Answer
+from tamis.serving.drift import ReleaseDrift
+from tamis.serving.pulse import TICK_S, Tick
 
 MAX_SLOTS, MAX_CANDIDATES, MAX_EVENTS = 100, 10_000, 1_000
 # The years that the times of a log may lie in, 1973 to 2128.
@@ -143,6 +147,65 @@ class BundleAnswer(_Body):
     release: str
 
 
+class FitBody(_Body):
+    """How well probabilities fit what happened; null: the rows cannot tell."""
+
+    rows: int = Field(description="Ads that were seen and whose label is known.")
+    positives: int = Field(description="Those whose label is 1.")
+    ne: float | None = Field(description="Normalised entropy; smaller is better.")
+    calibration: float | None = Field(description="Sum of probabilities over positives.")
+
+
+class FitOfPartBody(FitBody):
+    """The same of a part of the time."""
+
+    start_s: float = Field(description="Seconds since the release went live.")
+
+
+class ShiftBody(_Body):
+    """How the newest probabilities are spread, beside the release's first ones."""
+
+    value: float = Field(description="Population stability index; 0: as they were.")
+    expected: float = Field(description="What it is on average when nothing shifts.")
+    reference_rows: int
+    rows: int
+
+
+class TaskDriftBody(_Body):
+    """One task of a release."""
+
+    all: FitBody
+    shift: ShiftBody | None = Field(description="Null: too few rows yet.")
+    parts: list[FitOfPartBody] = Field(description="Oldest first.")
+
+
+class ReleaseDriftBody(_Body):
+    """One release since it first answered here."""
+
+    release: str
+    since_micros: int
+    tasks: dict[str, TaskDriftBody]
+
+
+class TickBody(_Body):
+    """Some seconds of the server."""
+
+    ranked: int
+    turned_away: int
+    p50_ms: float | None = Field(description="Null: nothing was ranked.")
+    p99_ms: float | None
+
+
+class WatchAnswer(_Body):
+    """What the server sees of itself."""
+
+    release: str = Field(description="What serves now.")
+    tick_s: float = Field(description="Length of a tick.")
+    ticks: list[TickBody] = Field(description="Oldest first; those that are over.")
+    settle_s: float = Field(description="How long after an answer its events count.")
+    drift: list[ReleaseDriftBody] = Field(description="By release; who answered last is last.")
+
+
 class Problem(_Body):
     """Why a request was not answered."""
 
@@ -182,4 +245,27 @@ def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
         unknown_candidates=answer.unknown_candidates,
         fallbacks=fallbacks,
         trace=answer.stages() if with_trace else None,
+    )
+
+
+def watch_answer(
+    drift: Sequence[ReleaseDrift], ticks: Sequence[Tick], *, release: str, settle_s: float
+) -> WatchAnswer:
+    """What the server sees of itself as it goes over the wire."""
+    return WatchAnswer(
+        release=release,
+        tick_s=TICK_S,
+        ticks=[TickBody(**asdict(tick)) for tick in ticks],
+        settle_s=settle_s,
+        drift=[
+            ReleaseDriftBody(
+                release=item.release,
+                since_micros=item.since_micros,
+                tasks={
+                    task: TaskDriftBody.model_validate(asdict(found), strict=False)
+                    for task, found in item.tasks.items()
+                },
+            )
+            for item in drift
+        ],
     )
