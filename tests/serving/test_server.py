@@ -76,7 +76,7 @@ def test_server_answers_and_ends_with_everything_written(
         assert len(answer["ads"]) == 3
         document = client.get("/openapi.json").json()
     paths = {"/v1/rank", "/v1/events", "/v1/ads/{ad}", "/v1/admin/bundle", "/healthz", "/readyz"}
-    assert paths | {"/metrics", "/v1/watch"} == document["paths"].keys()
+    assert paths | {"/metrics", "/v1/watch", "/v1/about", "/v1/ads"} == document["paths"].keys()
 
     server.end()
 

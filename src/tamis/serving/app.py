@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from tamis.errors import StoreError, TamisError
 from tamis.serving import wire
 from tamis.serving.answers import Query
+from tamis.serving.console import add_console
 from tamis.serving.engine import Engine
 from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
@@ -71,6 +72,7 @@ def make_app(
     _add_events(app, engine, metrics, token)
     _add_admin(app, engine, bundles, token)
     _add_state(app, engine, metrics)
+    add_console(app, engine, needs_token=token is not None, problems=_PROBLEMS)
     return Guard(_Counted(app, metrics), refuse=_refusal, hosts=hosts)
 
 
@@ -172,19 +174,8 @@ def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
 
 
 def _ad_answer(live: Live, ad: str) -> wire.AdAnswer:
-    row = _row_of(live, ad)
-    (columns,) = live.ads.columns(np.array([row]))
-    inventory = live.ads.inventory
-    attributes = inventory.attributes
-    return wire.AdAnswer(
-        ad=ad,
-        features=dict(columns),
-        bid=float(attributes.bid[row]),
-        billing=str(attributes.billing[row]),
-        quality=float(attributes.quality[row]),
-        popularity=float(inventory.popularity[row]),
-        is_from_bundle=row < live.ads.num_of_bundle,
-    )
+    (found,) = wire.ad_answers(live, [_row_of(live, ad)])
+    return found
 
 
 def _row_of(live: Live, ad: str) -> int:

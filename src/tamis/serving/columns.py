@@ -17,8 +17,8 @@ from tamis.serving.refused import RefusedError
 
 MAX_CHARACTERS, MAX_TEXT_CHARACTERS, MAX_ITEMS = 256, 10_000, 1_000
 
-_Kind = Literal["number", "category", "categories", "text"]
-_TYPES: Mapping[_Kind, pa.DataType] = {
+Kind = Literal["number", "category", "categories", "text"]
+_TYPES: Mapping[Kind, pa.DataType] = {
     "number": pa.float64(),
     "category": pa.string(),
     "categories": pa.list_(pa.string()),
@@ -44,7 +44,7 @@ class Columns:
             without: Columns that are left out.
         """
         wanted, left_out = set(sides), set(without)
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, Kind] = {}
         for item in schema.fields:
             if item.side in wanted and item.source not in left_out:
                 kind, known = _kind_of(item), self._kinds.get(item.source)
@@ -55,6 +55,11 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """The columns."""
         return tuple(self._kinds)
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What each column holds."""
+        return dict(self._kinds)
 
     def is_id(self, name: str) -> bool:
         """Whether a column, if it is one of these, can hold an id."""
@@ -108,7 +113,7 @@ def text_of(column: pa.Array) -> pa.Array:
     return categories.values.take(codes).cast(pa.string())
 
 
-def _kind_of(item: Field) -> _Kind:
+def _kind_of(item: Field) -> Kind:
     if item.kind == "numeric":
         return "number"
     if item.kind == "categorical":
@@ -117,7 +122,7 @@ def _kind_of(item: Field) -> _Kind:
     return "text" if item.kind == "text" or item.separator else "categories"
 
 
-def _canonical(column: pa.Array, kind: _Kind, origin: Origin) -> pa.Array:
+def _canonical(column: pa.Array, kind: Kind, origin: Origin) -> pa.Array:
     if kind == "number":
         return pa.array(as_floats(column, origin=origin), from_pandas=True)
     if kind == "category":
@@ -131,7 +136,7 @@ def _canonical(column: pa.Array, kind: _Kind, origin: Origin) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, items)
 
 
-def _checked(kind: _Kind, value: Any, where: str) -> RawValue:  # noqa: ANN401  (from JSON)
+def _checked(kind: Kind, value: Any, where: str) -> RawValue:  # noqa: ANN401  (from JSON)
     if value is None:
         return None
     if kind == "number":

@@ -41,8 +41,12 @@ class Fit:
     """Ads that were seen and whose label is known."""
     positives: int
     """Those whose label is 1."""
+    log_loss: float | None
+    """Mean log loss, nats."""
     ne: float | None
     """Normalised entropy against the base rate of the same rows; smaller is better."""
+    predicted: float
+    """Sum of probabilities."""
     calibration: float | None
     """Sum of probabilities over number of positives; 1 is right."""
 
@@ -297,7 +301,9 @@ class _Part:
         return {
             "rows": rows,
             "positives": positives,
+            "log_loss": self.losses.log_loss() if rows else None,
             "ne": self.losses.normalised_entropy().value if 0 < positives < rows else None,
+            "predicted": self.predicted,
             "calibration": self.predicted / positives if positives else None,
         }
 

@@ -61,7 +61,10 @@ class Guard:
 
         async def send_with_headers(message: _Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                own = [*message.get("headers", ())]
+                # A page says itself what it may load.
+                said = {name for name, _ in own}
+                message["headers"] = own + [item for item in _HEADERS if item[0] not in said]
             await send(message)
 
         try:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.funnel.trace import AUCTION
 from tamis.serving.answers import Answer
+from tamis.serving.columns import Kind
 from tamis.serving.drift import ReleaseDrift
+from tamis.serving.live import Live
 from tamis.serving.pulse import TICK_S, Tick
 
 MAX_SLOTS, MAX_CANDIDATES, MAX_EVENTS = 100, 10_000, 1_000
@@ -131,6 +134,33 @@ class AdAnswer(_Body):
     is_from_bundle: bool = Field(description="Whether it came with the bundle, not by PUT.")
 
 
+class AdsAnswer(_Body):
+    """Live ads in a row, the bundle's first."""
+
+    total: int = Field(description="How many there are; here may be fewer.")
+    ads: list[AdAnswer]
+
+
+class ColumnBody(_Body):
+    """A column that may be said."""
+
+    name: str
+    kind: Kind
+    values: list[str] = Field(description="What it mostly holds, where that is a few categories.")
+    is_from_events: bool = Field(description="Whether it is made of events where it is left out.")
+
+
+class AboutAnswer(_Body):
+    """What serves, and what it may be told."""
+
+    release: str
+    ads: int
+    needs_token: bool = Field(description="Whether writes and changes must bear a token.")
+    user: list[ColumnBody] = Field(description="May stand in user.features of a ranking.")
+    context: list[ColumnBody] = Field(description="May stand in context of a ranking.")
+    ad: list[ColumnBody] = Field(description="May stand in features of an ad.")
+
+
 class BundleBody(_Body):
     """Which bundle is to serve."""
 
@@ -152,7 +182,9 @@ class FitBody(_Body):
 
     rows: int = Field(description="Ads that were seen and whose label is known.")
     positives: int = Field(description="Those whose label is 1.")
+    log_loss: float | None = Field(description="Mean, nats.")
     ne: float | None = Field(description="Normalised entropy; smaller is better.")
+    predicted: float = Field(description="Sum of probabilities.")
     calibration: float | None = Field(description="Sum of probabilities over positives.")
 
 
@@ -246,6 +278,24 @@ def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
         fallbacks=fallbacks,
         trace=answer.stages() if with_trace else None,
     )
+
+
+def ad_answers(live: Live, rows: Sequence[int]) -> list[AdAnswer]:
+    """Live ads, by row, as they go over the wire."""
+    inventory = live.ads.inventory
+    attributes = inventory.attributes
+    return [
+        AdAnswer(
+            ad=live.ads.ids[row],
+            features=dict(columns),
+            bid=float(attributes.bid[row]),
+            billing=str(attributes.billing[row]),
+            quality=float(attributes.quality[row]),
+            popularity=float(inventory.popularity[row]),
+            is_from_bundle=row < live.ads.num_of_bundle,
+        )
+        for row, columns in zip(rows, live.ads.columns(np.array(rows, np.int64)), strict=True)
+    ]
 
 
 def watch_answer(
