@@ -401,7 +401,7 @@ def test_unforeseen_failure_says_nothing_of_the_request(
     def fail(user: str | None) -> Past:
         raise ZeroDivisionError(f"a secret of {user}")
 
-    monkeypatch.setattr(engine, "_past", fail)
+    monkeypatch.setattr(engine, "past", fail)
     found = client.post("/v1/rank", json=RANK)
 
     assert _problem(found, 500)["field"] == "server"
@@ -422,7 +422,7 @@ def test_too_many_are_told_when_to_come_again(
         assert waits.wait(60)
         return Past()
 
-    monkeypatch.setattr(engine, "_past", past)
+    monkeypatch.setattr(engine, "past", past)
     engine._ms_per_request = 1e9
     found: list[httpx.Response] = []
 

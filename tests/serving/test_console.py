@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
 
+from tamis.funnel.bundle import read_bundle
 from tamis.serving.app import make_app
 from tamis.serving.console import POLICY
 from tamis.serving.drift import DriftWatch
@@ -444,6 +446,41 @@ def test_token_is_asked_for_where_it_is_needed(
     assert len(engine.live.ads) == before - 1
     # It is nowhere but in the field.
     assert browser.run("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+
+
+def test_experiment_is_shown_while_it_runs(
+    browser: Browser, serve: Callable[..., str], engine: Engine, bundles: Path
+) -> None:
+    address = serve()
+    body = {
+        "replaces": engine.live.served.release, "release": read_bundle(bundles / "second").release
+    }  # fmt: skip
+    with httpx.Client(base_url=address, timeout=60) as client:
+        client.post("/v1/admin/experiments/one", json=body).raise_for_status()
+        for number in range(40):
+            answer = client.post("/v1/rank", json={"user": {"id": f"u{number}"}, "k": 2}).json()
+            events = [
+                {"event_id": f"{number} {ad['ad']}", "ad": ad["ad"], "user": f"u{number}",
+                 "kind": "click" if number % 3 else "impression",
+                 "request_id": answer["request_id"]}
+                for ad in answer["ads"]
+            ]  # fmt: skip
+            client.post("/v1/events", json={"events": events}).raise_for_status()
+
+    browser.open(address)
+    browser.wait("document.querySelectorAll('#experiment .whisker').length === 2")
+
+    assert browser.text("#experiment-name") == "one"
+    rows = browser.run(
+        "[...document.querySelectorAll('#experiment-body tr')].map((r) => r.cells[0].innerText)"
+    )
+    assert rows == ["click rate", "conversion rate", "hide rate", "value per user"]
+    users = re.findall(r"\d+", browser.text("#experiment-said"))
+    assert sum(map(int, users)) == 40
+    with httpx.Client(base_url=address, timeout=60) as client:
+        client.delete("/v1/admin/experiments/one").raise_for_status()
+    browser.wait("document.getElementById('experiment').hidden")
+    assert browser.complaints == []
 
 
 def test_server_that_is_gone_is_seen(browser: Browser, make_app_of: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tamis.data.schema import Task
 from tamis.errors import ConfigError
-from tamis.evaluation import evaluate_task
+from tamis.evaluation import evaluate_task, ratio_of_sums
 from tamis.serving.answers import Answer, RankedAd
 from tamis.serving.drift import DriftWatch, ReleaseDrift
 from tamis.serving.records import Event, ServedRequest
@@ -47,7 +47,10 @@ def watch(clock: Clock) -> DriftWatch:
 
 
 def _answer(
-    request_id: str, predictions: Mapping[str, Mapping[str, float]], release: str = "a"
+    request_id: str,
+    predictions: Mapping[str, Mapping[str, float]],
+    release: str = "a",
+    user: str | None = None,
 ) -> Answer:
     live: Any = SimpleNamespace(served=SimpleNamespace(release=release, schema=SCHEMA))
     return Answer(
@@ -62,7 +65,7 @@ def _answer(
         unknown_candidates=0,
         trace=None,
         served=ServedRequest(
-            request_id=request_id, user=None, time_micros=0, release=release, columns={}, shown=()
+            request_id=request_id, user=user, time_micros=0, release=release, columns={}, shown=()
         ),
     )  # fmt: skip
 
@@ -169,6 +172,50 @@ def test_what_is_told_twice_counts_once(watch: DriftWatch, clock: Clock) -> None
     clock.now += 60.0
 
     assert _only(watch).tasks["click"].all.rows == 1
+
+
+def test_shadow_is_compared_on_the_rows_that_both_have_scored(
+    watch: DriftWatch, clock: Clock
+) -> None:
+    generator = np.random.default_rng(0)
+    rows: list[tuple[str, float]] = []
+    schema: Any = SCHEMA
+    for number in range(200):
+        user = f"u{number % 23}"
+        ads = {str(ad): {"click": float(p)} for ad, p in enumerate(generator.uniform(0.1, 0.9, 4))}
+        shadow = {ad: {"click": float(generator.uniform(0.1, 0.9))} for ad in "012"}
+        watch.answered(_answer(f"r{number}", ads, user=user))
+        if number % 5:
+            watch.shadowed(f"r{number}", "b", schema, shadow)
+        for ad in "123":
+            clicked = bool(generator.random() < 0.5)
+            watch.happened([_event(f"r{number}", ad, "click" if clicked else "impression")])
+            if number % 5 and ad in shadow:
+                losses = [
+                    -math.log(p if clicked else 1 - p)
+                    for p in (shadow[ad]["click"], ads[ad]["click"])
+                ]
+                rows.append((user, losses[0] - losses[1]))
+    # Nobody waits for it any more, and nobody ever did.
+    clock.now += 60.0
+    watch.report()
+    watch.shadowed("r1", "b", schema, {"1": {"click": 0.5}})
+    watch.shadowed("other", "b", schema, {"1": {"click": 0.5}})
+
+    found = watch.differences("b", "a")
+
+    users, differences = zip(*rows, strict=True)
+    truth = ratio_of_sums(differences, np.ones(len(rows)), groups=users)
+    assert found.keys() == {"click"}
+    assert found["click"].value == pytest.approx(truth.value, rel=1e-12)
+    # No two of these users share a unit.
+    assert found["click"].units == truth.units == 23
+    assert found["click"].standard_error == pytest.approx(truth.standard_error, rel=1e-12)
+    assert watch.differences("a", "b") == {}
+    by_release = {item.release: item.tasks["click"].all.rows for item in watch.report()}
+    assert by_release == {"a": 600, "b": len(rows)}
+    # A shadow answers nobody, and so it is never the one that answered last.
+    assert watch.report()[-1].release == "a"
 
 
 def test_answer_without_predictions_is_not_watched(watch: DriftWatch) -> None:

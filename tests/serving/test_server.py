@@ -76,7 +76,8 @@ def test_server_answers_and_ends_with_everything_written(
         assert len(answer["ads"]) == 3
         document = client.get("/openapi.json").json()
     paths = {"/v1/rank", "/v1/events", "/v1/ads/{ad}", "/v1/admin/bundle", "/healthz", "/readyz"}
-    assert paths | {"/metrics", "/v1/watch", "/v1/about", "/v1/ads"} == document["paths"].keys()
+    paths |= {"/metrics", "/v1/watch", "/v1/about", "/v1/ads", "/v1/experiments/{experiment}"}
+    assert paths | {"/v1/admin/experiments/{experiment}"} == document["paths"].keys()
 
     server.end()
 

@@ -13,7 +13,7 @@ from tamis.funnel.request import Request
 from tamis.funnel.trace import Trace
 from tamis.serving.live import Live
 from tamis.serving.live_ads import codes_of
-from tamis.serving.records import RawRow, ServedRequest, ShownAd
+from tamis.serving.records import Arm, Exposure, RawRow, ServedRequest, ShownAd, Worth
 from tamis.serving.users import Past
 
 
@@ -33,6 +33,8 @@ class Query:
     """Ids of the ads that may be shown; None: all."""
     time_micros: int
     """When it was asked, in microseconds since 1970 UTC."""
+    arm: Arm | None = None
+    """Its place in an experiment; None: in none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +148,9 @@ def _answer(
                 ShownAd(ad=item.ad, columns=columns)
                 for item, columns in zip(ads, live.ads.columns(shown), strict=True)
             ),
+            exposure=None
+            if query.arm is None
+            else Exposure(arm=query.arm, worths=tuple(_worth(live, item) for item in ads)),
         ),
     )
 
@@ -157,6 +162,17 @@ def _candidates(live: Live, query: Query) -> tuple[NDArray[np.int64] | None, int
     different = set(query.candidates)
     known = [live.ads.row_by_id[name] for name in different if name in live.ads.row_by_id]
     return np.array(known, np.int64), len(different) - len(known)
+
+
+def _worth(live: Live, ad: RankedAd) -> Worth:
+    """What events of an ad are worth: the total value with what happened for probabilities."""
+    penalties = live.served.bundle.blueprint.weights.penalties
+    return Worth(
+        impression=ad.quality,
+        click=ad.bid if ad.billing == "click" else 0.0,
+        conversion=ad.bid if ad.billing == "conversion" else 0.0,
+        hide=-penalties.get("hide", 0.0),
+    )
 
 
 def _ranked(live: Live, trace: Trace, seen: Sequence[Candidates]) -> list[RankedAd]:

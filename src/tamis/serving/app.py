@@ -5,6 +5,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ from tamis.serving import wire
 from tamis.serving.answers import Query
 from tamis.serving.console import add_console
 from tamis.serving.engine import Engine
+from tamis.serving.experiment_routes import add_experiments
+from tamis.serving.experiments import Experiments
 from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
 from tamis.serving.metrics import METRICS_TYPE, RANK_ROUTE, Metrics
@@ -53,34 +56,50 @@ def make_app(
 
     Args:
         engine: Answers; it is closed when the server ends.
-        metrics: Shown at ``/metrics``.
+        metrics: Shown at ``/metrics``, and its drift watch beside.
         bundles: Folder of the bundles that it may change to.
         token: What writes and changes must know; None: nothing.
         hosts: Names under which the server may be called; None for any.
+
+    Raises:
+        StoreError: The store cannot be reached.
     """
+    experiments = Experiments(engine, bundles, metrics.drift)
+    for name, text in (
+        ("scored", "Requests that the shadow has scored."),
+        ("dropped", "Requests that the shadow had no time for."),
+        ("failed", "Requests that the shadow could not score."),
+    ):
+        metrics.add_gauge(f"tamis_shadow_{name}", text, partial(_of_shadow, experiments, name))
     app = FastAPI(
         title="tamis",
         summary="Ranked ads from a published funnel.",
         # Pages that load scripts from elsewhere would need a policy that allows it.
         docs_url=None,
         redoc_url=None,
-        lifespan=_closing(engine),
+        lifespan=_closing(engine, experiments),
     )
     _add_problems(app)
-    _add_ranking(app, engine)
+    _add_ranking(app, engine, experiments)
     _add_ads(app, engine, token)
     _add_events(app, engine, metrics, token)
     _add_admin(app, engine, bundles, token)
+    add_experiments(app, engine, experiments, needs=_needs(token), problems=_PROBLEMS)
     _add_state(app, engine, metrics)
-    add_console(app, engine, needs_token=token is not None, problems=_PROBLEMS)
+    add_console(app, engine, experiments, needs_token=token is not None, problems=_PROBLEMS)
     return Guard(_Counted(app, metrics), refuse=_refusal, hosts=hosts)
 
 
-def _add_ranking(app: FastAPI, engine: Engine) -> None:
+def _of_shadow(experiments: Experiments, name: str) -> float:
+    report = experiments.shadow
+    return 0.0 if report is None else float(getattr(report, name))
+
+
+def _add_ranking(app: FastAPI, engine: Engine, experiments: Experiments) -> None:
     @app.post(RANK_ROUTE, responses=_PROBLEMS)
     async def rank(body: wire.RankBody) -> wire.RankAnswer:
         """Rank ads for a user."""
-        live = engine.live
+        live, arm = experiments.choose(body.user.id)
         query = Query(
             request_id=body.request_id or uuid.uuid4().hex,
             user=body.user.id,
@@ -88,8 +107,10 @@ def _add_ranking(app: FastAPI, engine: Engine) -> None:
             slots=body.k,
             candidates=None if body.candidates is None else tuple(body.candidates),
             time_micros=_now_micros(),
+            arm=arm,
         )
         answer = await asyncio.wrap_future(engine.rank(query, live))
+        experiments.served(query, answer)
         return wire.rank_answer(answer, with_trace=body.trace)
 
 
@@ -252,12 +273,13 @@ def _needs(token: Token | None) -> list[Any]:
 
 
 def _closing(
-    engine: Engine,
+    engine: Engine, experiments: Experiments
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         yield
+        await run_in_threadpool(experiments.close)
         await run_in_threadpool(engine.close)
 
     return lifespan

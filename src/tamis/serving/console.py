@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from tamis.serving import wire
 from tamis.serving.columns import Columns
 from tamis.serving.engine import Engine
+from tamis.serving.experiments import Experiments
 from tamis.serving.live import Live, ServedBundle
 
 _FOLDER = "console_page"
@@ -41,13 +42,19 @@ _MAX_VALUES = 40
 
 
 def add_console(
-    app: FastAPI, engine: Engine, *, needs_token: bool, problems: dict[int | str, dict[str, Any]]
+    app: FastAPI,
+    engine: Engine,
+    experiments: Experiments,
+    *,
+    needs_token: bool,
+    problems: dict[int | str, dict[str, Any]],
 ) -> None:
     """Add the page and its routes.
 
     Args:
         app: Gets the routes.
         engine: Is asked.
+        experiments: Say what runs.
         needs_token: Whether writes and changes must bear a token.
         problems: How errors are documented.
     """
@@ -57,7 +64,12 @@ def add_console(
     @app.get("/v1/about", responses=problems)
     async def about() -> wire.AboutAnswer:
         """What serves, and what it may be told."""
-        return _about(engine.live, needs_token=needs_token)
+        running = experiments.running
+        return _about(
+            engine.live,
+            needs_token=needs_token,
+            experiment=None if running is None else running.experiment,
+        )
 
     @app.get("/v1/ads", responses=problems)
     async def ads(
@@ -92,12 +104,13 @@ def _ads(live: Live, contains: str, offset: int, limit: int) -> wire.AdsAnswer:
     )
 
 
-def _about(live: Live, *, needs_token: bool) -> wire.AboutAnswer:
+def _about(live: Live, *, needs_token: bool, experiment: str | None) -> wire.AboutAnswer:
     served = live.served
     return wire.AboutAnswer(
         release=served.release,
         ads=len(live.ads),
         needs_token=needs_token,
+        experiment=experiment,
         user=_described(served, served.user_columns),
         context=_described(served, served.context_columns),
         ad=_described(served, served.catalogue.said),

@@ -5,70 +5,34 @@ an ad with any event was seen, and an ad that nobody saw is no row. What comes l
 changes nothing, so every row has had the same time to be clicked. Memory is bounded everywhere.
 """
 
+import math
 import threading
 import time
-from collections import OrderedDict, deque
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tamis.data.schema import Schema
 from tamis.errors import ConfigError
-from tamis.evaluation.loss import LogLossAccumulator
-from tamis.evaluation.stability import StabilityIndex, stability_index
+from tamis.evaluation.loss import PROBABILITY_FLOOR
+from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.funnel.online import EventKind
 from tamis.serving.answers import Answer
+from tamis.serving.fit import TaskDrift, TaskSums
 from tamis.serving.records import Event
 
 _KINDS: tuple[str, ...] = get_args(EventKind)
-_SHIFT_ROWS = 2_000
-"""Rows of the reference, and of the newest rows that are compared with it."""
-_SHIFT_BINS = 10
-_MAX_PARTS, _FIRST_PART_S = 60, 10.0
 _MAX_RELEASES = 4
+_NUM_UNITS = 1_024
+"""Users that share the remainder of a hash are one unit: the error of a difference then holds for
+any number of users in a memory that does not grow."""
 _SETTLE_EVERY_S = 1.0
 """Rows are added up many at a time, since every addition has a cost of its own."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fit:
-    """How well the probabilities of some rows fit what happened; None: the rows cannot tell."""
-
-    rows: int
-    """Ads that were seen and whose label is known."""
-    positives: int
-    """Those whose label is 1."""
-    log_loss: float | None
-    """Mean log loss, nats."""
-    ne: float | None
-    """Normalised entropy against the base rate of the same rows; smaller is better."""
-    predicted: float
-    """Sum of probabilities."""
-    calibration: float | None
-    """Sum of probabilities over number of positives; 1 is right."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitOfPart(Fit):
-    """The same of a part of the time."""
-
-    start_s: float
-    """When the part began, in seconds since the release went live."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskDrift:
-    """One task of one release, since the release went live."""
-
-    all: Fit
-    """All rows."""
-    shift: StabilityIndex | None
-    """The newest rows' probabilities against those of the first rows. None: too few rows yet."""
-    parts: tuple[FitOfPart, ...]
-    """Parts of the time, oldest first; they grow longer, so that their number is bounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +79,7 @@ class DriftWatch:
         self.settle_s, self._max_waiting, self._now = settle_s, max_waiting, now
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._releases: OrderedDict[str, _Release] = OrderedDict()
+        self._pairs: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
         self._settle_from = 0.0
         self._lock = threading.Lock()
         self.num_late = 0
@@ -137,9 +102,12 @@ class DriftWatch:
                 self.num_passed_over += 1
                 return
             self._held[request_id] = _Held(
-                release=release,
+                served=_Scored(
+                    release=release, predictions={ad.ad: ad.predictions for ad in answer.ads}
+                ),
                 due=now + self.settle_s,
-                predictions={ad.ad: ad.predictions for ad in answer.ads},
+                # Whoever is not known is a user of one request.
+                unit=zlib.crc32((answer.served.user or request_id).encode()) % _NUM_UNITS,
             )
 
     def happened(self, events: Sequence[Event]) -> None:
@@ -152,8 +120,55 @@ class DriftWatch:
                 held = self._held.get(event.request_id)
                 if held is None:
                     self.num_late += 1
-                elif event.ad in held.predictions:
+                elif event.ad in held.served.predictions:
                     held.kinds.setdefault(event.ad, set()).add(event.kind)
+
+    def shadowed(
+        self,
+        request_id: str,
+        release: str,
+        schema: Schema,
+        predictions: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """Add what another release says of an answer that is still held; too late is nothing.
+
+        Args:
+            request_id: The answered request.
+            release: Which release.
+            schema: Its schema.
+            predictions: By ad and task.
+        """
+        now = self._now()
+        with self._lock:
+            self._settle(now)
+            held = self._held.get(request_id)
+            if held is not None:
+                held.shadow = _Scored(
+                    release=self._release_of(release, schema, now, is_shadow=True),
+                    predictions=predictions,
+                )
+
+    def differences(self, shadow: str, served: str) -> dict[str, Estimate]:
+        """Log loss of a shadow minus that of what was served, nats, on the very same rows.
+
+        Users are the units: rows of one user hang together, and their interval knows it.
+
+        Args:
+            shadow: Release that scored without serving.
+            served: Release that served.
+
+        Returns:
+            By task; those without rows of two units are left out.
+        """
+        with self._lock:
+            self._settle_from = 0.0
+            self._settle(self._now())
+            pairs = self._pairs.get((shadow, served), {})
+            return {
+                task: ratio_of_sums(sums[0][sums[1] > 0], sums[1][sums[1] > 0])
+                for task, sums in pairs.items()
+                if np.count_nonzero(sums[1]) > 1
+            }
 
     def report(self) -> list[ReleaseDrift]:
         """Every release, the one that answered last being last."""
@@ -169,18 +184,23 @@ class DriftWatch:
                 for name, release in self._releases.items()
             ]
 
-    def _release_of(self, name: str, schema: Schema, now: float) -> "_Release":
+    def _release_of(
+        self, name: str, schema: Schema, now: float, *, is_shadow: bool = False
+    ) -> "_Release":
         release = self._releases.get(name)
         if release is None:
             release = self._releases[name] = _Release(
+                name=name,
                 since=now,
                 since_micros=time.time_ns() // 1_000,
-                tasks={task: _Task() for task in _parents(schema)},
+                tasks={task: TaskSums() for task in _parents(schema)},
                 parents=_parents(schema),
             )
             if len(self._releases) > _MAX_RELEASES:
-                self._releases.popitem(last=False)
-        self._releases.move_to_end(name)
+                gone, _ = self._releases.popitem(last=False)
+                self._pairs = {pair: sums for pair, sums in self._pairs.items() if gone not in pair}
+        # Who answered last is last, and a shadow answers nobody.
+        self._releases.move_to_end(name, last=not is_shadow)
         return release
 
     def _settle(self, now: float) -> None:
@@ -188,45 +208,75 @@ class DriftWatch:
         if now < self._settle_from:
             return
         self._settle_from = now + _SETTLE_EVERY_S
-        rows: dict[tuple[int, str], list[tuple[float, bool]]] = {}
-        releases: dict[int, _Release] = {}
+        rows: dict[tuple[_Release, str], list[tuple[float, bool]]] = {}
         while self._held:
             held = next(iter(self._held.values()))
             if now < held.due:
                 break
             self._held.popitem(last=False)
-            releases[id(held.release)] = held.release
-            for task, probability, label in held.rows():
-                rows.setdefault((id(held.release), task), []).append((probability, label))
-        for (number, task), found in rows.items():
-            release = releases[number]
+            for scored in (held.served, held.shadow):
+                if scored is not None:
+                    for (_, task), row in scored.rows(held.kinds):
+                        rows.setdefault((scored.release, task), []).append(row)
+            if held.shadow is not None:
+                self._compare(held, held.shadow)
+        for (release, task), found in rows.items():
             columns = np.array(found, np.float64)
             release.tasks[task].add(columns[:, 0], columns[:, 1], at_s=now - release.since)
+
+    def _compare(self, held: "_Held", shadow: "_Scored") -> None:
+        """Add the difference of two releases' losses on the rows that both have scored."""
+        pair = shadow.release.name, held.served.release.name
+        by_task = self._pairs.setdefault(pair, {})
+        served = dict(held.served.rows(held.kinds))
+        for place, (probability, label) in shadow.rows(held.kinds):
+            if place in served:
+                sums = by_task.setdefault(place[1], np.zeros((2, _NUM_UNITS)))
+                loss, other = (_log_loss(p, label) for p in (probability, served[place][0]))
+                sums[:, held.unit] += (loss - other, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    """What a release said of the ads of an answer."""
+
+    release: "_Release"
+    predictions: Mapping[str, Mapping[str, float]]
+
+    def rows(
+        self, happened: Mapping[str, set[str]]
+    ) -> Iterator[tuple[tuple[str, str], tuple[float, bool]]]:
+        """Ad and task, probability and label, of every ad that was seen."""
+        for ad, kinds in happened.items():
+            said = self.predictions.get(ad, {})
+            for task, parents in self.release.parents.items():
+                # A label that needs another one, such as a conversion a click, may not exist.
+                if task in said and kinds.issuperset(parents):
+                    yield (ad, task), (said[task], task in kinds)
+
+
+def _log_loss(probability: float, label: bool) -> float:
+    right = probability if label else 1.0 - probability
+    return -math.log(max(right, PROBABILITY_FLOOR))
 
 
 @dataclass(kw_only=True, slots=True)
 class _Held:
     """A request whose events are waited for."""
 
-    release: "_Release"
+    served: _Scored
     due: float
-    predictions: Mapping[str, Mapping[str, float]]
+    unit: int
+    shadow: _Scored | None = None
     kinds: dict[str, set[str]] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[tuple[str, float, bool]]:
-        """Task, probability and label of every ad that was seen."""
-        for ad, kinds in self.kinds.items():
-            for task, parents in self.release.parents.items():
-                # A label that needs another one, such as a conversion a click, may not exist.
-                if task in self.predictions[ad] and kinds.issuperset(parents):
-                    yield task, self.predictions[ad][task], task in kinds
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Release:
+    name: str
     since: float
     since_micros: int
-    tasks: "dict[str, _Task]"
+    tasks: dict[str, TaskSums]
     parents: Mapping[str, tuple[str, ...]]
 
 
@@ -243,121 +293,3 @@ def _parents(schema: Schema) -> dict[str, tuple[str, ...]]:
         if task.kind == "binary" and {task.name, *parents}.issubset(_KINDS):
             found[task.name] = tuple(parents)
     return found
-
-
-class _Task:
-    """Sums of one task."""
-
-    def __init__(self) -> None:
-        self._parts: list[_Part] = []
-        self._part_s = _FIRST_PART_S
-        self._shift = _Shift()
-
-    def add(
-        self, probabilities: NDArray[np.float64], labels: NDArray[np.float64], *, at_s: float
-    ) -> None:
-        number = int(at_s / self._part_s)
-        while number >= _MAX_PARTS:
-            self._part_s *= 2.0
-            number //= 2
-            self._parts = _in_twos(self._parts)
-        if not self._parts or self._parts[-1].number != number:
-            self._parts.append(_Part(number=number))
-        part = self._parts[-1]
-        part.losses.update(labels, probabilities)
-        part.predicted += float(probabilities.sum())
-        self._shift.add(probabilities)
-
-    def drift(self) -> TaskDrift:
-        whole = _Part(number=0)
-        for part in self._parts:
-            whole = whole.plus(part)
-        return TaskDrift(
-            all=Fit(**whole.fit()),
-            shift=self._shift.index(),
-            parts=tuple(
-                FitOfPart(start_s=part.number * self._part_s, **part.fit()) for part in self._parts
-            ),
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class _Part:
-    """Sums of a part of the time: the ``number``-th of its length."""
-
-    number: int
-    losses: LogLossAccumulator = field(default_factory=LogLossAccumulator)
-    predicted: float = 0.0
-
-    def plus(self, other: "_Part") -> "_Part":
-        return _Part(
-            number=self.number,
-            losses=self.losses.merge(other.losses),
-            predicted=self.predicted + other.predicted,
-        )
-
-    def fit(self) -> dict[str, Any]:
-        rows, positives = self.losses.rows, self.losses.positives
-        return {
-            "rows": rows,
-            "positives": positives,
-            "log_loss": self.losses.log_loss() if rows else None,
-            "ne": self.losses.normalised_entropy().value if 0 < positives < rows else None,
-            "predicted": self.predicted,
-            "calibration": self.predicted / positives if positives else None,
-        }
-
-
-def _in_twos(parts: Sequence[_Part]) -> list[_Part]:
-    """Parts of twice the length."""
-    found: list[_Part] = []
-    for part in parts:
-        wider = _Part(number=part.number // 2).plus(part)
-        if found and found[-1].number == wider.number:
-            found[-1] = found[-1].plus(wider)
-        else:
-            found.append(wider)
-    return found
-
-
-class _Shift:
-    """The first rows' probabilities, and the newest ones' in the bins of the first."""
-
-    def __init__(self) -> None:
-        self._first: list[float] = []
-        self._edges: NDArray[np.float64] | None = None
-        self._reference = self._newest_counts = np.zeros(_SHIFT_BINS)
-        self._newest: deque[int] = deque()
-
-    def add(self, probabilities: NDArray[np.float64]) -> None:
-        if self._edges is None:
-            room = _SHIFT_ROWS - len(self._first)
-            self._first += probabilities[:room].tolist()
-            probabilities = probabilities[room:]
-            if len(self._first) < _SHIFT_ROWS:
-                return
-            # Probabilities that stand for many rows would make edges that are alike.
-            steps = np.arange(1, _SHIFT_BINS) / _SHIFT_BINS
-            self._edges = np.unique(np.quantile(self._first, steps))
-            self._reference = self._counts(self._bins(np.array(self._first)))
-            self._newest_counts = np.zeros_like(self._reference)
-            self._first = []
-        bins = self._bins(probabilities)
-        self._newest.extend(bins.tolist())
-        self._newest_counts = self._newest_counts + self._counts(bins)
-        while len(self._newest) > _SHIFT_ROWS:
-            self._newest_counts[self._newest.popleft()] -= 1
-
-    def index(self) -> StabilityIndex | None:
-        # Fewer rows would say more of chance than of a shift.
-        if self._edges is None or len(self._newest) < _SHIFT_ROWS // 10:
-            return None
-        return stability_index(self._reference, self._newest_counts)
-
-    def _bins(self, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-        assert self._edges is not None
-        return np.searchsorted(self._edges, probabilities, side="left").astype(np.int64)
-
-    def _counts(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
-        assert self._edges is not None
-        return np.bincount(bins, minlength=self._edges.size + 1).astype(np.float64)

@@ -90,6 +90,7 @@ class Engine:
         self._users.keep(served.online.lengths)
         self._live = served.live(store.ads())
         self._previous: ServedBundle | None = None
+        self._beside: Live | None = None
         store.put_release(served.release, served.schema.to_toml())
         self.recorder = Recorder(self._users.append)
         # One change at a time; what asks for new ads meanwhile shares the next change.
@@ -107,6 +108,16 @@ class Engine:
     def live(self) -> Live:
         """What answers now."""
         return self._live
+
+    @property
+    def beside(self) -> Live | None:
+        """A second bundle over the same ads, for whoever asks for it; None: there is none."""
+        return self._beside
+
+    @property
+    def store(self) -> Store:
+        """Where ads and events are."""
+        return self._store
 
     @property
     def is_alive(self) -> bool:
@@ -151,7 +162,9 @@ class Engine:
             StoreError: The store cannot be reached or written.
         """
         # Refused now, or no later change of the ads would ever succeed.
-        self._live.served.catalogue.check(ad)
+        for live in (self._live, self._beside):
+            if live is not None:
+                live.served.catalogue.check(ad)
         self._store.put_ad(ad)
         self._refresh()
 
@@ -194,6 +207,29 @@ class Engine:
                 )
             self._serve(self._previous)
 
+    def put_beside(self, bundle: Bundle, *, control: str) -> None:
+        """Keep a second bundle ready beside the one that serves.
+
+        Args:
+            bundle: The second one.
+            control: Release that it is to stand beside.
+
+        Raises:
+            RefusedError: Another release serves by now.
+            TamisError: The bundle cannot serve.
+        """
+        with self._change:
+            self._check_replaces(control)
+            beside = ServedBundle(bundle).live(self._store.ads())
+            self._users.keep(beside.served.online.lengths)
+            _warm_up(beside)
+            self._beside = beside
+
+    def drop_beside(self) -> None:
+        """Let the second bundle go; requests that it was to answer are answered."""
+        with self._change:
+            self._beside = None
+
     def close(self) -> None:
         """Answer what waits, write what was answered, and end the threads."""
         with self._wakes:
@@ -214,6 +250,10 @@ class Engine:
 
     def _serve(self, served: ServedBundle) -> None:
         """Make a bundle live; the caller holds the lock of changes."""
+        if self._beside is not None:
+            raise RefusedError(
+                409, "server", "must run no experiment when its bundle changes. End it first."
+            )
         before, asked = self._live.served, self._asked
         live = served.live(self._store.ads())
         self._users.keep(served.online.lengths)
@@ -231,7 +271,10 @@ class Engine:
             if self._made >= mine:
                 return
             asked = self._asked
-            self._live = self._live.served.live(self._store.ads())
+            ads = self._store.ads()
+            self._live = self._live.served.live(ads)
+            if self._beside is not None:
+                self._beside = self._beside.served.live(ads)
             self._made = asked
 
     def _work(self) -> None:
@@ -242,7 +285,7 @@ class Engine:
         while jobs := self._next():
             started = time.perf_counter()
             try:
-                answers = answer_all(jobs[0].live, [job.query for job in jobs], self._past)
+                answers = answer_all(jobs[0].live, [job.query for job in jobs], self.past)
             except Exception as error:  # noqa: BLE001  (whoever waits must be told)
                 # Nothing of the requests may stand in a log.
                 _log.error("requests could not be answered: %s", type(error).__name__)
@@ -283,7 +326,7 @@ class Engine:
                         jobs.append(job)
             return jobs
 
-    def _past(self, user: str | None) -> Past:
+    def past(self, user: str | None) -> Past:
         """A user's past; none where the store cannot be reached, so that ranking goes on."""
         if user is None:
             return Past()

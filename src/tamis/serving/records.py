@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tamis.evaluation.experiment import ExperimentMetric
 from tamis.funnel.online import EventKind
 
 RawValue = str | float | bool | list[str] | None
@@ -45,6 +46,65 @@ class ShownAd:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A second bundle beside the one that serves."""
+
+    experiment: str
+    """Its id; the split of users hangs on it alone."""
+    kind: Literal["split", "shadow"]
+    """Whether the second bundle serves a share of the users, or scores without serving."""
+    control: str
+    """Release that served when it began, and serves the other users."""
+    treatment: str
+    """Release beside it."""
+    treated_share: float
+    """Share of the users that the treatment serves, in (0, 1)."""
+    attribution_micros: int
+    """A conversion counts if it happens within so long after its request. Positive."""
+    smallest: Mapping[ExperimentMetric, float]
+    """The smallest difference that matters, by metric, for those that are looked at while it runs;
+    fixed before the first look. Value is per user and day here."""
+    began_micros: int
+    """When it began, in microseconds since 1970 UTC."""
+    ended_micros: int | None = None
+    """When it ended; None: it has not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worth:
+    """Money that an ad of an answer is worth by what comes of it."""
+
+    impression: float
+    """Once it is seen: its quality."""
+    click: float
+    """For a click: its bid, where clicks are billed."""
+    conversion: float
+    """For a conversion: its bid, where these are billed."""
+    hide: float
+    """For a hide: at most 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """Where a request belongs in an experiment."""
+
+    experiment: str
+    """Its id."""
+    is_treated: bool
+    """Whether the treatment answers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exposure:
+    """A user of an experiment was answered."""
+
+    arm: Arm
+    """Which arm of which experiment."""
+    worths: tuple[Worth, ...]
+    """Of each ad of the answer, first slot first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServedRequest:
     """A request that was answered, with the columns of the log that its ranking was made from."""
 
@@ -60,6 +120,8 @@ class ServedRequest:
     """User's and context's columns, histories and counters as they were then included."""
     shown: tuple[ShownAd, ...]
     """The answer, first slot first."""
+    exposure: Exposure | None = None
+    """Its place in an experiment; None: in none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

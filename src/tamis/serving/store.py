@@ -5,12 +5,14 @@
     events        one row an event, in the order in which they came
     requests      one row a request that was answered, with the columns that it was ranked by
     releases      schema of each bundle that has served
+    experiments   and what belongs to them: see ``exposures.py``
 
 Everything that is appended goes through :meth:`Store.append` in one transaction, which has reached
 the disk when the call returns.
 """
 
 import contextlib
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +24,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tamis.errors import ArtifactError, ConfigError, StoreError
+from tamis.evaluation.experiment import UserTotals
 from tamis.funnel.online import EventKind
-from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd, StoredAd
+from tamis.serving import exposures
+from tamis.serving.records import Event, Experiment, RawRow, ServedRequest, ShownAd, StoredAd
 
 STORE_VERSION = 1
 _ROWS_PER_PAGE = 500
@@ -169,8 +173,10 @@ class Store:
             new_requests = self._insert(connection, _requests, "request_id", rows)
             rows = [_row_of_event(event) for event in events]
             new_events = self._insert(connection, _events, "event_id", rows)
+            is_new = _first_of_each([item.request_id for item in requests], new_requests)
+            exposures.expose(connection, list(itertools.compress(requests, is_new)))
         return Appended(
-            requests=_first_of_each([item.request_id for item in requests], new_requests),
+            requests=is_new,
             events=_first_of_each([item.event_id for item in events], new_events),
         )
 
@@ -321,11 +327,56 @@ class Store:
             found: str | None = connection.execute(query).scalar_one_or_none()
             return found
 
+    def put_experiment(self, item: Experiment) -> bool:
+        """Remember an experiment that begins.
+
+        Returns:
+            Whether its id is new; else nothing was changed.
+
+        Raises:
+            StoreError: The database cannot be reached or written.
+        """
+        with self._errors(), self._engine.begin() as connection:
+            rows = [exposures.row_of(item)]
+            return bool(self._insert(connection, exposures.experiments, "experiment", rows))
+
+    def end_experiment(self, name: str, *, now_micros: int) -> None:
+        """Remember that an experiment has ended, if it has not before.
+
+        Raises:
+            StoreError: The database cannot be reached or written.
+        """
+        table = exposures.experiments
+        mine = (table.c.experiment == name) & table.c.ended_micros.is_(None)
+        with self._errors(), self._engine.begin() as connection:
+            connection.execute(sa.update(table).where(mine).values(ended_micros=now_micros))
+
+    def experiments(self) -> list[Experiment]:
+        """Every experiment, oldest first.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        query = sa.select(exposures.experiments).order_by(exposures.experiments.c.number)
+        with self._errors(), self._engine.connect() as connection:
+            return [exposures.experiment_of(row) for row in connection.execute(query)]
+
+    def totals(self, item: Experiment, *, now_micros: int) -> UserTotals:
+        """Sums of every user that was exposed to an experiment.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        with self._errors(), self._engine.connect() as connection:
+            return exposures.totals_of(connection, _events, item, now_micros=now_micros)
+
     def _create(self) -> None:
         with self._engine.begin() as connection:
             # Else two servers that start at once would both find no tables.
             connection.exec_driver_sql(_LOCK[self._engine.dialect.name])
             _tables.create_all(connection)
+            # Stores of this version that have none yet are given them.
+            exposures.TABLES.create_all(connection)
             version = connection.execute(sa.select(_versions.c.version)).scalar_one_or_none()
             if version is None:
                 connection.execute(sa.insert(_versions).values(version=STORE_VERSION))

@@ -28,18 +28,20 @@ Columns = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Strict: no field beside those named, no value of another kind."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class User(_Body):
+class User(Body):
     """Who asks."""
 
     id: Id | None = Field(default=None, description="As in the log; null: not known.")
     features: Columns = Field(default_factory=dict)
 
 
-class RankBody(_Body):
+class RankBody(Body):
     """A request for ads."""
 
     request_id: Id | None = Field(default=None, description="Null: the server makes one.")
@@ -54,7 +56,7 @@ class RankBody(_Body):
     trace: bool = Field(default=False, description="Whether to say what each stage did.")
 
 
-class RankedAdBody(_Body):
+class RankedAdBody(Body):
     """An ad, and why it is there."""
 
     ad: str
@@ -66,7 +68,7 @@ class RankedAdBody(_Body):
     quality: float
 
 
-class RankAnswer(_Body):
+class RankAnswer(Body):
     """Ranked ads, best first; fewer than were asked for where no more may be shown."""
 
     request_id: str = Field(description="Events of these ads name it.")
@@ -77,7 +79,7 @@ class RankAnswer(_Body):
     trace: list[dict[str, Any]] | None = None
 
 
-class EventBody(_Body):
+class EventBody(Body):
     """Something that a user did, or was shown."""
 
     event_id: Id = Field(description="The same however often the event is told.")
@@ -96,20 +98,20 @@ class EventBody(_Body):
     columns: Columns = Field(default_factory=dict)
 
 
-class EventsBody(_Body):
+class EventsBody(Body):
     """Events, in the order in which they happened."""
 
     events: list[EventBody] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
-class EventsAnswer(_Body):
+class EventsAnswer(Body):
     """All events are on the disk."""
 
     accepted: int = Field(description="How many were new.")
     duplicates: int = Field(description="How many were told before.")
 
 
-class AdBody(_Body):
+class AdBody(Body):
     """An ad."""
 
     features: Columns = Field(default_factory=dict)
@@ -122,7 +124,7 @@ class AdBody(_Body):
     )
 
 
-class AdAnswer(_Body):
+class AdAnswer(Body):
     """A live ad."""
 
     ad: str
@@ -134,14 +136,14 @@ class AdAnswer(_Body):
     is_from_bundle: bool = Field(description="Whether it came with the bundle, not by PUT.")
 
 
-class AdsAnswer(_Body):
+class AdsAnswer(Body):
     """Live ads in a row, the bundle's first."""
 
     total: int = Field(description="How many there are; here may be fewer.")
     ads: list[AdAnswer]
 
 
-class ColumnBody(_Body):
+class ColumnBody(Body):
     """A column that may be said."""
 
     name: str
@@ -150,18 +152,19 @@ class ColumnBody(_Body):
     is_from_events: bool = Field(description="Whether it is made of events where it is left out.")
 
 
-class AboutAnswer(_Body):
+class AboutAnswer(Body):
     """What serves, and what it may be told."""
 
     release: str
     ads: int
     needs_token: bool = Field(description="Whether writes and changes must bear a token.")
+    experiment: str | None = Field(description="The experiment that runs; null: none does.")
     user: list[ColumnBody] = Field(description="May stand in user.features of a ranking.")
     context: list[ColumnBody] = Field(description="May stand in context of a ranking.")
     ad: list[ColumnBody] = Field(description="May stand in features of an ad.")
 
 
-class BundleBody(_Body):
+class BundleBody(Body):
     """Which bundle is to serve."""
 
     replaces: Release = Field(description="The release that serves now, as far as you know.")
@@ -171,13 +174,13 @@ class BundleBody(_Body):
     roll_back: bool = Field(default=False, description="Serve the bundle before this one again.")
 
 
-class BundleAnswer(_Body):
+class BundleAnswer(Body):
     """What serves."""
 
     release: str
 
 
-class FitBody(_Body):
+class FitBody(Body):
     """How well probabilities fit what happened; null: the rows cannot tell."""
 
     rows: int = Field(description="Ads that were seen and whose label is known.")
@@ -194,7 +197,7 @@ class FitOfPartBody(FitBody):
     start_s: float = Field(description="Seconds since the release went live.")
 
 
-class ShiftBody(_Body):
+class ShiftBody(Body):
     """How the newest probabilities are spread, beside the release's first ones."""
 
     value: float = Field(description="Population stability index; 0: as they were.")
@@ -203,7 +206,7 @@ class ShiftBody(_Body):
     rows: int
 
 
-class TaskDriftBody(_Body):
+class TaskDriftBody(Body):
     """One task of a release."""
 
     all: FitBody
@@ -211,7 +214,7 @@ class TaskDriftBody(_Body):
     parts: list[FitOfPartBody] = Field(description="Oldest first.")
 
 
-class ReleaseDriftBody(_Body):
+class ReleaseDriftBody(Body):
     """One release since it first answered here."""
 
     release: str
@@ -219,7 +222,7 @@ class ReleaseDriftBody(_Body):
     tasks: dict[str, TaskDriftBody]
 
 
-class TickBody(_Body):
+class TickBody(Body):
     """Some seconds of the server."""
 
     ranked: int
@@ -228,7 +231,7 @@ class TickBody(_Body):
     p99_ms: float | None
 
 
-class WatchAnswer(_Body):
+class WatchAnswer(Body):
     """What the server sees of itself."""
 
     release: str = Field(description="What serves now.")
@@ -238,14 +241,14 @@ class WatchAnswer(_Body):
     drift: list[ReleaseDriftBody] = Field(description="By release; who answered last is last.")
 
 
-class Problem(_Body):
+class Problem(Body):
     """Why a request was not answered."""
 
     field: str = Field(description="What of the request is to blame; 'server' where nothing is.")
     message: str = Field(description="What must hold; it repeats no value of the request.")
 
 
-class ProblemAnswer(_Body):
+class ProblemAnswer(Body):
     """Any answer of 4xx or 5xx."""
 
     error: Problem

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const POLL_MS = 2000;
 const PAGE = 10;
+const EXPERIMENT_TURNS = 5;
 const FEWEST_POSITIVES = 25;
 
 // ---------------------------------------------------------------- elements and numbers
@@ -296,6 +297,7 @@ function roundSteps(low, high) {
 // ---------------------------------------------------------------- traffic and drift
 
 let watched = null;
+let turn = 0;
 
 async function poll() {
   if (!document.hidden) {
@@ -305,6 +307,11 @@ async function poll() {
       if (watched.release !== about.release) { await learn(); await showAds(); }
       showHealth("up", "answering");
       showWatch();
+      // A look takes the server more work than a chart.
+      if (turn++ % EXPERIMENT_TURNS === 0) {
+        await learn();
+        await showExperiment();
+      }
     } catch (problem) {
       showHealth("down", problem.message);
     }
@@ -400,11 +407,75 @@ function showDrift({ drift, release, settle_s }, mine) {
       Math.min(1, (item.since_micros / 1e6 + part.middle_s - first) / Math.max(now - first, 1)), read(part),
     ]),
   }));
+  $("drift-others").hidden = with_task.every((item) => item.release === release);
   const from = span(now - first) + " ago";
   $("ne-now").textContent = short(found?.all.ne);
   $("calibration-now").textContent = short(found?.all.calibration);
   chart($("ne"), { lines: lines((part) => part.ne), format: short, from, around: 1, label: `Normalised entropy of ${task}; over all ${short(found?.all.ne)}, and 1 is what a constant has` });
   chart($("calibration"), { lines: lines((part) => part.calibration), format: short, from, around: 1, label: `Predicted over happened of ${task}; over all ${short(found?.all.calibration)}, and 1 is right` });
+}
+
+// ---------------------------------------------------------------- the experiment that runs
+
+async function showExperiment() {
+  const name = about.experiment;
+  $("experiment").hidden = name === null;
+  if (name === null) return;
+  $("experiment-name").textContent = name;
+  try {
+    const found = await ask("GET", `/v1/experiments/${encodeURIComponent(name)}`);
+    $("experiment-said").textContent = found.kind === "split" ? splitSaid(found) : shadowSaid(found);
+    $("experiment-what").textContent = found.kind === "split"
+      ? `${percent(found.treated_share)} of the users see ${found.treatment.slice(0, 12)}` : `${found.treatment.slice(0, 12)} scores in the shadow`;
+    showLooks(found.kind === "split" ? found.metrics.map(splitRow) : shadowRows(found.shadow), found.kind);
+  } catch (problem) {
+    $("experiment-said").textContent = problem.message;
+  }
+}
+
+function splitSaid({ split }) {
+  if (split === null) return "Nobody has been answered yet.";
+  const users = `${whole.format(split.control_users)} users of the control, ${whole.format(split.treated_users)} treated.`;
+  return split.is_mismatch ? `${users} They were not split as planned: trust no number here.` : users;
+}
+
+const shadowSaid = ({ shadow }) => shadow === null ? "It does not run on this server."
+  : `${whole.format(shadow.scored)} requests scored, ${whole.format(shadow.dropped)} dropped, ${whole.format(shadow.failed)} failed; `
+    + `${shadow.overlap === null ? "–" : percent(shadow.overlap)} of the served ads would have been shown too.`;
+
+function splitRow({ metric, difference, guarded }) {
+  const lift = difference?.lift ?? null;
+  return {
+    name: metric.replaceAll("_", " "), lift,
+    cells: [short(difference?.control.value), short(difference?.treatment.value), lift === null ? "–" : signed(100 * lift.value) + " %",
+      lift === null ? "–" : `${signed(100 * lift.lower)} to ${signed(100 * lift.upper)} %`, short(difference?.p_value),
+      guarded === null ? "–" : short(guarded.p_value)],
+  };
+}
+
+const shadowRows = (shadow) => Object.entries(shadow?.log_loss_differences ?? {}).map(([task, found]) => ({
+  name: task, lift: found, cells: [signed(found.value), `${signed(found.lower)} to ${signed(found.upper)}`],
+}));
+
+const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + short(Math.abs(value));
+
+function showLooks(rows, kind) {
+  const heads = kind === "split" ? ["control", "treatment", "lift", "95 % of one look", "p of one look", "p of any look"] : ["log loss, shadow − served", "95 % of one look"];
+  $("experiment-head").replaceChildren(make("th", { scope: "col" }, kind === "split" ? "metric" : "task"),
+    ...heads.map((text) => make("th", { scope: "col", className: "n" }, text)), make("th", { scope: "col" }, ""));
+  const reach = Math.max(...rows.filter((row) => row.lift).flatMap(({ lift }) => [Math.abs(lift.lower), Math.abs(lift.upper)]), 1e-9);
+  $("experiment-body").replaceChildren(...rows.map((row) => make("tr", {}, cell(row.name, "strong"),
+    ...row.cells.map((text) => cell(text, "n")), make("td", {}, row.lift ? whisker(row.lift, reach) : ""))));
+}
+
+/** An interval on a line whose middle is no difference. */
+function whisker({ value, lower, upper }, reach) {
+  const x = (at) => 104 + (98 * at) / reach;
+  const kind = lower > 0 || upper < 0 ? "" : "open";
+  return draw("svg", { class: "whisker", viewBox: "0 0 208 21", "aria-hidden": "true" },
+    draw("line", { class: "zero", x1: 104, x2: 104, y1: 1, y2: 20 }),
+    draw("line", { class: `span ${kind}`, x1: x(lower), x2: x(upper), y1: 10.5, y2: 10.5 }),
+    draw("circle", { class: `dot ${kind}`, cx: x(value), cy: 10.5, r: 4 }));
 }
 
 // ---------------------------------------------------------------- ads
