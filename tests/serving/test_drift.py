@@ -318,3 +318,20 @@ def test_probabilities_of_one_value_have_no_shift_until_they_are_two(
 def test_wait_must_be_a_time(settle_s: float) -> None:
     with pytest.raises(ConfigError, match=f"settle_s: must be positive seconds, got {settle_s}"):
         DriftWatch(settle_s=settle_s)
+
+
+def test_answer_settles_a_few_of_a_crowd_and_a_look_all(watch: DriftWatch, clock: Clock) -> None:
+    for number in range(1000):
+        watch.answered(_answer(f"r{number}", {"1": {"click": 0.5}}))
+        watch.happened([_event(f"r{number}", "1", "impression")])
+    clock.now += 60.0
+
+    # Whoever is answered does not wait for a thousand others to be added up.
+    watch.answered(_answer("next", {"1": {"click": 0.5}}))
+    assert len(watch._held) == 997
+    # The time of the others is over all the same.
+    watch.happened([_event("r999", "1", "click")])
+    assert watch.num_late == 1
+
+    found = _only(watch).tasks["click"].all
+    assert (found.rows, found.positives, len(watch._held)) == (1000, 0, 1)

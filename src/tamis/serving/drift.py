@@ -31,8 +31,9 @@ _MAX_RELEASES = 4
 _NUM_UNITS = 1_024
 """Users that share the remainder of a hash are one unit: the error of a difference then holds for
 any number of users in a memory that does not grow."""
-_SETTLE_EVERY_S = 1.0
-"""Rows are added up many at a time, since every addition has a cost of its own."""
+_A_FEW, _MANY = 4, 256
+"""Requests that are settled at a time: with every answer more than come in, so that none of them
+waits for a crowd; and by whoever looks, before it lets others have a turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +81,6 @@ class DriftWatch:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._releases: OrderedDict[str, _Release] = OrderedDict()
         self._pairs: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
-        self._settle_from = 0.0
         self._lock = threading.Lock()
         self.num_late = 0
         """Events of requests that were not held any more, or never were."""
@@ -93,7 +93,7 @@ class DriftWatch:
             return
         now = self._now()
         with self._lock:
-            self._settle(now)
+            self._settle(now, _A_FEW)
             release = self._release_of(answer.release, answer.live.served.schema, now)
             request_id = answer.served.request_id
             if request_id in self._held:
@@ -112,13 +112,13 @@ class DriftWatch:
 
     def happened(self, events: Sequence[Event]) -> None:
         """Take in events that are in the store; one that is told twice is told once."""
+        now = self._now()
         with self._lock:
-            self._settle(self._now())
             for event in events:
                 if event.request_id is None:
                     continue
                 held = self._held.get(event.request_id)
-                if held is None:
+                if held is None or held.due <= now:
                     self.num_late += 1
                 elif event.ad in held.served.predictions:
                     held.kinds.setdefault(event.ad, set()).add(event.kind)
@@ -140,7 +140,6 @@ class DriftWatch:
         """
         now = self._now()
         with self._lock:
-            self._settle(now)
             held = self._held.get(request_id)
             if held is not None:
                 held.shadow = _Scored(
@@ -160,9 +159,8 @@ class DriftWatch:
         Returns:
             By task; those without rows of two units are left out.
         """
+        self._settle_all()
         with self._lock:
-            self._settle_from = 0.0
-            self._settle(self._now())
             pairs = self._pairs.get((shadow, served), {})
             return {
                 task: ratio_of_sums(sums[0][sums[1] > 0], sums[1][sums[1] > 0])
@@ -172,9 +170,8 @@ class DriftWatch:
 
     def report(self) -> list[ReleaseDrift]:
         """Every release, the one that answered last being last."""
+        self._settle_all()
         with self._lock:
-            self._settle_from = 0.0
-            self._settle(self._now())
             return [
                 ReleaseDrift(
                     release=name,
@@ -203,26 +200,32 @@ class DriftWatch:
         self._releases.move_to_end(name, last=not is_shadow)
         return release
 
-    def _settle(self, now: float) -> None:
-        """Add up the requests whose time has come; the caller holds the lock."""
-        if now < self._settle_from:
-            return
-        self._settle_from = now + _SETTLE_EVERY_S
-        rows: dict[tuple[_Release, str], list[tuple[float, bool]]] = {}
-        while self._held:
-            held = next(iter(self._held.values()))
-            if now < held.due:
-                break
+    def _settle_all(self) -> None:
+        """Settle all requests whose time has come; answers get in between."""
+        now, is_more = self._now(), True
+        while is_more:
+            with self._lock:
+                is_more = self._settle(now, _MANY)
+
+    def _settle(self, now: float, most: int) -> bool:
+        """Add up requests whose time has come; the caller holds the lock.
+
+        Returns:
+            Whether there may be more of them.
+        """
+        for _ in range(most):
+            held = next(iter(self._held.values()), None)
+            if held is None or now < held.due:
+                return False
             self._held.popitem(last=False)
             for scored in (held.served, held.shadow):
                 if scored is not None:
-                    for (_, task), row in scored.rows(held.kinds):
-                        rows.setdefault((scored.release, task), []).append(row)
+                    release = scored.release
+                    for (_, task), (probability, label) in scored.rows(held.kinds):
+                        release.tasks[task].add(probability, label, at_s=now - release.since)
             if held.shadow is not None:
                 self._compare(held, held.shadow)
-        for (release, task), found in rows.items():
-            columns = np.array(found, np.float64)
-            release.tasks[task].add(columns[:, 0], columns[:, 1], at_s=now - release.since)
+        return True
 
     def _compare(self, held: "_Held", shadow: "_Scored") -> None:
         """Add the difference of two releases' losses on the rows that both have scored."""

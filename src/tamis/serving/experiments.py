@@ -114,6 +114,7 @@ class Experiments:
                 except TamisError as error:
                     # What serves must start all the same; the look says that it is not running.
                     _log.warning("experiment %s cannot go on: %s", plan.experiment, error)
+                break
 
     @property
     def running(self) -> Experiment | None:

@@ -15,6 +15,8 @@ _SHIFT_ROWS = 2_000
 """Rows of the reference, and of the newest rows that are compared with it."""
 _SHIFT_BINS = 10
 _MAX_PARTS, _FIRST_PART_S = 60, 10.0
+_ROWS_AT_A_TIME = 512
+"""Rows are added up many at a time, since every addition has a cost of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,31 +65,28 @@ class TaskSums:
         self._parts: list[_Part] = []
         self._part_s = _FIRST_PART_S
         self._shift = _Shift()
+        # Rows of the newest part that are not in its sums yet.
+        self._rows: list[tuple[float, bool]] = []
 
-    def add(
-        self, probabilities: NDArray[np.float64], labels: NDArray[np.float64], *, at_s: float
-    ) -> None:
-        """Add rows.
+    def add(self, probability: float, label: bool, *, at_s: float) -> None:
+        """Add a row.
 
         Args:
-            probabilities: (B,) in [0, 1].
-            labels: (B,) of 0 and 1.
-            at_s: When they were settled, in seconds since the release went live; never falls.
+            probability: In [0, 1].
+            label: What happened.
+            at_s: When it was settled, in seconds since the release went live; never falls.
         """
         number = int(at_s / self._part_s)
-        while number >= _MAX_PARTS:
-            self._part_s *= 2.0
-            number //= 2
-            self._parts = _in_twos(self._parts)
         if not self._parts or self._parts[-1].number != number:
-            self._parts.append(_Part(number=number))
-        part = self._parts[-1]
-        part.losses.update(labels, probabilities)
-        part.predicted += float(probabilities.sum())
-        self._shift.add(probabilities)
+            self._add_up()
+            self._begin(number)
+        self._rows.append((probability, label))
+        if len(self._rows) >= _ROWS_AT_A_TIME:
+            self._add_up()
 
     def drift(self) -> TaskDrift:
         """All that is known."""
+        self._add_up()
         whole = _Part(number=0)
         for part in self._parts:
             whole = whole.plus(part)
@@ -98,6 +97,24 @@ class TaskSums:
                 FitOfPart(start_s=part.number * self._part_s, **part.fit()) for part in self._parts
             ),
         )
+
+    def _begin(self, number: int) -> None:
+        """Begin a part of the time, and join older ones where there are too many."""
+        while number >= _MAX_PARTS:
+            self._part_s *= 2.0
+            number //= 2
+            self._parts = _in_twos(self._parts)
+        if not self._parts or self._parts[-1].number != number:
+            self._parts.append(_Part(number=number))
+
+    def _add_up(self) -> None:
+        if self._rows:
+            probabilities, labels = np.array(self._rows, np.float64).T
+            self._rows = []
+            part = self._parts[-1]
+            part.losses.update(labels, probabilities)
+            part.predicted += float(probabilities.sum())
+            self._shift.add(probabilities)
 
 
 @dataclass(kw_only=True, slots=True)
