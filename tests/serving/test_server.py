@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 
 from tamis.errors import ConfigError
 from tamis.funnel.bundle import read_bundle
-from tamis.serving.server import ServerSettings
+from tamis.serving.server import ServerSettings, _listener
 from tamis.serving.store import Store
 
 
@@ -87,6 +88,14 @@ def test_server_answers_and_ends_with_everything_written(
     assert joined.request.request_id == "last"
     assert [shown.ad for shown in joined.request.shown] == [ad["ad"] for ad in answer["ads"]]
     store.close()
+
+
+def test_answers_do_not_wait_until_their_heads_are_acknowledged() -> None:
+    listener = _listener(ServerSettings(port=0))
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_stopped_by_hand_ends_well(start: Callable[..., Server]) -> None:

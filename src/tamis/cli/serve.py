@@ -39,6 +39,9 @@ def serve(
     max_wait_ms: Annotated[
         float, typer.Option(help="Turn requests away that would wait longer for their turn.")
     ] = 50.0,
+    max_batch: Annotated[
+        int, typer.Option(help="Most requests that are answered together; 1: each by itself.")
+    ] = 8,
     settle_s: Annotated[
         float,
         typer.Option(help="Watch for drift with what happens within so long after an answer."),
@@ -63,7 +66,9 @@ def serve(
             token=token,
             bundles=bundles,
             settle_s=settle_s,
-            engine=EngineSettings(threads=prepare_process(threads), max_wait_ms=max_wait_ms),
+            engine=EngineSettings(
+                threads=prepare_process(threads), max_batch=max_batch, max_wait_ms=max_wait_ms
+            ),
         )
 
         def ready(address: str, live: "Live") -> None:

@@ -1,0 +1,356 @@
+"""A served funnel under load: throughput, latency, overload and memory, beside two peers.
+
+All contenders serve one funnel (see ``serving_world.py``), each in a process of its own on
+loopback, and one asyncio client asks them (see ``load.py``); client and server share the cores:
+
+- ``tamis``: ``tamis serve``, matrix products in bfloat16;
+- ``tamis, float32``: the same in float32;
+- ``tamis, one at a time``: without micro-batching;
+- ``eager``: eager PyTorch for each request in FastAPI (see ``eager_server.py``);
+- ``eager, cached``: the same with the early stage's ad tower run before.
+
+``tamis`` writes each answered request to its store as well; the peers write nothing. In a round
+every contender is measured once: first ``closed`` loops of several connections, the fastest of
+which is its ``peak``; then ``open`` loops at shares of that peak; then ``overload`` at three times
+the peak. ``capacity`` is the highest rate at which 99 % of all requests are answered and their p99
+is at most ``--p99-ms``; ratios are of capacities in one round. ``goodput`` is what is answered a
+second under overload over the peak, and ``slower`` the p99 of what is accepted then over that at
+the lowest rate. ``--minutes`` asks ``tamis`` at 70 % of its capacity for that long and fits a line
+through its resident memory.
+
+Before anything is timed, the contenders answer the same requests, and ``same_ads`` says how many
+got the very ads that ``eager`` shows.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import psutil
+import serving_world
+from load import Client, Observed, closed_loop, open_loop
+
+OPEN_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
+CONNECTIONS = (1, 4, 16)
+OVERLOAD = 3.0
+CHECKED = 50
+ANSWERED_SHARE = 0.99
+MEMORY_SHARE = 0.7
+PEER = "eager"
+BARS = {"tamis/eager, capacity": 4.0}
+COLUMNS = {
+    "contender": str,
+    "kind": str,
+    "rate": lambda value: f"{value:,.0f}",
+    "answered_per_second": lambda value: f"{value:,.1f}",
+    "p50_ms": lambda value: f"{value:.1f}",
+    "p99_ms": lambda value: f"{value:.1f}",
+    "turned_away": lambda value: f"{value:,}",
+    "failed": lambda value: f"{value:,}",
+    "client_late_p99_ms": lambda value: f"{value:.1f}",
+}
+SUMMARY = {
+    "contender": str,
+    "peak": lambda value: f"{value:,.1f}",
+    "capacity": lambda value: f"{value:,.1f}",
+    "p99_ms": lambda value: f"{value:.1f}",
+    "goodput": lambda value: f"{value:.2f}",
+    "slower": lambda value: f"{value:.2f}",
+    "same_ads": lambda value: f"{value:.2f}",
+    "rss_mib_per_minute": lambda value: f"{value:.2f}",
+}
+
+
+class Server:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+        """Start it, and wait until it says where it listens."""
+        self.name = name
+        self._log = (folder / f"{name}.log").open("w+")
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "COLUMNS": "300",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        while not (found := re.search(r"serving .*at (http://\S+);", self.text)):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{name}: must start, and has not. It said: {self.text}")
+            time.sleep(0.05)
+        self.address = found.group(1)
+
+    @property
+    def text(self) -> str:
+        """What it has said."""
+        return Path(self._log.name).read_text()
+
+    def rss_bytes(self) -> int:
+        """Its resident memory."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def end(self) -> None:
+        """Let it end."""
+        self.process.terminate()
+        self.process.wait(60)
+        self._log.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How long, how often and how hard."""
+
+    seconds: float
+    """Length of each measurement."""
+    rounds: int
+    """Rounds, in each of which every contender is measured."""
+    p99_ms: float
+    """Latency that capacity must keep."""
+    minutes: float
+    """How long memory is watched; 0 does not."""
+
+
+def contenders(folder: Path, max_wait_ms: float) -> dict[str, list[str]]:
+    """Commands by name."""
+
+    def tamis(bundle: str, store: str, *more: str) -> list[str]:
+        return [
+            "-m", "tamis", "serve", str(folder / bundle), "--port", "0", "--threads", "1",
+            "--store", f"sqlite:///{folder / store}.db", "--max-wait-ms", f"{max_wait_ms:g}", *more,
+        ]  # fmt: skip
+
+    eager = [str(Path(__file__).with_name("eager_server.py")), str(folder / "float32")]
+    return {
+        "tamis": tamis("bfloat16", "micro"),
+        "tamis, float32": tamis("float32", "float32"),
+        "tamis, one at a time": tamis("bfloat16", "single", "--max-batch", "1"),
+        PEER: eager,
+        "eager, cached": [*eager, "--cache-early"],
+    }
+
+
+async def same_ads(server: Server, wanted: list[list[str]], bodies: list[dict[str, Any]]) -> float:
+    """Share of the requests that get the wanted ads; the first answers warm the server up too."""
+    client = Client(server.address, "/v1/rank", bodies)
+    found = []
+    for number in range(len(bodies)):
+        status, body = await client.post(number)
+        if status != 200:
+            raise RuntimeError(f"{server.name}: must answer 200, got {status}: {body[:500]!r}.")
+        found.append([ad["ad"] for ad in json.loads(body)["ads"]])
+    await client.close()
+    if not wanted:
+        wanted.extend(found)
+    return float(np.mean([ours == theirs for ours, theirs in zip(found, wanted, strict=True)]))
+
+
+async def measure(
+    server: Server, bodies: list[dict[str, Any]], plan: Plan, *, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of one contender in one round: closed loops, open loops, overload."""
+    client = Client(server.address, "/v1/rank", bodies)
+    rows: list[dict[str, Any]] = []
+
+    def add(kind: str, rate: float, observed: Observed) -> dict[str, Any]:
+        row = {"contender": server.name, "round": seed, "kind": kind, "rate": rate}
+        rows.append(row | observed.to_row())
+        return rows[-1]
+
+    peak = 0.0
+    for connections in CONNECTIONS:
+        observed = await closed_loop(client, connections=connections, seconds=plan.seconds)
+        row = add(f"closed, {connections}", 0.0, observed)
+        row["rate"] = row["answered_per_second"]
+        peak = max(peak, row["answered_per_second"])
+    for share in OPEN_SHARES:
+        observed = await open_loop(client, rate=share * peak, seconds=plan.seconds, seed=seed)
+        add(f"open, {share:g}", share * peak, observed)
+    observed = await open_loop(client, rate=OVERLOAD * peak, seconds=plan.seconds, seed=seed)
+    add("overload", OVERLOAD * peak, observed)
+    await client.close()
+    return rows
+
+
+def summary_of(rows: Sequence[Mapping[str, Any]], p99_ms: float) -> dict[str, float]:
+    """What one contender's rows of one round come to."""
+    peak = max(row["answered_per_second"] for row in rows if row["kind"].startswith("closed"))
+    opened = [row for row in rows if row["kind"].startswith("open")]
+    kept = [
+        row["answered_per_second"]
+        for row in opened
+        if row["answered"] >= ANSWERED_SHARE * row["sent"] and row["p99_ms"] <= p99_ms
+    ]
+    (overload,) = (row for row in rows if row["kind"] == "overload")
+    unloaded = min(opened, key=lambda row: row["rate"])
+    return {
+        "peak": peak,
+        "capacity": max(kept, default=0.0),
+        "p99_ms": unloaded["p99_ms"],
+        "goodput": overload["answered_per_second"] / peak,
+        "slower": overload.get("p99_ms", np.inf) / unloaded["p99_ms"],
+    }
+
+
+async def watch_memory(
+    server: Server, bodies: list[dict[str, Any]], rate: float, minutes: float
+) -> dict[str, Any]:
+    """Resident memory while requests arrive, and the slope of a line through its second half.
+
+    Buffers, caches of users and the allocator's arenas fill in the first half.
+    """
+    client = Client(server.address, "/v1/rank", bodies)
+    samples: list[tuple[float, int]] = []
+
+    async def sample() -> None:
+        started = time.perf_counter()
+        while True:
+            samples.append(((time.perf_counter() - started) / 60, server.rss_bytes()))
+            await asyncio.sleep(1.0)
+
+    watcher = asyncio.create_task(sample())
+    observed = await open_loop(client, rate=rate, seconds=60 * minutes, seed=0)
+    watcher.cancel()
+    await client.close()
+    at, rss = np.array(samples).T
+    late = at >= minutes / 2
+    slope = float(np.polyfit(at[late], rss[late], 1)[0]) if late.sum() > 2 else float("nan")
+    return {
+        "contender": server.name,
+        "kind": "memory",
+        "rate": rate,
+        **observed.to_row(),
+        "rss_first_bytes": int(rss[0]),
+        "rss_last_bytes": int(rss[-1]),
+        "rss_bytes_per_minute": slope,
+    }
+
+
+async def run(
+    servers: Sequence[Server], sizes: serving_world.Sizes, plan: Plan
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All rows, and a summary of every contender in every round."""
+    checked = serving_world.requests(sizes, CHECKED, seed=0)
+    bodies = serving_world.requests(sizes, 5000, seed=1)
+    for number, body in enumerate(bodies):
+        # The same id again would be the same request to the store, which keeps one of them.
+        body.pop("request_id")
+        body["user"]["features"]["user_requests"] = float(number % 100)
+    wanted: list[list[str]] = []
+    same = {}
+    for server in sorted(servers, key=lambda server: server.name != PEER):
+        same[server.name] = await same_ads(server, wanted, checked)
+    rows: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
+    for seed in range(plan.rounds):
+        for server in servers:
+            own = bodies_for(server, bodies)
+            found = await measure(server, own, plan, seed=seed)
+            rows += found
+            summaries.append(
+                {
+                    "contender": server.name,
+                    "round": seed,
+                    **summary_of(found, plan.p99_ms),
+                    "same_ads": same[server.name],
+                }
+            )
+    if plan.minutes:
+        first = summaries[0]
+        row = await watch_memory(
+            servers[0], bodies, MEMORY_SHARE * (first["capacity"] or first["peak"]), plan.minutes
+        )
+        rows.append(row)
+        first["rss_mib_per_minute"] = row["rss_bytes_per_minute"] / 2**20
+    return rows, summaries
+
+
+def bodies_for(server: Server, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The peers' ids of requests are their caller's to make."""
+    if server.name.startswith(PEER):
+        return [{"request_id": str(number), **body} for number, body in enumerate(bodies)]
+    return bodies
+
+
+def ratios_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, harness.Ratio]:
+    """Capacities of ``tamis`` over those of each other contender, round by round."""
+    by_round: dict[int, dict[str, float]] = {}
+    for row in summaries:
+        by_round.setdefault(row["round"], {})[row["contender"]] = row["capacity"]
+    ratios = {}
+    for name in next(iter(by_round.values())):
+        # A ratio is of costs, and capacity is the inverse of one.
+        pairs = [(1 / found[name], 1 / found["tamis"]) for found in by_round.values()
+                 if found[name] and found["tamis"]]  # fmt: skip
+        if name != "tamis" and pairs:
+            ratios[f"tamis/{name}, capacity"] = harness.ratio_of(pairs)
+    return ratios
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark from the command line."""
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--ads", type=int, help="ads in the funnel")
+    parser.add_argument("--retrieved", type=int, default=1000, help="ads that retrieval keeps")
+    parser.add_argument("--final", type=int, default=100, help="ads that reach the final stage")
+    parser.add_argument("--seconds", type=float, help="length of each measurement")
+    parser.add_argument("--rounds", type=int, help="times that every contender is measured")
+    parser.add_argument("--p99-ms", type=float, default=100.0, help="latency for capacity")
+    parser.add_argument("--max-wait-ms", type=float, default=50.0, help="as of tamis serve")
+    parser.add_argument("--minutes", type=float, default=0.0, help="watch memory for so long")
+    parser.add_argument("--only", nargs="+", help="names of contenders; tamis is always there")
+    options = parser.parse_args(arguments)
+    sizes = serving_world.Sizes(
+        ads=options.ads or (20_000 if options.quick else 200_000),
+        retrieved=options.retrieved,
+        early=options.final,
+    )
+    plan = Plan(
+        seconds=options.seconds or (3.0 if options.quick else 10.0),
+        rounds=options.rounds or (1 if options.quick else 3),
+        p99_ms=options.p99_ms,
+        minutes=options.minutes,
+    )
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for precision in ("float32", "bfloat16"):
+            serving_world.publish(folder / precision, sizes, precision=precision)
+        servers: list[Server] = []
+        try:
+            for name, command in contenders(folder, options.max_wait_ms).items():
+                if name == "tamis" or options.only is None or name in options.only:
+                    servers.append(Server(name, command, folder))
+            rows, summaries = asyncio.run(run(servers, sizes, plan))
+        finally:
+            for server in servers:
+                server.end()
+    ratios = ratios_of(summaries)
+    command = shlex.join(["python", "benchmarks/serving.py", *(arguments or sys.argv[1:])])
+    rows = [{**row, "command": command, "ads": sizes.ads} for row in [*rows, *summaries]]
+    console = harness.console()
+    title = f"requests to a funnel of {sizes.ads:,} ads, {sizes.retrieved:,} retrieved"
+    console.print(harness.table_of(title, COLUMNS, [row for row in rows if "kind" in row]))
+    console.print(harness.table_of("by contender and round", SUMMARY, summaries))
+    console.print(harness.ratio_table(ratios, BARS))
+    if options.json:
+        harness.write_json(options.json, "serving", quick=options.quick, rows=rows, ratios=ratios)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

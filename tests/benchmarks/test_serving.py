@@ -1,0 +1,148 @@
+"""The load on a server whose times are known, and what figures come to."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+
+import load
+import pytest
+import serving
+
+Answer = Callable[[int], Awaitable[int]]
+
+
+class Known:
+    """A server whose answer to its n-th request a test decides."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer, self._count = answer, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                await reader.readexactly(length)
+                self._count += 1
+                status = await self._answer(self._count)
+                writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+
+def _measured(answer: Answer, loop: Callable[[load.Client], Awaitable[load.Observed]]):
+    async def run() -> load.Observed:
+        server = await asyncio.start_server(Known(answer).serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        client = load.Client(f"http://{host}:{port}", "/", [{"k": 1}])
+        try:
+            return await loop(client)
+        finally:
+            await client.close()
+            server.close()
+
+    return asyncio.run(run())
+
+
+def test_stall_is_charged_for_every_request_that_was_due_meanwhile() -> None:
+    stalled_until = 0.0
+
+    async def answer(count: int) -> int:
+        nonlocal stalled_until
+        if count == 1:
+            stalled_until = time.perf_counter() + 1.0
+        await asyncio.sleep(max(0.0, stalled_until - time.perf_counter()))
+        return 200
+
+    found = _measured(answer, lambda c: load.open_loop(c, rate=100, seconds=1.0, seed=3))
+
+    # All arrive while the server stalls: evenly over the second, they wait half of it on average.
+    # A client that waits for each answer before it sends the next would have sent one.
+    assert 60 < found.sent == len(found.latencies_ms)
+    mean_ms = sum(found.latencies_ms) / len(found.latencies_ms)
+    assert 350 < mean_ms < 1000
+    assert max(found.latencies_ms) > 900
+
+
+def test_same_seed_sends_as_many_requests_at_the_asked_rate() -> None:
+    async def answer(count: int) -> int:
+        return 200
+
+    sent = [
+        _measured(answer, lambda c: load.open_loop(c, rate=400, seconds=0.5, seed=5)).sent
+        for _ in range(2)
+    ]
+
+    assert sent[0] == sent[1]
+    # A Poisson count of 200 lies within five standard deviations, 14 each.
+    assert abs(sent[0] - 200) < 71
+
+
+def test_refusals_and_failures_are_no_answers() -> None:
+    async def answer(count: int) -> int:
+        return {0: 200, 1: 503, 2: 500}[count % 3]
+
+    found = _measured(answer, lambda c: load.closed_loop(c, connections=1, seconds=0.3))
+
+    assert found.sent == len(found.latencies_ms) + found.turned_away + found.failed
+    assert abs(found.turned_away - found.failed) <= 1
+    assert found.to_row()["answered_per_second"] == len(found.latencies_ms) / found.seconds
+
+
+def _row(kind: str, rate: float, answered_per_second: float, p99_ms: float, sent: int = 1000):
+    answered = round(min(1.0, answered_per_second / rate) * sent)
+    return {
+        "kind": kind, "rate": rate, "answered_per_second": answered_per_second, "p99_ms": p99_ms,
+        "sent": sent, "answered": answered,
+    }  # fmt: skip
+
+
+def test_capacity_is_the_highest_rate_that_keeps_latency_and_answers_all() -> None:
+    rows = [
+        _row("closed, 1", 40, 40, 9),
+        _row("closed, 4", 100, 100, 50),
+        _row("open, 0.25", 25, 25, 20),
+        _row("open, 0.5", 50, 50, 60),
+        _row("open, 0.7", 70, 60, 80),  # keeps the latency, and turns some away
+        _row("open, 1", 100, 100, 101),  # answers all, and too late
+        _row("overload", 300, 90, 30),
+    ]
+
+    found = serving.summary_of(rows, 100.0)
+
+    assert found == {
+        "peak": 100, "capacity": 50, "p99_ms": 20, "goodput": 0.9, "slower": 1.5,
+    }  # fmt: skip
+
+
+def test_ratio_is_of_capacities_in_the_same_round() -> None:
+    summaries = [
+        {"round": at, "contender": name, "capacity": capacity}
+        for at, pair in enumerate([(80.0, 20.0), (90.0, 45.0), (0.0, 10.0)])
+        for name, capacity in zip(("tamis", "eager"), pair, strict=True)
+    ]
+
+    (ratio,) = serving.ratios_of(summaries).values()
+
+    assert (ratio.min, ratio.max, ratio.pairs) == (2.0, 4.0, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_contenders_show_the_same_ads_and_the_file_says_what_was_run(tmp_path) -> None:
+    out = tmp_path / "serving.json"
+    options = ["--ads", "600", "--retrieved", "60", "--final", "30", "--seconds", "0.5", "--rounds",
+               "1", "--minutes", "0.05", "--max-wait-ms", "1000", "--json", str(out)]  # fmt: skip
+
+    assert serving.main(options) == 0
+
+    found = json.loads(out.read_text())
+    summaries = [row for row in found["rows"] if "same_ads" in row]
+    assert [row["contender"] for row in summaries] == list(serving.contenders(tmp_path, 1.0))
+    # Sums in another order may swap two ads whose values are as good as equal.
+    assert all(row["same_ads"] > 0.9 for row in summaries if "float32" in row["contender"])
+    assert all(row["failed"] == 0 for row in found["rows"] if "kind" in row)
+    assert all(row["command"].endswith(str(out)) for row in found["rows"])
+    (memory,) = (row for row in found["rows"] if row.get("kind") == "memory")
+    assert memory["rss_last_bytes"] > 0
