@@ -23,7 +23,13 @@ from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.online import Counter, History, OnlineFeatures
-from tamis.funnel.plans import EarlyStagePlan, Precision, RankerPlan, RankerSettings
+from tamis.funnel.plans import (
+    EarlyStagePlan,
+    EarlyStageSettings,
+    Precision,
+    RankerPlan,
+    RankerSettings,
+)
 from tamis.funnel.retrieval_plans import TwoTowerPlan
 from tamis.funnel.value import ValueWeights
 from tamis.models import catalog
@@ -61,7 +67,10 @@ def publish(folder: Path, sizes: Sizes, *, precision: Precision = "float32") -> 
     towers, early, final = (_drawn_model(name, encoders) for name in names)
     stages = (
         (Budget(name="retrieval", keep=sizes.retrieved), TwoTowerPlan(model=towers)),
-        (Budget(name="early", keep=sizes.early), EarlyStagePlan(model=early)),
+        (
+            Budget(name="early", keep=sizes.early),
+            EarlyStagePlan(model=early, settings=EarlyStageSettings(precision=precision)),
+        ),
         (
             Budget(name="final", keep=sizes.final),
             RankerPlan(model=final, settings=RankerSettings(precision=precision)),

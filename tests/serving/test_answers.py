@@ -1,6 +1,6 @@
 """Answers: the same scores as offline, whichever way the features came, and every defined case."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -301,13 +301,13 @@ def test_request_of_nobody_is_never_taken_for_that_of_a_user(
     live: Live, make_query: Callable[..., Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users: list[int] = []
-    answer = Funnel.answer
+    answer = Funnel.answer_all
 
-    def watched(funnel: Funnel, request: Request, **options: Any) -> Any:
-        users.append(request.user)
-        return answer(funnel, request, **options)
+    def watched(funnel: Funnel, requests: Sequence[Request], **options: Any) -> Any:
+        users.extend(request.user for request in requests)
+        return answer(funnel, requests, **options)
 
-    monkeypatch.setattr(Funnel, "answer", watched)
+    monkeypatch.setattr(Funnel, "answer_all", watched)
     # A caller chooses the ids of its requests, and may choose that of a user.
     queries = [make_query("q", user="3"), make_query("3", user=None), make_query("4", user=None)]
     answer_all(live, queries, _nobody)

@@ -18,6 +18,7 @@ from tamis.serving.app import make_app
 from tamis.serving.engine import Engine
 from tamis.serving.guard import LOOPBACK, Token
 from tamis.serving.metrics import Metrics
+from tamis.serving.pace import Pace
 from tamis.serving.users import Past
 
 SECRET = "a secret of many characters"
@@ -423,7 +424,9 @@ def test_too_many_are_told_when_to_come_again(
         return Past()
 
     monkeypatch.setattr(engine, "past", past)
-    engine._ms_per_request = 1e9
+    # The first one is taken at once, and those behind it would wait for it for ever.
+    engine._pace = Pace({}, 1)
+    engine._pace.observe(1, 1e9, ())
     found: list[httpx.Response] = []
 
     def ask() -> None:
@@ -435,7 +438,6 @@ def test_too_many_are_told_when_to_come_again(
     for asker in askers[:1]:
         asker.join(1.0)
     waits.set()
-    engine._ms_per_request = 0.0
     monkeypatch.undo()
     for asker in askers:
         asker.join(60)

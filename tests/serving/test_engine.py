@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.serving.answers import Answer, Query
 from tamis.serving.engine import Engine, EngineSettings
+from tamis.serving.pace import Pace
 from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
 
@@ -218,6 +219,20 @@ def test_request_that_was_checked_before_a_swap_is_answered_by_what_it_was_check
     assert releases == [live.served.release, engine.live.served.release] * 6
 
 
+@dataclass(frozen=True, slots=True)
+class _Took:
+    name: str
+    elapsed_ms: float
+    fallback: str = ""
+
+
+def _pace_of(ms: float, *, max_batch: int = 1) -> Pace:
+    """As if every request had taken so long."""
+    pace = Pace({}, max_batch)
+    pace.observe(1, ms, ())
+    return pace
+
+
 class Slow:
     """A stage that waits until it may go on."""
 
@@ -257,19 +272,74 @@ def test_who_would_wait_too_long_is_turned_away_at_once(
 ) -> None:
     engine, stage = make_engine(max_wait_ms=30_000.0, max_batch=1), Slow()
     _with_stage(engine, stage, budget_ms=None)
-    engine._ms_per_request = 10_000.0
+    engine._pace = _pace_of(10_000.0)
 
     futures: list[Future[Answer]] = [engine.rank(make_query("0"), engine.live)]
     assert stage.entered.wait(60)
-    # Nobody waits yet, then one, two, three of ten seconds each.
-    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(1, 5)]
+    # What runs takes ten seconds more, and so does each of those before: 10, 20 and 30 at most.
+    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(1, 4)]
     with pytest.raises(RefusedError, match=r"must have time for the request") as got:
-        engine.rank(make_query("5"), engine.live)
+        engine.rank(make_query("4"), engine.live)
 
     assert (got.value.status, got.value.retry_after_s) == (503, 1)
-    assert (watched.num_turned_away, engine.num_waiting) == (1, 4)
+    assert (watched.num_turned_away, engine.num_waiting) == (1, 3)
     stage.may_go_on.set()
-    assert [len(future.result(60).ads) for future in futures] == [3] * 5
+    assert [len(future.result(60).ads) for future in futures] == [3] * 4
+
+
+def test_who_comes_shares_the_batch_of_those_who_wait(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine, stage = make_engine(max_wait_ms=15_000.0, max_batch=4), Slow()
+    _with_stage(engine, stage, budget_ms=None)
+    engine._pace = _pace_of(10_000.0, max_batch=4)
+    engine._pace.observe(4, 10_000.0, ())
+
+    first = engine.rank(make_query("0"), engine.live)
+    assert stage.entered.wait(60)
+    # Four of them share the batch after the one that runs; a fifth would wait for both.
+    four = [engine.rank(make_query(str(k)), engine.live) for k in range(1, 5)]
+    assert engine.is_full
+    with pytest.raises(RefusedError, match=r"must have time for the request"):
+        engine.rank(make_query("5"), engine.live)
+    stage.may_go_on.set()
+
+    assert [len(future.result(60).ads) for future in (first, *four)] == [3] * 5
+
+
+def test_batches_are_as_large_as_the_stages_budgets_allow(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, gate = make_engine(max_batch=8), Slow()
+    sizes: list[int] = []
+
+    class Counting:
+        def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+            assert gate.may_go_on.wait(60)
+            gate.entered.set()
+            sizes.append(1)
+            return Scored(candidates=candidates)
+
+        def score_all(self, requests: Any, candidates: Any, keep: int) -> list[Scored]:
+            sizes.append(len(requests))
+            return [Scored(candidates=its) for its in candidates]
+
+    _with_stage(engine, Counting(), budget_ms=60_000.0)
+    engine._pace = Pace({"final": 60_000.0}, 8)
+    # Ten seconds each: three together stay within half of a minute, four do not.
+    engine._pace.observe(1, 1.0, (_Took("final", 10_000.0),))
+    monkeypatch.setattr(engine._pace, "observe", lambda *_: None)
+    first = engine.rank(make_query("0"), engine.live)
+    while engine.num_waiting:
+        time.sleep(0.001)
+    waiting = [engine.rank(make_query(str(k)), engine.live) for k in range(1, 5)]
+    gate.may_go_on.set()
+
+    for future in (first, *waiting):
+        future.result(60)
+    assert sizes[:2] == [1, 3]
 
 
 def test_who_has_waited_too_long_is_turned_away_unanswered(
@@ -277,7 +347,7 @@ def test_who_has_waited_too_long_is_turned_away_unanswered(
 ) -> None:
     engine, stage = make_engine(max_wait_ms=100.0, max_batch=1), Slow()
     _with_stage(engine, stage, budget_ms=None)
-    engine._ms_per_request = 0.0
+    engine._pace = _pace_of(0.0)
     first = engine.rank(make_query("0"), engine.live)
     assert stage.entered.wait(60)
     second = engine.rank(make_query("1"), engine.live)

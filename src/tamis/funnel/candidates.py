@@ -1,6 +1,6 @@
 """Ads with their scores, and the one way in which the best of them are chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,20 @@ class Candidates:
             scores=self.scores[positions],
             predictions={name: values[positions] for name, values in self.predictions.items()},
         )
+
+    def split(self, counts: Sequence[int]) -> "list[Candidates]":
+        """Runs of so many candidates each, in their order; together they are all."""
+        bounds = np.cumsum(counts)[:-1]
+        columns = {name: np.split(values, bounds) for name, values in self.predictions.items()}
+        parts = zip(np.split(self.ads, bounds), np.split(self.scores, bounds), strict=True)
+        return [
+            Candidates(
+                ads=ads,
+                scores=scores,
+                predictions={name: values[at] for name, values in columns.items()},
+            )
+            for at, (ads, scores) in enumerate(parts)
+        ]
 
     def best(self, keep: int, *, seed: int) -> "Candidates":
         """The highest scores, best first; the same for any order of the candidates.

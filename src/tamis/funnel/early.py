@@ -2,20 +2,21 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, concatenate
 from tamis.data.schema import InputSpec, Task
 from tamis.data.sides import side_batch, side_spec
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
-from tamis.funnel.ranker import AdFeatures
+from tamis.funnel.ranker import AdFeatures, features_of
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.funnel.stages import flops_of
@@ -50,12 +51,13 @@ class EarlyStageRanker:
         max_users: int,
         time_to_live_ms: float,
         calibration: Calibration = UNCALIBRATED,
+        precision: torch.dtype = torch.float32,
         flops_per_pair: float | None = None,
     ) -> None:
-        """Fill the table of ads.
+        """Compute the vectors of all ads.
 
         Args:
-            parts: Of ``EarlyStage.export``, on the CPU; its table of ads is still empty.
+            parts: Of ``EarlyStage.export``, on the CPU; its table of ads is not used.
             spec: Inputs of the model, in order.
             features: Item fields of all ads.
             ads: Bids and quality of the same ads.
@@ -64,6 +66,8 @@ class EarlyStageRanker:
             time_to_live_ms: How much later than the request that a vector was made for a later one
                 may be, on the requests' own times; 0 makes one for every time. At least 0.
             calibration: What predictions pass through before they are used.
+            precision: Type of the scorer's matrix products: float32 or bfloat16; ads' vectors are
+                kept in it.
             flops_per_pair: Operations of the scorer for one ad, for the trace; None: not known.
 
         Raises:
@@ -90,8 +94,14 @@ class EarlyStageRanker:
         self._calibration = calibration
         self._flops_per_pair = flops_per_pair
         self._users = _UserVectors(max_users, time_to_live_ms)
-        for rows in torch.arange(len(ads)).split(_ADS_AT_A_TIME):
-            parts.ad_table.add(rows.numpy(), parts.embed_ads(features.of_ads(rows)))
+        self._precision = precision
+        # By ad row: what the parts' own table finds by id costs a look into a dictionary for each.
+        self._vectors = torch.cat(
+            [
+                parts.embed_ads(features.of_ads(rows)).to(precision)
+                for rows in torch.arange(len(ads)).split(_ADS_AT_A_TIME)
+            ]
+        )
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """Predictions and total value of each candidate.
@@ -99,29 +109,42 @@ class EarlyStageRanker:
         Raises:
             DataError: The request has no features.
         """
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Predictions and total values for several requests: each tower runs once for all.
+
+        Raises:
+            DataError: A request has no features.
+        """
         del keep
-        if request.features is None:
-            raise DataError(
-                f"request {request.request_id}: must have features for a ranker, got none. Encode "
-                f"its user and context."
-            )
-        user = self._users.get(request)
-        is_known = user is not None
-        if user is None:
-            user = self._parts.embed_user(side_batch(request.features, self._spec, "user"))
-            self._users.put(request, user)
+        features = concatenate([features_of(request) for request in requests])
+        users, is_known = self._users_of(requests, features)
+        queries = self._parts.query(users, self._context(features))
         # In one order, whatever theirs: matrix products round a row by its place in the batch.
-        ads = np.sort(candidates.ads)
-        query = self._parts.query(user, self._context(request.features))
-        predictions = self._predictions(query, ads)
-        scores = self._ads.total_value(self._value, predictions, ads)
-        return Scored(
-            candidates=Candidates(ads=ads, scores=scores, predictions=predictions),
-            scored_pairs=len(ads),
-            flops=flops_of(self._flops_per_pair, len(ads)),
-            cache_lookups=1,
-            cache_hits=int(is_known),
-        )
+        ads = [np.sort(its.ads) for its in candidates]
+        # The scorer's own batch is wide enough, and a request's part of it is computed once.
+        predictions = [
+            self._predictions(query.unsqueeze(0), its)
+            for query, its in zip(queries, ads, strict=True)
+        ]
+        return [
+            Scored(
+                candidates=Candidates(
+                    ads=its,
+                    scores=self._ads.total_value(self._value, found, its),
+                    predictions=found,
+                ),
+                scored_pairs=len(its),
+                flops=flops_of(self._flops_per_pair, len(its)),
+                cache_lookups=1,
+                cache_hits=int(known),
+            )
+            for its, found, known in zip(ads, predictions, is_known, strict=True)
+        ]
 
     def predict(
         self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
@@ -137,13 +160,30 @@ class EarlyStageRanker:
         query = self._parts.query(user, self._context(features))
         return self._predictions(query[torch.from_numpy(rows)], ads)
 
+    def _users_of(self, requests: Sequence[Request], features: Batch) -> tuple[Tensor, list[bool]]:
+        """Vectors of the users, and which of them were known."""
+        found = [self._users.get(request) for request in requests]
+        missing = [at for at, vector in enumerate(found) if vector is None]
+        if missing:
+            rows = features.take(torch.tensor(missing))
+            made = self._parts.embed_user(side_batch(rows, self._spec, "user"))
+            for at, vector in zip(missing, made.split(1), strict=True):
+                found[at] = vector
+                # A copy: a part would keep the vectors of the others in memory.
+                self._users.put(requests[at], vector.clone())
+        is_known = [at not in missing for at in range(len(found))]
+        return torch.cat([vector for vector in found if vector is not None]), is_known
+
     def _context(self, features: Batch) -> Batch | None:
         if self._parts.context_tower is None:
             return None
         return side_batch(features, self._spec, "context")
 
     def _predictions(self, query: Tensor, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        return self._calibration.apply(self._parts.score(query, ads), self._ads.billing[ads])
+        vectors = self._vectors.index_select(0, torch.from_numpy(ads))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
+            found = self._parts.score_vectors(query, vectors)
+        return self._calibration.apply(found, self._ads.billing[ads])
 
 
 class _UserVectors:

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from tamis.funnel.auction import Bids, Slate, fill_without_predictions, run_auct
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.clock import Clock, SystemClock
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.timeout import TimeOut
 from tamis.funnel.trace import AUCTION, StageTrace, Trace
 
@@ -111,23 +111,49 @@ class Funnel:
         Raises:
             DataError: The request names an ad that there is not.
         """
+        (trace,) = self.answer_all([request], observe=None if observe is None else [observe])
+        return trace
+
+    def answer_all(
+        self,
+        requests: Sequence[Request],
+        *,
+        observe: Sequence[Callable[[Candidates], None]] | None = None,
+    ) -> list[Trace]:
+        """Answer several requests, stage by stage: as :meth:`answer` does, but for rounding.
+
+        Times in a trace are those of all requests together, as each waits for all. What a stage
+        raises for all at once it is asked again for each by itself, so that one request cannot cost
+        the others the stage; each then has the stage's whole budget.
+
+        Args:
+            requests: Who ask, at least one.
+            observe: For each request, as in :meth:`answer`.
+
+        Raises:
+            DataError: A request names an ad that there is not.
+        """
         started = self._clock.now_ms()
-        candidates = self.start(request)
-        traces = []
+        candidates = [self.start(request) for request in requests]
+        traces: list[list[StageTrace]] = [[] for _ in requests]
         for step, stage in zip(self.steps, self._stages, strict=True):
-            candidates, trace = self._run(step, stage, request, candidates, observe)
-            traces.append(trace)
+            candidates, made = self._run(step, stage, requests, candidates, observe)
+            for trace, of_step in zip(traces, made, strict=True):
+                trace.append(of_step)
         before = self._clock.now_ms()
-        slate, fallback = self._auction(request, candidates)
+        filled = [self._auction(*pair) for pair in zip(requests, candidates, strict=True)]
         ended = self._clock.now_ms()
-        return Trace(
-            request_id=request.request_id,
-            stages=tuple(traces),
-            slate=slate,
-            auction_ms=ended - before,
-            elapsed_ms=ended - started,
-            auction_fallback=fallback,
-        )
+        return [
+            Trace(
+                request_id=request.request_id,
+                stages=tuple(stages),
+                slate=slate,
+                auction_ms=ended - before,
+                elapsed_ms=ended - started,
+                auction_fallback=fallback,
+            )
+            for request, stages, (slate, fallback) in zip(requests, traces, filled, strict=True)
+        ]
 
     def start(self, request: Request) -> Candidates:
         """What the first stage is given: the request's own candidates, each once, or all ads.
@@ -149,53 +175,93 @@ class Funnel:
         self,
         step: Step,
         stage: Stage,
-        request: Request,
-        candidates: Candidates,
-        observe: Callable[[Candidates], None] | None,
-    ) -> tuple[Candidates, StageTrace]:
+        requests: Sequence[Request],
+        candidates: Sequence[Candidates],
+        observe: Sequence[Callable[[Candidates], None]] | None,
+    ) -> tuple[list[Candidates], list[StageTrace]]:
         before = self._clock.now_ms()
-        scored = Scored(candidates=candidates)
-        try:
-            if len(candidates):  # Not every model bears a batch of no rows.
-                scored = stage(request, candidates, step.keep)
-            fallback = scored.fallback or self._what_is_wrong(scored.candidates, candidates)
-        except Exception as error:  # noqa: BLE001  (no stage may lose a request)
-            _log.warning("stage %s failed", step.name, exc_info=True)
-            fallback = f"{type(error).__name__}: {error}"
-        found = candidates if fallback else scored.candidates
-        if candidates.predictions and not found.predictions:
-            found = _with_predictions_of(found, candidates)
-        if observe is not None:
-            observe(found)
-        kept = found.best(step.keep, seed=request.request_id)
-        return kept, StageTrace(
-            name=step.name,
-            num_candidates=len(candidates),
-            ads=kept.ads.astype(np.int32),
-            scores=kept.scores.astype(np.float32),
-            elapsed_ms=self._clock.now_ms() - before,
-            scored_pairs=scored.scored_pairs,
-            flops=scored.flops,
-            cache_lookups=scored.cache_lookups,
-            cache_hits=scored.cache_hits,
-            fallback=fallback,
-            levels=scored.levels,
+        # Not every model bears a batch of no rows: who has no candidates left is not scored.
+        some = [at for at, its in enumerate(candidates) if len(its)]
+        results = [Scored(candidates=its) for its in candidates]
+        made = self._scored(
+            step, stage, [requests[at] for at in some], [candidates[at] for at in some]
         )
+        for at, scored in zip(some, made, strict=True):
+            results[at] = scored
+        kept = []
+        for at, (request, incoming, scored) in enumerate(
+            zip(requests, candidates, results, strict=True)
+        ):
+            found = incoming if scored.fallback else scored.candidates
+            if incoming.predictions and not found.predictions:
+                found = _with_predictions_of(found, incoming)
+            if observe is not None:
+                observe[at](found)
+            kept.append(found.best(step.keep, seed=request.request_id))
+        elapsed_ms = self._clock.now_ms() - before
+        return kept, [
+            StageTrace(
+                name=step.name,
+                num_candidates=len(incoming),
+                ads=best.ads.astype(np.int32),
+                scores=best.scores.astype(np.float32),
+                elapsed_ms=elapsed_ms,
+                scored_pairs=scored.scored_pairs,
+                flops=scored.flops,
+                cache_lookups=scored.cache_lookups,
+                cache_hits=scored.cache_hits,
+                fallback=scored.fallback,
+                levels=scored.levels,
+            )
+            for incoming, best, scored in zip(candidates, kept, results, strict=True)
+        ]
+
+    def _scored(
+        self,
+        step: Step,
+        stage: Stage,
+        requests: Sequence[Request],
+        candidates: Sequence[Candidates],
+    ) -> list[Scored]:
+        """What a stage makes of each request's candidates; a fallback where it cannot be used."""
+        try:
+            made = score_all(stage, requests, candidates, step.keep)
+            return [
+                scored
+                if scored.fallback or not (wrong := self._what_is_wrong(scored.candidates, its))
+                else replace(scored, fallback=wrong)
+                for scored, its in zip(made, candidates, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001  (no stage may lose a request)
+            if len(requests) > 1:
+                return [
+                    scored
+                    for pair in zip(requests, candidates, strict=True)
+                    for scored in self._scored(step, stage, *([one] for one in pair))
+                ]
+            _log.warning("stage %s failed", step.name, exc_info=True)
+            why = f"{type(error).__name__}: {error}"
+            return [Scored(candidates=its, fallback=why) for its in candidates]
 
     def _what_is_wrong(self, found: Candidates, incoming: Candidates) -> str:
         """Why a stage's answer cannot be used; empty where it can."""
-        if found is incoming:
+        if found is incoming or not len(found):
             return ""
         if not found.is_finite:
             return "returned a score or prediction that is not finite"
-        if not len(found):
+        if found.ads is incoming.ads:
             return ""
-        is_open = np.zeros(len(self.ads), np.bool_)
-        is_open[incoming.ads] = True
-        if found.ads.min() < 0 or found.ads.max() >= len(is_open) or not is_open[found.ads].all():
+        # Sorted: an array over all ads would cost more than most stages return.
+        ads = np.sort(found.ads)
+        if len(incoming) == len(self.ads):
+            is_strange = bool(ads[0] < 0 or ads[-1] >= len(self.ads))
+        else:
+            known = np.sort(incoming.ads)
+            at = np.minimum(np.searchsorted(known, ads), len(known) - 1)
+            is_strange = bool((known[at] != ads).any())
+        if is_strange:
             return "returned an ad that was not among its candidates"
-        is_open[found.ads] = False
-        if np.count_nonzero(is_open) != len(incoming) - len(found):
+        if (ads[1:] == ads[:-1]).any():
             return "returned an ad twice"
         return ""
 

@@ -6,6 +6,7 @@ with these methods and one more row in ``PLANS``; whatever it needs it writes in
 it is given.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -36,7 +37,7 @@ from tamis.funnel.plan import (
 from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
 from tamis.funnel.retrieval_plans import IndexPlan, TwoTowerPlan
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.stages import Popularity
 from tamis.models.early_serving import ServedHead, label_tasks
 from tamis.models.early_stage import EarlyStage
@@ -138,6 +139,8 @@ class EarlyStageSettings:
 
     head: ServedHead = "distilled"
     """Which head gives a task's prediction."""
+    precision: Precision = "float32"
+    """Type of matrix products."""
     max_users: int = 100_000
     """Most users whose vectors are kept at a time."""
     time_to_live_ms: float = 60_000.0
@@ -187,6 +190,7 @@ class EarlyStagePlan:
             surroundings.value,
             max_users=self.settings.max_users,
             time_to_live_ms=self.settings.time_to_live_ms,
+            precision=getattr(torch, self.settings.precision),
             calibration=self.calibration,
             flops_per_pair=self.settings.flops_per_pair,
         )
@@ -225,15 +229,24 @@ class ReadsPart:
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """Score candidates by the part of the request."""
-        if request.features is not None:
-            request = replace(request, features=self._select(request.features))
-        return self.stage(request, candidates, keep)
+        return self.stage(self._part(request), candidates, keep)
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Score the candidates of several requests by their parts."""
+        return score_all(self.stage, [self._part(one) for one in requests], candidates, keep)
 
     def predict(
         self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         """Predictions (P,) by task for P pairs; ``features`` are those of requests."""
         return self.stage.predict(self._select(features), rows, ads)
+
+    def _part(self, request: Request) -> Request:
+        if request.features is None:
+            return request
+        return replace(request, features=self._select(request.features))
 
 
 def _reading(stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: Encoders) -> Stage:

@@ -1,6 +1,6 @@
 """A stage around a trained model: one batched call for all candidates of a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tamis.data.batch import Batch, Jagged
+from tamis.data.batch import Batch, Jagged, concatenate
 from tamis.data.dataset import EncodedRows
 from tamis.data.schema import InputSpec, Schema, Task
 from tamis.errors import DataError, SchemaError
@@ -168,21 +168,33 @@ class RankerStage:
         Raises:
             DataError: The request has no features.
         """
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Predictions and total values for several requests, in one call of the model.
+
+        Raises:
+            DataError: A request has no features.
+        """
         del keep
-        if request.features is None:
-            raise DataError(
-                f"request {request.request_id}: must have features for a ranker, got none. Encode "
-                f"its user and context."
-            )
+        features = concatenate([features_of(request) for request in requests])
         # In one order, whatever theirs: matrix products round a row by its place in the batch.
-        ads = np.sort(candidates.ads)
-        predictions = self.predict(request.features, np.zeros(len(ads), np.int64), ads)
+        ads = np.concatenate([np.sort(its.ads) for its in candidates])
+        counts = [len(its) for its in candidates]
+        predictions = self.predict(features, np.repeat(np.arange(len(counts)), counts), ads)
         scores = self._ads.total_value(self._value, predictions, ads)
-        return Scored(
-            candidates=Candidates(ads=ads, scores=scores, predictions=predictions),
-            scored_pairs=len(ads),
-            flops=flops_of(self._flops_per_pair, len(ads)),
-        )
+        found = Candidates(ads=ads, scores=scores, predictions=predictions)
+        return [
+            Scored(
+                candidates=part,
+                scored_pairs=len(part),
+                flops=flops_of(self._flops_per_pair, len(part)),
+            )
+            for part in found.split(counts)
+        ]
 
     @torch.inference_mode()
     def predict(
@@ -201,6 +213,20 @@ class RankerStage:
         found = probabilities_of(logits, self.tasks).numpy()
         predictions = {task.name: found[:, at].copy() for at, task in enumerate(self.tasks)}
         return self._calibration.apply(predictions, self._ads.billing[ads])
+
+
+def features_of(request: Request) -> Batch:
+    """The request's features.
+
+    Raises:
+        DataError: It has none.
+    """
+    if request.features is None:
+        raise DataError(
+            f"request {request.request_id}: must have features for a ranker, got none. Encode "
+            f"its user and context."
+        )
+    return request.features
 
 
 def _item_sequences(rows: EncodedRows, of_item: set[str], spec: InputSpec) -> dict[str, Jagged]:

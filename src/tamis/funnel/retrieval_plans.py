@@ -1,6 +1,6 @@
 """Plans of the stages that search all ads: a learnt index, and two towers with exact search."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tamis.data.batch import Batch, blank_batch
+from tamis.data.batch import Batch, blank_batch, concatenate
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
 from tamis.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from tamis.funnel.plan import (
     write_settings,
 )
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.stages import DotProduct
 from tamis.models.hsnn import HSNN
 from tamis.models.trained import TrainedModel, read_model, write_model
@@ -235,23 +235,19 @@ class TwoTowerPlan:
         corpus = _corpus(self.model, inventory, surroundings.encoders, self.encoders)
         items = ItemVectors.encode(model, corpus)
         first_alone = (1.0, *(0.0 for _ in self.model.spec.tasks[1:]))
-        queries = model.queries(self.settings.task_weights or first_alone)
+        vectors = model.queries(self.settings.task_weights or first_alone)
 
-        def query(request: Request) -> Tensor:
-            if request.features is None:
-                raise DataError(
-                    f"request {request.request_id}: must have features for retrieval, got none. "
-                    f"Encode its user and context."
-                )
-            return queries.encode(request.features)[0]
+        def queries(requests: Sequence[Request]) -> Tensor:
+            return vectors.encode(concatenate([_features_of(one) for one in requests]))
 
         stage = DotProduct(
             items.vectors[items.places(torch.from_numpy(inventory.codes))],
-            query,
+            lambda request: vectors.encode(_features_of(request))[0],
+            queries=queries,
             offsets=np.log(np.maximum(inventory.attributes.bid, _LEAST_BID))
             if self.settings.by_bid
             else None,
-            query_flops=float(queries.flops),
+            query_flops=float(vectors.flops),
         )
         return _reading(stage, surroundings.requests, reads)
 
@@ -278,14 +274,31 @@ class _ReadsPart:
         self._stage, self._select = stage, select
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        if request.features is not None:
-            request = replace(request, features=self._select(request.features))
-        return self._stage(request, candidates, keep)
+        return self._stage(self._part(request), candidates, keep)
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        return score_all(self._stage, [self._part(one) for one in requests], candidates, keep)
+
+    def _part(self, request: Request) -> Request:
+        if request.features is None:
+            return request
+        return replace(request, features=self._select(request.features))
 
 
 def _reading(stage: Stage, requests: Encoders, reads: Encoders) -> Stage:
     select = InputSelection(requests, reads, where="stage")
     return stage if select.changes_nothing else _ReadsPart(stage, select)
+
+
+def _features_of(request: Request) -> Batch:
+    if request.features is None:
+        raise DataError(
+            f"request {request.request_id}: must have features for retrieval, got none. Encode "
+            f"its user and context."
+        )
+    return request.features
 
 
 def _hsnn(model: TrainedModel) -> HSNN:

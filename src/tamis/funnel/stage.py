@@ -1,7 +1,8 @@
 """What a stage of the funnel is: scores for the candidates that it is given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
@@ -49,3 +50,32 @@ class Stage(Protocol):
                 more; the funnel itself cuts what is returned.
         """
         ...
+
+
+@runtime_checkable
+class BatchStage(Stage, Protocol):
+    """A stage that does better with several requests at once than with one after another."""
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Score the candidates of each request, as a call for it alone would.
+
+        Matrix products round a row by its place among others, so that scores may differ in their
+        last bits. An error is everybody's: the funnel then asks for each request by itself.
+
+        Args:
+            requests: Who ask, at least one.
+            candidates: Of each.
+            keep: As in a call.
+        """
+        ...
+
+
+def score_all(
+    stage: Stage, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+) -> list[Scored]:
+    """Score the candidates of several requests together, where the stage can, or one by one."""
+    if len(requests) > 1 and isinstance(stage, BatchStage):
+        return stage.score_all(requests, candidates, keep)
+    return [stage(one, its, keep) for one, its in zip(requests, candidates, strict=True)]

@@ -1,6 +1,7 @@
 """Stages without a model of the catalog: popularity, any scoring function, exact dot products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class DotProduct:
         items: Float[Tensor, "N D"],
         query: Callable[[Request], Float[Tensor, " D"]],
         *,
+        queries: Callable[[Sequence[Request]], Float[Tensor, "R D"]] | None = None,
         offsets: NDArray[np.float64] | None = None,
         query_flops: float = 0.0,
     ) -> None:
@@ -71,6 +73,7 @@ class DotProduct:
         Args:
             items: A vector for each ad.
             query: Makes the vector of a request.
+            queries: Makes those of several at once; None: one after another.
             offsets: (N,) added to the product of each ad, such as the logarithm of its bid; None
                 adds nothing.
             query_flops: Operations of one query, for the trace.
@@ -89,32 +92,67 @@ class DotProduct:
             )
         self._items = items.detach()
         self._query = query
+        self._queries = queries
         self._offsets = None if offsets is None else offsets.astype(np.float32)
         self._query_flops = query_flops
+        self._all_ads = np.arange(len(items))
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The best candidates by their dot product with the request's vector."""
-        # Reading all vectors in order is cheaper than gathering most of them.
-        reads_all = 2 * len(candidates) >= len(self._items)
-        # Gathered in one order, whatever theirs: a matrix product rounds a row by its place.
-        ads = candidates.ads if reads_all else np.sort(candidates.ads)
         with torch.inference_mode():
             query = self._query(request).to(self._items)
+            # Reading all vectors in order is cheaper than gathering most of them.
+            if 2 * len(candidates) >= len(self._items):
+                return self._best(request, candidates, self._items @ query, keep)
+            # Gathered in one order, whatever theirs: a matrix product rounds a row by its place.
+            ads = np.sort(candidates.ads)
             rows = torch.from_numpy(ads).to(self._items.device)
-            if reads_all:
-                products = (self._items @ query).index_select(0, rows)
+            scores = (self._items.index_select(0, rows) @ query).float().cpu().numpy()
+        return self._cut(request, ads, self._moved(scores, ads), keep)
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """The best candidates of each: all ads' vectors are read once for all requests."""
+        if any(2 * len(its) < len(self._items) for its in candidates):
+            return [self(one, its, keep) for one, its in zip(requests, candidates, strict=True)]
+        with torch.inference_mode():
+            if self._queries is None:
+                vectors = torch.stack([self._query(request) for request in requests])
             else:
-                products = self._items.index_select(0, rows) @ query
-            scores = products.float().cpu().numpy()
-        if self._offsets is not None:
-            scores = scores + self._offsets[ads]
+                vectors = self._queries(requests)
+            products = vectors.to(self._items) @ self._items.T
+            return [
+                self._best(one, its, row, keep)
+                for one, its, row in zip(requests, candidates, products, strict=True)
+            ]
+
+    def _best(
+        self, request: Request, candidates: Candidates, products: Tensor, keep: int
+    ) -> Scored:
+        """The best candidates, given the products (N,) of all ads."""
+        scores = products.float().cpu().numpy()
+        # Different ads, as many as there are, are all of them, in whatever order they stand.
+        ads = self._all_ads
+        if len(candidates) < len(ads):
+            ads = candidates.ads
+            scores = scores[ads]
+        return self._cut(request, ads, self._moved(scores, ads), keep)
+
+    def _moved(self, scores: NDArray[Any], ads: NDArray[np.int64]) -> NDArray[Any]:
+        if self._offsets is None:
+            return scores
+        return scores + (self._offsets if ads is self._all_ads else self._offsets[ads])
+
+    def _cut(
+        self, request: Request, ads: NDArray[np.int64], scores: NDArray[Any], keep: int
+    ) -> Scored:
         # Cut here, so that only what is kept is widened to float64.
         best = order_of_best(ads, scores, keep, seed=request.request_id)
-        found = Candidates(ads=ads[best], scores=scores[best].astype(np.float64))
         return Scored(
-            candidates=found,
-            scored_pairs=len(candidates),
-            flops=self._query_flops + 2.0 * self._items.shape[1] * len(candidates),
+            candidates=Candidates(ads=ads[best], scores=scores[best].astype(np.float64)),
+            scored_pairs=len(ads),
+            flops=self._query_flops + 2.0 * self._items.shape[1] * len(ads),
         )
 
 

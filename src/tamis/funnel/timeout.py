@@ -3,16 +3,16 @@
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from tamis.errors import ConfigError
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.clock import Clock, SystemClock
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import Scored, Stage, score_all
 
-_Task = tuple["Future[Scored]", Callable[[], Scored]]
+_Task = tuple["Future[list[Scored]]", Callable[[], list[Scored]]]
 
 
 class TimeOut:
@@ -57,13 +57,21 @@ class TimeOut:
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """Score candidates, or give up; an error of the inner stage is raised here."""
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Score together or give up together: there is one budget, as all wait for all."""
         until = self._clock.now_ms() + self.budget_ms
-        future: Future[Scored] = Future()
-        self._tasks.put((future, lambda: self.stage(request, candidates, keep)))
+        future: Future[list[Scored]] = Future()
+        self._tasks.put((future, lambda: score_all(self.stage, requests, candidates, keep)))
         if self._clock.wait(future, until_ms=until):
             return future.result()
         future.cancel()
-        return Scored(candidates=candidates, fallback=f"took longer than {self.budget_ms:g} ms")
+        why = f"took longer than {self.budget_ms:g} ms"
+        return [Scored(candidates=its, fallback=why) for its in candidates]
 
 
 def _work(tasks: "queue.SimpleQueue[_Task | None]") -> None:

@@ -273,7 +273,14 @@ class EarlyStageParts:
         Raises:
             DataError: An ad is not in the table.
         """
-        logits = self.scorer(query, self.ad_table.lookup(ads))
+        return self.score_vectors(query, self.ad_table.lookup(ads))
+
+    @torch.inference_mode()
+    def score_vectors(
+        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "N A"]
+    ) -> dict[str, NDArray[np.float64]]:
+        """As :meth:`score`, for vectors of ads that the caller keeps."""
+        logits = self.scorer(query, ads)
         predictions = probabilities_of(logits, self.tasks).cpu().numpy()
         return {task.name: predictions[:, at].copy() for at, task in enumerate(self.tasks)}
 

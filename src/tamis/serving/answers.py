@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.data.batch import Batch
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.trace import Trace
@@ -87,7 +86,7 @@ class Answer:
 def answer_all(
     live: Live, queries: Sequence[Query], past_of: Callable[[str | None], Past]
 ) -> list[Answer]:
-    """Answer requests; all are encoded together, and each goes through the funnel by itself."""
+    """Answer requests: all are encoded together, and go through the funnel stage by stage."""
     served = live.served
     # A past costs a look into the store, where it is not in memory.
     needs_past = bool(served.online.names)
@@ -97,10 +96,29 @@ def answer_all(
     # Who is not known is a user of one request, so that no cache takes two for one; the control
     # character, which no id holds, keeps the request's id from being that of a user.
     users = codes_of([query.user or f"\x00{query.request_id}" for query in queries]).tolist()
-    features = served.encode(rows) if live.funnel is not None else [None] * len(queries)
+    candidates = [_candidates(live, query) for query in queries]
+    seen: list[list[Candidates]] = [[] for _ in queries]
+    traces: Sequence[Trace | None] = [None] * len(queries)
+    if live.funnel is not None:
+        requests = [
+            Request(
+                request_id=code,
+                user=user,
+                time_micros=query.time_micros,
+                slots=query.slots,
+                features=features,
+                candidates=its,
+            )
+            for query, code, user, features, (its, _) in zip(
+                queries, codes, users, served.encode(rows), candidates, strict=True
+            )
+        ]
+        traces = live.funnel.answer_all(requests, observe=[found.append for found in seen])
     return [
-        _answer(live, query, row, code=code, user=user, features=batch)
-        for query, row, code, user, batch in zip(queries, rows, codes, users, features, strict=True)
+        _answer(live, query, row, unknown=unknown, trace=trace, seen=found)
+        for query, row, (_, unknown), trace, found in zip(
+            queries, rows, candidates, traces, seen, strict=True
+        )
     ]
 
 
@@ -114,23 +132,17 @@ def _columns(live: Live, query: Query, past: Past) -> RawRow:
 
 
 def _answer(
-    live: Live, query: Query, row: RawRow, *, code: int, user: int, features: Batch | None
+    live: Live,
+    query: Query,
+    row: RawRow,
+    *,
+    unknown: int,
+    trace: Trace | None,
+    seen: Sequence[Candidates],
 ) -> Answer:
-    candidates, unknown = _candidates(live, query)
     ads: list[RankedAd] = []
-    trace: Trace | None = None
     shown: NDArray[np.int64] = np.empty(0, np.int64)
-    if live.funnel is not None:
-        request = Request(
-            request_id=code,
-            user=user,
-            time_micros=query.time_micros,
-            slots=query.slots,
-            features=features,
-            candidates=candidates,
-        )
-        seen: list[Candidates] = []
-        trace = live.funnel.answer(request, observe=seen.append)
+    if trace is not None:
         shown = trace.slate.ads
         ads = _ranked(live, trace, seen)
     return Answer(

@@ -87,7 +87,7 @@ def make_app(
     add_experiments(app, engine, experiments, needs=_needs(token), problems=_PROBLEMS)
     _add_state(app, engine, metrics)
     add_console(app, engine, experiments, needs_token=token is not None, problems=_PROBLEMS)
-    return Guard(_Counted(app, metrics), refuse=_refusal, hosts=hosts)
+    return Guard(_Counted(_Door(app, engine), metrics), refuse=_refusal, hosts=hosts)
 
 
 def _of_shadow(experiments: Experiments, name: str) -> float:
@@ -343,10 +343,32 @@ def _now_micros() -> int:
     return time.time_ns() // 1_000
 
 
+class _Door:
+    """An ASGI application around another that turns rankings away before they are read.
+
+    Under overload most requests are turned away: to parse and check each would take the time of
+    those that are answered.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine) -> None:
+        self._app, self._engine = app, engine
+        self._route = next(one for one in app.routes if getattr(one, "path", "") == RANK_ROUTE)
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        is_ranking = (
+            scope["type"] == "http" and scope["path"] == RANK_ROUTE and scope["method"] == "POST"
+        )
+        if is_ranking and self._engine.is_full:
+            scope["route"] = self._route  # it is counted as one of that route
+            await _refusal(self._engine.turn_away())(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class _Counted:
     """An ASGI application around another that counts its answers by route and status."""
 
-    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
+    def __init__(self, app: "_Door", metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:

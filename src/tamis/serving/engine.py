@@ -1,9 +1,9 @@
 """The engine: owns what is live, answers requests in one thread, and turns away what is too much.
 
-Requests wait in one queue. The thread takes what has gathered, encodes it together, and answers one
-after another: encoding is the dear part that does not grow with their number, so that nobody ever
-waits for a batch to fill. What would wait longer than it may is turned away at the door, before the
-queue has grown.
+Requests wait in one queue. The thread takes what has gathered, as long as the stages keep their
+budgets, and answers it together: whatever the load, nobody waits for a batch to fill, and the more
+come the less each costs. How long a batch takes is known from those before. So who would wait
+longer than it may is turned away at the door, before the queue has grown.
 """
 
 import logging
@@ -19,6 +19,7 @@ from tamis.errors import ConfigError, StoreError
 from tamis.funnel.bundle import Bundle
 from tamis.serving.answers import Answer, Query, answer_all
 from tamis.serving.live import Live, ServedBundle
+from tamis.serving.pace import Pace
 from tamis.serving.recorder import Recorder
 from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
@@ -26,8 +27,6 @@ from tamis.serving.store import Store
 from tamis.serving.users import Past, Users
 
 _log = logging.getLogger(__name__)
-_NEWEST = 0.1
-"""Weight of the newest batch in the mean time of a request."""
 _WARM_UPS = 3
 _STORE_PAUSE_S = 1.0
 """How long nobody's past is asked for after the store could not be reached."""
@@ -40,7 +39,7 @@ class EngineSettings:
     threads: int = 1
     """Compute threads of the thread that answers. At least 1."""
     max_batch: int = 8
-    """Most requests that are encoded together. At least 1."""
+    """Most requests that are answered together. At least 1."""
     max_wait_ms: float = 50.0
     """Longest that a request may wait for its turn; who would wait longer is turned away.
     Positive."""
@@ -98,7 +97,9 @@ class Engine:
         self._asked, self._made = 0, 0
         self._queue: deque[_Job] = deque()
         self._wakes = threading.Condition()
-        self._ms_per_request = _warm_up(self._live)
+        self._pace = _warmed_up(self._live, settings.max_batch)
+        # When the batch that is under way should be done.
+        self._busy_until = 0.0
         self._is_closed = False
         self._ask_store_from = 0.0
         self._worker = threading.Thread(target=self._work, name="tamis-engine", daemon=True)
@@ -129,6 +130,14 @@ class Engine:
         """Requests that wait for their turn."""
         return len(self._queue)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever comes now would wait too long, or would not be answered at all."""
+        left_ms = (self._busy_until - time.perf_counter()) * 1e3
+        room = self._pace.room
+        wait_ms = max(0.0, left_ms) + len(self._queue) // room * self._pace.ms(room)
+        return self._is_closed or wait_ms > self.settings.max_wait_ms
+
     def rank(self, query: Query, live: Live) -> "Future[Answer]":
         """Answer a request.
 
@@ -142,13 +151,21 @@ class Engine:
         """
         job = _Job(query=query, live=live, future=Future(), arrived=time.perf_counter())
         with self._wakes:
-            wait_ms = self._ms_per_request * len(self._queue)
-            if self._is_closed or wait_ms > self.settings.max_wait_ms:
-                self._watch.turned_away()
-                raise _too_many()
+            if self.is_full:
+                raise self.turn_away()
             self._queue.append(job)
             self._wakes.notify()
         return job.future
+
+    def turn_away(self) -> RefusedError:
+        """Count a request that is turned away, and say what it is told."""
+        self._watch.turned_away()
+        return RefusedError(
+            503,
+            "server",
+            "must have time for the request, and has not. Ask again.",
+            retry_after_s=1,
+        )
 
     def write(self, events: Sequence[Event]) -> "Future[list[bool]]":
         """Write events: done when they are on the disk and in the pasts of their users."""
@@ -222,7 +239,7 @@ class Engine:
             self._check_replaces(control)
             beside = ServedBundle(bundle).live(self._store.ads())
             self._users.keep(beside.served.online.lengths)
-            _warm_up(beside)
+            _warmed_up(beside, self.settings.max_batch)
             self._beside = beside
 
     def drop_beside(self) -> None:
@@ -258,9 +275,10 @@ class Engine:
         live = served.live(self._store.ads())
         self._users.keep(served.online.lengths)
         self._store.put_release(served.release, served.schema.to_toml())
-        _warm_up(live)
+        pace = _warmed_up(live, self.settings.max_batch)
         # One assignment: a request takes the one or the other, whole.
         self._live, self._previous, self._made = live, before, asked
+        self._pace = pace
 
     def _refresh(self) -> None:
         """Make the store's ads live; whoever comes while another works shares one more turn."""
@@ -283,7 +301,8 @@ class Engine:
         # Threads beyond the cores cost a factor; this setting is the calling thread's own.
         torch.set_num_threads(self.settings.threads)
         while jobs := self._next():
-            started = time.perf_counter()
+            pace, started = self._pace, time.perf_counter()
+            self._busy_until = started + pace.ms(len(jobs)) / 1e3
             try:
                 answers = answer_all(jobs[0].live, [job.query for job in jobs], self.past)
             except Exception as error:  # noqa: BLE001  (whoever waits must be told)
@@ -292,13 +311,14 @@ class Engine:
                 for job in jobs:
                     job.future.set_exception(error)
                 continue
-            took_ms = (time.perf_counter() - started) * 1e3 / len(jobs)
-            self._ms_per_request += _NEWEST * (took_ms - self._ms_per_request)
+            took_ms = (time.perf_counter() - started) * 1e3
+            trace = answers[0].trace
+            pace.observe(len(jobs), took_ms, () if trace is None else trace.stages)
             for job, answer in zip(jobs, answers, strict=True):
                 # Recorded first: an event that names the request is then written after it.
                 self.recorder.record(answer.served)
                 self._watch.answered(
-                    answer, waited_ms=(started - job.arrived) * 1e3, took_ms=took_ms
+                    answer, waited_ms=(started - job.arrived) * 1e3, took_ms=took_ms / len(jobs)
                 )
                 job.future.set_result(answer)
 
@@ -311,7 +331,7 @@ class Engine:
                     self._wakes.wait()
                 if not self._queue:
                     return []
-                while self._queue and len(jobs) < self.settings.max_batch:
+                while self._queue and len(jobs) < self._pace.room:
                     if jobs and self._queue[0].live is not jobs[0].live:
                         break
                     job = self._queue.popleft()
@@ -320,8 +340,7 @@ class Engine:
                         continue  # Whoever asked is gone.
                     if waited_ms > self.settings.max_wait_ms:
                         # Something held all up: the answer would come too late to be of use.
-                        self._watch.turned_away()
-                        job.future.set_exception(_too_many())
+                        job.future.set_exception(self.turn_away())
                     else:
                         jobs.append(job)
             return jobs
@@ -350,18 +369,24 @@ class _Job:
     arrived: float
 
 
-def _warm_up(live: Live) -> float:
-    """Milliseconds of a request, after the first ones, which are slower than all others."""
+def _warmed_up(live: Live, max_batch: int) -> Pace:
+    """Answer nobody's requests, of which the first are slower than all others, and time the last.
+
+    One alone and a whole batch: the line between them says what all sizes take.
+    """
+    funnel = live.funnel
+    steps = () if funnel is None else funnel.steps
+    budgets_ms = {step.name: step.budget_ms for step in steps if step.budget_ms is not None}
+    pace = Pace(budgets_ms, max_batch)
     query = Query(
         request_id="warm-up", user=None, columns={}, slots=1, candidates=None, time_micros=0
     )
-    for _ in range(_WARM_UPS):
-        started = time.perf_counter()
-        answer_all(live, [query], lambda user: Past())  # noqa: ARG005
-    return (time.perf_counter() - started) * 1e3
-
-
-def _too_many() -> RefusedError:
-    return RefusedError(
-        503, "server", "must have time for the request, and has not. Ask again.", retry_after_s=1
-    )
+    for size in dict.fromkeys((1, max_batch)):
+        for number in range(_WARM_UPS):
+            started = time.perf_counter()
+            answers = answer_all(live, [query] * size, lambda user: Past())  # noqa: ARG005
+            took_ms = (time.perf_counter() - started) * 1e3
+            if number == _WARM_UPS - 1:
+                trace = answers[0].trace
+                pace.observe(size, took_ms, () if trace is None else trace.stages)
+    return pace
