@@ -546,3 +546,21 @@ def test_ten_thousand_mutated_requests_are_answered_or_refused_with_the_field(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     _check_mutations(client, 10_000, caplog)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"history_ads": ["1", "2"], "history_categories": ["3"]},
+        {"history_ads": ["1"]},
+        {"history_ads": ["1"], "history_categories": None},
+    ],
+)
+def test_histories_that_do_not_go_together_are_refused(
+    client: Any, features: dict[str, Any]
+) -> None:
+    response = client.post("/v1/rank", json={"user": {"features": features}, "k": 1})
+
+    problem = _problem(response, 422)
+    assert problem["field"] == "body.user.features.history_ads"
+    assert "as many events as history_ads, history_categories" in problem["message"]

@@ -392,14 +392,34 @@ def test_unforeseen_failure_is_told_and_the_next_request_answered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = make_engine()
-    broken = make_query(columns={"device": object()})
+    broken = make_query(columns={"user_requests": object()})
 
     with pytest.raises(Exception, match="object"):
         _rank(engine, broken)
 
-    assert "requests could not be answered" in caplog.text
+    assert "a request could not be answered" in caplog.text
     assert "object" not in caplog.text
     assert _rank(engine, make_query()).ads
+
+
+def test_failure_of_one_costs_none_of_those_who_share_its_batch(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine, stage = make_engine(max_batch=8), Slow()
+    whole = engine.live
+    _with_stage(engine, stage, budget_ms=None)
+    first = engine.rank(make_query("first"), engine.live)
+    assert stage.entered.wait(60)
+    broken = make_query("broken", columns={"user_requests": object()})
+    queries = [make_query("a"), broken, make_query("b")]
+    futures = [engine.rank(query, whole) for query in queries]
+    stage.may_go_on.set()
+
+    assert first.result(60).ads
+    assert futures[0].result(60).ads
+    assert futures[2].result(60).ads
+    with pytest.raises(Exception, match="object"):
+        futures[1].result(60)
 
 
 def test_closing_answers_what_waits_and_then_nobody(

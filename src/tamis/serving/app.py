@@ -117,7 +117,10 @@ def _add_ranking(app: FastAPI, engine: Engine, experiments: Experiments) -> None
 def _said(live: Live, body: wire.RankBody) -> RawRow:
     served = live.served
     of_user = served.user_columns.check(body.user.features, where="body.user.features")
-    return {**of_user, **served.context_columns.check(body.context, where="body.context")}
+    served.check_groups(of_user, where="body.user.features")
+    of_context = served.context_columns.check(body.context, where="body.context")
+    served.check_groups(of_context, where="body.context")
+    return {**of_user, **of_context}
 
 
 def _add_events(app: FastAPI, engine: Engine, metrics: Metrics, token: Token | None) -> None:

@@ -65,6 +65,11 @@ class Columns:
         """Whether a column, if it is one of these, can hold an id."""
         return self._kinds.get(name, "category") == "category"
 
+    def is_plain(self, item: Field) -> bool:
+        """Whether a field's column holds its values as they are, with nothing left to split."""
+        kind = self._kinds[item.source]
+        return kind != "text" and kind == _kind_of(item)
+
     def check(self, values: Mapping[str, Any], *, where: str) -> RawRow:
         """Values as a log would hold them.
 

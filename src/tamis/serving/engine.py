@@ -303,24 +303,32 @@ class Engine:
         while jobs := self._next():
             pace, started = self._pace, time.perf_counter()
             self._busy_until = started + pace.ms(len(jobs)) / 1e3
-            try:
-                answers = answer_all(jobs[0].live, [job.query for job in jobs], self.past)
-            except Exception as error:  # noqa: BLE001  (whoever waits must be told)
-                # Nothing of the requests may stand in a log.
-                _log.error("requests could not be answered: %s", type(error).__name__)
-                for job in jobs:
-                    job.future.set_exception(error)
-                continue
+            answers = self._answer_all(jobs)
             took_ms = (time.perf_counter() - started) * 1e3
-            trace = answers[0].trace
-            pace.observe(len(jobs), took_ms, () if trace is None else trace.stages)
+            traces = [one.trace for one in answers if isinstance(one, Answer) and one.trace]
+            if len(traces) == len(jobs):
+                pace.observe(len(jobs), took_ms, traces[0].stages)
             for job, answer in zip(jobs, answers, strict=True):
+                if isinstance(answer, Exception):
+                    job.future.set_exception(answer)
+                    continue
                 # Recorded first: an event that names the request is then written after it.
                 self.recorder.record(answer.served)
                 self._watch.answered(
                     answer, waited_ms=(started - job.arrived) * 1e3, took_ms=took_ms / len(jobs)
                 )
                 job.future.set_result(answer)
+
+    def _answer_all(self, jobs: "Sequence[_Job]") -> list[Answer | Exception]:
+        """Answers of one state; one that cannot be answered costs the others time alone."""
+        try:
+            return [*answer_all(jobs[0].live, [job.query for job in jobs], self.past)]
+        except Exception as error:  # noqa: BLE001  (whoever waits must be told)
+            if len(jobs) > 1:
+                return [answer for job in jobs for answer in self._answer_all([job])]
+            # Nothing of the request may stand in a log.
+            _log.error("a request could not be answered: %s", type(error).__name__)
+            return [error]
 
     def _next(self) -> "list[_Job]":
         """Requests of one state that have gathered; none when the engine is closed."""

@@ -1,11 +1,9 @@
 """What answers requests at one moment: a bundle, the ads that may be shown, the funnel of both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tamis.data.batch import Batch
-from tamis.data.columns import Origin
-from tamis.data.loader import batches_of_rows
 from tamis.data.schema import Schema
 from tamis.errors import ArtifactError
 from tamis.funnel.bundle import Bundle
@@ -13,6 +11,8 @@ from tamis.funnel.funnel import Funnel
 from tamis.serving.columns import Columns
 from tamis.serving.live_ads import Catalogue, LiveAds
 from tamis.serving.records import RawRow, StoredAd
+from tamis.serving.refused import RefusedError
+from tamis.serving.request_encoder import RequestEncoder
 from tamis.serving.users import OnlineColumns
 
 
@@ -38,29 +38,50 @@ class ServedBundle:
         """What a request may say of its user beside the id."""
         self.context_columns = Columns(self.schema, ("context",), without=(user,))
         """What a request may say beside."""
-        self._all_columns = Columns(self.schema)
+        all_columns = Columns(self.schema)
         for name in (user, self.schema.roles.item):
-            if not self._all_columns.is_id(name):
+            if not all_columns.is_id(name):
                 raise ArtifactError(
                     f"bundle: field of column {name!r} must be categorical to be served, since it "
                     f"holds ids, got another kind. Mend the schema, and train and publish anew."
                 )
-        # Encoders count what they meet: these are of requests alone.
-        self._encoders = replace(blueprint.encoders, counts={})
+        self._encoder = RequestEncoder(blueprint.encoders)
+
+    def check_groups(self, row: RawRow, *, where: str) -> None:
+        """Refuse histories whose columns do not go together.
+
+        Who says one column of a group says all of them: those of events know nothing of it.
+
+        Args:
+            row: What a request says of user and context.
+            where: Path of it in the request.
+
+        Raises:
+            RefusedError: A column of a group is missing, or has fewer events than another.
+        """
+        for members in self.schema.sequence_groups.values():
+            said = [item.source for item in members if item.source in row]
+            if not said:
+                continue
+            counts = {
+                len(value) if isinstance(value := row.get(item.source), list) else 0
+                for item in members
+                if not item.separator
+            }
+            if len(counts) > 1:
+                raise RefusedError(
+                    422,
+                    f"{where}.{said[0]}",
+                    f"must have as many events as {', '.join(item.source for item in members)}: "
+                    f"they are columns of one history. Send all of them.",
+                )
 
     def encode(self, rows: Sequence[RawRow]) -> list[Batch]:
-        """The features of requests, one row each, by the encoders of training.
+        """The features of requests, one row each, as the encoders of training give them.
 
-        Encoding costs about the same for one request and for twenty, so that whoever has several
-        encodes them together.
+        Whoever has several encodes them together, as some of the cost is the same for any number.
         """
-        found = self._encoders.encode(
-            self._all_columns.table(rows),
-            first_row=0,
-            origin=Origin(file="requests"),
-            inputs_only=True,
-        )
-        return list(batches_of_rows(found, self._encoders.spec, batch_size=1))
+        return self._encoder.encode(rows)
 
     def live(self, stored: Mapping[str, StoredAd | None]) -> "Live":
         """The funnel over the bundle's ads and the store's.
