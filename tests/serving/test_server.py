@@ -2,14 +2,13 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,8 @@ from tamis.serving.server import ServerSettings, _listener
 from tamis.serving.store import Store
 
 
-class Server:
-    """``tamis serve`` in a process of its own."""
-
-    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
-        self._log = (folder / "server.log").open("w+")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tamis", "serve", str(bundle), "--port", "0", "--threads", "1",
-             "--max-wait-ms", "60000", *options],
-            cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
-        until = time.monotonic() + 120
-        while not (found := re.search(r"serving .* at (http://\S+);", self.text)):
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < until, self.text
-            time.sleep(0.02)
-        self.address = found.group(1)
-
-    @property
-    def text(self) -> str:
-        return Path(self._log.name).read_text()
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        status = self.process.wait(60)
-        self._log.close()
-        return status
-
-
-@pytest.fixture
-def start(bundles: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def make(*options: str) -> Server:
-        servers.append(Server(bundles / "first", tmp_path, *options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        if server.process.poll() is None:
-            server.end(signal.SIGKILL)
-
-
 def test_server_answers_and_ends_with_everything_written(
-    start: Callable[..., Server], bundles: Path, tmp_path: Path
+    start: Callable[..., Any], bundles: Path, tmp_path: Path
 ) -> None:
     server = start()
     with httpx.Client(base_url=server.address, timeout=60) as client:
@@ -98,7 +54,7 @@ def test_answers_do_not_wait_until_their_heads_are_acknowledged() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_stopped_by_hand_ends_well(start: Callable[..., Server]) -> None:
+def test_stopped_by_hand_ends_well(start: Callable[..., Any]) -> None:
     server = start()
 
     assert server.end(signal.SIGINT) == 0
@@ -106,14 +62,14 @@ def test_stopped_by_hand_ends_well(start: Callable[..., Server]) -> None:
     assert "Traceback" not in server.text
 
 
-def _kill_server_over_and_over(start: Callable[..., Server], folder: Path, rounds: int) -> None:
+def _kill_server_over_and_over(start: Callable[..., Any], folder: Path, rounds: int) -> None:
     generator = np.random.default_rng(0)
     confirmed: set[str] = set()
     sent: set[str] = set()
     for number in range(rounds):
         server = start("--store", f"sqlite:///{folder / 'killed.db'}")
 
-        def tell(part: int, server: Server = server, number: int = number) -> None:
+        def tell(part: int, server: Any = server, number: int = number) -> None:
             with httpx.Client(base_url=server.address, timeout=60) as client:
                 for count in range(10_000):
                     ids = [f"{number}-{part}-{count}-{k}" for k in range(1 + count % 5)]
@@ -142,7 +98,7 @@ def _kill_server_over_and_over(start: Callable[..., Server], folder: Path, round
 
 
 def test_server_that_is_killed_loses_no_event_it_confirmed(
-    start: Callable[..., Server], tmp_path: Path
+    start: Callable[..., Any], tmp_path: Path
 ) -> None:
     _kill_server_over_and_over(start, tmp_path, rounds=2)
 
@@ -150,12 +106,12 @@ def test_server_that_is_killed_loses_no_event_it_confirmed(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
-    start: Callable[..., Server], tmp_path: Path
+    start: Callable[..., Any], tmp_path: Path
 ) -> None:
     _kill_server_over_and_over(start, tmp_path, rounds=50)
 
 
-def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Any], tmp_path: Path) -> None:
     server = start()
     generator = np.random.default_rng(0)
     with httpx.Client(base_url=server.address, timeout=60) as client:
