@@ -60,3 +60,17 @@ def test_ties_favour_no_ad_over_many_requests() -> None:
 def test_a_column_of_another_length_is_refused() -> None:
     with pytest.raises(DataError, match=r"candidates: click must be one for each of 2 ads"):
         Candidates(ads=np.arange(2), scores=np.zeros(2), predictions={"click": np.zeros(3)})
+
+
+def test_runs_are_the_candidates_in_their_order() -> None:
+    whole = Candidates(
+        ads=np.array([5, 3, 9, 1]),
+        scores=np.array([0.5, 0.25, 4.0, 1.0]),
+        predictions={"click": np.array([0.1, 0.2, 0.3, 0.4])},
+    )
+
+    first, nobody, rest = whole.split([1, 0, 3])
+
+    assert (first.ads.tolist(), len(nobody), rest.ads.tolist()) == ([5], 0, [3, 9, 1])
+    assert rest.scores.tolist() == [0.25, 4.0, 1.0]
+    assert rest.predictions["click"].tolist() == [0.2, 0.3, 0.4]

@@ -292,3 +292,46 @@ def test_features_of_other_inputs_or_ads_are_refused(make_ads: Callable[..., AdT
     fewer = replace(features, numeric=features.numeric[:, :0])
     with pytest.raises(DataError, match=r"must hold 1 ids, 1 numbers .* got 1, 0 and \[\]"):
         EarlyStageRanker(parts, _SPEC, fewer, make_ads(_NUM_ADS), _VALUE, **options)
+
+
+def test_several_requests_get_what_each_gets_and_towers_run_for_new_users_alone(
+    make_stage: Callable[..., EarlyStageRanker], make_request: Callable[..., Request]
+) -> None:
+    stage, alone = make_stage(), make_stage()
+    rows = [example_batch(_SPEC, rows=1, seed=seed) for seed in (4, 5, 6)]
+    requests = [make_request(at, user=at, features=row) for at, row in enumerate(rows)]
+    candidates = [
+        Candidates(ads=np.array(ads), scores=np.zeros(len(ads)))
+        for ads in ([31, 2, 8, 17], [5], [2, 30, 9])
+    ]
+    stage(requests[1], candidates[1], 2)
+
+    together = stage.score_all(requests, candidates, 2)
+
+    assert [scored.cache_hits for scored in together] == [0, 1, 0]
+    for request, its, scored in zip(requests, candidates, together, strict=True):
+        wanted = alone(request, its, 2)
+        assert scored.candidates.ads.tolist() == wanted.candidates.ads.tolist()
+        np.testing.assert_allclose(scored.candidates.scores, wanted.candidates.scores, rtol=1e-5)
+    # Users who are new together are known one by one.
+    again = [
+        stage(request, its, 2).cache_hits for request, its in zip(requests, candidates, strict=True)
+    ]
+    assert again == [1, 1, 1]
+
+
+def test_bfloat16_moves_predictions_by_no_more_than_its_rounding(
+    make_stage: Callable[..., EarlyStageRanker], make_request: Callable[..., Request]
+) -> None:
+    row = example_batch(_SPEC, rows=1, seed=4)
+    candidates = Candidates(ads=np.arange(_NUM_ADS), scores=np.zeros(_NUM_ADS))
+
+    exact, rounded = (
+        make_stage(precision=precision)(make_request(features=row), candidates, 5).candidates
+        for precision in (torch.float32, torch.bfloat16)
+    )
+
+    for name, values in exact.predictions.items():
+        # Eight bits of each factor, over three layers of matrix products.
+        np.testing.assert_allclose(rounded.predictions[name], values, atol=0.02)
+    assert not np.array_equal(rounded.scores, exact.scores)

@@ -408,3 +408,71 @@ def test_settings_out_of_range_are_refused(
     for prior in (np.zeros(9), np.full(10, np.nan)):
         with pytest.raises(DataError, match=r"prior: must be one finite score for each of 10 ads"):
             Funnel([_step("a", 5)], make_ads(10), click_value, prior=prior)
+
+
+def test_several_requests_are_answered_as_each_by_itself(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
+) -> None:
+    funnel = make_funnel()
+    requests = [
+        make_request(1),
+        make_request(2, candidates=np.array([], np.int64)),
+        make_request(3, candidates=np.arange(7, 30)),
+    ]
+    seen: list[list[Candidates]] = [[] for _ in requests]
+
+    together = funnel.answer_all(requests, observe=[found.append for found in seen])
+
+    for request, trace, found in zip(requests, together, seen, strict=True):
+        alone = make_funnel().answer(request)
+        assert trace.slate.to_json() == alone.slate.to_json()
+        assert trace.request_id == request.request_id
+        for ours, theirs in zip(trace.stages, alone.stages, strict=True):
+            assert ours.ads.tolist() == theirs.ads.tolist()
+            assert ours.num_candidates == theirs.num_candidates
+        assert [len(part) for part in found] == [part.num_candidates for part in alone.stages]
+    # Two of three have candidates, and each waits for both: 2 * (1 + 2 + 3) ms.
+    assert [trace.elapsed_ms for trace in together] == [12] * 3
+
+
+def test_stage_that_fails_for_all_is_asked_for_each(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
+) -> None:
+    asked: list[list[int]] = []
+
+    class FailsForOne:
+        def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+            (scored,) = self.score_all([request], [candidates], keep)
+            return scored
+
+        def score_all(self, requests: Any, candidates: Any, keep: int) -> list[Scored]:
+            asked.append([request.request_id for request in requests])
+            if 2 in asked[-1]:
+                raise RuntimeError("broken")
+            return [
+                Scored(candidates=Candidates(ads=its.ads, scores=_noise(2)(its.ads)))
+                for its in candidates
+            ]
+
+    funnel = make_funnel(early=FailsForOne())
+
+    traces = funnel.answer_all([make_request(number) for number in (1, 2, 3)])
+
+    assert asked == [[1, 2, 3], [1], [2], [3]]
+    assert [trace.stages[1].fallback for trace in traces] == ["", "RuntimeError: broken", ""]
+    assert [len(trace.slate.ads) for trace in traces] == [len(traces[0].slate.ads)] * 3
+
+
+def test_stage_that_answers_for_too_few_is_asked_for_each(
+    make_funnel: Callable[..., Funnel], make_request: Callable[..., Request]
+) -> None:
+    class Forgets:
+        def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+            return Scored(candidates=candidates)
+
+        def score_all(self, requests: Any, candidates: Any, keep: int) -> list[Scored]:
+            return [Scored(candidates=candidates[0])]
+
+    traces = make_funnel(early=Forgets()).answer_all([make_request(1), make_request(2)])
+
+    assert [len(trace.stages[1].ads) for trace in traces] == [10, 10]

@@ -1,6 +1,6 @@
 """Stages without a model of the catalog."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,3 +112,34 @@ def test_offsets_are_added_to_the_products_of_their_ads(
 def test_offsets_must_be_one_for_each_ad() -> None:
     with pytest.raises(DataError, match=r"offsets must be one for each of 4 ads, got shape \(3,\)"):
         DotProduct(torch.zeros(4, 2), lambda request: torch.zeros(2), offsets=np.zeros(3))
+
+
+def test_several_requests_get_the_products_of_their_own_vectors(
+    make_request: Callable[..., Request],
+) -> None:
+    items, users, offsets = _vectors(40, 5), _vectors(3, 5), np.linspace(-1, 1, 40)
+    asked: list[list[int]] = []
+
+    def queries(requests: Sequence[Request]) -> torch.Tensor:
+        asked.append([request.user for request in requests])
+        return users[asked[-1]]
+
+    stage = DotProduct(items, lambda request: users[request.user], queries=queries, offsets=offsets)
+    requests = [make_request(at, user=user) for at, user in enumerate((2, 0, 1))]
+    shuffled = np.random.default_rng(1).permutation(40)
+    candidates = [_candidates(*ads) for ads in (range(40), shuffled, shuffled[:25])]
+
+    together = stage.score_all(requests, candidates, 4)
+
+    assert asked == [[2, 0, 1]]
+    for request, its, scored in zip(requests, candidates, together, strict=True):
+        query = users[request.user].double().numpy()
+        expected = {
+            int(ad): float(items[ad].double().numpy() @ query) + offsets[ad] for ad in its.ads
+        }
+        best = sorted(expected, key=lambda ad: -expected[ad])[:4]
+        assert scored.candidates.ads.tolist() == best
+        np.testing.assert_allclose(
+            scored.candidates.scores, [expected[ad] for ad in best], rtol=1e-5
+        )
+        assert scored.scored_pairs == len(its)

@@ -121,3 +121,17 @@ def test_workers_end_with_the_time_out(make_stage: Any) -> None:
 def test_numbers_out_of_range_are_refused(make_stage: Any, budget_ms: float, workers: int) -> None:
     with pytest.raises(ConfigError, match=rf"got budget_ms={budget_ms}, workers={workers}"):
         TimeOut(make_stage(lambda ads: ads), budget_ms=budget_ms, workers=workers)
+
+
+def test_requests_of_a_batch_share_one_budget(
+    make_stage: Any, make_request: Callable[..., Request], clock: Any
+) -> None:
+    stage = make_stage(lambda ads: ads, before=lambda: clock.advance(3))
+    requests = [make_request(0), make_request(1)]
+
+    late = TimeOut(stage, budget_ms=5, clock=clock).score_all(requests, [_BEFORE] * 2, 2)
+    in_time = TimeOut(stage, budget_ms=6, clock=clock).score_all(requests, [_BEFORE] * 2, 2)
+
+    # Three milliseconds each, one after another.
+    assert [scored.fallback for scored in late] == ["took longer than 5 ms"] * 2
+    assert [scored.candidates.scores.tolist() for scored in in_time] == [[3, 1, 2]] * 2

@@ -72,7 +72,10 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         ({"kind": "popularity"}, r"'final': run must be left out for kind 'popularity', got 'runs"),
         ({"head": "label"}, r"head must be left out for kind 'ranker', got 'label'. Remove it"),
         ({"max_users": 7}, r"max_users must be left out for kind 'ranker', got 7"),
-        ({"kind": "early", "precision": "float32"}, r"precision must be left out for kind 'early'"),
+        (
+            {"kind": "two_tower", "precision": "float32"},
+            r"precision must be left out for kind 'two_tower'",
+        ),
         ({"run": ""}, r"stage 'final': run must name a finished run for kind 'ranker', got none"),
         ({"name": "Final"}, r"stage 'Final': name must be of small letters"),
         ({"keep": 0}, r"keep must be at least 1"),

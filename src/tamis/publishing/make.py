@@ -122,7 +122,9 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
         settings = RankerSettings(precision=stage.precision or "float32", flops_per_pair=flops)
         calibration = _calibration(stage, inventory, head=None)
         return RankerPlan(model=model, encoders=own, settings=settings, calibration=calibration)
-    serving = EarlyStageSettings(**_given(stage, "head", "max_users", "time_to_live_ms"))
+    serving = EarlyStageSettings(
+        **_given(stage, "head", "max_users", "time_to_live_ms", "precision")
+    )
     # Made before it is calibrated, as it refuses runs of other models.
     plan = EarlyStagePlan(model=model, encoders=own, settings=serving)
     assert isinstance(model.module, EarlyStage)

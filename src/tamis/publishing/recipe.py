@@ -17,7 +17,7 @@ _SETTINGS_OF_KIND = {
     "popularity": set[str](),
     "index": {"run", "beams", "task_weights"},
     "two_tower": {"run", "task_weights", "by_bid"},
-    "early": {"run", "calibration", "head", "max_users", "time_to_live_ms"},
+    "early": {"run", "calibration", "precision", "head", "max_users", "time_to_live_ms"},
     "ranker": {"run", "calibration", "precision"},
 }
 
@@ -48,7 +48,7 @@ class StageRecipe:
     time_to_live_ms: float | None = None
     """How long a user's vector serves; absent: a minute. For ``early`` only."""
     precision: Precision | None = None
-    """Type of matrix products; absent: float32. For ``ranker`` only."""
+    """Type of matrix products; absent: float32. For ``early`` and ``ranker``."""
     beams: tuple[int, ...] | None = None
     """Nodes to keep at each index level, the coarsest first. For ``index``, which needs them."""
     task_weights: tuple[float, ...] | None = None

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import BatchStage, Scored, Stage
 
 _SEED = 0
+_ROUNDING = 1e-5
+"""Relative; matrix products round a row by its place among others."""
 
 
 def check_stage(stage: Stage, request: Request, ads: NDArray[np.int64], *, keep: int = 5) -> None:
@@ -30,6 +32,8 @@ def check_stage(stage: Stage, request: Request, ads: NDArray[np.int64], *, keep:
     check_arguments_stay(stage, request, candidates, keep)
     check_order_does_not_matter(stage, request, candidates, keep)
     check_answer(stage, request, candidates.take(np.array([len(ads) // 2])), keep)
+    if isinstance(stage, BatchStage):
+        check_together(stage, request, candidates, keep)
 
 
 def check_answer(stage: Stage, request: Request, candidates: Candidates, keep: int) -> None:
@@ -79,6 +83,29 @@ def check_order_does_not_matter(
             f"the best must not depend on the candidates' order, got ads {found.ads.tolist()} "
             f"and {expected.ads.tolist()}"
         )
+
+
+def check_together(stage: BatchStage, request: Request, candidates: Candidates, keep: int) -> None:
+    """Several at once get what each would get by itself, whatever the others' candidates."""
+    half = candidates.take(np.arange(0, len(candidates), 2))
+    parts = [candidates, half, candidates]
+    together = stage.score_all([request] * len(parts), parts, keep)
+    assert len(together) == len(parts), f"there must be {len(parts)} answers, got {len(together)}"
+    for part, scored in zip(parts, together, strict=True):
+        wanted, found = _by_ad(stage(request, part, keep)), _by_ad(scored)
+        assert np.array_equal(found.ads, wanted.ads), (
+            f"ads must be those of each by itself, got {found.ads} and {wanted.ads}"
+        )
+        columns = {"scores": (found.scores, wanted.scores)}
+        columns |= {n: (v, wanted.predictions[n]) for n, v in found.predictions.items()}
+        for name, (ours, theirs) in columns.items():
+            assert np.allclose(ours, theirs, rtol=_ROUNDING, atol=_ROUNDING), (
+                f"{name} must be those of each by itself, got {ours} and {theirs}"
+            )
+
+
+def _by_ad(scored: Scored) -> Candidates:
+    return scored.candidates.take(np.argsort(scored.candidates.ads))
 
 
 def _best(scored: Scored, keep: int) -> Candidates:
