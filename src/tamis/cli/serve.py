@@ -38,10 +38,10 @@ def serve(
     ] = "",
     max_wait_ms: Annotated[
         float, typer.Option(help="Turn requests away that would wait longer for their turn.")
-    ] = 50.0,
+    ] = 40.0,
     max_batch: Annotated[
         int, typer.Option(help="Most requests that are answered together; 1: each by itself.")
-    ] = 8,
+    ] = 6,
     settle_s: Annotated[
         float,
         typer.Option(help="Watch for drift with what happens within so long after an answer."),

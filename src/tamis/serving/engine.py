@@ -38,9 +38,9 @@ class EngineSettings:
 
     threads: int = 1
     """Compute threads of the thread that answers. At least 1."""
-    max_batch: int = 8
+    max_batch: int = 6
     """Most requests that are answered together. At least 1."""
-    max_wait_ms: float = 50.0
+    max_wait_ms: float = 40.0
     """Longest that a request may wait for its turn; who would wait longer is turned away.
     Positive."""
 
