@@ -118,7 +118,13 @@ def ms_of(call: Callable[[], Any]) -> float:
 
 
 def measure(
-    name: str, module: nn.Module, inputs: tuple[Tensor, ...], folder: Path, *, rounds: int
+    name: str,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    folder: Path,
+    *,
+    candidates: int,
+    rounds: int,
 ) -> tuple[list[dict[str, Any]], dict[str, harness.Ratio]]:
     """Rows and ratios of one stage in both precisions; a row says why where it cannot be."""
     rows: list[dict[str, Any]] = []
@@ -127,7 +133,7 @@ def measure(
         exact = module(*inputs).sigmoid()
     for precision in (torch.float32, torch.bfloat16):
         wrapped, word = InPrecision(module, precision).eval(), str(precision).removeprefix("torch.")
-        row = {"stage": name, "candidates": max(map(len, inputs)), "precision": word}
+        row = {"stage": name, "candidates": candidates, "precision": word}
         started = time.perf_counter()
         try:
             with torch.no_grad():
@@ -185,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ("early", scorer_of(early), sizes.retrieved),
             ("final", ranker_of(final), sizes.early),
         ):
-            found, own = measure(name, module, inputs(count), folder, rounds=rounds)
+            found, own = measure(
+                name, module, inputs(count), folder, candidates=count, rounds=rounds
+            )
             rows, ratios = rows + found, ratios | own
     console = harness.console()
     console.print(harness.table_of("stages compiled ahead of time, one thread", COLUMNS, rows))
