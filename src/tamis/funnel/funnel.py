@@ -236,8 +236,8 @@ class Funnel:
             if len(requests) > 1:
                 return [
                     scored
-                    for pair in zip(requests, candidates, strict=True)
-                    for scored in self._scored(step, stage, *([one] for one in pair))
+                    for request, its in zip(requests, candidates, strict=True)
+                    for scored in self._scored(step, stage, [request], [its])
                 ]
             _log.warning("stage %s failed", step.name, exc_info=True)
             why = f"{type(error).__name__}: {error}"
