@@ -46,6 +46,8 @@ OPEN_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
 CONNECTIONS = (1, 4, 16)
 OVERLOAD = 3.0
 CHECKED = 50
+SETTLE_S = 30.0
+"""How long answers wait for their events in memory: less than the first half of a watch of it."""
 ANSWERED_SHARE = 0.99
 MEMORY_SHARE = 0.7
 PEER = "eager"
@@ -132,7 +134,8 @@ def contenders(folder: Path, max_wait_ms: float) -> dict[str, list[str]]:
     def tamis(bundle: str, store: str, *more: str) -> list[str]:
         return [
             "-m", "tamis", "serve", str(folder / bundle), "--port", "0", "--threads", "1",
-            "--store", f"sqlite:///{folder / store}.db", "--max-wait-ms", f"{max_wait_ms:g}", *more,
+            "--store", f"sqlite:///{folder / store}.db", "--max-wait-ms", f"{max_wait_ms:g}",
+            "--settle-s", f"{SETTLE_S:g}", *more,
         ]  # fmt: skip
 
     eager = [str(Path(__file__).with_name("eager_server.py")), str(folder / "float32")]
