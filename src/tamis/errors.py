@@ -35,3 +35,11 @@ class RunInUseError(TamisError, RuntimeError):
 
 class StoreError(TamisError, RuntimeError):
     """The store of ads and events cannot be reached or written just now."""
+
+
+class ServerError(TamisError, RuntimeError):
+    """A server cannot be reached, or refuses what it was asked."""
+
+
+class RefreshRefusedError(TamisError, RuntimeError):
+    """What was learnt anew is worse than what serves, which goes on."""

@@ -644,3 +644,38 @@ def test_inputs_know_whom_they_describe(tmp_path: Path) -> None:
 
     assert spec.numeric_sides == ("user", "item")
     assert spec.sequences[0].side == "user"
+
+
+def test_encoders_that_were_fitted_before_number_categories_as_they_did(tmp_path: Path) -> None:
+    schema = _schema(Field(name="user", kind="categorical"), Field(name="price", kind="numeric"))
+    first = _log(
+        tmp_path,
+        {
+            "user": ["b", "b", "a", "a", "a"],
+            "price": [1.0, 2.0, 3.0, 0.0, 0.0],
+            "click": [0, 1, 0, 1, 0],
+            "part": _parts(3),
+        },
+    )
+    old = ingest(first, tmp_path / "old", schema=schema, split=HALF)
+    encoders = Encoders.load(old.encoders_path, old.schema)
+    columns = {"user": ["c", "a", "b", "a"], "price": [9.0, 8.0, 1.0, 3.0], "click": [1, 0, 1, 1]}
+    logs = {
+        "train": _log(tmp_path, columns, "train.parquet"),
+        "valid": _log(tmp_path, columns, "valid.parquet"),
+    }
+
+    new = ingest(logs, tmp_path / "new", schema=schema, encoders=encoders)
+
+    # b is the more frequent one of the old rows, and c was never seen.
+    assert new.split("train").ids("user").tolist() == [0, 2, 1, 2]
+    assert new.spec == old.spec
+    files = [
+        {n: f["sha256"] for n, f in d.manifest["files"].items() if n.startswith("encoders/")}
+        for d in (old, new)
+    ]
+    assert files[0] == files[1]
+    old_price, new_price = (d.split("train").numeric("price") for d in (old, new))
+    assert new_price[2] == old_price[0]
+    assert new_price[3] == old_price[2]
+    assert new.manifest["report"]["fields"]["user"]["unknown"] == 2

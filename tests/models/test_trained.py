@@ -1,6 +1,7 @@
 """A model that left its run predicts the same bits; what cannot be built is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,25 @@ def test_model_that_cannot_be_built_is_refused(tmp_path: Path, changes: dict[str
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     with pytest.raises(ArtifactError, match=r"model.json: must describe a model that this tamis"):
+        read_model(tmp_path)
+
+
+def test_how_it_was_trained_is_kept_and_need_not_be_known(tmp_path: Path) -> None:
+    model, training = _trained("deepfm"), {"optimizer": {"dense_lr": 0.25}, "training": {"seed": 4}}
+    write_model(tmp_path, replace(model, training=training))
+    assert read_model(tmp_path).training == training
+
+    path = tmp_path / "model.json"
+    record = json.loads(path.read_text())
+    del record["training"]  # as bundles were before
+    path.write_text(json.dumps(record))
+    assert read_model(tmp_path).training == {}
+
+
+def test_record_of_its_training_must_be_a_table(tmp_path: Path) -> None:
+    write_model(tmp_path, _trained("deepfm"))
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": "long"}))
+
+    with pytest.raises(ArtifactError, match=r"model.json: must describe a model"):
         read_model(tmp_path)

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from tamis.errors import ArtifactError
-from tamis.models.weights import load_tensors, load_weights, save_tensors, save_weights
+from tamis.models.weights import (
+    load_tensors,
+    load_weights,
+    save_tensors,
+    save_weights,
+    weights_fingerprint,
+)
 
 
 def test_weights_are_the_same_bits(tmp_path: Path) -> None:
@@ -47,3 +53,16 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
     for name in ("w.safetensors", "none.safetensors"):
         with pytest.raises(ArtifactError, match=rf"{name}: must be whole safetensors"):
             load_tensors(tmp_path / name)
+
+
+def test_fingerprint_tells_weights_apart() -> None:
+    def model(last: float, dtype: torch.dtype = torch.float32) -> nn.Module:
+        linear = nn.Linear(2, 1, bias=False).to(dtype)
+        nn.init.constant_(linear.weight, 0.5)
+        with torch.no_grad():
+            linear.weight[0, 1] = last
+        return linear
+
+    assert weights_fingerprint(model(0.5)) == weights_fingerprint(model(0.5))
+    others = (model(-0.5), model(0.5, torch.float64), nn.Sequential(model(0.5)))
+    assert len({weights_fingerprint(other) for other in (model(0.5), *others)}) == 4

@@ -18,7 +18,7 @@ from tamis.serving.answers import Answer, Query
 from tamis.serving.engine import Engine
 from tamis.serving.joined_log import JoinReport, write_joined_log
 from tamis.serving.records import Event, ServedRequest
-from tamis.serving.store import Store
+from tamis.serving.store import Store, Window
 
 KINDS = ("impression", "click", "conversion", "hide")
 
@@ -175,3 +175,30 @@ def test_schema_that_no_store_can_fill_is_refused(store: Store, tmp_path: Path) 
     weighted = replace(schema, roles=replace(schema.roles, weight="w"))
     with pytest.raises(SchemaError, match=r"roles.weight: must be empty"):
         write_joined_log(store, weighted, tmp_path / "log.parquet")
+
+
+def test_logs_of_windows_are_the_log_of_the_whole_in_parts(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    tmp_path: Path,
+) -> None:
+    engine = make_engine()
+    _serve_a_while(engine, make_query, make_event)
+    store, schema = engine._store, engine.live.served.schema
+
+    whole = write_joined_log(store, schema, tmp_path / "whole.parquet")
+    windows = [Window(until=20), Window(after=20, until=21), Window(after=21)]
+    parts = [
+        write_joined_log(store, schema, tmp_path / f"{place}.parquet", window=window)
+        for place, window in enumerate(windows)
+    ]
+
+    rows = [row for place in range(3) for row in pq.read_table(tmp_path / f"{place}.parquet")
+            .to_pylist()]  # fmt: skip
+    assert rows == pq.read_table(tmp_path / "whole.parquet").to_pylist()
+    for name in ("requests", "rows", "not_seen", "implied", "of_other_ads"):
+        assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
+    # Events that name no request are in no window.
+    assert sum(part.events for part in parts) == whole.events - whole.of_no_request
+    assert all(part.of_no_request == 0 for part in parts)

@@ -15,7 +15,7 @@ import pytest
 
 from tamis.errors import ArtifactError, ConfigError, StoreError
 from tamis.serving.records import Event, ServedRequest, StoredAd
-from tamis.serving.store import Appended, Store
+from tamis.serving.store import Appended, Store, Window
 
 
 def test_what_was_written_is_read_back(
@@ -287,3 +287,28 @@ def test_table_that_stays_locked_is_an_error_and_not_a_hang(
     assert store.append([], [make_event("a")]).events == [True]
     store.close()
     other.close()
+
+
+def test_window_holds_requests_by_their_number(
+    store: Store, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    served = [make_served(name, time_micros=100 + place) for place, name in enumerate("abcdef")]
+    events = [make_event(name, request_id=name) for name in "abdef"]
+    store.append(served, [*events, make_event("of nothing", request_id="x")])
+    store.append([], [make_event("once more", request_id="d")])
+
+    inside = [item.request.request_id for item in store.joined(Window(after=1, until=4))]
+    assert inside == ["b", "c", "d"]
+    assert [len(item.events) for item in store.joined(Window(after=2, until=4))] == [0, 2]
+    assert [item.request.request_id for item in store.joined(Window(after=5))] == ["f"]
+
+    def numbers(window: Window, before_micros: int = 1000) -> list[int]:
+        return store.requests_with_events(window, before_micros=before_micros).tolist()
+
+    assert numbers(Window()) == [1, 2, 4, 5, 6]
+    assert numbers(Window(after=1, until=5)) == [2, 4, 5]
+    # The request of time 103 and all after it wait, whatever their own times.
+    assert numbers(Window(), before_micros=103) == [1, 2]
+    store.append([make_served("late", time_micros=50)], [make_event("l", request_id="late")])
+    assert numbers(Window(), before_micros=103) == [1, 2]
+    assert numbers(Window(), before_micros=0) == []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tamis.data.schema import CategoricalInput, Field, InputSpec, Schema, Table,
 from tamis.errors import ArtifactError, ConfigError, DataError, RunInUseError, TamisError
 from tamis.training.config import RunConfig, run_config_from_table
 from tamis.training.loop import train
+from tamis.training.predict import load_trained
 
 # One process pays for the imports; each training is a fork of it, which it kills.
 _WORKER = """
@@ -31,6 +33,7 @@ from tamis.config import read_toml
 from tamis.data.dataset import Dataset, DatasetWriter
 from tamis.training.config import run_config_from_table
 from tamis.training.loop import train
+from tamis.training.predict import load_trained
 
 folder, data, kills, threads = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
 torch.set_num_threads(threads)
@@ -527,3 +530,65 @@ def test_training_with_one_thread_computes_in_one_thread(
     # The loader's and TensorBoard's threads only wait; a second compute thread would do half.
     assert spent[0] > 0
     assert sum(spent[1:]) <= 0.25 * sum(spent)
+
+
+def test_training_starts_from_the_weights_of_another_model(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset(train=2000)
+    train(dataset, _settings(max_epochs=4), tmp_path / "first")
+    start = load_trained(tmp_path / "first")
+    still = _settings(max_epochs=1).to_table()
+    still["optimizer"] |= {"embedding_lr": 1e-12, "dense_lr": 1e-12}
+
+    train(dataset, run_config_from_table(still), tmp_path / "second", start=start)
+
+    # Steps of no length leave the predictions where they were, and far from those of a new model.
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]["test"]["click"]
+        for name in ("first", "second")
+    )
+    assert second["ne"] == pytest.approx(first["ne"], abs=1e-6)
+    train(dataset, run_config_from_table(still), tmp_path / "new")
+    new = json.loads((tmp_path / "new" / "metrics.json").read_text())["metrics"]["test"]["click"]
+    assert abs(new["ne"] - first["ne"]) > 0.01
+
+
+def test_run_is_resumed_with_the_weights_that_it_started_from(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset()
+    train(dataset, _settings(max_epochs=1), tmp_path / "a")
+    train(dataset, _settings(max_epochs=1, seed=1), tmp_path / "b")
+    starts = [load_trained(tmp_path / name) for name in "ab"]
+    train(dataset, _settings(max_epochs=1), tmp_path / "run", start=starts[0])
+
+    again = train(dataset, _settings(max_epochs=1), tmp_path / "run", start=starts[0])
+
+    assert again.status == "finished"
+    for other in (starts[1], None):
+        with pytest.raises(ConfigError, match="must be resumed with the weights that it started"):
+            train(dataset, _settings(max_epochs=1), tmp_path / "run", start=other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"name": "lr"}, "model.name"),
+        ({"config": None}, "model"),
+        (
+            {"spec": InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=())},
+            "inputs",
+        ),
+    ],
+)
+def test_start_of_another_kind_is_refused(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    dataset = make_dataset()
+    train(dataset, _settings(max_epochs=1), tmp_path / "a")
+    start = replace(load_trained(tmp_path / "a"), **changes)
+
+    with pytest.raises(ConfigError, match=f"start: must be .* got another {what}\\. Train with"):
+        train(dataset, _settings(max_epochs=1), tmp_path / "run", start=start)
+    assert not (tmp_path / "run" / "config.toml").exists()

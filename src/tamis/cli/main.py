@@ -13,6 +13,7 @@ from tamis.cli.ingest import ingest
 from tamis.cli.predict import predict
 from tamis.cli.publish import publish
 from tamis.cli.quickstart import quickstart
+from tamis.cli.refresh import refresh
 from tamis.cli.replay import replay
 from tamis.cli.report import report
 from tamis.cli.reproduce import reproduce
@@ -72,6 +73,7 @@ for _verb in (
     publish,
     replay,
     serve,
+    refresh,
     report,
     reproduce,
 ):

@@ -41,6 +41,7 @@ def ingest(
     *,
     schema: Schema,
     split: SplitConfig | None = None,
+    encoders: Encoders | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Build a dataset from logs of any size.
@@ -54,6 +55,8 @@ def ingest(
         out: Folder of the dataset; must not exist or be empty.
         schema: What the columns mean.
         split: How to split; must be None where ``source`` is split already.
+        encoders: Encoders that were fitted before, so that a model which was trained with them can
+            go on; their tables must be those of ``schema``. None: fitted on the training rows.
         progress: Told how far it is.
 
     Returns:
@@ -68,16 +71,19 @@ def ingest(
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
     log.check_columns()
     log.prepare_split()
-    fit = EncodersFit(schema)
+    fit = EncodersFit(schema) if encoders is None else None
     label_counts = _LabelCounts(schema)
     for part in log.parts("fit"):
         table = part.table
         training = part.split_of_row == 0
         label_counts.add(read_labels(table, schema, origin=part.origin), training)
-        if training.any():
+        if fit is not None and training.any():
             fit.add(table, origin=part.origin, training=None if training.all() else training)
     label_counts.check(log.where)
-    encoders = fit.finish()
+    if fit is not None:
+        encoders = fit.finish()
+    assert encoders is not None
+    encoders = dataclasses.replace(encoders, schema=schema, counts={})
     with DatasetWriter(out, schema, encoders.spec) as writer:
         encoders.save(writer.encoders_path)
         for part in log.parts("encode"):

@@ -1,10 +1,11 @@
 """A trained model of the catalog as it leaves its run: everything needed to build it again.
 
-model.json          name, config and tasks
+model.json          name, config and tasks, and how it was trained where that is known
 model.safetensors   weights
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class TrainedModel:
     """Its inputs and tasks."""
     module: nn.Module
     """The model with its weights, on the CPU."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """How it was trained, in the words of its run's recipe without ``[model]``, for whoever trains
+    it further; empty: not known."""
 
 
 def write_model(folder: Path, model: TrainedModel) -> None:
@@ -43,6 +47,7 @@ def write_model(folder: Path, model: TrainedModel) -> None:
         "name": model.name,
         "config": config.to_table(model.config),
         "spec": config.to_table(model.spec),
+        **({"training": model.training} if model.training else {}),
     }
     artifacts.write_json(folder / _MODEL, record)
     save_weights(folder / _WEIGHTS, model.module)
@@ -61,10 +66,14 @@ def read_model(folder: Path) -> TrainedModel:
         settings = config.from_table(entry.config, record["config"], where="model")
         spec = config.from_table(InputSpec, record["spec"], where="spec")
         module = entry.model(settings, spec)
-    except (ConfigError, KeyError, TypeError) as error:
+        # Bundles that were published before it was kept do not say.
+        training = dict(record.get("training", {}))
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{folder / _MODEL}: must describe a model that this tamis can build, got {error}. "
             f"Read it with the tamis that wrote it, or publish anew."
         ) from error
     load_weights(folder / _WEIGHTS, module)
-    return TrainedModel(name=name, config=settings, spec=spec, module=module.eval())
+    return TrainedModel(
+        name=name, config=settings, spec=spec, module=module.eval(), training=training
+    )

@@ -1,9 +1,11 @@
 """Tensors on disk as safetensors, and the weights of a model among them; nothing is unpickled."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -31,6 +33,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: must fit the model of its config, got {error}") from error
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers by name, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Calibration of the predictions that a run serves, fitted on the rows that it was validated on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,9 @@ def fit_calibration(
     """
     table = read_predictions(run / "predictions", "valid")
     columns = {name: table[name].to_numpy() for name in table.column_names}
-    groups = _billing(dataset, inventory)
+    groups = billing_of_rows(dataset, "valid", inventory)
     found = {}
-    for task, target, predicted in _served(columns, dataset.spec.tasks, head):
+    for task, target, predicted in served_predictions(columns, dataset.spec.tasks, head):
         try:
             found[task] = fit_by_group(
                 method, target, predicted, groups, weights=columns.get("weight")
@@ -59,10 +60,16 @@ def fit_calibration(
     return Calibration(by_task=found)
 
 
-def _served(
-    columns: dict[str, NDArray[np.float64]], tasks: tuple[Task, ...], head: ServedHead | None
+def served_predictions(
+    columns: Mapping[str, NDArray[Any]], tasks: tuple[Task, ...], head: ServedHead | None
 ) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """Name, targets and predictions of each binary task that serves."""
+    """Name, targets and predictions of each binary task that serves.
+
+    Args:
+        columns: ``label:<task>`` and ``prediction:<task>`` of every task.
+        tasks: All tasks of the model.
+        head: Which head of an early-stage ranker serves; None: the model's own predictions.
+    """
     chosen: list[tuple[Task, tuple[Task, ...]]]
     if head is None:
         chosen = [(task, (task,)) for task in tasks]
@@ -87,9 +94,13 @@ def _mean_of_logits(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return probabilities
 
 
-def _billing(dataset: Dataset, inventory: Inventory) -> NDArray[np.str_]:
-    """How the ad of each row of the validation split is billed."""
-    item = dataset.split("valid").role("item")
+def billing_of_rows(dataset: Dataset, split: str, inventory: Inventory) -> NDArray[np.str_]:
+    """How the ad of each row of a split is billed.
+
+    Raises:
+        DataError: The log does not say which ad a row shows.
+    """
+    item = dataset.split(split).role("item")
     if item is None:
         raise DataError(
             f"{dataset.path}: must have the role 'item' to calibrate by billing, got none. Name "

@@ -14,7 +14,7 @@ from tamis.errors import DataError, SchemaError
 from tamis.funnel.online import EventKind
 from tamis.serving.columns import Columns
 from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd
-from tamis.serving.store import JoinedRequest, Store
+from tamis.serving.store import EVERYTHING, JoinedRequest, Store, Window
 
 _ROWS_PER_GROUP = 65_536
 _TIME = ""
@@ -36,14 +36,16 @@ class JoinReport:
     implied: int
     """Rows without an impression, which a click or another event implies."""
     events: int
-    """Events in the store."""
+    """Events in the store; of a window, those that name its requests."""
     of_no_request: int
     """Events that name no request of the store: they are in no row."""
     of_other_ads: int
     """Events that name a request, but an ad that was not in its answer: they are in no row."""
 
 
-def write_joined_log(store: Store, schema: Schema, path: Path) -> JoinReport:
+def write_joined_log(
+    store: Store, schema: Schema, path: Path, *, window: Window = EVERYTHING
+) -> JoinReport:
     """Write the log of a store as Parquet.
 
     Columns of user and context are those that the request was ranked by, histories and counters
@@ -56,6 +58,7 @@ def write_joined_log(store: Store, schema: Schema, path: Path) -> JoinReport:
         store: Requests and events.
         schema: Which columns to write; its labels are kinds of events.
         path: File to write.
+        window: Which answered requests; of some only their own events are counted.
 
     Raises:
         DataError: No ad was seen.
@@ -77,7 +80,7 @@ def write_joined_log(store: Store, schema: Schema, path: Path) -> JoinReport:
     join = _Join(schema)
     with artifacts.disk_errors(path), artifacts.atomic_path(path) as temporary:
         writer: pq.ParquetWriter | None = None
-        for table in join.tables(store.joined()):
+        for table in join.tables(store.joined(window)):
             writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
         if writer is None:
@@ -87,7 +90,7 @@ def write_joined_log(store: Store, schema: Schema, path: Path) -> JoinReport:
                 f"answer."
             )
         writer.close()
-    return join.report(store.num_events())
+    return join.report(store.num_events() if window == EVERYTHING else None)
 
 
 class _Join:
@@ -108,14 +111,16 @@ class _Join:
         if rows:
             yield self._table(rows)
 
-    def report(self, num_events: int) -> JoinReport:
+    def report(self, num_events: int | None) -> JoinReport:
+        joined = self._joined_events + self._of_other_ads
+        num_events = joined if num_events is None else num_events
         return JoinReport(
             requests=self._requests,
             rows=self._rows,
             not_seen=self._not_seen,
             implied=self._implied,
             events=num_events,
-            of_no_request=num_events - self._joined_events - self._of_other_ads,
+            of_no_request=num_events - joined,
             of_other_ads=self._of_other_ads,
         )
 

@@ -16,10 +16,12 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -96,6 +98,20 @@ _releases = sa.Table(
     sa.Column("release", sa.Text, nullable=False, unique=True),
     sa.Column("schema", sa.Text, nullable=False),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Answered requests by their number, in the order in which they were answered."""
+
+    after: int = 0
+    """The last one before the window; 0: it begins with the first."""
+    until: int | None = None
+    """The last one in it; None: whatever is the last."""
+
+
+EVERYTHING = Window()
+"""All answered requests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,19 +285,19 @@ class Store:
             count = connection.execute(sa.select(sa.func.count()).select_from(_events))
             return int(count.scalar_one())
 
-    def joined(self) -> Iterator[JoinedRequest]:
-        """Every answered request, in the order in which they were, with its events.
+    def joined(self, window: Window = EVERYTHING) -> Iterator[JoinedRequest]:
+        """Every answered request of a window, in the order in which they were, with its events.
 
         Memory does not grow with the store.
 
         Raises:
             StoreError: The database cannot be reached.
         """
-        last = 0
+        last = window.after
         while True:
             page = (
                 sa.select(_requests)
-                .where(_requests.c.number > last)
+                .where(*_inside(replace(window, after=last)))
                 .order_by(_requests.c.number)
                 .limit(_ROWS_PER_PAGE)
             )
@@ -301,6 +317,31 @@ class Store:
                 found = tuple(events.get(row.request_id, ()))
                 yield JoinedRequest(request=_request_of(row), events=found)
             last = requests[-1].number
+
+    def requests_with_events(self, window: Window, *, before_micros: int) -> NDArray[np.int64]:
+        """Numbers of the answered requests of a window that an event names, in their order.
+
+        Args:
+            window: Which requests.
+            before_micros: Requests that were asked at this time or later are left out, and all that
+                were answered after the first of them.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        late = sa.select(sa.func.min(_requests.c.number)).where(
+            _requests.c.time_micros >= before_micros, *_inside(window)
+        )
+        named = sa.exists().where(_events.c.request_id == _requests.c.request_id)
+        with self._errors(), self._engine.connect() as connection:
+            first_late = connection.execute(late).scalar_one_or_none()
+            query = sa.select(_requests.c.number).where(named, *_inside(window))
+            if first_late is not None:
+                query = query.where(_requests.c.number < first_late)
+            found = connection.execution_options(yield_per=_ROWS_PER_PAGE).execute(
+                query.order_by(_requests.c.number)
+            )
+            return np.fromiter(found.scalars(), np.int64)
 
     def put_release(self, release: str, schema: str) -> None:
         """Remember the schema of a bundle that serves; it becomes the newest one.
@@ -413,6 +454,12 @@ class Store:
                 f"{self.url}: must be a store that can be reached and written, got "
                 f"{_said(error)}. Check the address, the disk and the database's own log."
             ) from error
+
+
+def _inside(window: Window) -> list[sa.ColumnElement[bool]]:
+    """Conditions of the requests of a window."""
+    number = _requests.c.number
+    return [number > window.after, *([] if window.until is None else [number <= window.until])]
 
 
 def _parsed(url: str) -> sa.URL:

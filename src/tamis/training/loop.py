@@ -21,6 +21,8 @@ from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
+from tamis.models.trained import TrainedModel
+from tamis.models.weights import weights_fingerprint
 from tamis.training import runlog
 from tamis.training.averaging import WeightAverage
 from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_checkpoint
@@ -85,7 +87,12 @@ class _Silent:
 
 
 def train(
-    dataset: Dataset, settings: RunConfig, run: Path, *, observer: Observer | None = None
+    dataset: Dataset,
+    settings: RunConfig,
+    run: Path,
+    *,
+    start: TrainedModel | None = None,
+    observer: Observer | None = None,
 ) -> TrainResult:
     """Train a model, or go on with a run that was killed or interrupted.
 
@@ -96,28 +103,31 @@ def train(
         dataset: Needs the splits ``train`` and ``valid``; ``test`` is evaluated if it is there.
         settings: Everything else that decides the result.
         run: Run folder; made if absent.
+        start: Model whose weights training starts from, such as one that serves; None: from those
+            that the seed draws. Optimizers start from nothing either way.
         observer: Draws progress.
 
     Raises:
-        ConfigError: The folder holds a run of another config or another dataset, or the config
-            does not fit the dataset.
+        ConfigError: The folder holds a run of another config, another dataset or another start, or
+            the config does not fit the dataset, or ``start`` does not fit the config.
         RunInUseError: A living process works on this folder.
         ArtifactError: The disk is full, or no checkpoint is whole.
         TamisError: The loss is no finite number.
     """
     with artifacts.folder_lock(run):
+        started_from = "" if start is None else weights_fingerprint(start.module)
         if is_opened(run):
-            check_run(dataset, settings, run)
+            check_run(dataset, settings, run, started_from=started_from)
         if (run / "metrics.json").exists():
             return TrainResult(
                 run=run, status="finished", metrics=artifacts.read_json(run / "metrics.json")
             )
         # Weights and dropout draw from torch's own generators; the caller's stay as they were.
         with torch.random.fork_rng():
-            training = _Training(dataset, settings, run, observer or _Silent())
+            training = _Training(dataset, settings, run, start, observer or _Silent())
             # Only now, so that a config that does not fit the dataset leaves no run behind.
             if not is_opened(run):
-                open_run(dataset, settings, run)
+                open_run(dataset, settings, run, started_from=started_from)
             return training.work()
 
 
@@ -125,7 +135,12 @@ class _Training:
     """One process's work on one run."""
 
     def __init__(
-        self, dataset: Dataset, settings: RunConfig, run: Path, observer: Observer
+        self,
+        dataset: Dataset,
+        settings: RunConfig,
+        run: Path,
+        start: TrainedModel | None,
+        observer: Observer,
     ) -> None:
         training = settings.training
         self.dataset, self.settings, self.run, self.observer = dataset, settings, run, observer
@@ -147,6 +162,8 @@ class _Training:
         # One seed for weights and dropout; resuming puts the generator back to its saved state.
         torch.manual_seed(training.seed)
         model = catalog.entry(settings.model_name).model(settings.model, dataset.spec)
+        if start is not None:
+            _take_weights(model, settings, dataset, start)
         self.model: nn.Module = model.to(self.device)
         _check_last_batch(self.model, self.loader)
         self.forward = torch.compile(self.model) if training.compile else self.model
@@ -378,6 +395,22 @@ class _Training:
             prefetch=0,
         )
         return next(loader.epoch(0)).to(self.device)
+
+
+def _take_weights(
+    model: nn.Module, settings: RunConfig, dataset: Dataset, start: TrainedModel
+) -> None:
+    """Put the weights of a trained model into a new one of the same kind and inputs."""
+    ours = (settings.model_name, settings.model, dataset.spec)
+    if ours != (start.name, start.config, start.spec):
+        parts = zip(("model.name", "model", "inputs"), ours,
+                    (start.name, start.config, start.spec), strict=True)  # fmt: skip
+        what = next(name for name, own, other in parts if own != other)
+        raise ConfigError(
+            f"start: must be a model of the same config and inputs, got another {what}. Train "
+            f"with its config on a dataset of its encoders, or from the beginning."
+        )
+    model.load_state_dict(start.module.state_dict())
 
 
 def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:

@@ -138,7 +138,14 @@ def load_trained(run: Path) -> TrainedModel:
     spec, settings = load_run_spec(run), load_run_config(run)
     module = catalog.entry(settings.model_name).model(settings.model, spec)
     load_best_weights(run, module)
-    return TrainedModel(name=settings.model_name, config=settings.model, spec=spec, module=module)
+    training = {name: part for name, part in settings.to_table().items() if name != "model"}
+    return TrainedModel(
+        name=settings.model_name,
+        config=settings.model,
+        spec=spec,
+        module=module,
+        training=training,
+    )
 
 
 def save_best_weights(run: Path, model: nn.Module, *, step: int) -> None:

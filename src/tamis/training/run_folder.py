@@ -68,19 +68,32 @@ def check_finished(run: Path) -> None:
         )
 
 
-def check_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
+def check_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: str = "") -> None:
     """Check that the folder holds this run and no other.
 
     Inputs that are damaged, or were not sealed by an earlier version, are written anew: the same
     dataset has the same.
 
+    Args:
+        dataset: What it is trained on.
+        settings: Everything else that decides the result.
+        run: Its folder.
+        started_from: Fingerprint of the weights that it started from; empty: those of its seed.
+
     Raises:
-        ConfigError: It is a run of another config or another dataset.
+        ConfigError: It is a run of another config, another dataset or another start.
     """
     # Parsed, so that a setting that a later version added has its default on both sides.
     found = read_run_config(run / _CONFIG).to_table()
     _check_same(settings.to_table(), found, run)
-    fingerprint = artifacts.read_json(run / "run.json")["dataset"]["fingerprint"]
+    record = artifacts.read_json(run / "run.json")
+    fingerprint, before = record["dataset"]["fingerprint"], record.get("started_from", "")
+    if before != started_from:
+        raise ConfigError(
+            f"{run}: must be resumed with the weights that it started from, got "
+            f"{started_from[:12] or 'those of its seed'} instead of "
+            f"{before[:12] or 'those of its seed'}. Give another run name."
+        )
     if fingerprint != dataset.fingerprint:
         raise ConfigError(
             f"{run}: must be of the same dataset, got fingerprint {dataset.fingerprint[:12]} "
@@ -109,7 +122,7 @@ def verified_inputs(run: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
 
-def open_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
+def open_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: str = "") -> None:
     """Write what identifies the run, ``config.toml`` last, and what its model needs to predict.
 
     Raises:
@@ -126,6 +139,7 @@ def open_run(dataset: Dataset, settings: RunConfig, run: Path) -> None:
         },
         "commit": runlog.source_commit(),
         "seed": settings.training.seed,
+        **({"started_from": started_from} if started_from else {}),
         "status": "running",
     }
     artifacts.write_json(run / "run.json", identity)

@@ -1,0 +1,279 @@
+"""One turn of the loop: events of a store, stages trained further, judged, published, served.
+
+A turn may be killed at any moment and begun again: what was finished is kept, and what others can
+see, a bundle beside the others and a server that changed, happens once.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tamis import artifacts
+from tamis.errors import ConfigError, DataError, RefreshRefusedError, RunInUseError
+from tamis.funnel.bundle import Bundle, read_bundle, write_bundle
+from tamis.refreshing.learn import Lesson, learn, log_schema
+from tamis.refreshing.ledger import Ledger, Losses, Round
+from tamis.refreshing.server import Server
+from tamis.serving.joined_log import write_joined_log
+from tamis.serving.refused import RefusedError
+from tamis.serving.shelf import take_bundle
+from tamis.serving.store import Store, Window
+from tamis.training.loop import Observer
+
+_VALID, _TEST = 0.1, 0.1
+"""Shares of a round's requests that calibrate, and that judge: the newest ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshSettings:
+    """When there is enough to learn from, and when what was learnt is good enough."""
+
+    tolerance: float = 0.01
+    """Largest relative increase of any task's loss on the newest requests. At least 0."""
+    least_requests: int = 1000
+    """Fewest new requests with events that a round begins with. At least 10."""
+    settle_minutes: float = 60.0
+    """How long a request waits for its events before it is learnt from. At least 0."""
+    settings: tuple[str, ...] = ()
+    """Overrides of the stages' recipes, such as ``training.max_epochs=3``."""
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0 or self.least_requests < 10 or not self.settle_minutes >= 0:
+            raise ConfigError(
+                f"refresh: tolerance and settle_minutes must be at least 0 and least_requests 10, "
+                f"got tolerance={self.tolerance!r}, settle_minutes={self.settle_minutes!r}, "
+                f"least_requests={self.least_requests!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refreshed:
+    """How a turn ended."""
+
+    outcome: Literal["live", "published", "nothing"]
+    """The server took the new bundle; it was published, and nobody was told; too little is new."""
+    turn: Round | None
+    """The round; None for ``nothing``."""
+    new_requests: int = 0
+    """New requests with events, for ``nothing``."""
+
+
+def refresh(
+    bundle: Path,
+    store: Store,
+    work: Path,
+    settings: RefreshSettings,
+    *,
+    server: Server | None = None,
+    say: Callable[[str], None],
+    observer: Observer | None = None,
+) -> Refreshed:
+    """Learn from what came since the last refresh, and serve it if it is no worse.
+
+    What is trained further is the bundle that the server serves or, without a server, the newest
+    that was published here. Its release says how far it has learnt: after a roll-back the next
+    round begins where the bundle that serves again was left.
+
+    Args:
+        bundle: Where the loop began. New bundles appear beside it, as ``<name>-0001`` and so on.
+        store: Requests and events.
+        work: Folder of the ledger, and of the newest round's logs, datasets and runs.
+        settings: When to learn, and when to accept.
+        server: Serves a bundle that lies beside ``bundle``; None: bundles are only published.
+        say: Told what happens.
+        observer: Draws the progress of trainings.
+
+    Raises:
+        RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
+            last tried and nothing has come since.
+        RunInUseError: Another process refreshes in this folder.
+        ServerError: The server cannot be reached, or refuses.
+        TamisError: As reading the store, training and publishing do.
+    """
+    with _only_one(work):
+        ledger = Ledger(work)
+        serving = _serving(bundle, ledger, server)
+        turn = _unfinished(ledger, serving.release, has_server=server is not None)
+        if turn is None:
+            turn, fresh = _new_round(ledger, serving.release, store, settings)
+            if turn is None:
+                _repeat_refusal(ledger.last, serving.release)
+                return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
+            ledger.add(turn)
+            _remove_rounds(work, but=turn.number)
+        say(f"round {turn.number}: requests {turn.after + 1} to {turn.until} of the store")
+        if turn.status == "open":
+            turn = _learn(ledger, turn, bundle, serving, store, work, settings, say, observer)
+        if turn.status == "published" and server is not None:
+            server.change(replaces=turn.base, release=turn.release)
+            turn = ledger.update(status="live")
+    return Refreshed(outcome="live" if turn.status == "live" else "published", turn=turn)
+
+
+@contextlib.contextmanager
+def _only_one(work: Path) -> Iterator[None]:
+    lock = artifacts.folder_lock(work)
+    try:
+        lock.__enter__()
+    except RunInUseError as error:
+        raise RunInUseError(
+            f"{work}: must not be in use by another refresh, got one that is alive. Wait for it, "
+            f"or stop it; the next one goes on where it was."
+        ) from error
+    with contextlib.ExitStack() as stack:
+        stack.push(lock.__exit__)
+        yield
+
+
+def _serving(bundle: Path, ledger: Ledger, server: Server | None) -> Bundle:
+    """What the next round begins from."""
+    if server is None:
+        done = [turn for turn in ledger.rounds if turn.status in ("published", "live")]
+        return read_bundle(Path(done[-1].bundle) if done else bundle)
+    release = server.release()
+    try:
+        return take_bundle(bundle.resolve().parent, release)
+    except RefusedError as error:
+        raise ConfigError(
+            f"{bundle.resolve().parent}: must hold the bundle that the server serves, release "
+            f"{release[:12]}, got none of it. Name a bundle in the server's folder of bundles."
+        ) from error
+
+
+def _unfinished(ledger: Ledger, serving: str, *, has_server: bool) -> Round | None:
+    """The newest round, if there is something left to do for it."""
+    turn = ledger.last
+    if turn is None or turn.status in ("refused", "live", "overtaken"):
+        return None
+    if turn.status == "published":
+        if not has_server:
+            return None
+        if serving == turn.release:
+            # It was killed between the server's answer and the ledger.
+            return ledger.update(status="live")
+    if has_server and serving != turn.base:
+        ledger.update(status="overtaken")
+        return None
+    return turn
+
+
+def _new_round(
+    ledger: Ledger, serving: str, store: Store, settings: RefreshSettings
+) -> tuple[Round | None, int]:
+    """The next round, or None and how many new requests there are."""
+    made_by = ledger.round_of(serving)
+    after = 0 if made_by is None else made_by.trained_until
+    before_micros = time.time_ns() // 1_000 - round(settings.settle_minutes * 60e6)
+    numbers = store.requests_with_events(Window(after=after), before_micros=before_micros)
+    seen = max((turn.until for turn in ledger.rounds if turn.status != "overtaken"), default=0)
+    fresh = int((numbers > seen).sum())
+    if fresh < settings.least_requests:
+        return None, fresh
+    count = len(numbers)
+    turn = Round(
+        number=len(ledger.rounds) + 1,
+        base=serving,
+        after=after,
+        trained_until=int(numbers[round(count * (1 - _VALID - _TEST)) - 1]),
+        valid_until=int(numbers[round(count * (1 - _TEST)) - 1]),
+        until=int(numbers[-1]),
+    )
+    return turn, fresh
+
+
+def _repeat_refusal(last: Round | None, serving: str) -> None:
+    if last is not None and last.status == "refused" and last.base == serving:
+        raise _refused(last)
+
+
+def _learn(
+    ledger: Ledger,
+    turn: Round,
+    bundle: Path,
+    serving: Bundle,
+    store: Store,
+    work: Path,
+    settings: RefreshSettings,
+    say: Callable[[str], None],
+    observer: Observer | None,
+) -> Round:
+    """Train, judge and publish an open round."""
+    folder = work / _name(turn.number)
+    logs = _write_logs(store, turn, folder / "logs", serving)
+    lesson = Lesson(logs=logs, folder=folder, settings=settings.settings)
+    with artifacts.disk_errors(folder):
+        learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
+    turn = ledger.update(losses=learnt.losses)
+    is_good = all(
+        loss.refreshed <= loss.serving * (1 + settings.tolerance) for loss in learnt.losses
+    )
+    if not learnt.losses or not is_good:
+        raise _refused(ledger.update(status="refused"))
+    if not turn.bundle:
+        # Noted before it is written, so that a bundle found there is known to be this one.
+        turn = ledger.update(bundle=str(_free_folder(bundle.resolve(), turn.number)))
+    out = Path(turn.bundle)
+    if artifacts.kind_of(out) == "bundle":
+        release = read_bundle(out).release
+    else:
+        release = write_bundle(out, learnt.blueprint)
+    say(f"published: {out}")
+    return ledger.update(status="published", release=release)
+
+
+def _write_logs(store: Store, turn: Round, folder: Path, serving: Bundle) -> dict[str, Path]:
+    """A log for each part of the round; events that come later change none of them."""
+    schema = log_schema(serving.blueprint)
+    windows = {
+        "train": Window(after=turn.after, until=turn.trained_until),
+        "valid": Window(after=turn.trained_until, until=turn.valid_until),
+        "test": Window(after=turn.valid_until, until=turn.until),
+    }
+    logs = {}
+    for name, window in windows.items():
+        logs[name] = folder / f"{name}.parquet"
+        if not logs[name].exists():
+            write_joined_log(store, schema, logs[name], window=window)
+    return logs
+
+
+def _free_folder(bundle: Path, number: int) -> Path:
+    out = bundle.with_name(f"{bundle.name}-{number:04d}")
+    if out.exists():
+        raise DataError(
+            f"{out}: must be free for the new bundle, got another one's files. Move it away."
+        )
+    return out
+
+
+def _remove_rounds(work: Path, *, but: int) -> None:
+    """Remove logs, datasets and runs of rounds that are over; the ledger keeps what they gave."""
+    for number in range(1, but):
+        shutil.rmtree(work / _name(number), ignore_errors=True)
+
+
+def _name(number: int) -> str:
+    return f"round-{number:04d}"
+
+
+def _refused(turn: Round) -> RefreshRefusedError:
+    worst = max(turn.losses, key=_increase, default=None)
+    if worst is None:
+        return RefreshRefusedError(
+            f"round {turn.number}: the newest requests must have labels to judge by, got none. "
+            f"What serves goes on. Wait for more events."
+        )
+    return RefreshRefusedError(
+        f"round {turn.number}: the refreshed stage {worst.stage!r} must not be worse than the one "
+        f"that serves by more than the tolerance, got a loss of {worst.refreshed:.5f} for task "
+        f"{worst.task!r} beside {worst.serving:.5f} on the {worst.rows:,} newest rows. What "
+        f"serves goes on; look at the events of that time, or raise --tolerance."
+    )
+
+
+def _increase(loss: Losses) -> float:
+    return (loss.refreshed - loss.serving) / max(loss.serving, 1e-12)

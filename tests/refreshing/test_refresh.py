@@ -1,0 +1,400 @@
+"""Turns of the loop: what is learnt, from which requests, once each, wherever it was killed."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tamis import artifacts
+from tamis.data.ingest import encode_log
+from tamis.data.loader import batches_of_rows
+from tamis.errors import (
+    ConfigError,
+    DataError,
+    RefreshRefusedError,
+    RunInUseError,
+    ServerError,
+)
+from tamis.funnel.bundle import read_bundle
+from tamis.models.weights import weights_fingerprint
+from tamis.refreshing import refresh as module
+from tamis.refreshing.ledger import Ledger
+from tamis.refreshing.refresh import Refreshed, RefreshSettings, refresh
+
+# A hundred rows tell little: only what they are to refuse is refused.
+LOOSE = RefreshSettings(
+    tolerance=0.5, least_requests=20, settle_minutes=0, settings=("training.batch_size=128",)
+)
+FAST = replace(
+    LOOSE,
+    settings=(
+        "training.batch_size=128",
+        "training.max_epochs=4",
+        "optimizer.embedding_lr=0.1",
+        "optimizer.dense_lr=0.01",
+    ),
+)
+
+
+class FakeServer:
+    """Serves a release, and remembers every change."""
+
+    def __init__(self, release: str) -> None:
+        self.serves, self.changes = release, []
+        self.dies_after_change = False
+
+    def release(self) -> str:
+        return self.serves
+
+    def change(self, *, replaces: str, release: str) -> None:
+        if replaces != self.serves:
+            raise ServerError("another serves")
+        self.changes.append((self.serves, release))
+        self.serves = release
+        if self.dies_after_change:
+            raise Killed
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.fixture
+def turn(world: Any, say: Callable[[str], None]) -> Callable[..., Refreshed]:
+    def run(settings: RefreshSettings = LOOSE, *, of: Any = world, **options: Any) -> Refreshed:
+        return refresh(of.bundle, of.store, of.work, settings, say=say, **options)
+
+    return run
+
+
+def test_both_learning_stages_are_trained_further_and_all_else_stays(
+    world: Any, turn: Callable[..., Refreshed], said: list[str]
+) -> None:
+    found = turn(FAST)
+
+    assert found.outcome == "published"
+    assert found.turn is not None
+    before, after = (read_bundle(path) for path in (world.bundle, Path(found.turn.bundle)))
+    assert Path(found.turn.bundle) == world.bundle.with_name("first-0001").resolve()
+    assert after.release == found.turn.release != before.release == found.turn.base
+    old, new = before.blueprint, after.blueprint
+    assert [stage.budget for stage in old.stages] == [stage.budget for stage in new.stages]
+    for place in (1, 2):
+        was, now = old.stages[place].plan, new.stages[place].plan
+        assert weights_fingerprint(was.model.module) != weights_fingerprint(now.model.module)
+        assert (was.model.spec, was.model.config) == (now.model.spec, now.model.config)
+        # The recipe is carried on as it was, not with the steps of this turn.
+        assert was.model.training == now.model.training != {}
+        assert was.settings == now.settings
+    # Calibrated before, so calibrated anew; and the early stage was not and is not.
+    assert new.stages[2].plan.calibration.by_task.keys() == {"click", "conversion", "hide"}
+    assert new.stages[2].plan.calibration != old.stages[2].plan.calibration
+    assert not new.stages[1].plan.calibration.by_task
+    assert np.array_equal(old.inventory.codes, new.inventory.codes)
+    assert (old.weights, old.reserve, old.online) == (new.weights, new.reserve, new.online)
+    by_name = {(loss.stage, loss.task): loss for loss in found.turn.losses}
+    assert {stage for stage, _ in by_name} == {"early", "final"}
+    # Users click even ids, which the first bundle knows nothing of.
+    click = by_name["final", "click"]
+    assert click.refreshed < 0.8 * click.serving
+    assert any("final stage learns" in line for line in said)
+    # Who converts is drawn by lot, which no map can be fitted to.
+    kept = [line for line in said if "'conversion': keeps the calibration that serves" in line]
+    maps = [blueprint.stages[2].plan.calibration.by_task for blueprint in (old, new)]
+    assert (maps[0]["conversion"] == maps[1]["conversion"]) == (len(kept) == 1)
+    assert maps[0]["click"] != maps[1]["click"]
+
+
+def test_losses_are_those_of_the_served_predictions_on_the_newest_rows(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    found = turn(FAST)
+
+    assert found.turn is not None
+    log = pq.read_table(world.work / "round-0001" / "logs" / "test.parquet").to_pylist()
+    clicks = np.array([row["click"] for row in log], float)
+    ads = [row["ad_id"] for row in log]
+    for which, path in (("serving", world.bundle), ("refreshed", Path(found.turn.bundle))):
+        blueprint = read_bundle(path).blueprint
+        plan, inventory = blueprint.stages[2].plan, blueprint.inventory
+        (rows,) = encode_log(
+            world.work / "round-0001" / "logs" / "test.parquet", blueprint.encoders
+        )
+        (batch,) = batches_of_rows(rows, blueprint.encoders.spec, batch_size=10_000)
+        logits = plan.model.module(batch).logits[:, 0].detach().double().numpy()
+        raw_ids = inventory.raw["ad_id"].to_pylist()
+        billing = [str(inventory.attributes.billing[[str(i) for i in raw_ids].index(ad)])
+                   for ad in ads]  # fmt: skip
+        probabilities = plan.calibration.apply(
+            {"click": 1 / (1 + np.exp(-logits))}, np.array(billing)
+        )["click"]
+        expected = -np.mean(
+            clicks * np.log(probabilities) + (1 - clicks) * np.log(1 - probabilities)
+        )
+        (loss,) = (x for x in found.turn.losses if (x.stage, x.task) == ("final", "click"))
+        assert loss.rows == len(log)
+        assert getattr(loss, which) == pytest.approx(expected, rel=1e-5)
+
+
+def test_round_is_cut_at_requests_in_the_order_in_which_they_came(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    found = turn()
+
+    made = found.turn
+    assert made is not None
+    assert (made.after, made.trained_until, made.valid_until, made.until) == (0, 120, 135, 150)
+    logs = world.work / "round-0001" / "logs"
+    requests = [
+        set(pq.read_table(logs / f"{name}.parquet", columns=["request_id"])[0].to_pylist())
+        for name in ("train", "valid", "test")
+    ]
+    expected = [range(1, 121), range(121, 136), range(136, 151)]
+    assert requests == [{f"r{number}" for number in part} for part in expected]
+
+
+def test_next_round_learns_what_the_one_before_was_judged_by(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    first = turn().turn
+    assert turn().outcome == "nothing"
+    world.tell(30)
+
+    second = turn().turn
+
+    assert first is not None
+    assert second is not None
+    assert second.base == first.release
+    assert (second.after, second.until) == (120, 180)
+    assert Path(second.bundle).name == "first-0002"
+    # Files of rounds that are over go, and what they gave stays.
+    assert not (world.work / "round-0001").exists()
+    assert [item.number for item in Ledger(world.work).rounds] == [1, 2]
+
+
+def test_too_few_new_requests_are_left_for_later(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    found = turn(replace(LOOSE, least_requests=151))
+
+    assert (found.outcome, found.new_requests) == ("nothing", 150)
+    assert not (world.work / "round-0001").exists()
+
+
+def test_requests_wait_for_their_events(world: Any, turn: Callable[..., Refreshed]) -> None:
+    world.tell(40, hours_ago=0.5)
+
+    found = turn(replace(LOOSE, settle_minutes=60))
+
+    assert found.turn is not None
+    assert found.turn.until == 150
+
+
+def test_worse_bundle_is_refused_and_the_verdict_stands_until_something_is_new(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    server = FakeServer(read_bundle(world.bundle).release)
+    # With such long steps nothing is left of what was learnt.
+    harmful = replace(
+        LOOSE, settings=("training.batch_size=64", "optimizer.dense_lr=3", "training.patience=1")
+    )
+
+    message = (
+        r"round 1: the refreshed stage '\w+' must not be worse .* got a loss of [\d.]+ for task "
+        r"'\w+' beside [\d.]+ on the"
+    )
+    with pytest.raises(RefreshRefusedError, match=message) as one:
+        turn(harmful, server=server)
+    with pytest.raises(RefreshRefusedError) as two:
+        turn(harmful, server=server)
+
+    assert str(one.value) == str(two.value)
+    assert server.changes == []
+    assert [path.name for path in world.bundle.parent.iterdir()] == ["first"]
+    assert Ledger(world.work).rounds[-1].status == "refused"
+    # What came of it was learnt by nobody, so that the next round begins where this one did.
+    world.tell(25)
+    again = turn(server=server)
+    assert again.outcome == "live"
+    assert again.turn is not None
+    assert (again.turn.number, again.turn.after, again.turn.until) == (2, 0, 175)
+
+
+def test_tolerance_is_relative_to_the_loss_that_serves(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    harmful = ("training.batch_size=64", "optimizer.dense_lr=3", "training.patience=1")
+
+    found = turn(replace(LOOSE, settings=harmful, tolerance=1e9))
+
+    assert found.turn is not None
+    increase = max(loss.refreshed / loss.serving - 1 for loss in found.turn.losses)
+    assert increase > 0.01
+
+
+def test_server_takes_the_new_bundle_once(world: Any, turn: Callable[..., Refreshed]) -> None:
+    first = read_bundle(world.bundle).release
+    server = FakeServer(first)
+
+    found = turn(server=server)
+
+    assert found.outcome == "live"
+    assert found.turn is not None
+    assert server.changes == [(first, found.turn.release)]
+    assert turn(server=server).outcome == "nothing"
+    assert len(server.changes) == 1
+
+
+def test_bundle_that_was_only_published_is_served_later(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    server = FakeServer(read_bundle(world.bundle).release)
+    published = turn()
+
+    later = turn(server=server)
+
+    assert published.turn is not None
+    assert later.outcome == "live"
+    assert server.serves == published.turn.release
+
+
+def test_round_after_a_roll_back_begins_where_the_first_bundle_was_left(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    first = read_bundle(world.bundle).release
+    server = FakeServer(first)
+    turn(server=server)
+    server.serves = first
+
+    assert turn(server=server).outcome == "nothing"
+    world.tell(20)
+    found = turn(server=server)
+
+    assert found.turn is not None
+    assert (found.turn.base, found.turn.after, found.turn.until) == (first, 0, 170)
+
+
+def test_round_that_another_bundle_overtook_is_given_up(
+    world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_bundle(world.bundle).release
+    server = FakeServer(first)
+    made = turn(server=server).turn
+    assert made is not None
+    server.serves = first
+    world.tell(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "learn", _dies)
+        with pytest.raises(Killed):
+            turn(server=server)
+    server.serves = made.release
+
+    found = turn(server=server)
+
+    assert [item.status for item in Ledger(world.work).rounds] == ["live", "overtaken", "live"]
+    assert found.turn is not None
+    assert (found.turn.base, found.turn.after) == (made.release, 120)
+
+
+def test_unknown_release_of_the_server_is_refused(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    with pytest.raises(ConfigError, match="must hold the bundle that the server serves, release f"):
+        turn(server=FakeServer("f" * 64))
+
+
+def test_two_at_once_exclude_each_other(world: Any, turn: Callable[..., Refreshed]) -> None:
+    with (
+        artifacts.folder_lock(world.work),
+        pytest.raises(RunInUseError, match="must not be in use by another refresh"),
+    ):
+        turn()
+
+
+def test_killed_between_the_servers_answer_and_the_ledger(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    server = FakeServer(read_bundle(world.bundle).release)
+    server.dies_after_change = True
+    with pytest.raises(Killed):
+        turn(server=server)
+    assert Ledger(world.work).rounds[-1].status == "published"
+
+    again = turn(server=server)
+
+    # Nothing is left to do but to write down what is so.
+    assert again.outcome == "live"
+    assert Ledger(world.work).rounds[-1].status == "live"
+    assert len(server.changes) == 1
+
+
+def test_killed_anywhere_it_ends_with_the_same_release(
+    world: Any,
+    turn: Callable[..., Refreshed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = read_bundle(world.bundle).release
+    replaced: list[Path] = []
+    real = os.replace
+
+    def count(source: Any, target: Any, die_at: int = -1) -> None:
+        if len(replaced) == die_at:
+            raise Killed
+        replaced.append(Path(target))
+        real(source, target)
+
+    (tmp_path / "whole").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", count)
+        whole = turn(of=world.copy(tmp_path / "whole"), server=FakeServer(first)).turn
+    assert whole is not None
+    steps = list(replaced)
+    # A step of each kind: log, dataset, weights, checkpoint, ledger, bundle.
+    names = [path.name for path in steps]
+    chosen = {names.index(name) for name in ("valid.parquet", "early-data", "first-0001")}
+    chosen |= {place for place, name in enumerate(names) if name == "ledger.json"}
+    chosen |= {len(steps) // 3, len(steps) // 2, 2 * len(steps) // 3}
+    for die_at in sorted(chosen):
+        folder = tmp_path / f"killed-{die_at}"
+        folder.mkdir()
+        copy, server = world.copy(folder), FakeServer(first)
+        replaced.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda s, t, at=die_at: count(s, t, at))
+            with pytest.raises(Killed):
+                turn(of=copy, server=server)
+
+        turn(of=copy, server=server)
+
+        assert server.changes == [(first, whole.release)], names[die_at]
+        (made,) = Ledger(copy.work).rounds
+        assert (made.status, made.release, made.losses) == ("live", whole.release, whole.losses)
+        found = sorted(path.name for path in copy.bundle.parent.iterdir())
+        assert found == ["first", "first-0001"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tolerance": -0.1}, {"least_requests": 9}, {"settle_minutes": float("nan")}]
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="refresh: tolerance and settle_minutes must be at least"):
+        RefreshSettings(**changes)
+
+
+def test_folder_of_somebody_else_is_not_taken_for_the_new_bundle(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    (world.bundle.parent / "first-0001").mkdir()
+
+    with pytest.raises(DataError, match="first-0001: must be free for the new bundle"):
+        turn()
+
+
+def _dies(*arguments: object, **options: object) -> None:
+    raise Killed
