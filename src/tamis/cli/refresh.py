@@ -32,7 +32,7 @@ def refresh(
         Path | None, typer.Option(help="Folder of the loop's own files; BUNDLE-refresh if absent.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest relative increase of a loss on the newest requests.")
+        float, typer.Option(help="Largest relative increase of a stage's loss on new requests.")
     ] = 0.01,
     least_requests: Annotated[
         int, typer.Option(help="Fewest new requests with events; with fewer nothing is done.")

@@ -39,8 +39,9 @@ from tamis.training.predict import load_trained
 
 _STEP_SIZE = 0.1
 """Share of a recipe's step sizes. A bundle holds no state of the optimizers, and the first steps
-of fresh ones are as long as the step size itself: at full length they would undo what a table row
-has learnt."""
+of fresh ones are as long as the step size itself. On the simulated market (90,000 impressions, then
+48,000 more, judged on the next 6,000; one seed) steps of full length raised the log loss of clicks
+by 2.2 % for DeepFM and 1.5 % for DHEN; a tenth lowered it by 0.7 % and 0.1 %."""
 
 Trainable = RankerPlan | EarlyStagePlan
 

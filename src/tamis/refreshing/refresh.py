@@ -16,7 +16,7 @@ from tamis import artifacts
 from tamis.errors import ConfigError, DataError, RefreshRefusedError, RunInUseError
 from tamis.funnel.bundle import Bundle, read_bundle, write_bundle
 from tamis.refreshing.learn import Lesson, learn, log_schema
-from tamis.refreshing.ledger import Ledger, Losses, Round
+from tamis.refreshing.ledger import Ledger, Round
 from tamis.refreshing.server import Server
 from tamis.serving.joined_log import write_joined_log
 from tamis.serving.refused import RefusedError
@@ -33,7 +33,8 @@ class RefreshSettings:
     """When there is enough to learn from, and when what was learnt is good enough."""
 
     tolerance: float = 0.01
-    """Largest relative increase of any task's loss on the newest requests. At least 0."""
+    """Largest relative increase of a stage's loss on the newest requests, over all of its tasks.
+    At least 0."""
     least_requests: int = 1000
     """Fewest new requests with events that a round begins with. At least 10."""
     settle_minutes: float = 60.0
@@ -208,10 +209,8 @@ def _learn(
     with artifacts.disk_errors(folder):
         learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
     turn = ledger.update(losses=learnt.losses)
-    is_good = all(
-        loss.refreshed <= loss.serving * (1 + settings.tolerance) for loss in learnt.losses
-    )
-    if not learnt.losses or not is_good:
+    worst = _worst(turn)
+    if worst is None or not worst.refreshed <= worst.serving * (1 + settings.tolerance):
         raise _refused(ledger.update(status="refused"))
     if not turn.bundle:
         # Noted before it is written, so that a bundle found there is known to be this one.
@@ -260,8 +259,40 @@ def _name(number: int) -> str:
     return f"round-{number:04d}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Total:
+    """A stage's loss over all its tasks, nats a row."""
+
+    stage: str
+    rows: int
+    serving: float
+    refreshed: float
+
+
+def _worst(turn: Round) -> _Total | None:
+    """The stage whose loss rose most; None where nothing could be compared.
+
+    All tasks together, each with as many rows as have its label: that is how likely the newest
+    rows are. Judged one by one, the few conversions of a round would decide by chance.
+    """
+    totals = []
+    for stage in dict.fromkeys(loss.stage for loss in turn.losses):
+        own = [loss for loss in turn.losses if loss.stage == stage]
+        rows = max(loss.rows for loss in own)
+        serving, refreshed = (
+            sum(loss.rows * getattr(loss, which) for loss in own) / rows
+            for which in ("serving", "refreshed")
+        )
+        totals.append(_Total(stage=stage, rows=rows, serving=serving, refreshed=refreshed))
+    return max(
+        totals,
+        key=lambda total: (total.refreshed - total.serving) / max(total.serving, 1e-12),
+        default=None,
+    )
+
+
 def _refused(turn: Round) -> RefreshRefusedError:
-    worst = max(turn.losses, key=_increase, default=None)
+    worst = _worst(turn)
     if worst is None:
         return RefreshRefusedError(
             f"round {turn.number}: the newest requests must have labels to judge by, got none. "
@@ -269,11 +300,7 @@ def _refused(turn: Round) -> RefreshRefusedError:
         )
     return RefreshRefusedError(
         f"round {turn.number}: the refreshed stage {worst.stage!r} must not be worse than the one "
-        f"that serves by more than the tolerance, got a loss of {worst.refreshed:.5f} for task "
-        f"{worst.task!r} beside {worst.serving:.5f} on the {worst.rows:,} newest rows. What "
-        f"serves goes on; look at the events of that time, or raise --tolerance."
+        f"that serves by more than the tolerance, got a loss of {worst.refreshed:.5f} beside "
+        f"{worst.serving:.5f} on the {worst.rows:,} newest rows. What serves goes on; look at the "
+        f"events of that time, or raise --tolerance."
     )
-
-
-def _increase(loss: Losses) -> float:
-    return (loss.refreshed - loss.serving) / max(loss.serving, 1e-12)
