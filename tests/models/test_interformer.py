@@ -230,7 +230,7 @@ def _layer(flow: str) -> tuple[InterFormer, torch.Tensor, torch.Tensor, torch.Te
     with torch.no_grad():
         model.tokens.tables.weight.normal_()
     events = model.events(batch, model.tokens.tables)
-    groups = LengthGroups(events.offsets)
+    groups = LengthGroups(events.offsets, len(events.values))
     x = model.tokens(batch).index_select(0, groups.order).detach().requires_grad_()
     (s,), (valid,) = groups.pad(events.values), groups.valid
     return model, x, s.detach().requires_grad_(), valid

@@ -16,7 +16,7 @@ def _offsets(*lengths: int) -> torch.Tensor:
 
 
 def test_padding_keeps_events_from_the_left_and_has_a_mask() -> None:
-    groups = LengthGroups(_offsets(2, 0, 1))
+    groups = LengthGroups(_offsets(2, 0, 1), 3)
     (padded,) = groups.pad(torch.tensor([[1.0], [2], [3]]))
 
     assert groups.order.tolist() == [1, 2, 0]
@@ -25,7 +25,7 @@ def test_padding_keeps_events_from_the_left_and_has_a_mask() -> None:
 
 
 def test_padding_of_nothing_has_one_place_that_is_not_valid() -> None:
-    groups = LengthGroups(_offsets(0, 0))
+    groups = LengthGroups(_offsets(0, 0), 0)
     (padded,) = groups.pad(torch.zeros(0, 3))
 
     assert padded.shape == (2, 1, 3)
@@ -33,7 +33,7 @@ def test_padding_of_nothing_has_one_place_that_is_not_valid() -> None:
 
 
 def test_a_batch_without_rows_is_one_group_without_rows() -> None:
-    groups = LengthGroups(_offsets())
+    groups = LengthGroups(_offsets(), 0)
 
     assert groups.pad(torch.zeros(0, 3))[0].shape == (0, 1, 3)
     assert groups.join(groups.split(torch.zeros(0, 2))).shape == (0, 2)
@@ -41,7 +41,7 @@ def test_a_batch_without_rows_is_one_group_without_rows() -> None:
 
 def test_padding_hands_gradients_back_to_every_event() -> None:
     values = torch.randn(4, 2, requires_grad=True)
-    (padded,) = LengthGroups(_offsets(1, 3)).pad(values)
+    (padded,) = LengthGroups(_offsets(1, 3), 4).pad(values)
     (padded * torch.arange(12.0).view(2, 3, 2)).sum().backward()
 
     assert values.grad.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
@@ -51,7 +51,7 @@ def test_padding_hands_gradients_back_to_every_event() -> None:
 def test_groups_hold_every_row_and_event_once_and_lead_back(lengths: list[int], cost: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length_groups, "_PLACES_PER_GROUP_ON_CPU", cost)
-        groups = LengthGroups(_offsets(*lengths))
+        groups = LengthGroups(_offsets(*lengths), sum(lengths))
     events = torch.arange(1.0, sum(lengths) + 1).unsqueeze(1)
     rows = torch.arange(float(len(lengths)))
     padded = groups.pad(events)
@@ -80,3 +80,20 @@ def test_no_other_cuts_cost_less(ordered: list[int], cost: int) -> None:
         for places in itertools.combinations(inner, count):
             bounds = [0, *places, len(ordered)]
             assert total(found) <= total(list(itertools.pairwise(bounds)))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9))
+def test_model_that_is_exported_has_one_group_in_the_order_of_its_rows(lengths: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_exporting", lambda: True)
+        groups = LengthGroups(_offsets(*lengths), sum(lengths))
+    events = torch.arange(1.0, sum(lengths) + 1).unsqueeze(1)
+    rows = torch.arange(float(len(lengths)))
+
+    (padded,), (valid,) = groups.pad(events), groups.valid
+    assert padded.shape == (len(lengths), max(2, *lengths, 0), 1)
+    assert valid.sum(1).tolist() == lengths
+    assert torch.equal(padded[valid], events)
+    assert not padded[~valid].any()
+    assert torch.equal(groups.flat([padded]), events)
+    assert torch.equal(groups.join(groups.split(rows)), rows)

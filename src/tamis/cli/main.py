@@ -9,6 +9,7 @@ import typer.core
 from tamis.cli.compare import compare
 from tamis.cli.console import print_failure
 from tamis.cli.evaluate import evaluate
+from tamis.cli.export import export
 from tamis.cli.ingest import ingest
 from tamis.cli.predict import predict
 from tamis.cli.publish import publish
@@ -74,6 +75,7 @@ for _verb in (
     replay,
     serve,
     refresh,
+    export,
     report,
     reproduce,
 ):

@@ -84,7 +84,7 @@ class _Unit(InterestUnit):
     def forward(self, history: History) -> Interest:
         events = history.events
         placed = events.values + self.positions[1:].index_select(0, events.ages)
-        groups = LengthGroups(events.offsets)
+        groups = LengthGroups(events.offsets, events.values.shape[0])
         targets = groups.split(history.target + self.positions[0])
         parts = zip(targets, groups.pad(placed), groups.valid, strict=True)
         return Interest(vector=groups.join([self._read(*group) for group in parts]))

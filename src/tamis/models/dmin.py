@@ -96,7 +96,7 @@ class _Unit(InterestUnit):
     def forward(self, history: History) -> Interest:
         events = history.events
         # Padded only where events look at each other.
-        groups = LengthGroups(events.offsets)
+        groups = LengthGroups(events.offsets, events.values.shape[0])
         padded = zip(groups.pad(events.values), groups.valid, strict=True)
         attended = groups.flat([self.refine(*group) for group in padded])
         refined = self.refine_norm(events.values + attended)

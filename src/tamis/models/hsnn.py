@@ -550,7 +550,7 @@ class _Level(nn.Module):
     def interact(self, user: Tensor, node: Tensor) -> Tensor:
         """Interaction vectors of user and node."""
         assert self.node_tower is not None
-        of_user = self.of_user(user).expand(len(node), -1, -1)
+        of_user = self.of_user(user).expand(node.shape[0], -1, -1)
         return self.node_tower(torch.cat([of_user, self.of_node(node)], dim=1).float())
 
     def joined(self, outputs: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:

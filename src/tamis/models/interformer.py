@@ -201,7 +201,7 @@ class InterFormer(nn.Module):
         x = self.tokens(batch)
         events = self._events(batch, like=x)
         # The rows in the order of their histories' lengths from here to the logits.
-        groups = LengthGroups(events.offsets)
+        groups = LengthGroups(events.offsets, events.values.shape[0])
         x = x.index_select(0, groups.order)
         s, valid = groups.pad(events.values), groups.valid
         for place, layer in enumerate(self.layers):
@@ -225,7 +225,7 @@ class InterFormer(nn.Module):
     def _events(self, batch: Batch, *, like: Tensor) -> Events:
         """Merged events; none without any sequence."""
         if self.events is None:
-            offsets = torch.zeros(len(like) + 1, dtype=torch.int64, device=like.device)
+            offsets = torch.zeros(like.shape[0] + 1, dtype=torch.int64, device=like.device)
             return Events(values=like.new_zeros((0, like.shape[2])), offsets=offsets)
         return self.events(batch, self.tokens.tables)
 

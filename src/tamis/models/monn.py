@@ -114,7 +114,7 @@ class MoNN(nn.Module):
             item: Of the item tower, or vectors of nodes in their place.
             cross: Of the interaction tower, where there is one.
         """
-        parts = [self.of_user(user).expand(len(item), -1, -1), self.of_item(item)]
+        parts = [self.of_user(user).expand(item.shape[0], -1, -1), self.of_item(item)]
         if self.of_cross is not None:
             parts.append(self.of_cross(cross))
         return self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))

@@ -85,7 +85,7 @@ class _Unit(InterestUnit):
     def forward(self, history: History) -> Interest:
         events = history.events
         pairs = torch.cat([events.values, history.target_of_events], dim=1)
-        groups = LengthGroups(events.offsets)
+        groups = LengthGroups(events.offsets, events.values.shape[0])
         parts = zip(groups.pad(pairs), groups.valid, strict=True)
         return Interest(vector=groups.join([self._read(*group) for group in parts]))
 

@@ -69,6 +69,12 @@ def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
     length, heads, width = x.shape[1:]
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)
     angles = torch.arange(length, device=x.device).unsqueeze(1) * rates
+    if torch.compiler.is_exporting():
+        # Graphs of other servers have no complex numbers.
+        cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+        first, second = x.float().unflatten(3, (-1, 2)).unbind(4)
+        turned = [first * cosine - second * sine, first * sine + second * cosine]
+        return torch.stack(turned, dim=4).flatten(3)
     # The same for all heads, but laid out for each: one product of rows without gaps takes a
     # quarter of the time of sines and cosines over halves of a head.
     turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1).repeat(1, heads, 1)
@@ -149,7 +155,7 @@ class PoolingAttention(nn.Module):
             for part in self.project(tokens).chunk(2, dim=2)
         )
         query = self.queries.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-        query = query.to(key.dtype).expand(len(tokens), -1, -1, -1)
+        query = query.to(key.dtype).expand(tokens.shape[0], -1, -1, -1)
         return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec
+from tamis.nn.event_rows import event_rows
 from tamis.nn.mlp import MLP
 
 
@@ -184,7 +185,7 @@ class OneHotInputs(nn.Module):
         for name in self.sequence_names:
             values, offsets = batch.sequences[name].values, batch.sequences[name].offsets
             lengths = offsets.diff()
-            row = torch.repeat_interleave(torch.arange(num_rows, device=x.device), lengths)
+            row = event_rows(offsets, values.shape[0])
             last = first + values.shape[1]
             columns = values.to(torch.int64) + self.offsets[first:last]
             shares = lengths[row].reciprocal().unsqueeze(1).expand_as(columns).to(x.dtype)

@@ -97,7 +97,7 @@ class Gates(nn.Module):
             # Over the first dimension: over a short last one a CPU goes row by row.
             by_expert = torch.stack(logits, dim=1).float().movedim(2, 0).contiguous()
             return torch.softmax(by_expert, dim=0).movedim(0, 2)
-        weights = raw.new_zeros((len(raw), len(logits), self.num_experts), dtype=torch.float32)
+        weights = raw.new_zeros((raw.shape[0], len(logits), self.num_experts), dtype=torch.float32)
         for unit, (seen, values) in enumerate(zip(self.visible, logits, strict=True)):
             places = torch.tensor(seen, device=raw.device)
             shares = torch.softmax(values.float(), dim=1)
@@ -109,7 +109,7 @@ class Gates(nn.Module):
     ) -> list[Tensor]:
         """One of each unit, (B, its visible experts)."""
         if self.reads == "constant":
-            return [constant.expand(len(raw), -1) for constant in self.constants]
+            return [constant.expand(raw.shape[0], -1) for constant in self.constants]
         gates = [gate for gate in self.maps if isinstance(gate, nn.Linear)]
         inputs = list(units[: len(gates)]) if self.reads == "own" else [raw] * len(gates)
         if any(x is not inputs[0] for x in inputs):
@@ -221,7 +221,7 @@ class Fusion(FusionLevel):
             return self.gates(units, raw)
         native = self.native(units)
         if self.gates is None:
-            return native.expand(len(raw), -1, -1)
+            return native.expand(raw.shape[0], -1, -1)
         return self.gates(units, raw) + native
 
 
@@ -240,7 +240,7 @@ class Stitch(FusionLevel):
     ) -> Float[Tensor, "B A E"]:
         """The matrix, once for every row."""
         assert len(units) == len(self.experts.counts)
-        return self.mix.expand(len(raw), -1, -1)
+        return self.mix.expand(raw.shape[0], -1, -1)
 
 
 class FusionStack(nn.Module):

@@ -6,10 +6,13 @@ row, they take little more than their events.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from tamis.nn.event_rows import Count, event_rows
 
 # What a group costs by itself, in padded places that could be computed meanwhile: some hundred
 # small kernels forth and back, on a GPU each of them as long as one over thousands of places.
@@ -19,14 +22,18 @@ _PLACES_PER_GROUP_ON_CPU, _PLACES_PER_GROUP = 2048, 65_536
 class LengthGroups:
     """Rows by length, shortest first, in groups (n, L) that are padded each to its longest row."""
 
-    def __init__(self, offsets: Int[Tensor, " bounds"]) -> None:
-        """Find the groups that cost least.
+    def __init__(self, offsets: Int[Tensor, " bounds"], num_events: Count) -> None:
+        """Find the groups that cost least; of a model that is exported, all rows are one group.
 
         Args:
             offsets: Row b of the jagged rows holds places ``offsets[b]`` to ``offsets[b + 1]``.
+            num_events: What ``offsets`` ends with, so that nobody need wait for it.
         """
         device = offsets.device
         lengths = offsets.diff()
+        if torch.compiler.is_exporting():
+            self._as_one(offsets, lengths, num_events)
+            return
         ordered, self.order = torch.sort(lengths, stable=True)
         self.restored = torch.argsort(self.order)
         cost = _PLACES_PER_GROUP_ON_CPU if device.type == "cpu" else _PLACES_PER_GROUP
@@ -44,8 +51,19 @@ class LengthGroups:
             torch.tensor(self.sizes, device=device)
         )
         starts = (width_of.cumsum(0) - width_of).index_select(0, self.restored)
-        shift = (starts - offsets[:-1]).repeat_interleave(lengths)
-        self._places = torch.arange(len(shift), device=device) + shift
+        self._places = _places(starts - offsets[:-1], offsets, num_events)
+
+    def _as_one(self, offsets: Tensor, lengths: Tensor, num_events: Count) -> None:
+        """All rows in one group, in their order: an exported graph cannot count groups."""
+        rows = lengths.shape[0]
+        # Two at least, as attention takes another way over a single place. Not int(), which would
+        # ask for the number while there is none yet.
+        width = cast("int", lengths.max().clamp_min(2).item())
+        torch._check(width >= 2)
+        self.order = self.restored = torch.arange(rows, device=offsets.device)
+        self.sizes, self._shapes, self._padded = [rows], [(rows, width)], [rows * width]
+        self.valid = [torch.arange(width, device=offsets.device) < lengths.unsqueeze(1)]
+        self._places = _places(self.order * width - offsets[:-1], offsets, num_events)
 
     def split(self, rows: Float[Tensor, "B ..."]) -> list[Tensor]:
         """One value for each row of the batch, to groups (n, ...)."""
@@ -65,6 +83,12 @@ class LengthGroups:
     def flat(self, groups: Sequence[Tensor]) -> Float[Tensor, "nnz ..."]:
         """Groups (n, L, ...) back to one value for each event."""
         return torch.cat([part.flatten(0, 1) for part in groups]).index_select(0, self._places)
+
+
+def _places(shift: Tensor, offsets: Tensor, num_events: Count) -> Tensor:
+    """Where each event lies among padded places that begin ``shift`` from those of its row."""
+    shift = shift.index_select(0, event_rows(offsets, num_events))
+    return torch.arange(cast("int", num_events), device=shift.device) + shift
 
 
 def _cheapest_cuts(ordered: list[int], cost_of_group: int) -> list[tuple[int, int]]:

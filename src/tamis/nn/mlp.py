@@ -193,8 +193,11 @@ class _Gate(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows in parts of about half a megabyte; on a GPU, whose memory is as fast, all of them."""
-    if x.device.type != "cpu" or not x.numel():
+    """Rows in parts of about half a megabyte.
+
+    On a GPU, whose memory is as fast, all of them; and in an exported graph, which has no loops.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_exporting() or not x.numel():
         return (x,)
     return x.split(max(1, 2**17 // x.shape[1]))
 

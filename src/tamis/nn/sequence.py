@@ -12,6 +12,7 @@ from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.nn.attention import PoolingAttention
 from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.event_rows import Count, event_rows
 from tamis.nn.length_groups import LengthGroups
 from tamis.nn.mlp import MLP
 
@@ -26,21 +27,19 @@ class Events:
     """(B+1,) int64; row b holds ``values[offsets[b]:offsets[b + 1]]``."""
 
     @property
-    def num_rows(self) -> int:
+    def num_rows(self) -> Count:
         """B."""
-        return len(self.offsets) - 1
+        return self.offsets.shape[0] - 1
 
     @property
     def rows(self) -> Int[Tensor, " nnz"]:
         """The row of each event."""
-        index = torch.arange(self.num_rows, device=self.offsets.device)
-        # With the size given, a GPU need not be waited for.
-        return torch.repeat_interleave(index, self.offsets.diff(), output_size=len(self.values))
+        return event_rows(self.offsets, self.values.shape[0])
 
     @property
     def ages(self) -> Int[Tensor, " nnz"]:
         """How many later events the row of each event has: 0 for the most recent one."""
-        places = torch.arange(len(self.values), device=self.offsets.device)
+        places = torch.arange(self.values.shape[0], device=self.offsets.device)
         return self.offsets[1:].index_select(0, self.rows) - 1 - places
 
     def sum(self) -> Float[Tensor, "B D"]:
@@ -164,7 +163,7 @@ class HistoryTokens(nn.Module):
         tokens = []
         for name, length in zip(self.names, self.lengths, strict=True):
             jagged = batch.sequences[name]
-            groups = LengthGroups(jagged.offsets)
+            groups = LengthGroups(jagged.offsets, jagged.values.shape[0])
             for column in tables.lookup_events(name, jagged).unbind(1):
                 maker = next(makers)
                 if self.kind == "mlp":
@@ -265,10 +264,10 @@ def _aligned(groups: Sequence[Events]) -> Events:
     longest = lengths.max(0).values
     offsets = torch.cat([longest.new_zeros(1), longest.cumsum(0)])
     columns = []
-    for group, length in zip(groups, lengths, strict=True):
-        row = torch.repeat_interleave(torch.arange(len(length), device=length.device), length)
+    for group in groups:
+        row = event_rows(group.offsets, group.values.shape[0])
         # From the end of the row's own history to the end of the merged one.
-        places = torch.arange(len(row), device=row.device) - group.offsets[1:][row]
+        places = torch.arange(row.shape[0], device=row.device) - group.offsets[1:][row]
         places = places + offsets[1:][row]
         empty = group.values.new_zeros((int(offsets[-1]), group.values.shape[1]))
         columns.append(empty.index_copy(0, places, group.values))
