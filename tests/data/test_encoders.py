@@ -162,7 +162,7 @@ def test_spec_of_earlier_datasets_has_no_sides() -> None:
 
 
 def test_sides_of_some_numbers_only_are_refused() -> None:
-    with pytest.raises(SchemaError, match="a side for each of 2 numeric features, got 1"):
+    with pytest.raises(SchemaError, match="say one for each of 2 numeric features, got 1"):
         InputSpec(
             numeric=("a", "b"),
             categorical=(),
