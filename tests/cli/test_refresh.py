@@ -26,3 +26,4 @@ def test_what_cannot_be_refreshed_is_refused(
     monkeypatch.chdir(tmp_path)
 
     assert message in refused("refresh", *arguments)
+    assert not (tmp_path / "none-refresh").exists()

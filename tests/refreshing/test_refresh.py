@@ -25,6 +25,7 @@ from tamis.models.weights import weights_fingerprint
 from tamis.refreshing import refresh as module
 from tamis.refreshing.ledger import Ledger, Losses, Round
 from tamis.refreshing.refresh import Refreshed, RefreshSettings, refresh
+from tamis.serving.store import Store
 
 # A hundred rows tell little: only what they are to refuse is refused.
 LOOSE = RefreshSettings(
@@ -323,6 +324,17 @@ def test_unknown_release_of_the_server_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="must hold the bundle that the server serves, release f"):
         turn(server=FakeServer("f" * 64))
+
+
+def test_store_that_no_server_has_used_is_refused(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    world.store.close()
+    world.store = Store(f"sqlite:///{world.folder / 'mistyped.db'}")
+
+    with pytest.raises(ConfigError, match=r"mistyped\.db: must be the store of a server, got one"):
+        turn()
+    assert not world.work.exists()
 
 
 def test_two_at_once_exclude_each_other(world: Any, turn: Callable[..., Refreshed]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tamis import artifacts
-from tamis.errors import ConfigError, DataError, RefreshRefusedError, RunInUseError
+from tamis.errors import ArtifactError, ConfigError, DataError, RefreshRefusedError, RunInUseError
 from tamis.funnel.bundle import Bundle, read_bundle, write_bundle
 from tamis.refreshing.learn import Lesson, learn, log_schema
 from tamis.refreshing.ledger import Ledger, Round
@@ -89,12 +89,14 @@ def refresh(
         observer: Draws the progress of trainings.
 
     Raises:
+        ConfigError: No bundle has ever served with the store, or that of the server is not there.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
             last tried and nothing has come since.
         RunInUseError: Another process refreshes in this folder.
         ServerError: The server cannot be reached, or refuses.
         TamisError: As reading the store, training and publishing do.
     """
+    _check_place(bundle, store)
     with _only_one(work):
         ledger = Ledger(work)
         serving = _serving(bundle, ledger, server)
@@ -117,17 +119,30 @@ def refresh(
 
 @contextlib.contextmanager
 def _only_one(work: Path) -> Iterator[None]:
-    lock = artifacts.folder_lock(work)
-    try:
-        lock.__enter__()
-    except RunInUseError as error:
-        raise RunInUseError(
-            f"{work}: must not be in use by another refresh, got one that is alive. Wait for it, "
-            f"or stop it; the next one goes on where it was."
-        ) from error
     with contextlib.ExitStack() as stack:
-        stack.push(lock.__exit__)
+        try:
+            stack.enter_context(artifacts.folder_lock(work))
+        except RunInUseError as error:
+            raise RunInUseError(
+                f"{work}: must not be in use by another refresh, got one that is alive. Wait for "
+                f"it, or stop it; the next one goes on where it was."
+            ) from error
         yield
+
+
+def _check_place(bundle: Path, store: Store) -> None:
+    """Refuse a mistyped bundle or store before a folder is made for them."""
+    if artifacts.kind_of(bundle) != "bundle":
+        raise ArtifactError(
+            f"{bundle}: must be a finished bundle, got none. Name the folder that tamis publish "
+            f"wrote."
+        )
+    if store.newest_schema() is None:
+        # A file that is not there is made, and would be an empty store for ever.
+        raise ConfigError(
+            f"{store.url}: must be the store of a server, got one that no bundle has served with. "
+            f"Give the server's own --store."
+        )
 
 
 def _serving(bundle: Path, ledger: Ledger, server: Server | None) -> Bundle:
