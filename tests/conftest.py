@@ -1,6 +1,12 @@
-"""Datasets that several test files share."""
+"""Datasets, models and a server that several test files share."""
 
-from collections.abc import Callable
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +121,47 @@ def market_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dataset, model=model, settings=(*fast, *settings), run=folder / name, report=False
         )
     return folder
+
+
+class Server:
+    """``tamis serve`` in a process of its own."""
+
+    def __init__(self, bundle: Path, folder: Path, *options: str, token: str = "") -> None:
+        self._log = (folder / "server.log").open("w+")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"}
+        environment |= {"TAMIS_TOKEN": token} if token else {}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tamis", "serve", str(bundle), "--port", "0", "--threads", "1",
+             "--max-wait-ms", "60000", *options],
+            cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        until = time.monotonic() + 120
+        while not (found := re.search(r"serving .* at (http://\S+);", self.text)):
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < until, self.text
+            time.sleep(0.02)
+        self.address = found.group(1)
+
+    @property
+    def text(self) -> str:
+        return Path(self._log.name).read_text()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        self._log.close()
+        return status
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def make(bundle: Path, folder: Path, *options: str, token: str = "") -> Server:
+        servers.append(Server(bundle, folder, *options, token=token))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        if server.process.poll() is None:
+            server.end(signal.SIGKILL)

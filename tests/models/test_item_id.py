@@ -59,10 +59,10 @@ def test_items_are_counted_by_their_ids_and_without_one_by_their_categories() ->
     batch = blank_batch(_SPEC, 24, torch.device("cpu"))
     batch.ids.copy_(torch.randint(9, (24, 3), generator=torch.Generator().manual_seed(0)))
 
-    assert torch.equal(counted_places(_SPEC, batch), batch.ids[:, 2])
-    assert num_counted(_SPEC) == 9
+    assert torch.equal(counted_places(_SPEC, batch, place_of_id(_SPEC)), batch.ids[:, 2])
+    assert num_counted(_SPEC, place_of_id(_SPEC)) == 9
     without = replace(_SPEC, item="")
-    places = counted_places(without, batch)
+    places = counted_places(without, batch, place_of_id(without))
     same = (batch.ids[:, None, 1:] == batch.ids[None, :, 1:]).all(2)
     assert torch.equal(places[:, None] == places[None, :], same)
-    assert int(places.max()) < num_counted(without)
+    assert int(places.max()) < num_counted(without, place_of_id(without))

@@ -2,13 +2,10 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,50 +14,17 @@ import pytest
 TOKEN = "a-token-of-the-tests"
 
 
-class Server:
-    """``tamis serve`` in a process of its own."""
-
-    def __init__(self, world: Any) -> None:
-        self._log = (world.folder / "server.log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tamis", "serve", str(world.bundle), "--port", "0",
-             "--threads", "1", "--max-wait-ms", "60000", "--store", world.url],
-            cwd=world.folder, stdout=self._log, stderr=subprocess.STDOUT, env=_environment(),
-        )  # fmt: skip
-        until = time.monotonic() + 120
-        while not (found := re.search(r"serving .* at (http://\S+);", self.text)):
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < until, self.text
-            time.sleep(0.02)
-        self.address = found.group(1)
-
-    @property
-    def text(self) -> str:
-        return Path(self._log.name).read_text()
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-        self._log.close()
-
-
 def _environment() -> dict[str, str]:
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"}
     return {**os.environ, **paths, "TAMIS_TOKEN": TOKEN}
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def start(start_server: Callable[..., Any]) -> Callable[[Any], Any]:
+    def make(world: Any) -> Any:
+        return start_server(world.bundle, world.folder, "--store", world.url, token=TOKEN)
 
-    def make(world: Any) -> Server:
-        servers.append(Server(world))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.end()
+    return make
 
 
 def _refresh(world: Any, address: str, *options: str, token: str = TOKEN) -> Any:
@@ -75,7 +39,7 @@ def _refresh(world: Any, address: str, *options: str, token: str = TOKEN) -> Any
 
 
 def test_events_change_the_ranking_and_a_roll_back_brings_it_back(
-    world: Any, start: Callable[..., Server]
+    world: Any, start: Callable[[Any], Any]
 ) -> None:
     server = start(world)
     with httpx.Client(
@@ -113,7 +77,7 @@ def test_events_change_the_ranking_and_a_roll_back_brings_it_back(
 
 
 def test_wrong_token_leaves_the_bundle_published_and_the_next_call_has_it_served(
-    world: Any, start: Callable[..., Server]
+    world: Any, start: Callable[[Any], Any]
 ) -> None:
     server = start(world)
 
@@ -131,7 +95,7 @@ def test_wrong_token_leaves_the_bundle_published_and_the_next_call_has_it_served
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_refresh_that_is_killed_over_and_over_ends_well(
-    world: Any, start: Callable[..., Server]
+    world: Any, start: Callable[[Any], Any]
 ) -> None:
     server = start(world)
     for wait_s in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):

@@ -3,15 +3,11 @@
 import asyncio
 import glob
 import os
-import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -300,44 +296,9 @@ def call_app() -> Iterator[Callable[[Any], Client]]:
         client.close()
 
 
-class Server:
-    """``tamis serve`` in a process of its own."""
-
-    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
-        self._log = (folder / "server.log").open("w+")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tamis", "serve", str(bundle), "--port", "0", "--threads", "1",
-             "--max-wait-ms", "60000", *options],
-            cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
-        until = time.monotonic() + 120
-        while not (found := re.search(r"serving .* at (http://\S+);", self.text)):
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < until, self.text
-            time.sleep(0.02)
-        self.address = found.group(1)
-
-    @property
-    def text(self) -> str:
-        return Path(self._log.name).read_text()
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        status = self.process.wait(60)
-        self._log.close()
-        return status
-
-
 @pytest.fixture
-def start(bundles: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def start(bundles: Path, tmp_path: Path, start_server: Callable[..., Any]) -> Callable[..., Any]:
+    def make(*options: str) -> Any:
+        return start_server(bundles / "first", tmp_path, *options)
 
-    def make(*options: str) -> Server:
-        servers.append(Server(bundles / "first", tmp_path, *options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        if server.process.poll() is None:
-            server.end(signal.SIGKILL)
+    return make

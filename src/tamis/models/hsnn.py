@@ -205,7 +205,7 @@ class HSNN(nn.Module):
         self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
         if config.negatives:
             self.in_batch = InBatchPairs(spec)
-            self.frequency = StreamingFrequency(num_counted(spec))
+            self.frequency = StreamingFrequency(num_counted(spec, self.place_of_id))
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
@@ -449,7 +449,7 @@ class HSNN(nn.Module):
         raw: Sequence[Tensor],
     ) -> Float[Tensor, " T"]:
         """Softmax of every level's z_n, each row with a positive label against rows after it."""
-        places = counted_places(self.spec, batch)
+        places = counted_places(self.spec, batch, self.place_of_id)
         self.frequency.observe(places)
         log_share = self.frequency.log_share(places)
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)

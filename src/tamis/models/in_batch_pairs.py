@@ -9,6 +9,7 @@ from torch import Tensor
 from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+from tamis.nn.event_rows import event_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class InBatchPairs:
 
 def _matches(rows: Batch, users: Tensor, items: Tensor, count: _Count) -> Float[Tensor, " P"]:
     history = rows.sequences[count.group].take(users)
-    owner = torch.repeat_interleave(history.offsets.diff(), output_size=len(history.values))
+    owner = event_rows(history.offsets, len(history.values))
     wanted = rows.ids[:, count.category].index_select(0, items).index_select(0, owner)
     is_same = (history.values[:, count.event] == wanted).float()
     zeros = torch.zeros(len(users), device=users.device)

@@ -66,24 +66,28 @@ def hide_ids(
     return tokens * shown.unsqueeze(2)
 
 
-def num_counted(spec: InputSpec) -> int:
+def num_counted(spec: InputSpec, place: tuple[int, int | None]) -> int:
     """Places that items are counted in; see :func:`counted_places`."""
-    if not spec.item:
+    column, token = place
+    if token is None:
         return _CONTENT_PLACES
-    return spec.num_rows_by_table[spec.categorical[place_of_id(spec)[0]].table]
+    return spec.num_rows_by_table[spec.categorical[column].table]
 
 
-def counted_places(spec: InputSpec, items: Batch) -> Int[Tensor, " B"]:
+def counted_places(
+    spec: InputSpec, items: Batch, place: tuple[int, int | None]
+) -> Int[Tensor, " B"]:
     """Where each row's item is counted: its row in the id's table, or by its categories.
 
     Args:
         spec: Inputs of the model.
         items: Rows; only the item side is read.
+        place: As :func:`place_of_id` gives it.
     """
-    column, token = place_of_id(spec)
+    column, token = place
     if token is not None:
         return items.ids[:, column].to(torch.int64)
-    place = torch.zeros(items.num_rows, dtype=torch.int64, device=items.ids.device)
+    mixed = torch.zeros(items.num_rows, dtype=torch.int64, device=items.ids.device)
     for category in spec.categorical_of("item"):
-        place = (place * _MIXER + items.ids[:, category]) % (1 << 31)
-    return place % _CONTENT_PLACES
+        mixed = (mixed * _MIXER + items.ids[:, category]) % (1 << 31)
+    return mixed % _CONTENT_PLACES

@@ -136,7 +136,9 @@ class TwoTower(nn.Module):
             start = torch.full((num_tasks,), math.log(config.temperature))
             self.log_temperature = nn.Parameter(start)
             if config.log_q:
-                self.frequency = StreamingFrequency(num_counted(spec), rate=config.frequency_rate)
+                self.frequency = StreamingFrequency(
+                    num_counted(spec, self.place_of_id), rate=config.frequency_rate
+                )
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T), and while training the softmax loss (T,) of each task."""
@@ -201,7 +203,7 @@ class TwoTower(nn.Module):
         assert self.log_temperature is not None
         log_share = items.new_zeros(len(items))
         if self.frequency is not None:
-            places = counted_places(self.spec, batch)
+            places = counted_places(self.spec, batch, self.place_of_id)
             self.frequency.observe(places)
             log_share = self.frequency.log_share(places)
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)

@@ -27,7 +27,7 @@ from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
 from tamis.serving.metrics import METRICS_TYPE, RANK_ROUTE, Metrics
 from tamis.serving.records import Event, RawRow, StoredAd
-from tamis.serving.refused import RefusedError
+from tamis.serving.refused import RefusedError, bundle_must_serve
 from tamis.serving.shelf import take_bundle
 
 _Message = MutableMapping[str, Any]
@@ -217,18 +217,12 @@ def _add_admin(app: FastAPI, engine: Engine, bundles: FilePath, token: Token | N
             raise RefusedError(
                 422, "body.release", "must be given, or roll_back be true; one of the two."
             )
-        try:
+        with bundle_must_serve():
             if body.release is None:
                 await run_in_threadpool(engine.roll_back, replaces=body.replaces)
             else:
                 found = await run_in_threadpool(take_bundle, bundles, body.release)
                 await run_in_threadpool(engine.swap, found, replaces=body.replaces)
-        except (RefusedError, StoreError):
-            raise
-        except TamisError as error:
-            raise RefusedError(
-                409, "body.release", f"must be a bundle that can serve, got {error}"
-            ) from error
         return wire.BundleAnswer(release=engine.live.served.release)
 
 

@@ -7,12 +7,11 @@ from fastapi import FastAPI, Path
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from tamis.errors import StoreError, TamisError
 from tamis.serving.engine import Engine
 from tamis.serving.experiment_wire import ExperimentAnswer, ExperimentBody, experiment_answer
 from tamis.serving.experiments import Experiments
 from tamis.serving.records import Experiment
-from tamis.serving.refused import RefusedError
+from tamis.serving.refused import RefusedError, bundle_must_serve
 
 ExperimentId = Annotated[
     str, Path(min_length=1, max_length=64, pattern=r"^[a-z0-9_-]+$", alias="experiment")
@@ -56,14 +55,8 @@ def add_experiments(
             smallest=body.smallest,
             began_micros=now,
         )
-        try:
+        with bundle_must_serve():
             await run_in_threadpool(experiments.start, plan)
-        except (RefusedError, StoreError):
-            raise
-        except TamisError as error:
-            raise RefusedError(
-                409, "body.release", f"must be a bundle that can serve, got {error}"
-            ) from error
         return await _look(experiment)
 
     @app.delete(

@@ -16,12 +16,12 @@ from tamis.evaluation.experiment import UserTotals
 from tamis.serving.records import Experiment, ServedRequest
 
 TABLES = sa.MetaData()
-# SQLite counts by itself only in a column of exactly this type.
-_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""Type of rows that number themselves: SQLite does so in a column of exactly this type alone."""
 experiments = sa.Table(
     "experiments",
     TABLES,
-    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
     sa.Column("experiment", sa.Text, nullable=False, unique=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("control", sa.Text, nullable=False),

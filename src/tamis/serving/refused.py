@@ -1,6 +1,9 @@
 """Why a request is not answered: one exception for all answers of 4xx and 503."""
 
-from tamis.errors import TamisError
+import contextlib
+from collections.abc import Iterator
+
+from tamis.errors import StoreError, TamisError
 
 
 class RefusedError(TamisError):
@@ -19,3 +22,21 @@ class RefusedError(TamisError):
         super().__init__(f"{field}: {message}")
         self.status, self.field, self.message = status, field, message
         self.retry_after_s = retry_after_s
+
+
+@contextlib.contextmanager
+def bundle_must_serve() -> Iterator[None]:
+    """Make 409 of what is wrong with the bundle of a request, ``body.release``.
+
+    Raises:
+        RefusedError: The bundle cannot serve, or the request was refused already.
+        StoreError: The store is not there, which is no fault of the bundle.
+    """
+    try:
+        yield
+    except (RefusedError, StoreError):
+        raise
+    except TamisError as error:
+        raise RefusedError(
+            409, "body.release", f"must be a bundle that can serve, got {error}"
+        ) from error

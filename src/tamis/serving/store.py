@@ -49,8 +49,6 @@ _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 _LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7461696)"}
 
 _tables = sa.MetaData()
-# SQLite counts by itself only in a column of exactly this type.
-_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _versions = sa.Table("tamis_store", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _ads = sa.Table(
     "ads",
@@ -67,7 +65,7 @@ _ads = sa.Table(
 _events = sa.Table(
     "events",
     _tables,
-    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("number", exposures.NUMBER, primary_key=True, autoincrement=True),
     sa.Column("event_id", sa.Text, nullable=False, unique=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("ad_id", sa.Text, nullable=False),
@@ -82,7 +80,7 @@ _events = sa.Table(
 _requests = sa.Table(
     "requests",
     _tables,
-    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("number", exposures.NUMBER, primary_key=True, autoincrement=True),
     sa.Column("request_id", sa.Text, nullable=False, unique=True),
     sa.Column("user_id", sa.Text),
     sa.Column("time_micros", sa.BigInteger, nullable=False),
@@ -94,7 +92,7 @@ _requests = sa.Table(
 _releases = sa.Table(
     "releases",
     _tables,
-    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("number", exposures.NUMBER, primary_key=True, autoincrement=True),
     sa.Column("release", sa.Text, nullable=False, unique=True),
     sa.Column("schema", sa.Text, nullable=False),
 )

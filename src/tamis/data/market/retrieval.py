@@ -16,7 +16,7 @@ from tamis.data.market.behaviour import Impressions
 from tamis.data.market.population import Ints
 from tamis.data.market.rules import MarketRules
 from tamis.data.market.running import Asked, RunningMarket
-from tamis.data.public_sets.retrieval import Goal, RetrievalSet, matches_of_rows
+from tamis.data.public_sets.retrieval import SAME_CATEGORY, Goal, RetrievalSet, matches_of_rows
 from tamis.data.schema import Field, Roles, Schema, Side, Task
 from tamis.errors import DataError
 from tamis.evaluation.retrieval import ItemLists
@@ -286,15 +286,7 @@ def _schema() -> Schema:
         )
         for name, shares in (("history_item", "item"), ("history_category", "category"))
     ]
-    fields.append(
-        Field(
-            name="same_category",
-            kind="numeric",
-            side="context",
-            transform="none",
-            counts="history_category",
-        )
-    )
+    fields.append(SAME_CATEGORY)
     return Schema(
         fields=tuple(fields),
         tasks=(Task(name="click", may_be_missing=True),),

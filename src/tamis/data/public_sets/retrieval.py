@@ -29,6 +29,14 @@ from tamis.errors import DataError
 from tamis.evaluation.retrieval import ItemLists
 
 _SEED = 2024
+SAME_CATEGORY = Field(
+    name="same_category",
+    kind="numeric",
+    side="context",
+    transform="none",
+    counts="history_category",
+)
+"""The feature of pairs, as :func:`matches_of_rows` makes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,13 +191,7 @@ def amazon(folder: Path) -> RetrievalSet:
     fields = (
         *fields_of(sequences.columns),
         Field(name="attribute", kind="sequence", side="item", max_length=LONGEST),
-        Field(
-            name="same_category",
-            kind="numeric",
-            side="context",
-            transform="none",
-            counts="history_category",
-        ),
+        SAME_CATEGORY,
     )
     return RetrievalSet(
         tables=tables,
