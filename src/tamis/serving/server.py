@@ -104,7 +104,9 @@ def serve(
             # A web page could have its own name point at this machine, and be let in by browsers.
             hosts=None if settings.token else LOOPBACK,
         )
-        server = uvicorn.Server(
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = _Server(
             uvicorn.Config(
                 app,
                 log_config=None,
@@ -113,11 +115,23 @@ def serve(
                 limit_concurrency=_MAX_CONNECTIONS,
                 timeout_graceful_shutdown=10,
                 lifespan="on",
-            )
+            ),
+            ready=lambda: ready(address, engine.live),
         )
-        host, port = listener.getsockname()[:2]
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", engine.live)
         server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says that it is ready once signals end it well, and before it answers anybody."""
+
+    def __init__(self, config: uvicorn.Config, *, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
 
 
 def _listener(settings: ServerSettings) -> socket.socket:
