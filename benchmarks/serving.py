@@ -255,9 +255,12 @@ async def run(
         body.pop("request_id")
         body["user"]["features"]["user_requests"] = float(number % 100)
     wanted: list[list[str]] = []
-    same = {}
+    same: dict[str, dict[str, float]] = {}
+    has_peer = any(server.name == PEER for server in servers)
     for server in sorted(servers, key=lambda server: server.name != PEER):
-        same[server.name] = await same_ads(server, wanted, checked)
+        share = await same_ads(server, wanted, checked)
+        # Without the peer there is nothing to compare with.
+        same[server.name] = {"same_ads": share} if has_peer else {}
     rows: list[dict[str, Any]] = []
     summaries: list[dict[str, Any]] = []
     for seed in range(plan.rounds):
@@ -270,7 +273,7 @@ async def run(
                     "contender": server.name,
                     "round": seed,
                     **summary_of(found, plan.p99_ms),
-                    "same_ads": same[server.name],
+                    **same[server.name],
                 }
             )
     if plan.minutes:
@@ -303,6 +306,15 @@ def ratios_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, harness.Ratio
         if name != "tamis" and pairs:
             ratios[f"tamis/{name}, capacity"] = harness.ratio_of(pairs)
     return ratios
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The command line of a run, but for the file that holds it."""
+    kept = list(arguments)
+    if "--json" in kept:
+        at = kept.index("--json")
+        del kept[at : at + 2]
+    return shlex.join(["python", "benchmarks/serving.py", *kept])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -343,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for server in servers:
                 server.end()
     ratios = ratios_of(summaries)
-    command = shlex.join(["python", "benchmarks/serving.py", *(arguments or sys.argv[1:])])
+    command = command_of(sys.argv[1:] if arguments is None else arguments)
     rows = [{**row, "command": command, "ads": sizes.ads} for row in [*rows, *summaries]]
     console = harness.console()
     title = f"requests to a funnel of {sizes.ads:,} ads, {sizes.retrieved:,} retrieved"
