@@ -1,5 +1,6 @@
 """Users split once and for all; no difference where there is none; the truth wins over chance."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -277,6 +278,28 @@ def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> Non
     assert guard(looks, "conversion_rate", smallest=0.1) is None
 
 
+def test_value_per_request_is_that_of_the_log(same: tuple[LiveMarket, AbTest]) -> None:
+    _, test = same
+    hours = list(_market().serve(_by_request, days=4))
+    split = SplitByUser(salt=0)
+    # Every place was filled, so that impressions of a request are as many as slots.
+    log = pa.concat_tables([hour.log for hour in hours])
+    asked = split.is_treated(np.concatenate([hour.user for hour in hours]))
+    treated = split.is_treated(log["user_id"].to_numpy())
+    worth = log["click"].to_numpy() * log["bid_micros"].to_numpy() / 1e6
+    worth = worth - 0.1 * log["hide"].to_numpy()
+
+    found = test.value_per_request
+
+    assert log.num_rows == 4 * len(asked)
+    assert found.treatment.value == pytest.approx(worth[treated].sum() / asked.sum())
+    assert found.control.value == pytest.approx(worth[~treated].sum() / (~asked).sum())
+    # The number of requests of a user no longer counts as noise.
+    per_user = {item.metric: item for item in test.result.differences}["value_per_user"]
+    noise = per_user.control.standard_error / per_user.control.value
+    assert found.control.standard_error / found.control.value < 0.8 * noise
+
+
 def test_the_truth_wins_over_chance_and_is_known_to_have_won() -> None:
     market = _market()
     ads = ad_table(market.ads())
@@ -309,6 +332,23 @@ def test_the_truth_wins_over_chance_and_is_known_to_have_won() -> None:
     assert test.treatment_losses is not None
     assert test.treatment_losses.regret.max() == 0.0
     assert test.control_losses.regret.mean() > 0.1
+
+    record = json.loads(json.dumps(test.to_json(), allow_nan=False))
+    assert set(record["differences"]) == {*SMALLEST, "value_per_request"}
+    assert record["differences"]["value_per_request"]["lower"] > 0
+    assert record["guarded"]["click_rate"]["stopped_on"] == 1
+    assert record["guarded"]["click_rate"]["days"] == [1, 2, 3, 4]
+    assert len(record["guarded"]["click_rate"]["p_value"]) == 4
+    assert not record["sample_ratio"]["is_mismatch"]
+    assert record["sample_ratio"]["treated_users"] == test.result.sample_ratio.treated_users
+    lost = record["losses"]["control"]
+    assert lost["requests"] == test.control_losses.died.size
+    assert lost["regret"]["value"] == pytest.approx(test.control_losses.regret.mean())
+    (stage,) = lost["stages"]
+    assert stage["stage"] == "answer"
+    assert stage["lost"]["value"] == lost["regret"]["value"]
+    assert 0 < stage["kept"]["value"] < 1
+    assert record["losses"]["treatment"]["regret"]["value"] == 0.0
 
 
 @pytest.mark.parametrize(

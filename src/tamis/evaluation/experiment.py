@@ -131,6 +131,20 @@ class SampleRatio:
         """Whether the split is too far from the plan to trust any other number."""
         return self.p_value < MISMATCH_P_VALUE
 
+    def to_json(self) -> dict[str, Any]:
+        """Writes the split for strict JSON.
+
+        Returns:
+            All fields with ``is_mismatch``.
+        """
+        return {
+            "control_users": self.control_users,
+            "treated_users": self.treated_users,
+            "treated_share": self.treated_share,
+            "p_value": self.p_value,
+            "is_mismatch": self.is_mismatch,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentResult:

@@ -5,6 +5,7 @@ excludes 0, it is wrong far more often. The intervals here are wider and hold fo
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,19 @@ class SequentialLooks:
         """First look, from 0, at which the experiment may end with a difference; None for none."""
         decided = self.p_value <= 1.0 - self.confidence
         return int(np.argmax(decided)) if decided.any() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Writes the looks for strict JSON.
+
+        Returns:
+            Columns by name, and the confidence.
+        """
+        return {
+            "lower": self.lower.tolist(),
+            "upper": self.upper.tolist(),
+            "p_value": self.p_value.tolist(),
+            "confidence": self.confidence,
+        }
 
 
 def always_valid_looks(

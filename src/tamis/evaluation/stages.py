@@ -1,6 +1,7 @@
 """Where did the best ad die? The value that each stage of a funnel loses, request by request."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,19 @@ class StageSummary:
     """Value of the best candidate before the stage minus that after it, per request."""
     kept: Estimate
     """Value of all survivors over that of as many of the most valuable candidates."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Writes the stage for strict JSON.
+
+        Returns:
+            Its name and its estimates.
+        """
+        return {
+            "stage": self.stage,
+            "died": self.died.to_json(),
+            "lost": self.lost.to_json(),
+            "kept": self.kept.to_json(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

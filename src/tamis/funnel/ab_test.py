@@ -19,12 +19,14 @@ from tamis.data.market import (
 from tamis.data.market.tables import HOUR_MICROS
 from tamis.errors import ConfigError
 from tamis.evaluation.experiment import (
+    ArmDifference,
     ExperimentMetric,
     ExperimentResult,
     UserTotals,
     arm_difference,
     compare_arms,
 )
+from tamis.evaluation.ratio import ratio_of_sums
 from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
 from tamis.evaluation.stages import StageLosses
 from tamis.funnel.ads import AdTable, Valuation
@@ -90,6 +92,14 @@ class GuardedMetric:
         at = self.looks.stopped_at
         return None if at is None else int(self.days[at])
 
+    def to_json(self) -> dict[str, Any]:
+        """The looks by column, with ``stopped_on``."""
+        return {
+            "days": self.days.tolist(),
+            **self.looks.to_json(),
+            "stopped_on": self.stopped_on,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AbTest:
@@ -98,6 +108,9 @@ class AbTest:
     result: ExperimentResult
     """The split and the four metrics over all assigned users. Conversions are those within the
     window of attribution, and all of them have been waited for."""
+    value_per_request: ArmDifference
+    """Total value per request over all assigned users, with users as units. Who comes how often
+    adds noise to the value per user, not to this."""
     guarded: Mapping[ExperimentMetric, GuardedMetric | None]
     """The metrics that were looked at daily; None where no day had an event in both arms. Only
     conversions known at the look count. Value is per user and day here, so that a longer test has
@@ -107,6 +120,38 @@ class AbTest:
     those of a policy that tells no candidates beside one that does."""
     treatment_losses: StageLosses | None
     """The same of the treatment."""
+
+    def to_json(self, *, seed: int = 0) -> dict[str, Any]:
+        """The test for strict JSON; None stands for what is not known.
+
+        Args:
+            seed: Of the bootstrap over requests that the intervals of the losses come from.
+
+        Returns:
+            The split; by metric the differences of the arms, value per request among them; by
+            metric the looks; by arm what its stages lost, request by request on average.
+
+        Raises:
+            DataError: Fewer than two requests of an arm were judged, or their candidates are worth
+                nothing.
+        """
+        differences = (*self.result.differences, self.value_per_request)
+        confidence = self.value_per_request.confidence
+        return {
+            "sample_ratio": self.result.sample_ratio.to_json(),
+            "differences": {found.metric: found.to_json() for found in differences},
+            "guarded": {
+                metric: None if found is None else found.to_json()
+                for metric, found in self.guarded.items()
+            },
+            "losses": {
+                arm: None if losses is None else _losses_to_json(losses, seed, confidence)
+                for arm, losses in (
+                    ("control", self.control_losses),
+                    ("treatment", self.treatment_losses),
+                )
+            },
+        }
 
 
 def run_ab_test(
@@ -160,12 +205,15 @@ def run_ab_test(
     is_treated = split.is_treated(np.arange(market.num_users))
     policy = SplitPolicy(control, treatment, split)
     found: list[Outcomes] = []
+    requests = np.zeros(market.num_users)
     judged: list[JudgedCandidates] = []
     at_looks: list[UserTotals] = []
     for _ in range(days):
         hours = list(market.serve(policy, days=1))
         found += [outcomes(hours)] if hours else []
-        judged += [part for hour in hours for part in hour.candidates]
+        for hour in hours:
+            requests += np.bincount(hour.user, minlength=market.num_users)
+            judged += hour.candidates
         at_looks.append(
             totals_by_user(
                 found,
@@ -185,6 +233,9 @@ def run_ab_test(
     )
     return AbTest(
         result=compare_arms(final, treated_share=split.treated_share, confidence=confidence),
+        value_per_request=arm_difference(
+            "value_per_request", is_treated, final.value, requests, confidence=confidence
+        ),
         guarded={
             metric: guard(at_looks, metric, smallest=least, confidence=confidence)
             for metric, least in smallest.items()
@@ -284,3 +335,14 @@ def guard(
 def _losses(judged: list[JudgedCandidates], ads: AdTable, value: Valuation) -> StageLosses | None:
     some = [part for part in judged if len(part.user)]
     return true_losses(some, ads, value) if some else None
+
+
+def _losses_to_json(losses: StageLosses, seed: int, confidence: float) -> dict[str, Any]:
+    ones = np.ones(losses.died.size)
+    regret = ratio_of_sums(losses.regret, ones, seed=seed, confidence=confidence)
+    stages = losses.summary(seed=seed, confidence=confidence)
+    return {
+        "requests": losses.died.size,
+        "regret": regret.to_json(),
+        "stages": [stage.to_json() for stage in stages],
+    }
