@@ -7,6 +7,8 @@ from typing import Any
 
 from tamis import artifacts, config
 from tamis.errors import ConfigError, DataError
+from tamis.reproduce.ab.table import AbRows
+from tamis.reproduce.ab.tables import AbTable
 from tamis.reproduce.early.rounds_table import RoundsRows
 from tamis.reproduce.early.table import EarlyRows
 from tamis.reproduce.early.variants import EarlyTable, RoundsTable
@@ -90,7 +92,9 @@ def check_recipes(name: str, recipes: Path) -> None:
     kind_of(TABLES[name]).recipes(recipes / name)
 
 
-def kind_of(table: ResultTable | RetrievalTable | EarlyTable | RoundsTable) -> TableKind:
+def kind_of(
+    table: ResultTable | RetrievalTable | EarlyTable | RoundsTable | AbTable,
+) -> TableKind:
     """A table with what its kind of rows needs."""
     match table:
         case ResultTable():
@@ -101,6 +105,8 @@ def kind_of(table: ResultTable | RetrievalTable | EarlyTable | RoundsTable) -> T
             return EarlyRows(table)
         case RoundsTable():
             return RoundsRows(table)
+        case AbTable():
+            return AbRows(table)
 
 
 class _Ledger:

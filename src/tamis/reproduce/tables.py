@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tamis.reproduce.ab.tables import AbTable, ab_tables
 from tamis.reproduce.early.variants import EarlyTable, RoundsTable, early_tables
 from tamis.reproduce.retrieval.tables import RetrievalTable, retrieval_tables
 
@@ -372,10 +373,11 @@ _TRAINED: dict[str, ResultTable] = {
         ),
     )
 }
-TABLES: dict[str, ResultTable | RetrievalTable | EarlyTable | RoundsTable] = {
+TABLES: dict[str, ResultTable | RetrievalTable | EarlyTable | RoundsTable | AbTable] = {
     **_TRAINED,
     **{table.name: table for table in retrieval_tables()},
     **{table.name: table for table in early_tables()},
+    **{table.name: table for table in ab_tables()},
 }
 """Every table by name."""
 

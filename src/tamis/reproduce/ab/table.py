@@ -1,0 +1,203 @@
+"""The table of A/B tests as the harness makes it: a process for each seed, claims, the page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis import config
+from tamis.evaluation.significance import normal_quantile
+from tamis.reproduce.ab.funnels import RECIPES
+from tamis.reproduce.ab.row import RowOrder, read_row
+from tamis.reproduce.ab.tables import FULL, RIVALS, AbTable
+from tamis.reproduce.early.table import mean_and_sd, page, paired_claim, read_recipe
+from tamis.reproduce.runner import Cell
+
+Row = Mapping[str, Any]
+_VALUE = "value_per_request"
+_SHOWN = (_VALUE, "click_rate", "conversion_rate", "hide_rate")
+# The funnels' stages from the first to the last; popularity is one stage that retrieves.
+_STAGES = {
+    "known": "known",
+    "retrieval": "retrieval",
+    "popularity": "retrieval",
+    "early": "early",
+    "final": "final",
+    "auction": "auction",
+}
+
+
+class AbRows:
+    """A full funnel against its rivals in a live market; see ``TableKind``."""
+
+    averages = ()
+    tasks = ("click", "conversion", "hide")
+    models = (FULL,)
+
+    def __init__(self, table: AbTable) -> None:
+        """Take the table."""
+        self._table = table
+        self.name, self.seeds, self.dataset = table.name, table.seeds, table.dataset
+
+    def recipes(self, folder: Path) -> dict[str, str]:
+        """All recipes, and the sizes of the funnels."""
+        found = [read_recipe(folder, name) for name in RECIPES]
+        return {FULL: config.fingerprint([*found, config.to_table(self._table.sizes)])}
+
+    def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
+        """Nothing to make: each row draws a market of its own, as the table says."""
+        decides = [
+            config.to_table(self._table.market),
+            self._table.judge_every,
+            self._table.smallest,
+        ]
+        return work, config.fingerprint(decides)
+
+    def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:  # noqa: ARG002
+        """One process of one thread, told by a file in its folder what to make."""
+        RowOrder(table=self._table, seed=cell.seed, recipes=str(recipes)).write(cell.run)
+        return ["-m", "tamis.reproduce.ab", str(cell.run)]
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """Both tests."""
+        return {"model": cell.model, "seed": cell.seed, **read_row(cell.run)}
+
+    def is_current(self, row: Row) -> bool:
+        """Whether the row has a test of every rival."""
+        return set(row["tests"]) == set(RIVALS)
+
+    def published(self) -> list[dict[str, Any]]:
+        """Nothing: there are no figures of others."""
+        return []
+
+    def claims(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Whether the full funnel earns more than each rival, over markets and over users."""
+        claims = []
+        for rival in RIVALS:
+            found = [row["tests"][rival]["differences"][_VALUE] for row in rows]
+            claims.append(
+                paired_claim(
+                    f"{FULL} has a higher value per request than {rival}, over markets",
+                    _VALUE,
+                    [item["control"]["value"] for item in found],
+                    [item["treatment"]["value"] for item in found],
+                    0.0,
+                )
+            )
+            claims.append(_pooled_claim(rival, found))
+        return claims
+
+    def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+        """Two lines for each test, one of either arm."""
+        columns = ["test", "funnel", *(name.replace("_", " ") for name in _SHOWN), "regret"]
+        display = []
+        for rival in RIVALS:
+            tests = [row["tests"][rival] for row in rows]
+            for arm, funnel in (("treatment", FULL), ("control", rival)):
+                cells = [f"against {rival}", funnel]
+                for metric in _SHOWN:
+                    found = [test["differences"][metric][arm]["value"] for test in tests]
+                    cells.append(mean_and_sd(found))
+                regrets = [test["losses"][arm]["regret"]["value"] for test in tests]
+                cells.append(mean_and_sd(regrets))
+                display.append(cells)
+        return columns, display
+
+    def markdown(
+        self, payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]]
+    ) -> str:
+        """The arms, the claims, every test by itself, and where the best ad was lost."""
+        market, sizes = self._table.market, self._table.sizes
+        about = (
+            f"The market's own policy serves {market.train_days} days; {FULL} (HSNN index, "
+            f"multi-task early stage that imitates the final one, DHEN), baseline (two towers, "
+            f"click-only early stage, DCNv2) and popularity learn from their log, and serve the "
+            f"next {market.test_days} days to half of the users each. Both trained funnels keep "
+            f"{sizes.retrieved}, {sizes.early} and {sizes.final} ads. Values are money of what "
+            f"users did; regret is the market's truth, of one request in "
+            f"{self._table.judge_every}. Means ± standard deviations over {self.seeds} markets, "
+            f"each with trainings of its own."
+        )
+        text = page(payload, columns, display, about)
+        rows = payload["rows"]
+        return text + "\n".join(["", *_tests_of(rows), "", *_regret_of(rows), ""])
+
+
+def _pooled_claim(rival: str, found: Sequence[Row]) -> dict[str, Any]:
+    """The mean of independent tests, with users as the only chance."""
+    estimate = float(np.mean([item["difference"] for item in found]))
+    error = math.hypot(*(item["standard_error"] for item in found)) / len(found)
+    half = normal_quantile(0.95) * error
+    return {
+        "claim": f"{FULL} has a higher value per request than {rival}, over users",
+        "estimate": estimate,
+        "interval": [estimate - half, estimate + half],
+        "holds": estimate - half > 0,
+        "how": f"mean of {len(found)} A/B tests, normal interval with users as units",
+    }
+
+
+def _tests_of(rows: Sequence[Row]) -> list[str]:
+    """A line for each test: its difference with its interval, and when its guard stopped it."""
+    lines = [
+        "Each test by itself. The guard looks at the value per user after every day, and its "
+        "intervals hold at all looks.",
+        "",
+        "| against | seed | value per request | lift | guard |",
+        "|---|---|---|---|---|",
+    ]
+    for rival in RIVALS:
+        for row in rows:
+            test = row["tests"][rival]
+            found, guard = test["differences"][_VALUE], test["guarded"]["value_per_user"]
+            lift = "" if found["lift"] is None else f"{found['lift']:+.1%}"
+            lines.append(
+                f"| {rival} | {row['seed']} | {found['difference']:+.4f} "
+                f"[{found['lower']:+.4f}, {found['upper']:+.4f}] | {lift} | {_verdict(guard)} |"
+            )
+    return lines
+
+
+def _verdict(guard: Row | None) -> str:
+    if guard is None:
+        return "no events"
+    if guard["stopped_on"] is None:
+        return "no difference yet"
+    at = guard["days"].index(guard["stopped_on"])
+    better = FULL if guard["lower"][at] > 0 else "rival"
+    return f"{better} wins after day {guard['stopped_on']}"
+
+
+def _regret_of(rows: Sequence[Row]) -> list[str]:
+    """Regret by stage and funnel, and how much of the difference each stage makes."""
+    stages = list(dict.fromkeys(_STAGES.values()))
+    lines = [
+        "Where the best ad was lost: true value per request that each stage loses of the best ad "
+        "before it. A gain is what the full funnel loses less at that stage.",
+        "",
+        "| against | funnel | " + " | ".join([*stages, "all"]) + " |",
+        "|" + "---|" * (len(stages) + 3),
+    ]
+    for rival in RIVALS:
+        lost = {
+            arm: np.array([_lost(row["tests"][rival]["losses"][arm], stages) for row in rows])
+            for arm in ("treatment", "control")
+        }
+        for name, values in (
+            (FULL, lost["treatment"]),
+            (rival, lost["control"]),
+            ("gain", lost["control"] - lost["treatment"]),
+        ):
+            cells = [mean_and_sd(item.tolist()) for item in (*values.T, values.sum(axis=1))]
+            lines.append(f"| {rival} | {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _lost(losses: Row, stages: Sequence[str]) -> list[float]:
+    """Losses by the stages of the page; a funnel without one loses nothing there."""
+    by_stage = dict.fromkeys(stages, 0.0)
+    for stage in losses["stages"]:
+        by_stage[_STAGES[stage["stage"]]] += stage["lost"]["value"]
+    return list(by_stage.values())
