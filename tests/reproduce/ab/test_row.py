@@ -28,7 +28,9 @@ TABLE = AbTable(
         rows=8000,
         train_days=2,
         test_days=1,
+        rows_per_user=20,
         rows_per_ad=100,
+        activity_exponent=2.5,
         click_rate=0.2,
         conversion_rate=0.4,
         hide_rate=0.1,
@@ -184,13 +186,13 @@ def test_smallest_differences_are_shares_of_the_days_before() -> None:
 
     found = row.smallest_differences(TABLE, market, hours, ad_table(market.ads()), value)
 
-    assert found["click_rate"] == pytest.approx(0.05 * click.mean())
-    assert found["hide_rate"] == pytest.approx(0.05 * hide.mean())
+    assert found["click_rate"] == pytest.approx(0.1 * click.mean())
+    assert found["hide_rate"] == pytest.approx(0.1 * hide.mean())
     worth = click * log["bid_micros"].to_numpy() / 1e6 - 0.5 * hide
-    assert found["value_per_user"] == pytest.approx(0.05 * worth.sum() / market.num_users / 2)
+    assert found["value_per_user"] == pytest.approx(0.1 * worth.sum() / market.num_users / 2)
     # Conversions that came later than the last day are not known yet.
     known = _known_conversions(hours, market.now_micros)
-    assert found["conversion_rate"] == pytest.approx(0.05 * known / click.sum())
+    assert found["conversion_rate"] == pytest.approx(0.1 * known / click.sum())
 
 
 def _known_conversions(hours: list[Any], now_micros: int) -> int:

@@ -20,8 +20,12 @@ class AbMarket:
     """Days of the market's own policy, whose log all funnels learn from."""
     test_days: int
     """Days of the test."""
+    rows_per_user: int
+    """Impressions per user, which decide how many users there are."""
     rows_per_ad: int
     """Impressions per ad, which decide how many ads there are."""
+    activity_exponent: float
+    """Of the Pareto distribution of users' activity."""
     click_rate: float
     """Clicks per impression under the market's own policy."""
     conversion_rate: float
@@ -33,7 +37,9 @@ class AbMarket:
         """Rules of the market."""
         return MarketRules(
             days=self.train_days + self.test_days,
+            rows_per_user=self.rows_per_user,
             rows_per_ad=self.rows_per_ad,
+            activity_exponent=self.activity_exponent,
             click_rate=self.click_rate,
             conversion_rate=self.conversion_rate,
             hide_rate=self.hide_rate,
@@ -70,7 +76,7 @@ class AbTable:
     """How large they are."""
     judge_every: int
     """One request in so many tells all its candidates, which are judged by the truth."""
-    smallest: float = 0.05
+    smallest: float = 0.1
     """Smallest difference that matters to the guards of the daily looks, as a share of the figure
     that the market's own policy had before the test."""
     seeds: int = 3
@@ -88,7 +94,9 @@ class AbTable:
 def ab_tables() -> tuple[AbTable, ...]:
     """All tables of A/B tests.
 
-    Rates are above those of the frozen rules: an interval of a few days' clicks would be too wide.
+    Events are less rare than in the frozen rules, and users are many and alike in how often they
+    come. Users are the units of a test: where a few of them ask for most, or hardly anybody clicks,
+    the interval of some days is wider than any difference of two funnels.
     """
     return (
         AbTable(
@@ -97,7 +105,9 @@ def ab_tables() -> tuple[AbTable, ...]:
                 rows=840_000,
                 train_days=10,
                 test_days=4,
+                rows_per_user=50,
                 rows_per_ad=200,
+                activity_exponent=2.5,
                 click_rate=0.08,
                 conversion_rate=0.15,
                 hide_rate=0.02,
@@ -106,7 +116,7 @@ def ab_tables() -> tuple[AbTable, ...]:
                 retrieved=120,
                 early=30,
                 final=10,
-                beams=(12,),
+                beams=(32,),
                 cascade_requests=10_000,
                 hide_cost=0.5,
             ),
