@@ -19,16 +19,21 @@ def prepare_process(threads: int = 0) -> int:
     """
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = (len(affinity(0)) if affinity else os.cpu_count()) or 1
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    wanted = threads or (int(said) if said.isdecimal() else 0) or cores
-    count = min(wanted, cores)
+    count = usable_threads(threads)
     torch.set_num_threads(count)
     pa.set_cpu_count(count)
     pa.set_io_thread_count(1)
     _keep_freed_memory()
     return count
+
+
+def usable_threads(threads: int = 0) -> int:
+    """How many threads :func:`prepare_process` takes for the same argument."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = (len(affinity(0)) if affinity else os.cpu_count()) or 1
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = threads or (int(said) if said.isdecimal() else 0) or cores
+    return min(wanted, cores)
 
 
 def _keep_freed_memory() -> None:

@@ -143,3 +143,54 @@ def test_several_requests_get_the_products_of_their_own_vectors(
             scored.candidates.scores, [expected[ad] for ad in best], rtol=1e-5
         )
         assert scored.scored_pairs == len(its)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("candidates", [3000, 2000])
+@pytest.mark.parametrize("has_offsets", [True, False])
+def test_best_of_many_are_those_of_float64_with_and_without_a_scan(
+    make_request: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    is_fast: bool,
+    candidates: int,
+    has_offsets: bool,
+) -> None:
+    monkeypatch.setattr("tamis.funnel.stages.has_fast_bfloat16", lambda device: is_fast)
+    # Vectors in a narrow cone: in bfloat16 many of the best are the same.
+    items = _vectors(3000, 16) * 0.02 + 1.0
+    queries = _vectors(4, 16) * 0.1 + 1.0
+    offsets = np.random.default_rng(0).normal(0, 1e-3, 3000) if has_offsets else None
+    stage = DotProduct(items, lambda request: queries[request.user], offsets=offsets)
+    assert (stage._scan is not None) == is_fast
+    ads = np.random.default_rng(1).permutation(3000)[:candidates]
+    asked = [make_request(user=user) for user in range(4)]
+
+    found = stage.score_all(asked, [_candidates(*ads)] * 4, 25)
+
+    for user, scored in enumerate(found):
+        exact = items.double().numpy() @ queries[user].double().numpy()
+        exact += 0.0 if offsets is None else offsets.astype(np.float32)
+        best = sorted(ads.tolist(), key=lambda ad: -exact[ad])[:25]
+        # Float32 may take two for equal that differ in the seventh digit.
+        np.testing.assert_allclose(exact[scored.candidates.ads], exact[best], rtol=1e-6)
+        np.testing.assert_allclose(scored.candidates.scores, exact[best], rtol=1e-6)
+        assert scored.scored_pairs == candidates
+        (alone,) = stage.score_all([asked[user]], [_candidates(*ads)], 25)
+        assert alone.candidates.ads.tolist() == scored.candidates.ads.tolist()
+
+
+def test_scan_that_says_nothing_leaves_it_to_float32(
+    make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = _vectors(400, 8)
+    items[7] = float("inf")
+    found = []
+    for is_fast in (True, False):
+        monkeypatch.setattr(
+            "tamis.funnel.stages.has_fast_bfloat16", lambda device, is_=is_fast: is_
+        )
+        stage = DotProduct(items, lambda request: items[3].abs())
+        found.append(stage(make_request(), _candidates(*range(400)), 5).candidates)
+
+    assert found[0].ads.tolist() == found[1].ads.tolist()
+    assert found[0].ads[0] == 7

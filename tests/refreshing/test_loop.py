@@ -38,6 +38,7 @@ def _refresh(world: Any, address: str, *options: str, token: str = TOKEN) -> Any
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_events_change_the_ranking_and_a_roll_back_brings_it_back(
     world: Any, start: Callable[[Any], Any]
 ) -> None:
@@ -76,6 +77,7 @@ def test_events_change_the_ranking_and_a_roll_back_brings_it_back(
         assert ranking() == before
 
 
+@pytest.mark.slow
 def test_wrong_token_leaves_the_bundle_published_and_the_next_call_has_it_served(
     world: Any, start: Callable[[Any], Any]
 ) -> None:

@@ -362,6 +362,7 @@ def test_killed_between_the_servers_answer_and_the_ledger(
     assert len(server.changes) == 1
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_release(
     world: Any,
     turn: Callable[..., Refreshed],

@@ -448,6 +448,7 @@ def test_token_is_asked_for_where_it_is_needed(
     assert browser.run("localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
+@pytest.mark.slow
 def test_experiment_is_shown_while_it_runs(
     browser: Browser, serve: Callable[..., str], engine: Engine, bundles: Path
 ) -> None:

@@ -33,7 +33,8 @@ def _with_stage(engine: Engine, stage: Callable[..., Scored], budget_ms: float |
     funnel = engine.live.funnel
     assert funnel is not None
     last = Step(name="final", stage=stage, keep=8, budget_ms=budget_ms)
-    other = Funnel([*funnel.steps[:-1], last], funnel.ads, funnel.value)
+    steps = [*funnel.steps[:-1], last]
+    other = Funnel(steps, funnel.ads, funnel.value, callers=funnel.callers)
     engine._live = replace(engine.live, funnel=other)
 
 
@@ -436,7 +437,7 @@ def test_closing_answers_what_waits_and_then_nobody(
         engine.rank(make_query(), engine.live)
 
 
-def test_the_thread_that_answers_and_its_stages_have_their_threads(
+def test_those_who_answer_and_their_stages_compute_alone(
     make_engine: Callable[..., Engine], make_query: Callable[..., Query]
 ) -> None:
     seen: list[int] = []
@@ -450,7 +451,52 @@ def test_the_thread_that_answers_and_its_stages_have_their_threads(
         _with_stage(engine, look, budget_ms)
         _rank(engine, make_query())
 
-    assert seen == [2, 2, 1, 1]
+    assert seen == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("budget_ms", [None, 60_000.0])
+def test_threads_answer_at_the_same_time(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query], budget_ms: float | None
+) -> None:
+    engine, together = make_engine(threads=2, max_batch=1), threading.Barrier(2, timeout=60)
+
+    def meet(request: Request, candidates: Candidates, keep: int) -> Scored:
+        del request, keep
+        together.wait()
+        return Scored(candidates=candidates)
+
+    _with_stage(engine, meet, budget_ms)
+
+    futures = [engine.rank(make_query(str(k)), engine.live) for k in range(4)]
+
+    for future in futures:
+        assert [stage["fallback"] for stage in future.result(60).stages()] == [""] * 3
+
+
+def test_two_threads_halve_the_wait(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine = make_engine(threads=2, max_wait_ms=30_000.0, max_batch=1)
+    stages = [Slow(), Slow()]
+    places = iter(stages)
+
+    def wait(request: Request, candidates: Candidates, keep: int) -> Scored:
+        stage = next(places, None)
+        return Scored(candidates=candidates) if stage is None else stage(request, candidates, keep)
+
+    _with_stage(engine, wait, budget_ms=None)
+    engine._pace = _pace_of(10_000.0)
+    futures = [engine.rank(make_query(str(k)), engine.live) for k in range(2)]
+    assert all(stage.entered.wait(60) for stage in stages)
+
+    # Both are at work for ten seconds; then two every ten seconds: 10, 15, 20, 25 and 30 at most.
+    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(2, 7)]
+    with pytest.raises(RefusedError, match="must have time"):
+        engine.rank(make_query("7"), engine.live)
+
+    for stage in stages:
+        stage.may_go_on.set()
+    assert [len(future.result(60).ads) for future in futures] == [3] * 7
 
 
 def test_settings_out_of_range_are_refused() -> None:

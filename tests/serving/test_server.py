@@ -62,12 +62,16 @@ def test_stopped_by_hand_ends_well(start: Callable[..., Any]) -> None:
     assert "Traceback" not in server.text
 
 
-def _kill_server_over_and_over(start: Callable[..., Any], folder: Path, rounds: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
     generator = np.random.default_rng(0)
     confirmed: set[str] = set()
     sent: set[str] = set()
-    for number in range(rounds):
-        server = start("--store", f"sqlite:///{folder / 'killed.db'}")
+    for number in range(50):
+        server = start("--store", f"sqlite:///{tmp_path / 'killed.db'}")
 
         def tell(part: int, server: Any = server, number: int = number) -> None:
             with httpx.Client(base_url=server.address, timeout=60) as client:
@@ -89,28 +93,15 @@ def _kill_server_over_and_over(start: Callable[..., Any], folder: Path, rounds: 
         server.end(signal.SIGKILL)
         for teller in tellers:
             teller.join(60)
-        store = Store(f"sqlite:///{folder / 'killed.db'}")
+        store = Store(f"sqlite:///{tmp_path / 'killed.db'}")
         stored = [event.event_id for event in store.last_events("u", "click", 10**9)]
         assert len(stored) == len(set(stored)) == store.num_events()
         assert confirmed <= set(stored) <= sent
         store.close()
-    assert len(confirmed) > rounds
-
-
-def test_server_that_is_killed_loses_no_event_it_confirmed(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
-    _kill_server_over_and_over(start, tmp_path, rounds=2)
+    assert len(confirmed) > 50
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
-    _kill_server_over_and_over(start, tmp_path, rounds=50)
-
-
 def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Any], tmp_path: Path) -> None:
     server = start()
     generator = np.random.default_rng(0)

@@ -56,19 +56,20 @@ def serve(
             from tamis.serving.engine import EngineSettings
             from tamis.serving.server import ServerSettings
             from tamis.serving.server import serve as _serve
-        from tamis.process import prepare_process
+        from tamis.process import prepare_process, usable_threads
 
         if bundles is not None and not bundles.is_dir():
             raise ConfigError(f"{bundles}: must be a folder of bundles, got none. Name another.")
+        # As many answer as there are cores, and each of them computes alone.
+        count = usable_threads(threads)
+        prepare_process(1)
         settings = ServerSettings(
             host=host,
             port=port,
             token=token,
             bundles=bundles,
             settle_s=settle_s,
-            engine=EngineSettings(
-                threads=prepare_process(threads), max_batch=max_batch, max_wait_ms=max_wait_ms
-            ),
+            engine=EngineSettings(threads=count, max_batch=max_batch, max_wait_ms=max_wait_ms),
         )
 
         def ready(address: str, live: "Live") -> None:

@@ -102,12 +102,13 @@ class Blueprint:
         )
         return replace(self, inventory=inventory, stages=stages)
 
-    def build(self, requests: Encoders | None = None) -> Funnel:
+    def build(self, requests: Encoders | None = None, *, callers: int = 1) -> Funnel:
         """A new funnel; two of one blueprint give the same bits for the same requests.
 
         Args:
             requests: What the requests' features are encoded with, where that is more than the
                 funnel reads, or in another order; None for the funnel's own encoders.
+            callers: Threads that will ask at the same time.
 
         Raises:
             SchemaError: A stage reads what the requests lack.
@@ -135,4 +136,5 @@ class Blueprint:
             value,
             reserve=self.reserve,
             prior=self.inventory.popularity,
+            callers=callers,
         )

@@ -57,6 +57,7 @@ class Funnel:
         *,
         reserve: float = 0.0,
         prior: NDArray[np.float64] | None = None,
+        callers: int = 1,
         clock: Clock | None = None,
     ) -> None:
         """Put the steps together.
@@ -69,6 +70,7 @@ class Funnel:
             reserve: Least price of a billed event, money. Not negative.
             prior: (N,) scores that stand for a stage before the first, in case that one falls back;
                 None: all ads alike.
+            callers: Threads that will ask at the same time: a step with a budget works for as many.
             clock: Tells the time; None for the machine's.
 
         Raises:
@@ -89,11 +91,12 @@ class Funnel:
         self.ads = ads
         self.value = value
         self.reserve = reserve
+        self.callers = callers
         self._clock = SystemClock() if clock is None else clock
         self._stages = tuple(
             step.stage
             if step.budget_ms is None
-            else TimeOut(step.stage, budget_ms=step.budget_ms, clock=self._clock)
+            else TimeOut(step.stage, budget_ms=step.budget_ms, workers=callers, clock=self._clock)
             for step in steps
         )
         self._corpus = Candidates(ads=np.arange(len(ads)), scores=scores)

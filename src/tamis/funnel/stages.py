@@ -13,6 +13,8 @@ from tamis.errors import DataError
 from tamis.funnel.candidates import Candidates, order_of_best
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
+from tamis.nn.precision import has_fast_bfloat16
+from tamis.retrieval.rounded_scan import RoundedScan, contenders
 
 ScoringFunction = Callable[[Request, NDArray[np.int64]], NDArray[np.float64]]
 """Scores (n,) of n ads for a request."""
@@ -56,8 +58,17 @@ class ScoredBy:
         )
 
 
+_LEAST_CUT = 16
+"""A search that keeps more than one in so many compares nearly all in float32 anyway."""
+
+
 class DotProduct:
-    """Exact retrieval: ``<query(request), item>``, plus an offset, of every candidate."""
+    """Exact retrieval: ``<query(request), item>``, plus an offset, of every candidate.
+
+    Where bfloat16 is fast, few are kept and most ads are candidates, a scan in bfloat16 leaves out
+    whoever cannot be among the best, and float32 decides between the others: the best are those of
+    float32 at half the reading.
+    """
 
     def __init__(
         self,
@@ -96,19 +107,21 @@ class DotProduct:
         self._offsets = None if offsets is None else offsets.astype(np.float32)
         self._query_flops = query_flops
         self._all_ads = np.arange(len(items))
+        self._scan: RoundedScan | None = None
+        if len(items) and items.dtype == torch.float32 and has_fast_bfloat16(items.device):
+            self._scan = RoundedScan(self._items)
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The best candidates by their dot product with the request's vector."""
+        # Reading all vectors in order is cheaper than gathering most of them.
+        if 2 * len(candidates) >= len(self._items):
+            (scored,) = self.score_all([request], [candidates], keep)
+            return scored
+        # In one order, whatever theirs: a matrix product rounds a row by its place.
+        ads = np.sort(candidates.ads)
         with torch.inference_mode():
-            query = self._query(request).to(self._items)
-            # Reading all vectors in order is cheaper than gathering most of them.
-            if 2 * len(candidates) >= len(self._items):
-                return self._best(request, candidates, self._items @ query, keep)
-            # Gathered in one order, whatever theirs: a matrix product rounds a row by its place.
-            ads = np.sort(candidates.ads)
-            rows = torch.from_numpy(ads).to(self._items.device)
-            scores = (self._items.index_select(0, rows) @ query).float().cpu().numpy()
-        return self._cut(request, ads, self._moved(scores, ads), keep)
+            scores = self._scores(self._query(request).to(self._items), ads)
+        return self._cut(request, ads, scores, keep, pairs=len(ads))
 
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
@@ -121,23 +134,60 @@ class DotProduct:
                 vectors = torch.stack([self._query(request) for request in requests])
             else:
                 vectors = self._queries(requests)
-            products = vectors.to(self._items) @ self._items.T
+            vectors = vectors.to(self._items)
+            if self._scan is None or _LEAST_CUT * keep > len(self._items):
+                products = (vectors @ self._items.T).float().cpu().numpy()
+                return [
+                    self._best(one, its, row, keep)
+                    for one, its, row in zip(requests, candidates, products, strict=True)
+                ]
+            products = self._scan.products(vectors)
             return [
-                self._best(one, its, row, keep)
-                for one, its, row in zip(requests, candidates, products, strict=True)
+                self._best_of_scan(one, its, query, row, keep)
+                for one, its, query, row in zip(
+                    requests, candidates, vectors, products, strict=True
+                )
             ]
 
+    def _best_of_scan(
+        self,
+        request: Request,
+        candidates: Candidates,
+        query: Tensor,
+        products: NDArray[np.float32],
+        keep: int,
+    ) -> Scored:
+        """The best candidates, given the scan's products (N,) of all ads."""
+        assert self._scan is not None
+        ads, scores = self._of(candidates, products)
+        places = contenders(scores, keep, error=self._scan.error(query))
+        if places is None:
+            return self._best(request, candidates, (self._items @ query).cpu().numpy(), keep)
+        chosen = ads[places]
+        return self._cut(request, chosen, self._scores(query, chosen), keep, pairs=len(ads))
+
     def _best(
-        self, request: Request, candidates: Candidates, products: Tensor, keep: int
+        self, request: Request, candidates: Candidates, products: NDArray[Any], keep: int
     ) -> Scored:
         """The best candidates, given the products (N,) of all ads."""
-        scores = products.float().cpu().numpy()
+        ads, scores = self._of(candidates, products)
+        return self._cut(request, ads, scores, keep, pairs=len(ads))
+
+    def _of(
+        self, candidates: Candidates, products: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Ads and scores of the candidates, in the order of the ads."""
         # Different ads, as many as there are, are all of them, in whatever order they stand.
-        ads = self._all_ads
-        if len(candidates) < len(ads):
-            ads = candidates.ads
-            scores = scores[ads]
-        return self._cut(request, ads, self._moved(scores, ads), keep)
+        if len(candidates) == len(self._all_ads):
+            return self._all_ads, self._moved(products, self._all_ads)
+        ads = np.sort(candidates.ads)
+        return ads, self._moved(products[ads], ads)
+
+    def _scores(self, query: Tensor, ads: NDArray[np.int64]) -> NDArray[Any]:
+        """Scores of some ads, whose vectors are gathered."""
+        rows = torch.from_numpy(ads).to(self._items.device)
+        products = self._items.index_select(0, rows) @ query
+        return self._moved(products.float().cpu().numpy(), ads)
 
     def _moved(self, scores: NDArray[Any], ads: NDArray[np.int64]) -> NDArray[Any]:
         if self._offsets is None:
@@ -145,14 +195,20 @@ class DotProduct:
         return scores + (self._offsets if ads is self._all_ads else self._offsets[ads])
 
     def _cut(
-        self, request: Request, ads: NDArray[np.int64], scores: NDArray[Any], keep: int
+        self,
+        request: Request,
+        ads: NDArray[np.int64],
+        scores: NDArray[Any],
+        keep: int,
+        *,
+        pairs: int,
     ) -> Scored:
         # Cut here, so that only what is kept is widened to float64.
         best = order_of_best(ads, scores, keep, seed=request.request_id)
         return Scored(
             candidates=Candidates(ads=ads[best], scores=scores[best].astype(np.float64)),
-            scored_pairs=len(ads),
-            flops=self._query_flops + 2.0 * self._items.shape[1] * len(ads),
+            scored_pairs=pairs,
+            flops=self._query_flops + 2.0 * self._items.shape[1] * pairs,
         )
 
 

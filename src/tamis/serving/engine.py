@@ -1,9 +1,10 @@
-"""The engine: owns what is live, answers requests in one thread, and turns away what is too much.
+"""The engine: owns what is live, answers requests in few threads, and turns away what is too much.
 
-Requests wait in one queue. The thread takes what has gathered, as long as the stages keep their
+Requests wait in one queue. A thread takes what has gathered, as long as the stages keep their
 budgets, and answers it together: whatever the load, nobody waits for a batch to fill, and the more
-come the less each costs. How long a batch takes is known from those before. So who would wait
-longer than it may is turned away at the door, before the queue has grown.
+come the less each costs. Each thread computes alone: batches that are split over cores would wait
+for the slower core layer by layer. How long a batch takes is known from those before. So who would
+wait longer than it may is turned away at the door, before the queue has grown.
 """
 
 import logging
@@ -37,7 +38,7 @@ class EngineSettings:
     """What the engine may spend."""
 
     threads: int = 1
-    """Compute threads of the thread that answers. At least 1."""
+    """Threads that answer, each of which computes alone. At least 1."""
     max_batch: int = 6
     """Most requests that are answered together. At least 1."""
     max_wait_ms: float = 40.0
@@ -85,7 +86,7 @@ class Engine:
         self.settings = settings
         self._store, self._watch = store, watch
         self._users = Users(store)
-        served = ServedBundle(bundle)
+        served = self._prepared(bundle)
         self._users.keep(served.online.lengths)
         self._live = served.live(store.ads())
         self._previous: ServedBundle | None = None
@@ -98,12 +99,18 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._wakes = threading.Condition()
         self._pace = _warmed_up(self._live, settings.max_batch)
-        # When the batch that is under way should be done.
-        self._busy_until = 0.0
+        # When each thread's batch that is under way should be done.
+        self._busy_until = [0.0] * settings.threads
         self._is_closed = False
         self._ask_store_from = 0.0
-        self._worker = threading.Thread(target=self._work, name="tamis-engine", daemon=True)
-        self._worker.start()
+        self._workers = [
+            threading.Thread(
+                target=self._work, args=(number,), name=f"tamis-engine-{number}", daemon=True
+            )
+            for number in range(settings.threads)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     @property
     def live(self) -> Live:
@@ -123,7 +130,7 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         """Whether requests are answered."""
-        return self._worker.is_alive() and not self._is_closed
+        return all(worker.is_alive() for worker in self._workers) and not self._is_closed
 
     @property
     def num_waiting(self) -> int:
@@ -133,9 +140,10 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """Whether whoever comes now would wait too long, or would not be answered at all."""
-        left_ms = (self._busy_until - time.perf_counter()) * 1e3
+        left_ms = (min(self._busy_until) - time.perf_counter()) * 1e3
         room = self._pace.room
-        wait_ms = max(0.0, left_ms) + len(self._queue) // room * self._pace.ms(room)
+        batches = len(self._queue) // room / len(self._workers)
+        wait_ms = max(0.0, left_ms) + batches * self._pace.ms(room)
         return self._is_closed or wait_ms > self.settings.max_wait_ms
 
     def rank(self, query: Query, live: Live) -> "Future[Answer]":
@@ -207,7 +215,7 @@ class Engine:
         """
         with self._change:
             self._check_replaces(replaces)
-            self._serve(ServedBundle(bundle))
+            self._serve(self._prepared(bundle))
 
     def roll_back(self, *, replaces: str) -> None:
         """Serve the bundle before this one again.
@@ -237,7 +245,7 @@ class Engine:
         """
         with self._change:
             self._check_replaces(control)
-            beside = ServedBundle(bundle).live(self._store.ads())
+            beside = self._prepared(bundle).live(self._store.ads())
             self._users.keep(beside.served.online.lengths)
             _warmed_up(beside, self.settings.max_batch)
             self._beside = beside
@@ -251,10 +259,14 @@ class Engine:
         """Answer what waits, write what was answered, and end the threads."""
         with self._wakes:
             self._is_closed = True
-            self._wakes.notify()
-        self._worker.join()
+            self._wakes.notify_all()
+        for worker in self._workers:
+            worker.join()
         # A second time does nothing.
         self.recorder.close()
+
+    def _prepared(self, bundle: Bundle) -> ServedBundle:
+        return ServedBundle(bundle, threads=self.settings.threads)
 
     def _check_replaces(self, replaces: str) -> None:
         if replaces != self._live.served.release:
@@ -295,16 +307,17 @@ class Engine:
                 self._beside = self._beside.served.live(ads)
             self._made = asked
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         import torch
 
         # Threads beyond the cores cost a factor; this setting is the calling thread's own.
-        torch.set_num_threads(self.settings.threads)
+        torch.set_num_threads(1)
         while jobs := self._next():
             pace, started = self._pace, time.perf_counter()
-            self._busy_until = started + pace.ms(len(jobs)) / 1e3
+            self._busy_until[number] = started + pace.ms(len(jobs)) / 1e3
             answers = self._answer_all(jobs)
-            took_ms = (time.perf_counter() - started) * 1e3
+            ended = time.perf_counter()
+            self._busy_until[number], took_ms = ended, (ended - started) * 1e3
             traces = [one.trace for one in answers if isinstance(one, Answer) and one.trace]
             if len(traces) == len(jobs):
                 pace.observe(len(jobs), took_ms, traces[0].stages)

@@ -19,8 +19,12 @@ from tamis.serving.users import OnlineColumns
 class ServedBundle:
     """A bundle with all that does not change while it serves."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         """Prepare to serve.
+
+        Args:
+            bundle: What is to serve.
+            threads: Threads that will answer at the same time.
 
         Raises:
             ArtifactError: The bundle was published without the ads' columns, or takes ids for
@@ -29,6 +33,7 @@ class ServedBundle:
         """
         blueprint = bundle.blueprint
         self.bundle = bundle
+        self._threads = threads
         self.release = bundle.release
         self.schema: Schema = blueprint.encoders.schema
         self.catalogue = Catalogue(blueprint)
@@ -91,7 +96,9 @@ class ServedBundle:
                 by what no stage predicts.
         """
         ads = self.catalogue.live(stored)
-        funnel = None if ads.blueprint is None else ads.blueprint.build()
+        funnel = None
+        if ads.blueprint is not None:
+            funnel = ads.blueprint.build(callers=self._threads)
         return Live(served=self, ads=ads, funnel=funnel)
 
 

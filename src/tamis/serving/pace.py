@@ -1,5 +1,6 @@
 """How long batches of requests take, and how large one may be for stages to keep their budgets."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -33,7 +34,7 @@ class Pace:
     """Times by batch size: a line through the newest batches, for the whole and for each stage.
 
     Some of a batch's work is done once, some for each request, so that a line says what a size will
-    take which was not seen yet.
+    take which was not seen yet. Any thread may tell and ask.
     """
 
     def __init__(self, budgets_ms: Mapping[str, float], max_batch: int) -> None:
@@ -49,19 +50,22 @@ class Pace:
         self._max_batch = max_batch
         self.room = max_batch
         """Most requests that a batch may hold now."""
+        self._lock = threading.Lock()
 
     def observe(self, size: int, took_ms: float, stages: Iterable[StageTime]) -> None:
         """Take in a batch of ``size`` requests, and what its stages took for all of them."""
-        self._whole.add(size, took_ms)
-        for stage in stages:
-            # One that gave up says nothing of how long it would have taken.
-            if stage.name in self._stages and not stage.fallback:
-                self._stages[stage.name].add(size, stage.elapsed_ms)
-        self.room = self._most()
+        with self._lock:
+            self._whole.add(size, took_ms)
+            for stage in stages:
+                # One that gave up says nothing of how long it would have taken.
+                if stage.name in self._stages and not stage.fallback:
+                    self._stages[stage.name].add(size, stage.elapsed_ms)
+            self.room = self._most()
 
     def ms(self, size: int) -> float:
         """Milliseconds that a batch of ``size`` requests will take; 0 before the first one."""
-        return self._whole.at(size)
+        with self._lock:
+            return self._whole.at(size)
 
     def _most(self) -> int:
         """The largest batch in which every stage keeps its budget; 1 where none does."""

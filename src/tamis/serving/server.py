@@ -1,6 +1,7 @@
 """``tamis serve``: one process from a bundle and a store to a listening server."""
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,6 +119,11 @@ def serve(
             ),
             ready=lambda: ready(address, engine.live),
         )
+        # What is here by now stays: a look through all of it, mostly libraries, would hold up every
+        # request for a third of a second, again and again.
+        gc.collect()
+        gc.freeze()
+
         server.run(sockets=[listener])
 
 

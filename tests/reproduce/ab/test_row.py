@@ -100,6 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_row_holds_a_whole_test_of_each_rival(made: Path) -> None:
     tests = json.loads(json.dumps(read_row(made), allow_nan=False))["tests"]
 
@@ -126,6 +127,7 @@ def test_row_holds_a_whole_test_of_each_rival(made: Path) -> None:
     assert tests["baseline"]["sample_ratio"] == tests["popularity"]["sample_ratio"]
 
 
+@pytest.mark.slow
 def test_funnels_differ_in_their_stages_and_in_nothing_else(made: Path) -> None:
     full, baseline, popularity = (
         read_bundle(made / "bundles" / name).blueprint
@@ -144,6 +146,7 @@ def test_funnels_differ_in_their_stages_and_in_nothing_else(made: Path) -> None:
     assert np.array_equal(full.inventory.codes, baseline.inventory.codes)
 
 
+@pytest.mark.slow
 def test_only_clicks_and_bids_order_the_early_stage_of_the_baseline(made: Path) -> None:
     full, baseline = (
         read_bundle(made / "bundles" / name).blueprint.stages[1].plan
@@ -166,6 +169,7 @@ def test_only_clicks_and_bids_order_the_early_stage_of_the_baseline(made: Path) 
     assert found["conversion"] == pytest.approx(np.full(3, conversion.mean()))
 
 
+@pytest.mark.slow
 def test_funnels_learn_from_what_was_known_before_the_test(made: Path) -> None:
     market, hours = serve_own_days(TABLE.market, 1)
     whole = pa.concat_tables([hour.log for hour in hours])
@@ -200,6 +204,7 @@ def _known_conversions(hours: list[Any], now_micros: int) -> int:
     return int((times.drop_null().to_numpy() < now_micros).sum())
 
 
+@pytest.mark.slow
 def test_what_is_finished_of_a_row_is_not_made_again(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
