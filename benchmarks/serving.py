@@ -131,7 +131,7 @@ class Plan:
 
 def contenders(folder: Path, max_wait_ms: float) -> dict[str, list[str]]:
     """Commands by name; each may use every core."""
-    cores = str(len(os.sched_getaffinity(0)))
+    cores = str(os.cpu_count() or 1)
 
     def tamis(bundle: str, store: str, *more: str) -> list[str]:
         return [
