@@ -179,11 +179,16 @@ def test_best_of_many_are_those_of_float64_with_and_without_a_scan(
         assert alone.candidates.ads.tolist() == scored.candidates.ads.tolist()
 
 
+@pytest.mark.parametrize(("strange", "is_alike"), [(float("inf"), False), (100.0, True)])
 def test_scan_that_says_nothing_leaves_it_to_float32(
-    make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+    make_request: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    strange: float,
+    is_alike: bool,
 ) -> None:
     items = _vectors(400, 8)
-    items[7] = float("inf")
+    items[7] = strange
+    items[8:] = float(items[8:].mean()) if is_alike else items[8:]
     found = []
     for is_fast in (True, False):
         monkeypatch.setattr(

@@ -161,7 +161,8 @@ class DotProduct:
         assert self._scan is not None
         ads, scores = self._of(candidates, products)
         places = contenders(scores, keep, error=self._scan.error(query))
-        if places is None:
+        # Of scores that are all alike a scan leaves out too few for gathering the rest to pay.
+        if places is None or 4 * len(places) > len(ads):
             return self._best(request, candidates, (self._items @ query).cpu().numpy(), keep)
         chosen = ads[places]
         return self._cut(request, chosen, self._scores(query, chosen), keep, pairs=len(ads))
