@@ -123,7 +123,6 @@ def serve(
         # request for a third of a second, again and again.
         gc.collect()
         gc.freeze()
-
         server.run(sockets=[listener])
 
 
