@@ -90,13 +90,23 @@ def sided(reference):
     return replace(reference, spec=spec)
 
 
+def _first_layer(model: EarlyStage) -> torch.nn.Linear:
+    """The shared network's first layer as one map of query and ad."""
+    of_query, of_ad = model.heads.of_query, model.heads.of_ad
+    layer = torch.nn.Linear(of_query.in_features + of_ad.in_features, of_query.out_features)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([of_query.weight, of_ad.weight], dim=1))
+        layer.bias.copy_(of_query.bias)
+    return layer
+
+
 def test_heads_stand_on_one_network_on_the_towers(sided) -> None:
     model = sided.build(EarlyStage, _SMALL)
 
     def logits(row: int) -> np.ndarray:
         vectors = _side_vectors(sided, model, row)
         x = np.concatenate([vectors["user"], vectors["item"]])
-        x = np.maximum(sided.linear(model.heads.first, x), 0)
+        x = np.maximum(sided.linear(_first_layer(model), x), 0)
         x = sided.mlp(model.heads.rest, x, num_hidden=1)
         towers = model.heads.towers.towers
         return np.concatenate([sided.mlp(tower, x, num_hidden=1) for tower in towers])
@@ -133,7 +143,7 @@ def test_context_has_a_tower_of_its_own(reference) -> None:
         x = np.concatenate(
             [reference.mlp(model.towers[side], x, num_hidden=1) for side, x in inputs.items()]
         )
-        x = np.maximum(reference.linear(model.heads.first, x), 0)
+        x = np.maximum(reference.linear(_first_layer(model), x), 0)
         x = reference.mlp(model.heads.rest, x, num_hidden=1)
         towers = model.heads.towers.towers
         return np.concatenate([reference.mlp(tower, x, num_hidden=1) for tower in towers])
@@ -155,6 +165,36 @@ def test_experts_read_both_vectors(bottom: str) -> None:
             tower(vector) for tower, vector in zip(heads.towers.towers, heads.stack(x), strict=True)
         ]
         torch.testing.assert_close(found[row : row + 1], torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize("bottom", ["shared", "mmoe", "ple", "dot"])
+@pytest.mark.parametrize("num_queries", [1, 3, 40])
+def test_few_queries_for_many_ads_give_what_one_for_each_gives(
+    bottom: str, num_queries: int
+) -> None:
+    heads = _model(replace(_SMALL, bottom=bottom)).heads
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(num_queries, 10, generator=generator)
+    ads = torch.randn(60, 5, generator=generator)
+    rows = torch.randint(0, num_queries, (60,), generator=generator)
+
+    found = heads(query, ads, rows)
+
+    torch.testing.assert_close(found, heads(query[rows], ads))
+
+
+@pytest.mark.parametrize("bottom", ["shared", "mmoe", "ple", "dot"])
+def test_query_that_is_not_finite_reaches_its_own_ads_alone(bottom: str) -> None:
+    heads = _model(replace(_SMALL, bottom=bottom)).heads
+    generator = torch.Generator().manual_seed(0)
+    query, ads = (torch.randn(4, width, generator=generator) for width in (10, 5))
+    rows = torch.tensor([0, 1, 1, 2])
+    wanted = heads(query, ads, rows)
+
+    found = heads(query.index_fill(0, torch.tensor([1]), torch.nan), ads, rows)
+
+    torch.testing.assert_close(found[[0, 3]], wanted[[0, 3]])
+    assert found[[1, 2]].isnan().all()
 
 
 @pytest.mark.parametrize(("missing", "kept"), [("user", "item"), ("item", "user")])
@@ -191,7 +231,7 @@ def test_doubled_pool_without_labels_leaves_the_labels_gradient() -> None:
 
     alone = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     before, after = (_gradients(model, rows, alone) for rows in (batch, doubled))
-    assert before["heads.first.weight"].abs().max() > 1e-4
+    assert before["heads.of_ad.weight"].abs().max() > 1e-4
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
     # With distillation on, the bottom hears of the added rows, and the labels' heads do not.
@@ -199,7 +239,7 @@ def test_doubled_pool_without_labels_leaves_the_labels_gradient() -> None:
     for head in range(3):
         name = f"heads.towers.towers.{head}.layers.0.weight"
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
-    moved = after["heads.first.weight"] - before["heads.first.weight"]
+    moved = after["heads.of_ad.weight"] - before["heads.of_ad.weight"]
     assert moved.abs().max() > 1e-4
 
 

@@ -69,3 +69,31 @@ def test_scores_that_are_not_finite_say_nothing(bad: float) -> None:
     scores = np.array([1.0, bad, 2.0, bad], np.float32)
 
     assert contenders(scores, 2, error=0.1) is None
+
+
+@pytest.mark.parametrize("best", ["anywhere", "sampled", "unsampled"])
+@pytest.mark.parametrize("keep", [1, 40, 700])
+@pytest.mark.parametrize("error", [0.0, 0.02, 3.0])
+def test_a_sample_of_many_scores_changes_nothing(best: str, keep: int, error: float) -> None:
+    generator = np.random.default_rng(keep)
+    truth = generator.normal(size=20_000)
+    # The sample is every sixteenth score.
+    if best == "sampled":
+        truth[::16] += 5
+    elif best == "unsampled":
+        truth[1::16] += 5
+    seen = (truth + generator.uniform(-error, error, len(truth))).astype(np.float32)
+    seen[generator.integers(0, len(seen), 5)] = np.nan
+
+    places = contenders(seen, keep, error=error)
+
+    # NaN ranks first, as whatever it hides may be the best.
+    last = np.sort(seen)[-keep]
+    if np.isnan(last):
+        assert places is None
+        return
+    assert places is not None
+    least = last - 2 * error
+    assert set(np.flatnonzero(seen >= least)) <= set(places)
+    assert (seen[places] >= least - 1e-5).all()
+    assert (np.diff(places) > 0).all()

@@ -316,9 +316,11 @@ def test_shadow_scores_what_is_served_and_serves_nobody(
     assert (look["split"], look["metrics"]) == (None, [])
     assert look["shadow"]["failed"] == look["shadow"]["dropped"] == 0
     assert look["shadow"]["overlap"] == 1.0
-    # The second bundle has the same models, and differs in its reserve price alone.
+    # The second bundle has the same models, and differs in its reserve price alone; but it scores
+    # fewer ads at a time, and some processors round a row by how many there are.
     for found in look["shadow"]["log_loss_differences"].values():
-        assert (found["value"], found["lower"], found["upper"]) == (0.0, 0.0, 0.0)
+        interval = (found["value"], found["lower"], found["upper"])
+        assert interval == pytest.approx((0.0, 0.0, 0.0), abs=1e-6)
     drift = {item["release"]: item["tasks"] for item in client.get("/v1/watch").json()["drift"]}
     assert drift.keys() == set(releases)
     served, shadow = (drift[release]["click"]["all"] for release in releases)

@@ -196,3 +196,21 @@ def test_closing_without_a_store_says_what_is_lost(
 
     assert not closing.is_alive()
     assert (recorder.num_lost, fake.written) == (1, [])
+
+
+def test_answered_requests_wait_a_moment_for_each_other_and_events_do_not(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    recorder = Recorder(fake.append)
+    for name in ("a", "b", "c"):
+        recorder.record(make_served(name))
+        time.sleep(0.005)
+    while not fake.written:
+        time.sleep(0.005)
+    assert fake.written == [(["a", "b", "c"], [])]
+
+    recorder.record(make_served("d"))
+    assert recorder.write([make_event("e")]).result(30) == [True]
+
+    assert fake.written[1:] == [(["d"], ["e"])]
+    recorder.close()

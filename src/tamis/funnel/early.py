@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.funnel.stages import flops_of
 from tamis.models.early_serving import EarlyStageParts
+from tamis.nn.rounded import rounded
 
 _ADS_AT_A_TIME = 4096
 
@@ -87,14 +89,16 @@ class EarlyStageRanker:
             )
         _check_item_inputs(features, spec)
         self.tasks: tuple[Task, ...] = parts.tasks
-        self._parts = parts
+        is_rounded = precision == torch.bfloat16
+        scorer = rounded(parts.scorer) if is_rounded else parts.scorer
+        self._parts = replace(parts, scorer=scorer)
         self._spec = spec
         self._ads = ads
         self._value = value
         self._calibration = calibration
         self._flops_per_pair = flops_per_pair
         self._users = _UserVectors(max_users, time_to_live_ms)
-        self._precision = precision
+        self._is_rounded = is_rounded
         # By ad row: what the parts' own table finds by id costs a look into a dictionary for each.
         self._vectors = torch.cat(
             [
@@ -125,25 +129,21 @@ class EarlyStageRanker:
         users, is_known = self._users_of(requests, features)
         queries = self._parts.query(users, self._context(features))
         # In one order, whatever theirs: matrix products round a row by its place in the batch.
-        ads = [np.sort(its.ads) for its in candidates]
-        # The scorer's own batch is wide enough, and a request's part of it is computed once.
-        predictions = [
-            self._predictions(query.unsqueeze(0), its)
-            for query, its in zip(queries, ads, strict=True)
-        ]
+        ads = np.concatenate([np.sort(its.ads) for its in candidates])
+        counts = [len(its) for its in candidates]
+        rows = np.repeat(np.arange(len(counts)), counts)
+        predictions = self._predictions(queries, rows, ads)
+        scores = self._ads.total_value(self._value, predictions, ads)
+        found = Candidates(ads=ads, scores=scores, predictions=predictions)
         return [
             Scored(
-                candidates=Candidates(
-                    ads=its,
-                    scores=self._ads.total_value(self._value, found, its),
-                    predictions=found,
-                ),
-                scored_pairs=len(its),
-                flops=flops_of(self._flops_per_pair, len(its)),
+                candidates=part,
+                scored_pairs=len(part),
+                flops=flops_of(self._flops_per_pair, len(part)),
                 cache_lookups=1,
                 cache_hits=int(known),
             )
-            for its, found, known in zip(ads, predictions, is_known, strict=True)
+            for part, known in zip(found.split(counts), is_known, strict=True)
         ]
 
     def predict(
@@ -158,7 +158,7 @@ class EarlyStageRanker:
         """
         user = self._parts.embed_user(side_batch(features, self._spec, "user"))
         query = self._parts.query(user, self._context(features))
-        return self._predictions(query[torch.from_numpy(rows)], ads)
+        return self._predictions(query, rows, ads)
 
     def _users_of(self, requests: Sequence[Request], features: Batch) -> tuple[Tensor, list[bool]]:
         """Vectors of the users, and which of them were known."""
@@ -179,10 +179,12 @@ class EarlyStageRanker:
             return None
         return side_batch(features, self._spec, "context")
 
-    def _predictions(self, query: Tensor, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    def _predictions(
+        self, queries: Tensor, rows: NDArray[np.int64], ads: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
         vectors = self._vectors.index_select(0, torch.from_numpy(ads))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
-            found = self._parts.score_vectors(query, vectors)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._is_rounded):
+            found = self._parts.score_vectors(queries, vectors, torch.from_numpy(rows))
         return self._calibration.apply(found, self._ads.billing[ads])
 
 

@@ -19,6 +19,7 @@ from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.funnel.stages import flops_of
 from tamis.models.output import probabilities_of
+from tamis.nn.rounded import rounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -154,12 +155,12 @@ class RankerStage:
                 f"{len(ads)}. Make both from one list of ads."
             )
         self.tasks = tasks
-        self._ranker = ranker.eval()
+        self._is_rounded = precision == torch.bfloat16
+        self._ranker = rounded(ranker.eval()) if self._is_rounded else ranker.eval()
         self._features = features
         self._ads = ads
         self._value = value
         self._calibration = calibration
-        self._precision = precision
         self._flops_per_pair = flops_per_pair
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
@@ -208,7 +209,7 @@ class RankerStage:
             ads: (P,) ad of each pair.
         """
         pairs = self._features.pairs(features, torch.from_numpy(rows), torch.from_numpy(ads))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._is_rounded):
             logits = self._ranker(pairs).logits
         found = probabilities_of(logits, self.tasks).numpy()
         predictions = {task.name: found[:, at].copy() for at, task in enumerate(self.tasks)}

@@ -1,7 +1,8 @@
 """What an early-stage ranker computes for each pair: from two cached vectors to a logit per head.
 
 The query is what the request alone decides (user and context), the ad is the candidate. All heads
-here take one query for each ad, or one for all of them, and give the same logits for both.
+here take one query for each ad, one for all of them, or a few with the one of each ad, and give the
+same logits for all three.
 """
 
 import copy
@@ -10,22 +11,36 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tamis.models.multi_task import TaskTowers
+from tamis.nn.autocast import in_autocast_type
 from tamis.nn.experts import FusionStack
 from tamis.nn.mlp import MLP, ExactLinear
+from tamis.nn.rounded import linear_relu
+
+_FEW = 32
+"""Most queries that are put beside the ads' vectors."""
 
 
 class PairHeads(nn.Module, ABC):
-    """H logits for each of B ads; the queries are B rows, or R = 1 row for all ads."""
+    """H logits for each of B ads."""
 
     @abstractmethod
     def forward(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "B A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "B A"],
+        rows: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H"]:
-        """Logits of all heads."""
+        """Logits of all heads.
+
+        Args:
+            query: Of R requests.
+            ads: Of B candidates.
+            rows: The query of each ad; None: each has its own, or all have the only one.
+        """
 
     @abstractmethod
     def of(self, heads: Sequence[int]) -> "PairHeads":
@@ -57,20 +72,44 @@ class SharedHeads(PairHeads):
             num_heads: Heads H.
         """
         super().__init__()
-        self.query_dim = query_dim
-        self.first = nn.Linear(query_dim + ad_dim, bottom_units[0])
-        nn.init.xavier_uniform_(self.first.weight)
-        nn.init.zeros_(self.first.bias)
+        self.of_query = nn.Linear(query_dim, bottom_units[0])
+        self.of_ad = nn.Linear(ad_dim, bottom_units[0], bias=False)
+        # The two halves of one layer, which starts as others do.
+        first = nn.init.xavier_uniform_(torch.empty(bottom_units[0], query_dim + ad_dim))
+        with torch.no_grad():
+            self.of_query.weight.copy_(first[:, :query_dim])
+            self.of_ad.weight.copy_(first[:, query_dim:])
+        nn.init.zeros_(self.of_query.bias)
         self.rest = MLP(bottom_units[0], bottom_units[1:])
         self.towers = TaskTowers(bottom_units[-1], head_units, num_heads)
 
     def forward(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "B A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "B A"],
+        rows: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H"]:
         """Logits of all heads."""
-        of_query, of_ad = self.first.weight.split([self.query_dim, ads.shape[1]], dim=1)
-        x = self.rest(F.relu(F.linear(query, of_query, self.first.bias) + F.linear(ads, of_ad)))
+        x = self.rest(self._first(self.of_query(query), ads, rows))
         return self.towers([x] * len(self.towers.towers))
+
+    def _first(self, of_query: Tensor, ads: Tensor, rows: Tensor | None) -> Tensor:
+        """``relu(W_q q + W_a a)`` of each ad, given ``W_q q`` of each query."""
+        ads = in_autocast_type(ads)
+        # In float32, whose sums depend on a row's place in the batch, a pass more costs little.
+        if ads.dtype == torch.bfloat16:
+            weight = in_autocast_type(self.of_ad.weight)
+            if len(of_query) == 1:
+                # What all ads share is a bias to them.
+                return linear_relu(ads, weight, of_query[0])
+            # One query that is not finite must not reach the ads of others.
+            if rows is not None and len(of_query) <= _FEW and of_query.isfinite().all():
+                # A sum over few queries, of which one counts, costs less than a pass over all rows.
+                chosen = F.one_hot(rows, len(of_query)).to(ads)
+                both = torch.cat([weight, of_query.T], dim=1)
+                return linear_relu(torch.cat([ads, chosen], dim=1), both, None)
+        of_ads = of_query if rows is None else of_query[rows]
+        return F.relu(of_ads + self.of_ad(ads))
 
     def of(self, heads: Sequence[int]) -> "SharedHeads":
         """A copy with some of the heads, in the given order."""
@@ -99,10 +138,14 @@ class ExpertHeads(PairHeads):
         self.heads = tuple(range(num_heads))
 
     def forward(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "B A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "B A"],
+        rows: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H"]:
         """Logits of all heads."""
-        fused = self.stack(torch.cat([query.expand(len(ads), -1), ads], dim=1))
+        of_ads = query.expand(len(ads), -1) if rows is None else query[rows]
+        fused = self.stack(torch.cat([of_ads, ads], dim=1))
         return self.towers([fused[head] for head in self.heads])
 
     def of(self, heads: Sequence[int]) -> "ExpertHeads":
@@ -124,7 +167,10 @@ class DotHeads(PairHeads):
         self.bias = nn.Parameter(torch.zeros(num_heads))
 
     def forward(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "B A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "B A"],
+        rows: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H"]:
         """Logits of all heads, in float32 whatever autocast says."""
         with torch.autocast(ads.device.type, enabled=False):
@@ -132,6 +178,9 @@ class DotHeads(PairHeads):
             wanted = self.project(query).unflatten(1, (len(self.bias), -1))
             if len(wanted) == 1:
                 return F.linear(ads, wanted[0], self.bias)
+            if rows is not None:
+                of_all = F.linear(ads, wanted.flatten(0, 1)).unflatten(1, wanted.shape[:2])
+                return of_all[torch.arange(len(ads), device=ads.device), rows] + self.bias
             return torch.bmm(wanted, ads.unsqueeze(2)).squeeze(2) + self.bias
 
     def of(self, heads: Sequence[int]) -> "DotHeads":

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -89,10 +89,15 @@ class PairScorer(nn.Module):
         self.served = [[kept.index(head) for head in group] for group in served]
 
     def forward(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "B A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "B A"],
+        rows: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B L"]:
-        """Logits of the served tasks: of one query for all ads, or of one for each."""
-        logits = self.heads(query, ads)
+        """Logits of the served tasks: of one query for all ads, of one for each, or of ``rows``."""
+        logits = self.heads(query, ads, rows)
+        if self.served == [[head] for head in range(logits.shape[1])]:
+            return logits
         return torch.stack([logits[:, group].mean(1) for group in self.served], dim=1)
 
 
@@ -277,10 +282,19 @@ class EarlyStageParts:
 
     @torch.inference_mode()
     def score_vectors(
-        self, query: Float[Tensor, "R Q"], ads: Float[Tensor, "N A"]
+        self,
+        query: Float[Tensor, "R Q"],
+        ads: Float[Tensor, "N A"],
+        rows: Int64[Tensor, " N"] | None = None,
     ) -> dict[str, NDArray[np.float64]]:
-        """As :meth:`score`, for vectors of ads that the caller keeps."""
-        logits = self.scorer(query, ads)
+        """As :meth:`score`, for vectors of ads that the caller keeps.
+
+        Args:
+            query: Of :meth:`query`.
+            ads: Of :meth:`embed_ads`.
+            rows: The query of each ad; None: each has its own, or all have the only one.
+        """
+        logits = self.scorer(query, ads, rows)
         predictions = probabilities_of(logits, self.tasks).cpu().numpy()
         return {task.name: predictions[:, at].copy() for at, task in enumerate(self.tasks)}
 

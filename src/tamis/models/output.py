@@ -45,6 +45,8 @@ class Output:
 def probabilities_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
     """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
     predictions = logits.to(torch.float64, copy=True)
+    if all(task.kind != "regression" for task in tasks):
+        return predictions.sigmoid_()
     for index, task in enumerate(tasks):
         if task.kind != "regression":
             predictions[:, index] = predictions[:, index].sigmoid()

@@ -13,6 +13,8 @@ from tamis.serving.store import Appended
 _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
 """How long answered requests leave the store alone after it could not be written."""
+_GATHER_S = 0.05
+"""How long an answered request waits for others: each transaction takes time from rankings."""
 
 Append = Callable[[Sequence[ServedRequest], Sequence[Event]], Appended]
 
@@ -21,9 +23,10 @@ class Recorder:
     """Answered requests and events on their way to the store.
 
     A transaction costs a wait for the disk, whatever is in it: what arrives during one shares the
-    next. All is written in the order in which it came, so that no event that was confirmed can lack
-    the request that it names. While the store cannot be written, events are refused at once, and
-    answered requests wait for it, up to a limit. Events that the store is too slow for are refused.
+    next, and answered requests, for which nobody waits, give others a moment to arrive. All is
+    written in the order in which it came, so that no event that was confirmed can lack the request
+    that it names. While the store cannot be written, events are refused at once, and answered
+    requests wait for it, up to a limit. Events that the store is too slow for are refused.
     """
 
     def __init__(self, append: Append, *, max_waiting: int = 100_000) -> None:
@@ -52,7 +55,8 @@ class Recorder:
                 self.num_lost += 1
                 return
             self._requests.append(request)
-            self._wakes.notify()
+            if len(self._requests) == 1:
+                self._wakes.notify()
 
     def write(self, events: Sequence[Event]) -> "Future[list[bool]]":
         """Write events.
@@ -91,6 +95,7 @@ class Recorder:
             with self._wakes:
                 while not (self._requests or self._events or self._is_closed):
                     self._wakes.wait()
+                self._wakes.wait_for(lambda: self._events or self._is_closed, _GATHER_S)
                 if not (self._requests or self._events):
                     return
                 requests, self._requests = self._requests, []
@@ -129,7 +134,6 @@ class Recorder:
                 self.num_lost += len(self._requests)
                 self._requests = []
             else:
-                # Requests wake this thread too, but are not in a hurry.
                 self._wakes.wait_for(lambda: self._events or self._is_closed, _PAUSE_S)
 
 

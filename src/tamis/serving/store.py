@@ -154,11 +154,11 @@ class Store:
         # What stands behind the question mark may be a password too.
         self.url = parsed.set(query={}).render_as_string(hide_password=True)
         self._is_sqlite = parsed.get_backend_name() == "sqlite"
-        # A connection that the server dropped is found out before it is used.
+        # A connection that the server dropped is found out before it is used; a file drops none.
         self._engine = sa.create_engine(
             parsed,
             hide_parameters=True,
-            pool_pre_ping=True,
+            pool_pre_ping=not self._is_sqlite,
             # What the URL says goes before.
             connect_args={}
             if self._is_sqlite
@@ -268,10 +268,10 @@ class Store:
             .where(_events.c.user_id == user)
             .group_by(_events.c.kind)
         )
-        asked = sa.select(sa.func.count()).where(_requests.c.user_id == user)
+        asked = sa.select(sa.literal("request"), sa.func.count()).where(_requests.c.user_id == user)
         with self._errors(), self._engine.connect() as connection:
-            found = {row[0]: int(row[1]) for row in connection.execute(by_kind)}
-            return {**found, "request": int(connection.execute(asked).scalar_one())}
+            found = connection.execute(sa.union_all(by_kind, asked))
+            return {kind: int(count) for kind, count in found}
 
     def num_events(self) -> int:
         """How many events there are.

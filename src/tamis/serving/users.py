@@ -192,8 +192,10 @@ class Users:
                     state.events[event.kind].append(event)
 
     def _read(self, user: str, lengths: Mapping[EventKind, int]) -> _State:
+        counts = Counts(self._store.counts(user))
         events = {
-            kind: deque(self._store.last_events(user, kind, length), maxlen=length)
-            for kind, length in lengths.items()
+            # Most users that are new here are new to the store, and need no second look into it.
+            kind: deque(self._store.last_events(user, kind, n) if counts[kind] else (), maxlen=n)
+            for kind, n in lengths.items()
         }
-        return _State(counts=Counts(self._store.counts(user)), events=events)
+        return _State(counts=counts, events=events)
