@@ -1,5 +1,6 @@
 """Tables from trainings that are only pretended here; ``tests/cli`` makes a real one."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tamis import artifacts
-from tamis.errors import TamisError
+from tamis.errors import DataError, TamisError
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable, make_table
 from tamis.reproduce.results import claims_of
@@ -225,6 +226,35 @@ def test_average_is_the_mean_prediction_of_both_models(
     trainer.trained.clear()
     assert make_tiny().claims == made.claims
     assert trainer.trained == []
+
+
+def test_average_outlives_the_runs_that_it_was_read_off(
+    make_tiny: Callable[[], MadeTable],
+    trainer: _Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    averaged = replace(TABLE, averages=(Average(name="average", of=("lr", "dhen")),))
+    monkeypatch.setattr(make, "TABLES", {"tiny": averaged})
+    trainer.fails_after = 3
+    with pytest.raises(TamisError, match="no power"):
+        make_tiny()
+    shutil.rmtree(tmp_path / "work" / "tiny")
+    path = tmp_path / "results" / "tiny.json"
+    payload = artifacts.read_json(path)
+    assert [row["model"] for row in payload["rows"]] == ["lr", "dhen", "average", "lr"]
+    trainer.fails_after = 99
+
+    # Of the second seed the first model's run is on another machine.
+    with pytest.raises(DataError, match=r"must hold a row 'average' of seed 1, or the runs of lr"):
+        make_tiny()
+
+    rows = [row for row in payload["rows"] if (row["model"], row["seed"]) != ("lr", 1)]
+    artifacts.write_json(path, {**payload, "rows": rows})
+    shutil.rmtree(tmp_path / "work" / "tiny")
+    trainer.trained.clear()
+    assert artifacts.read_json(make_tiny().path)["complete"]
+    assert trainer.trained == [("lr", 1), ("dhen", 1)]
 
 
 def test_members_are_compared_with_a_model_alone() -> None:

@@ -70,13 +70,15 @@ def make_table(
 
     def on_done(cell: Cell) -> None:
         ledger.add(cell)
+        ledger.add_averages(cells, seed=cell.seed)
         progress(ledger.num_trained, len(cells))
 
     def command(cell: Cell) -> list[str]:
         return table.command(cell, inputs=inputs, recipes=folder)
 
     run_cells(missing, command=command, workers=workers, on_done=on_done)
-    ledger.add_averages(cells)
+    for seed in range(table.seeds):
+        ledger.add_averages(cells, seed=seed)
     return ledger.finish(cells)
 
 
@@ -151,29 +153,34 @@ class _Ledger:
         self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
         self._write(list(self._rows.values()), claims=None)
 
-    def add_averages(self, cells: list[Cell]) -> None:
-        """Rows of averages that are missing.
+    def add_averages(self, cells: list[Cell], *, seed: int) -> None:
+        """Rows of the averages of one seed that are missing and whose runs are all finished here.
 
-        Raises:
-            DataError: A row stands in the results, but its run is on another machine.
+        They are read off the runs, which may stay behind on this machine.
         """
-        runs = {(cell.model, cell.seed): cell for cell in cells}
+        runs = {cell.model: cell for cell in cells if cell.seed == seed}
         for average in self._table.averages:
-            for seed in range(self._table.seeds):
-                if (average.name, seed) in self._rows:
-                    continue
-                parts = [runs[model, seed] for model in average.of]
-                for part in parts:
-                    if not part.is_done:
-                        raise DataError(
-                            f"{part.run}: must be a finished run for the row {average.name!r}, got "
-                            f"none: its row was made elsewhere. Remove that row from {self._path}."
-                        )
-                row = row_of_average(average.name, parts, task=self._table.tasks[0])
-                row["recipe"] = self._recipes[average.name]
-                self._rows[average.name, seed] = row
+            parts = [runs[model] for model in average.of]
+            if (average.name, seed) in self._rows or not all(part.is_done for part in parts):
+                continue
+            row = row_of_average(average.name, parts, task=self._table.tasks[0])
+            self._rows[average.name, seed] = {**row, "recipe": self._recipes[average.name]}
+            self._write(list(self._rows.values()), claims=None)
 
     def finish(self, cells: list[Cell]) -> MadeTable:
+        """The finished table.
+
+        Raises:
+            DataError: Rows of an average's models stand in the results, and its own does not.
+        """
+        for average in self._table.averages:
+            for seed in range(self._table.seeds):
+                if (average.name, seed) not in self._rows:
+                    raise DataError(
+                        f"{self._path}: must hold a row {average.name!r} of seed {seed}, or the "
+                        f"runs of {', '.join(average.of)} must be here; their rows were made "
+                        f"elsewhere. Remove those rows."
+                    )
         rows = [self._rows[cell.model, cell.seed] for cell in cells]
         rows += [
             self._rows[average.name, seed]
