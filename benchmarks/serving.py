@@ -44,7 +44,7 @@ import serving_world
 from load import Client, Observed, closed_loop, open_loop
 
 OPEN_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
-CONNECTIONS = (1, 4, 16)
+CONNECTIONS = (1, 4, 8, 16)
 OVERLOAD = 3.0
 CHECKED = 50
 SETTLE_S = 30.0
