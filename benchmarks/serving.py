@@ -13,10 +13,10 @@ loopback, and one asyncio client asks them (see ``load.py``); client and server 
 every contender is measured once: first ``closed`` loops of several connections, the fastest of
 which is its ``peak``; then ``open`` loops at shares of that peak; then ``overload`` at three times
 the peak. ``capacity`` is the highest rate at which 99 % of all requests are answered and their p99
-is at most ``--p99-ms``; ratios are of capacities in one round. ``goodput`` is what is answered a
-second under overload over the peak, and ``slower`` the p99 of what is accepted then over that at
-the lowest rate. ``--minutes`` asks ``tamis`` at 70 % of its capacity for that long and fits a line
-through its resident memory.
+is at most ``--p99-ms``, and 0 if there is none; ratios are of capacities in one round. ``goodput``
+is what is answered a second under overload over the peak, and ``slower`` the p99 of what is
+accepted then over that at the lowest rate. ``--minutes`` asks ``tamis`` at 70 % of its capacity for
+that long and fits a line through its resident memory.
 
 Before anything is timed, the contenders answer the same requests, and ``same_ads`` says how many
 got the very ads that ``eager`` shows.
@@ -296,15 +296,22 @@ def bodies_for(server: Server, bodies: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def ratios_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, harness.Ratio]:
-    """Capacities of ``tamis`` over those of each other contender, round by round."""
+    """Capacities of ``tamis`` over those of each other contender, round by round.
+
+    A round in which ``tamis`` has none counts as 0; one in which only the other has none, whose
+    ratio has no upper end, is left out.
+    """
     by_round: dict[int, dict[str, float]] = {}
     for row in summaries:
         by_round.setdefault(row["round"], {})[row["contender"]] = row["capacity"]
     ratios = {}
     for name in next(iter(by_round.values())):
         # A ratio is of costs, and capacity is the inverse of one.
-        pairs = [(1 / found[name], 1 / found["tamis"]) for found in by_round.values()
-                 if found[name] and found["tamis"]]  # fmt: skip
+        pairs = [
+            (1 / found[name], 1 / found["tamis"] if found["tamis"] else np.inf)
+            for found in by_round.values()
+            if found[name]
+        ]
         if name != "tamis" and pairs:
             ratios[f"tamis/{name}, capacity"] = harness.ratio_of(pairs)
     return ratios

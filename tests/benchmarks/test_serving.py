@@ -119,13 +119,14 @@ def test_capacity_is_the_highest_rate_that_keeps_latency_and_answers_all() -> No
 def test_ratio_is_of_capacities_in_the_same_round() -> None:
     summaries = [
         {"round": at, "contender": name, "capacity": capacity}
-        for at, pair in enumerate([(80.0, 20.0), (90.0, 45.0), (0.0, 10.0)])
+        for at, pair in enumerate([(80.0, 20.0), (90.0, 45.0), (0.0, 10.0), (30.0, 0.0)])
         for name, capacity in zip(("tamis", "eager"), pair, strict=True)
     ]
 
     (ratio,) = serving.ratios_of(summaries).values()
 
-    assert (ratio.min, ratio.max, ratio.pairs) == (2.0, 4.0, 2)
+    # None of ours is a ratio of 0; none of the peer's alone is none at all.
+    assert (ratio.min, ratio.median, ratio.max, ratio.pairs) == (0.0, 2.0, 4.0, 3)
 
 
 @pytest.mark.slow
