@@ -13,10 +13,11 @@ loopback, and one asyncio client asks them (see ``load.py``); client and server 
 every contender is measured once: first ``closed`` loops of several connections, the fastest of
 which is its ``peak``; then ``open`` loops at shares of that peak; then ``overload`` at three times
 the peak. ``capacity`` is the highest rate at which 99 % of all requests are answered and their p99
-is at most ``--p99-ms``, and 0 if there is none; ratios are of capacities in one round. ``goodput``
-is what is answered a second under overload over the peak, and ``slower`` the p99 of what is
-accepted then over that at the lowest rate. ``--minutes`` asks ``tamis`` at 70 % of its capacity for
-that long and fits a line through its resident memory.
+is at most ``--p99-ms``, and 0 if there is none; the shares on both sides of it are halved a few
+times, so that it is known to a thirtieth of the peak. Ratios are of capacities in one round.
+``goodput`` is what is answered a second under overload over the peak, and ``slower`` the p99 of
+what is accepted then over that at the first share. ``--minutes`` asks ``tamis`` at 70 % of its
+capacity for that long and fits a line through its resident memory.
 
 Before anything is timed, the contenders answer the same requests, and ``same_ads`` says how many
 got the very ads that ``eager`` shows.
@@ -45,6 +46,7 @@ from load import Client, Observed, closed_loop, open_loop
 
 OPEN_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
 CONNECTIONS = (1, 4, 8, 16)
+HALVINGS = 3
 OVERLOAD = 3.0
 CHECKED = 50
 SETTLE_S = 30.0
@@ -183,26 +185,38 @@ async def measure(
         row = add(f"closed, {connections}", 0.0, observed)
         row["rate"] = row["answered_per_second"]
         peak = max(peak, row["answered_per_second"])
-    for share in OPEN_SHARES:
+
+    async def bears(share: float) -> bool:
         observed = await open_loop(client, rate=share * peak, seconds=plan.seconds, seed=seed)
-        add(f"open, {share:g}", share * peak, observed)
+        return is_kept(add(f"open, {share:g}", share * peak, observed), plan.p99_ms)
+
+    borne = [share for share in OPEN_SHARES if await bears(share)]
+    low = max(borne, default=0.0)
+    high = min((share for share in OPEN_SHARES if share > low), default=low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if low == high:
+            break
+        low, high = (middle, high) if await bears(middle) else (low, middle)
     observed = await open_loop(client, rate=OVERLOAD * peak, seconds=plan.seconds, seed=seed)
     add("overload", OVERLOAD * peak, observed)
     await client.close()
     return rows
 
 
+def is_kept(row: Mapping[str, Any], p99_ms: float) -> bool:
+    """Whether nearly all requests of an open loop were answered, and in time."""
+    in_time: bool = row["answered"] >= ANSWERED_SHARE * row["sent"] and row["p99_ms"] <= p99_ms
+    return in_time
+
+
 def summary_of(rows: Sequence[Mapping[str, Any]], p99_ms: float) -> dict[str, float]:
     """What one contender's rows of one round come to."""
     peak = max(row["answered_per_second"] for row in rows if row["kind"].startswith("closed"))
     opened = [row for row in rows if row["kind"].startswith("open")]
-    kept = [
-        row["answered_per_second"]
-        for row in opened
-        if row["answered"] >= ANSWERED_SHARE * row["sent"] and row["p99_ms"] <= p99_ms
-    ]
+    kept = [row["answered_per_second"] for row in opened if is_kept(row, p99_ms)]
     (overload,) = (row for row in rows if row["kind"] == "overload")
-    unloaded = min(opened, key=lambda row: row["rate"])
+    unloaded = next(row for row in opened if row["kind"] == f"open, {OPEN_SHARES[0]:g}")
     return {
         "peak": peak,
         "capacity": max(kept, default=0.0),

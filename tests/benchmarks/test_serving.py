@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import load
 import pytest
@@ -114,6 +115,35 @@ def test_capacity_is_the_highest_rate_that_keeps_latency_and_answers_all() -> No
     assert found == {
         "peak": 100, "capacity": 50, "p99_ms": 20, "goodput": 0.9, "slower": 1.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("borne", [3, 20, 63, 200])
+def test_capacity_is_looked_for_between_the_shares(
+    monkeypatch: pytest.MonkeyPatch, borne: int
+) -> None:
+    async def closed(client: load.Client, *, connections: int, seconds: float) -> load.Observed:
+        del client, seconds
+        return load.Observed(seconds=1.0, sent=25 * connections, latencies_ms=[50.0] * 100)
+
+    async def opened(
+        client: load.Client, *, rate: float, seconds: float, seed: int
+    ) -> load.Observed:
+        del client, seconds, seed
+        sent = round(rate)
+        return load.Observed(
+            seconds=1.0, sent=sent, latencies_ms=[50.0 if rate <= borne else 200.0] * sent
+        )
+
+    monkeypatch.setattr(serving, "closed_loop", closed)
+    monkeypatch.setattr(serving, "open_loop", opened)
+    server = SimpleNamespace(name="tamis", address="http://127.0.0.1:1")
+    plan = serving.Plan(seconds=1.0, rounds=1, p99_ms=100.0, minutes=0.0)
+
+    rows = asyncio.run(serving.measure(server, [{}], plan, seed=0))
+
+    # The peak is 100, and the widest gap between shares 25, which is halved thrice.
+    found = serving.summary_of(rows, 100.0)["capacity"]
+    assert min(borne, 100) - 25 / 2**3 - 1 <= found <= borne
 
 
 def test_ratio_is_of_capacities_in_the_same_round() -> None:

@@ -155,8 +155,8 @@ def test_best_of_many_are_those_of_float64_with_and_without_a_scan(
     candidates: int,
     has_offsets: bool,
 ) -> None:
-    monkeypatch.setattr("tamis.funnel.stages.has_fast_bfloat16", lambda device: is_fast)
-    # Vectors in a narrow cone: in bfloat16 many of the best are the same.
+    monkeypatch.setattr("tamis.funnel.stages.has_fast_int8", lambda device: is_fast)
+    # Vectors in a narrow cone: rounded, many of the best are the same.
     items = _vectors(3000, 16) * 0.02 + 1.0
     queries = _vectors(4, 16) * 0.1 + 1.0
     offsets = np.random.default_rng(0).normal(0, 1e-3, 3000) if has_offsets else None
@@ -194,9 +194,7 @@ def test_scan_that_says_nothing_leaves_it_to_float32(
     items[8:] = float(items[8:].mean()) if is_alike else items[8:]
     found = []
     for is_fast in (True, False):
-        monkeypatch.setattr(
-            "tamis.funnel.stages.has_fast_bfloat16", lambda device, is_=is_fast: is_
-        )
+        monkeypatch.setattr("tamis.funnel.stages.has_fast_int8", lambda device, is_=is_fast: is_)
         stage = DotProduct(items, lambda request: items[3].abs())
         found.append(stage(make_request(), _candidates(*range(400)), 5).candidates)
 

@@ -99,5 +99,9 @@ def order_of_best(
         if missing < len(equal):
             equal = equal[np.argsort(hash_integers(ads[equal], seed=seed))[:missing]]
         chosen = np.concatenate([above, equal])
-    order = np.lexsort((hash_integers(ads[chosen], seed=seed), -scores[chosen]))
+    falling = -scores[chosen]
+    order = np.argsort(falling)
+    ranked = falling[order]
+    if (ranked[1:] == ranked[:-1]).any():  # seldom, and hashes take longer than all the rest
+        order = np.lexsort((hash_integers(ads[chosen], seed=seed), falling))
     return chosen[order]

@@ -13,7 +13,7 @@ from tamis.errors import DataError
 from tamis.funnel.candidates import Candidates, order_of_best
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
-from tamis.nn.precision import has_fast_bfloat16
+from tamis.nn.precision import has_fast_int8
 from tamis.retrieval.rounded_scan import RoundedScan, contenders
 
 ScoringFunction = Callable[[Request, NDArray[np.int64]], NDArray[np.float64]]
@@ -65,9 +65,9 @@ _LEAST_CUT = 16
 class DotProduct:
     """Exact retrieval: ``<query(request), item>``, plus an offset, of every candidate.
 
-    Where bfloat16 is fast, few are kept and most ads are candidates, a scan in bfloat16 leaves out
-    whoever cannot be among the best, and float32 decides between the others: the best are those of
-    float32 at half the reading.
+    Where products of 8 bits are fast, few are kept and most ads are candidates, a scan of rounded
+    vectors leaves out whoever cannot be among the best, and float32 decides between the others: the
+    best are those of float32 at a quarter of the reading.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class DotProduct:
         self._query_flops = query_flops
         self._all_ads = np.arange(len(items))
         self._scan: RoundedScan | None = None
-        if len(items) and items.dtype == torch.float32 and has_fast_bfloat16(items.device):
+        is_many = len(items) > 0 and items.shape[1] > 1 and items.dtype == torch.float32
+        if is_many and has_fast_int8(items.device):
             self._scan = RoundedScan(self._items)
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
@@ -136,17 +137,15 @@ class DotProduct:
                 vectors = self._queries(requests)
             vectors = vectors.to(self._items)
             if self._scan is None or _LEAST_CUT * keep > len(self._items):
-                products = (vectors @ self._items.T).float().cpu().numpy()
+                scores = self._moved((vectors @ self._items.T).float().cpu().numpy())
                 return [
                     self._best(one, its, row, keep)
-                    for one, its, row in zip(requests, candidates, products, strict=True)
+                    for one, its, row in zip(requests, candidates, scores, strict=True)
                 ]
-            products = self._scan.products(vectors)
+            scores = self._moved(self._scan.products(vectors))
             return [
                 self._best_of_scan(one, its, query, row, keep)
-                for one, its, query, row in zip(
-                    requests, candidates, vectors, products, strict=True
-                )
+                for one, its, query, row in zip(requests, candidates, vectors, scores, strict=True)
             ]
 
     def _best_of_scan(
@@ -154,35 +153,36 @@ class DotProduct:
         request: Request,
         candidates: Candidates,
         query: Tensor,
-        products: NDArray[np.float32],
+        scores: NDArray[np.float32],
         keep: int,
     ) -> Scored:
-        """The best candidates, given the scan's products (N,) of all ads."""
+        """The best candidates, given the scores (N,) of all ads that the scan saw."""
         assert self._scan is not None
-        ads, scores = self._of(candidates, products)
-        places = contenders(scores, keep, error=self._scan.error(query))
+        ads, seen = self._of(candidates, scores)
+        places = contenders(seen, keep, error=self._scan.error(query))
         # Of scores that are all alike a scan leaves out too few for gathering the rest to pay.
         if places is None or 4 * len(places) > len(ads):
-            return self._best(request, candidates, (self._items @ query).cpu().numpy(), keep)
+            exact = self._moved((self._items @ query).cpu().numpy())
+            return self._best(request, candidates, exact, keep)
         chosen = ads[places]
         return self._cut(request, chosen, self._scores(query, chosen), keep, pairs=len(ads))
 
     def _best(
-        self, request: Request, candidates: Candidates, products: NDArray[Any], keep: int
+        self, request: Request, candidates: Candidates, scores: NDArray[Any], keep: int
     ) -> Scored:
-        """The best candidates, given the products (N,) of all ads."""
-        ads, scores = self._of(candidates, products)
+        """The best candidates, given the scores (N,) of all ads."""
+        ads, scores = self._of(candidates, scores)
         return self._cut(request, ads, scores, keep, pairs=len(ads))
 
     def _of(
-        self, candidates: Candidates, products: NDArray[Any]
+        self, candidates: Candidates, scores: NDArray[Any]
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Ads and scores of the candidates, in the order of the ads."""
         # Different ads, as many as there are, are all of them, in whatever order they stand.
         if len(candidates) == len(self._all_ads):
-            return self._all_ads, self._moved(products, self._all_ads)
+            return self._all_ads, scores
         ads = np.sort(candidates.ads)
-        return ads, self._moved(products[ads], ads)
+        return ads, scores[ads]
 
     def _scores(self, query: Tensor, ads: NDArray[np.int64]) -> NDArray[Any]:
         """Scores of some ads, whose vectors are gathered."""
@@ -190,10 +190,13 @@ class DotProduct:
         products = self._items.index_select(0, rows) @ query
         return self._moved(products.float().cpu().numpy(), ads)
 
-    def _moved(self, scores: NDArray[Any], ads: NDArray[np.int64]) -> NDArray[Any]:
-        if self._offsets is None:
-            return scores
-        return scores + (self._offsets if ads is self._all_ads else self._offsets[ads])
+    def _moved(
+        self, products: NDArray[Any], ads: NDArray[np.int64] | slice = slice(None)
+    ) -> NDArray[Any]:
+        """Products of some ads or all, which nobody else holds, with their offsets added."""
+        if self._offsets is not None:
+            products += self._offsets[ads]
+        return products
 
     def _cut(
         self,

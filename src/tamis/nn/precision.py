@@ -12,3 +12,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether products of whole numbers of 8 bits are faster than in float32: VNNI, or AMX."""
+    return device.type == "cpu" and torch.cpu._is_vnni_supported()
