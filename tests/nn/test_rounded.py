@@ -41,25 +41,28 @@ def test_every_model_predicts_rounded_what_it_predicts_under_autocast(name: str)
 
 
 def test_copy_shares_what_is_not_rounded_and_the_model_stays_as_it_was() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), MLP(4, (3, 3), out_dim=1, makes_logits=True)).eval()
+    model = nn.Sequential(nn.Embedding(5, 4), MLP(4, (1024, 64, 3), out_dim=1, makes_logits=True))
+    model.eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
 
     copied = rounded(model)
 
     assert copied[0].weight is model[0].weight
-    first, second, last = copied[1].layers
+    first, second, third, activation, last = copied[1].layers
     assert isinstance(first, RoundedLinear)
     assert isinstance(second, RoundedLinear)
     assert first.has_relu
     assert second.has_relu
-    # The last layer is exact under autocast too.
-    assert last.weight is model[1].layers[4].weight
+    # Few weights, and logits, are exact under autocast too.
+    assert third.weight is model[1].layers[4].weight
+    assert isinstance(activation, nn.ReLU)
+    assert last.weight is model[1].layers[6].weight
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
 
 
 def test_without_autocast_the_copy_computes_what_the_model_does() -> None:
-    model, x = MLP(6, (5, 4), out_dim=2).eval(), _draw(9, 6)
+    model, x = MLP(64, (64, 64), out_dim=2).eval(), _draw(9, 64)
 
     assert torch.equal(rounded(model)(x), model(x))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tamis.data.schema import InputSpec
 from tamis.models.interest import Interest, InterestConfig, InterestRanker, InterestUnit
+from tamis.nn.linear import Linear
 from tamis.nn.mlp import Activation
 from tamis.nn.recurrent import AttentionalGRU, JaggedGRU, steps_of
 from tamis.nn.sequence import Events, History
@@ -50,7 +51,7 @@ class _Unit(InterestUnit):
         self.out_dim = width
         self.auxiliary_weight = config.auxiliary_weight
         self.extract = JaggedGRU(width)
-        self.attention = nn.Linear(width, width, bias=False)
+        self.attention = Linear(width, width, bias=False)
         self.evolve = AttentionalGRU(width)
         nn.init.xavier_uniform_(self.attention.weight)
 

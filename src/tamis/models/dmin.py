@@ -17,6 +17,7 @@ from tamis.models.interest import (
 )
 from tamis.nn.attention import ActivationUnit, SequenceAttention, attend
 from tamis.nn.length_groups import LengthGroups
+from tamis.nn.linear import Linear
 from tamis.nn.mlp import MLP, Activation
 from tamis.nn.sequence import History
 
@@ -75,7 +76,7 @@ class _Unit(InterestUnit):
         self.refine = SequenceAttention(width, config.num_heads, rotary=False, causal=True)
         self.refine_norm = nn.LayerNorm(width)
         self.refine_feed_forward = MLP(width, (2 * width,), out_dim=width)
-        self.project = nn.Linear(width, 3 * width)
+        self.project = Linear(width, 3 * width)
         for part in self.project.weight.chunk(3):
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.project.bias)

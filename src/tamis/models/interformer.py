@@ -443,6 +443,15 @@ class _Personal(nn.Module):
         if self.kind == "plain":
             return self.map(s)
         assert of_fields is not None
+        if s.device.type == "cpu":
+            # Few operations in shapes that change from batch to batch, as in `nn.linear`.
+            with torch.autocast("cpu", enabled=False):
+                return self._pass(s.float(), of_fields.float())
+        return self._pass(s, of_fields)
+
+    def _pass(
+        self, s: Float[Tensor, "B L D"], of_fields: Float[Tensor, "B C D"]
+    ) -> Float[Tensor, "B L D"]:
         if self.kind == "low_rank":
             return torch.bmm(F.linear(s, self.weight), of_fields)
         made = self.map(of_fields.flatten(1))

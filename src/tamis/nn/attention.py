@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tamis.nn.dropout import Dropout
+from tamis.nn.linear import Linear, linear
 from tamis.nn.mlp import MLP, Activation
 
 
@@ -102,8 +103,8 @@ class SequenceAttention(nn.Module):
         """
         super().__init__()
         self.num_heads, self.rotary, self.causal = num_heads, rotary, causal
-        self.project = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.project = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         for part in [*self.project.weight.chunk(3), self.output.weight]:
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.project.bias)
@@ -139,8 +140,8 @@ class PoolingAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.randn(num_queries, width))
-        self.project = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.project = Linear(width, 2 * width)
+        self.output = Linear(width, width)
         for part in [*self.project.weight.chunk(2), self.output.weight]:
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.project.bias)
@@ -244,7 +245,7 @@ class ActivationUnit(nn.Module):
         # The difference is linear in both, so its weights join theirs: a quarter of the work less.
         of_target, of_event, of_difference, of_product = first.weight.chunk(4, dim=1)
         weight = torch.cat([of_target + of_difference, of_event - of_difference, of_product], dim=1)
-        x = F.linear(torch.cat([target, events, target * events], dim=1), weight, first.bias)
+        x = linear(torch.cat([target, events, target * events], dim=1), weight, first.bias)
         for layer in rest:
             x = layer(x)
         return x.float()

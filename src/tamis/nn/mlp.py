@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tamis.nn.dropout import Dropout
+from tamis.nn.linear import Linear
 
 Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "dice", "none"]
 Norm = Literal["none", "batch", "layer"]
@@ -60,7 +61,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         width = in_dim
         for units in hidden_units:
-            layers.append(nn.Linear(width, units, bias=bias and norm != "batch"))
+            layers.append(Linear(width, units, bias=bias and norm != "batch"))
             if norm == "batch":
                 layers.append(nn.BatchNorm1d(units))
             if norm == "layer":
@@ -71,7 +72,7 @@ class MLP(nn.Module):
                 layers.append(Dropout(dropout))
             width = units
         if out_dim is not None:
-            kind = ExactLinear if makes_logits else nn.Linear
+            kind = ExactLinear if makes_logits else Linear
             layers.append(kind(width, out_dim, bias=bias and out_bias))
             width = out_dim
         self.layers = nn.Sequential(*layers)

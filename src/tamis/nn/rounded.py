@@ -2,13 +2,14 @@
 
 import copy
 import itertools
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tamis.nn.linear import FEW_WEIGHTS, Linear
 from tamis.nn.precision import has_fast_bfloat16
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -31,12 +32,19 @@ def rounded(model: _Model) -> _Model:
     copied = copy.deepcopy(model, shared)
     for part in [*copied.modules()]:
         for name, layer in [*part.named_children()]:
-            # Not its subclasses, which may read their weights in another way.
-            if type(layer) is nn.Linear:
+            if _is_rounded(layer):
                 setattr(part, name, RoundedLinear(layer))
         if isinstance(part, nn.Sequential):
             _fuse(part)
     return copied
+
+
+def _is_rounded(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    # Nothing of another class, which may read its weights in another way; and of ours only what
+    # autocast has a part in.
+    return type(layer) is nn.Linear or (
+        type(layer) is Linear and layer.weight.numel() >= FEW_WEIGHTS
+    )
 
 
 def linear_relu(

@@ -1,0 +1,42 @@
+"""Linear maps of rows that are never as many as in the batch before, such as events."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tamis.nn.autocast import in_autocast_type
+
+FEW_WEIGHTS = 64 * 64
+"""Maps of fewer weights take less time in float32, and no cast."""
+
+
+class Linear(nn.Linear):
+    """``x W' + b``, computed by :func:`linear`."""
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """``x W' + b``."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(
+    x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
+) -> Float[Tensor, "*B O"]:
+    """``x W' + b``, under autocast to bfloat16 on a CPU in few different shapes.
+
+    There every shape has a kernel of its own, which is compiled when the shape is new: one to ten
+    milliseconds, where the product itself takes less than one. A batch has its own number of
+    events, and so its own shapes. They are rounded up by an eighth at most, with rows of zeros.
+    """
+    is_plain = x.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
+    if is_plain or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if weight.numel() < FEW_WEIGHTS:
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(x.float(), weight, bias)
+    rows = x.numel() // x.shape[-1]
+    missing = -rows % (1 << max(0, rows.bit_length() - 4))
+    if not missing:
+        return F.linear(x, weight, bias)
+    padded = F.pad(in_autocast_type(x).reshape(rows, -1), (0, 0, 0, missing))
+    return F.linear(padded, weight, bias)[:rows].unflatten(0, x.shape[:-1])
