@@ -41,7 +41,7 @@ def serve(
     ] = 40.0,
     max_batch: Annotated[
         int, typer.Option(help="Most requests that are answered together; 1: each by itself.")
-    ] = 6,
+    ] = 3,
     settle_s: Annotated[
         float,
         typer.Option(help="Watch for drift with what happens within so long after an answer."),

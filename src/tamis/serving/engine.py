@@ -39,7 +39,7 @@ class EngineSettings:
 
     threads: int = 1
     """Threads that answer, each of which computes alone. At least 1."""
-    max_batch: int = 6
+    max_batch: int = 3
     """Most requests that are answered together. At least 1."""
     max_wait_ms: float = 40.0
     """Longest that a request may wait for its turn; who would wait longer is turned away.
