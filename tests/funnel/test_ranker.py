@@ -123,8 +123,8 @@ def _row_of_pair(features: Batch, ads: EncodedRows, ad: int) -> Batch:
     )
 
 
-def _deepfm() -> nn.Module:
-    return DeepFM(DeepFMConfig(embedding_dim=4, hidden_units=(8,), init_std=0.5), _SPEC)
+def _deepfm(hidden_units: tuple[int, ...] = (8,)) -> nn.Module:
+    return DeepFM(DeepFMConfig(embedding_dim=4, hidden_units=hidden_units, init_std=0.5), _SPEC)
 
 
 def _din() -> nn.Module:
@@ -250,7 +250,7 @@ def test_model_is_in_evaluation_mode(
 
 
 def test_bfloat16_is_near_float32(make_ranker: Callable[..., RankerStage]) -> None:
-    model = _deepfm()
+    model = _deepfm((64, 64))  # maps of fewer weights compute in float32
     features, ads = _features(3, [1, 2]), np.arange(_NUM_ADS)
     rows = np.zeros_like(ads)
 

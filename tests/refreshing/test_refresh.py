@@ -202,7 +202,7 @@ def test_worse_bundle_is_refused_and_the_verdict_stands_until_something_is_new(
     server = FakeServer(read_bundle(world.bundle).release)
     # With such long steps nothing is left of what was learnt.
     harmful = replace(
-        LOOSE, settings=("training.batch_size=64", "optimizer.dense_lr=3", "training.patience=1")
+        LOOSE, settings=("training.batch_size=64", "optimizer.dense_lr=100", "training.patience=1")
     )
 
     message = (
@@ -246,7 +246,7 @@ def test_all_tasks_of_a_stage_are_judged_together() -> None:
 def test_tolerance_is_relative_to_the_loss_that_serves(
     world: Any, turn: Callable[..., Refreshed]
 ) -> None:
-    harmful = ("training.batch_size=64", "optimizer.dense_lr=3", "training.patience=1")
+    harmful = ("training.batch_size=64", "optimizer.dense_lr=100", "training.patience=1")
 
     found = turn(replace(LOOSE, settings=harmful, tolerance=1e9))
 
