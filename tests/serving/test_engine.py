@@ -476,7 +476,7 @@ def test_threads_answer_at_the_same_time(
 def test_two_threads_halve_the_wait(
     make_engine: Callable[..., Engine], make_query: Callable[..., Query]
 ) -> None:
-    engine = make_engine(threads=2, max_wait_ms=30_000.0, max_batch=1)
+    engine = make_engine(threads=2, max_wait_ms=25_000.0, max_batch=1)
     stages = [Slow(), Slow()]
     places = iter(stages)
 
@@ -489,14 +489,14 @@ def test_two_threads_halve_the_wait(
     futures = [engine.rank(make_query(str(k)), engine.live) for k in range(2)]
     assert all(stage.entered.wait(60) for stage in stages)
 
-    # Both are at work for ten seconds; then two every ten seconds: 10, 15, 20, 25 and 30 at most.
-    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(2, 7)]
+    # Both are at work for ten seconds, then two at a time: waits of 10, 10, 20, 20 and 30.
+    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(2, 6)]
     with pytest.raises(RefusedError, match="must have time"):
-        engine.rank(make_query("7"), engine.live)
+        engine.rank(make_query("6"), engine.live)
 
     for stage in stages:
         stage.may_go_on.set()
-    assert [len(future.result(60).ads) for future in futures] == [3] * 7
+    assert [len(future.result(60).ads) for future in futures] == [3] * 6
 
 
 def test_settings_out_of_range_are_refused() -> None:

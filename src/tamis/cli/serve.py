@@ -38,7 +38,7 @@ def serve(
     ] = "",
     max_wait_ms: Annotated[
         float, typer.Option(help="Turn requests away that would wait longer for their turn.")
-    ] = 40.0,
+    ] = 30.0,
     max_batch: Annotated[
         int, typer.Option(help="Most requests that are answered together; 1: each by itself.")
     ] = 3,

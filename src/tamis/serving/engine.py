@@ -41,7 +41,7 @@ class EngineSettings:
     """Threads that answer, each of which computes alone. At least 1."""
     max_batch: int = 3
     """Most requests that are answered together. At least 1."""
-    max_wait_ms: float = 40.0
+    max_wait_ms: float = 30.0
     """Longest that a request may wait for its turn; who would wait longer is turned away.
     Positive."""
 
@@ -140,11 +140,13 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """Whether whoever comes now would wait too long, or would not be answered at all."""
-        left_ms = (min(self._busy_until) - time.perf_counter()) * 1e3
-        room = self._pace.room
-        batches = len(self._queue) // room / len(self._workers)
-        wait_ms = max(0.0, left_ms) + batches * self._pace.ms(room)
-        return self._is_closed or wait_ms > self.settings.max_wait_ms
+        now, room = time.perf_counter(), self._pace.room
+        free_at = [max(now, until) for until in self._busy_until]
+        # Whole batches go first, each to the thread that is free by then.
+        for _ in range(len(self._queue) // room):
+            first = free_at.index(min(free_at))
+            free_at[first] += self._pace.ms(room) / 1e3
+        return self._is_closed or (min(free_at) - now) * 1e3 > self.settings.max_wait_ms
 
     def rank(self, query: Query, live: Live) -> "Future[Answer]":
         """Answer a request.
