@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.models.monn import MoNNConfig
@@ -31,6 +33,19 @@ def test_model_passes_the_conformance_suite(name: str) -> None:
     entry = catalog.entry(name)
 
     conformance.check_model(entry.config, entry.model, sides=entry.sides)
+
+
+@pytest.mark.parametrize("name", catalog.CATALOG)
+def test_small_maps_compute_in_bfloat16_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else only maps as large as they are in earnest do.
+    monkeypatch.setattr("tamis.nn.linear.FEW_WEIGHTS", 0)
+    entry = catalog.entry(name)
+
+    def build(spec: InputSpec) -> nn.Module:
+        torch.manual_seed(0)
+        return entry.model(entry.config(), spec)
+
+    conformance.check_bfloat16(build, conformance.example_spec(num_tasks=2))
 
 
 _SMALL_MLP: dict = {"hidden_units": (8,)}

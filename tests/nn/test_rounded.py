@@ -1,5 +1,7 @@
 """A rounded copy gives what autocast gives, shares what it does not round, and fuses ReLUs."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,17 @@ def _draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("name", catalog.CATALOG)
-def test_every_model_predicts_rounded_what_it_predicts_under_autocast(name: str) -> None:
+_OTHERS = [(name, {"attention_activation": "relu"}) for name in ("din", "dmin")]
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in catalog.CATALOG), *_OTHERS])
+def test_every_model_predicts_rounded_what_it_predicts_under_autocast(
+    name: str, options: dict[str, Any]
+) -> None:
     entry = catalog.entry(name)
     spec = example_spec(num_tasks=2)
     torch.manual_seed(0)
-    model = entry.model(entry.config(), spec).eval()
+    model = entry.model(entry.config(**options), spec).eval()
     for table in model.modules():
         if isinstance(table, EmbeddingTables):
             nn.init.normal_(table.weight, std=0.3)

@@ -6,7 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tamis.nn.precision import has_fast_int8
 from tamis.retrieval.rounded_scan import RoundedScan, contenders
+
+pytestmark = pytest.mark.skipif(
+    not has_fast_int8(torch.device("cpu")), reason="products of whole numbers need AVX-512 VNNI"
+)
 
 
 def _normal(*shape: int, seed: int) -> torch.Tensor:
@@ -14,8 +19,12 @@ def _normal(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", [2, 7, 64, 300])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_products_are_off_by_no_more_than_the_bound(width: int, scale: float) -> None:
+@pytest.mark.parametrize("scale", [1e-24, 1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("at_once", [100, 1000])
+def test_products_are_off_by_no_more_than_the_bound(
+    width: int, scale: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamis.retrieval.rounded_scan._ROUNDED_AT_ONCE", at_once)
     items, queries = scale * _normal(400, width, seed=0), _normal(5, width, seed=1)
     scan = RoundedScan(items)
 
@@ -24,6 +33,17 @@ def test_products_are_off_by_no_more_than_the_bound(width: int, scale: float) ->
     exact = queries.double() @ items.double().T
     for query, row, truth in zip(queries, found, exact.numpy(), strict=True):
         assert np.abs(row - truth).max() <= scan.error(query)
+
+
+def test_one_long_vector_leaves_nobody_out() -> None:
+    items, query = _normal(4000, 16, seed=0), _normal(16, seed=1)
+    items[7, 3] = 60.0
+    scan = RoundedScan(items)
+
+    places = contenders(scan.products(query[None])[0], 50, error=scan.error(query))
+
+    assert places is not None
+    assert set((items @ query).topk(50).indices.tolist()) <= set(places.tolist())
 
 
 def test_bound_holds_where_every_factor_is_rounded_the_same_way() -> None:

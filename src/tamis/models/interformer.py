@@ -20,6 +20,7 @@ from tamis.nn.dropout import Dropout
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.interaction import CrossNet, DotInteraction
 from tamis.nn.length_groups import LengthGroups
+from tamis.nn.linear import linear
 from tamis.nn.mlp import MLP, Norm
 from tamis.nn.sequence import Events, EventVectors, last_events
 from tamis.nn.token_mixers import MixerName, TokenMap
@@ -443,20 +444,28 @@ class _Personal(nn.Module):
         if self.kind == "plain":
             return self.map(s)
         assert of_fields is not None
-        if s.device.type == "cpu":
-            # Few operations in shapes that change from batch to batch, as in `nn.linear`.
-            with torch.autocast("cpu", enabled=False):
-                return self._pass(s.float(), of_fields.float())
-        return self._pass(s, of_fields)
-
-    def _pass(
-        self, s: Float[Tensor, "B L D"], of_fields: Float[Tensor, "B C D"]
-    ) -> Float[Tensor, "B L D"]:
         if self.kind == "low_rank":
-            return torch.bmm(F.linear(s, self.weight), of_fields)
+            return _in_turn(linear(s, self.weight), [of_fields])
         made = self.map(of_fields.flatten(1))
         if self.kind == "full":
-            matrix = made.unflatten(1, (s.shape[2], s.shape[2]))
-            return torch.bmm(s, matrix.transpose(1, 2).to(s.dtype))
+            return _in_turn(s, [made.unflatten(1, (s.shape[2], s.shape[2])).transpose(1, 2)])
         down, up = made.unflatten(1, (2, s.shape[2], self.rank)).unbind(1)
-        return torch.bmm(torch.bmm(s, down.to(s.dtype)), up.transpose(1, 2).to(s.dtype))
+        return _in_turn(s, [down, up.transpose(1, 2)])
+
+
+def _in_turn(
+    s: Float[Tensor, "B L _"], matrices: Sequence[Float[Tensor, "B _ _"]]
+) -> Float[Tensor, "B L _"]:
+    """``s`` times one matrix after the other, which every row has for itself.
+
+    In float32 under autocast on a CPU: their shapes change from batch to batch, as in
+    ``nn.linear``, and they are small.
+    """
+    if s.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            for matrix in matrices:
+                s = torch.bmm(s.float(), matrix.float())
+            return s
+    for matrix in matrices:
+        s = torch.bmm(s, matrix.to(s.dtype))
+    return s

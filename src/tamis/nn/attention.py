@@ -233,6 +233,9 @@ class ActivationUnit(nn.Module):
             activation=activation,
             out_bias=not softmax,
         )
+        first = self.score.layers[0]
+        assert isinstance(first, nn.Linear)
+        self.score.layers[0] = _LinearOfPair(first)
 
     def forward(
         self,
@@ -241,11 +244,23 @@ class ActivationUnit(nn.Module):
     ) -> Float[Tensor, "N 1"]:
         """One score for each pair, in float32."""
         first, *rest = self.score.layers
-        assert isinstance(first, nn.Linear)
-        # The difference is linear in both, so its weights join theirs: a quarter of the work less.
-        of_target, of_event, of_difference, of_product = first.weight.chunk(4, dim=1)
-        weight = torch.cat([of_target + of_difference, of_event - of_difference, of_product], dim=1)
-        x = linear(torch.cat([target, events, target * events], dim=1), weight, first.bias)
+        x = first(target, events)
         for layer in rest:
             x = layer(x)
         return x.float()
+
+
+class _LinearOfPair(nn.Module):
+    """A linear map of ``[target, event, target - event, target * event]``, without the third."""
+
+    def __init__(self, of_all_four: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = of_all_four.weight, of_all_four.bias
+
+    def forward(
+        self, target: Float[Tensor, "N W"], events: Float[Tensor, "N W"]
+    ) -> Float[Tensor, "N O"]:
+        # The difference is linear in both, so its weights join theirs: a quarter of the work less.
+        of_target, of_event, of_difference, of_product = self.weight.chunk(4, dim=1)
+        weight = torch.cat([of_target + of_difference, of_event - of_difference, of_product], dim=1)
+        return linear(torch.cat([target, events, target * events], dim=1), weight, self.bias)

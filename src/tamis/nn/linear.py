@@ -1,4 +1,7 @@
-"""Linear maps of rows that are never as many as in the batch before, such as events."""
+"""Linear maps whose products come in few shapes, though batches have any number of events."""
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +25,33 @@ class Linear(nn.Linear):
 def linear(
     x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*B O"]:
-    """``x W' + b``, under autocast to bfloat16 on a CPU in few different shapes.
+    """``x W' + b``; under autocast to bfloat16 on a CPU in few shapes, or in float32.
 
-    There every shape has a kernel of its own, which is compiled when the shape is new: one to ten
-    milliseconds, where the product itself takes less than one. A batch has its own number of
-    events, and so its own shapes. They are rounded up by an eighth at most, with rows of zeros.
+    Fewer than :data:`FEW_WEIGHTS` weights give float32 there, whatever ``x`` is; other maps give
+    bfloat16, with rows as in :func:`in_few_shapes`. Elsewhere it is ``F.linear``.
     """
-    is_plain = x.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
-    if is_plain or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if weight.numel() < FEW_WEIGHTS:
         with torch.autocast("cpu", enabled=False):
             return F.linear(x.float(), weight, bias)
-    rows = x.numel() // x.shape[-1]
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    return in_few_shapes(in_autocast_type(x), lambda rows: F.linear(rows, weight, bias))
+
+
+def in_few_shapes(
+    x: Float[Tensor, "*B I"], product: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "*B O"]:
+    """A product of rows with a matrix, as if their number had no more than four binary digits.
+
+    In bfloat16 oneDNN has a kernel for every shape, which is compiled when the shape is new: one to
+    ten milliseconds, where the product itself takes less than one. A batch has its own number of
+    events, and so its own shapes. They grow by an eighth at most, with rows of zeros.
+    """
+    rows = math.prod(x.shape[:-1])
     missing = -rows % (1 << max(0, rows.bit_length() - 4))
     if not missing:
-        return F.linear(x, weight, bias)
-    padded = F.pad(in_autocast_type(x).reshape(rows, -1), (0, 0, 0, missing))
-    return F.linear(padded, weight, bias)[:rows].unflatten(0, x.shape[:-1])
+        return product(x)
+    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, missing))
+    return product(padded)[:rows].unflatten(0, x.shape[:-1])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Float64, Int8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,9 +21,10 @@ class RoundedScan:
 
     Reading all vectors is most of the cost of an exact search, and 8 bits for each coordinate
     quarter it: whole multiples of a step, which is 1/127 of the vector's largest coordinate.
-    Products of whole numbers have no error; what rounding lost moves no product by more than a
-    bound. Whoever is further below the best can be left out, and the few that remain are to be
-    compared in float32. So the answer is that of float32.
+    Products of whole numbers have no error where :func:`tamis.nn.precision.has_fast_int8`; what
+    rounding lost moves no product by more than a bound. Whoever is further below the best can be
+    left out, and the few that remain are to be compared in float32. So the answer is that of
+    float32. One vector much longer than the others widens the bound of all.
     """
 
     def __init__(self, items: Float[Tensor, "N D"]) -> None:
@@ -32,10 +33,11 @@ class RoundedScan:
         A vector that is not finite makes every error infinite or NaN. Vectors of one coordinate
         have no order worth a scan, and PyTorch 2.13 multiplies their whole numbers wrongly.
         """
+        assert len(items) > 0
         assert items.shape[1] > 1
         self._steps = items.new_empty(len(items))
         self._codes = torch.empty(items.shape, dtype=torch.int8, device=items.device)
-        longest, lost = [items.new_zeros(())], [items.new_zeros(())]
+        longest, lost = [], []
         for first in range(0, len(items), _ROUNDED_AT_ONCE):
             rows = slice(first, first + _ROUNDED_AT_ONCE)
             part = items[rows]
@@ -76,8 +78,9 @@ def _rounded(vectors: Float[Tensor, "R D"]) -> tuple[Int8[Tensor, "R D"], Float[
     return (vectors / steps.unsqueeze(1)).round_().to(torch.int8), steps
 
 
-def _lengths(vectors: Float[Tensor, "*R D"]) -> Float[Tensor, "*R"]:
-    return torch.linalg.vector_norm(vectors, dim=-1)
+def _lengths(vectors: Float[Tensor, "*R D"]) -> Float64[Tensor, "*R"]:
+    # Squares of small numbers would vanish in float32, and with them the bound.
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
 
 
 def contenders(scores: NDArray[np.float32], keep: int, *, error: float) -> NDArray[np.int64] | None:
