@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="length of each measurement")
     parser.add_argument("--rounds", type=int, help="times that every contender is measured")
     parser.add_argument("--p99-ms", type=float, default=100.0, help="latency for capacity")
-    parser.add_argument("--max-wait-ms", type=float, default=30.0, help="as of tamis serve")
+    parser.add_argument("--max-wait-ms", type=float, default=80.0, help="as of tamis serve")
     parser.add_argument("--minutes", type=float, default=0.0, help="watch memory for so long")
     parser.add_argument("--only", nargs="+", help="names of contenders; tamis is always there")
     options = parser.parse_args(arguments)

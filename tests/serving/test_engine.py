@@ -18,6 +18,7 @@ from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.serving.answers import Answer, Query
+from tamis.serving.arrivals import Arrivals
 from tamis.serving.engine import Engine, EngineSettings
 from tamis.serving.pace import Pace
 from tamis.serving.records import Event, StoredAd
@@ -234,6 +235,14 @@ def _pace_of(ms: float, *, max_batch: int = 1) -> Pace:
     return pace
 
 
+class Nobody(Arrivals):
+    """As if requests came one by one, however they do."""
+
+    def counted(self, now: float, memory_s: float) -> float:
+        del now, memory_s
+        return 0.0
+
+
 class Slow:
     """A stage that waits until it may go on."""
 
@@ -273,7 +282,7 @@ def test_who_would_wait_too_long_is_turned_away_at_once(
 ) -> None:
     engine, stage = make_engine(max_wait_ms=30_000.0, max_batch=1), Slow()
     _with_stage(engine, stage, budget_ms=None)
-    engine._pace = _pace_of(10_000.0)
+    engine._pace, engine._arrivals = _pace_of(10_000.0), Nobody()
 
     futures: list[Future[Answer]] = [engine.rank(make_query("0"), engine.live)]
     assert stage.entered.wait(60)
@@ -288,12 +297,36 @@ def test_who_would_wait_too_long_is_turned_away_at_once(
     assert [len(future.result(60).ads) for future in futures] == [3] * 4
 
 
+def test_who_comes_in_a_rush_waits_less(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine, stage = make_engine(max_wait_ms=100_000.0, max_batch=1), Slow()
+    _with_stage(engine, stage, budget_ms=None)
+    engine._pace = _pace_of(10_000.0)
+
+    futures = [engine.rank(make_query("0"), engine.live)]
+    assert stage.entered.wait(60)
+    # The third is the third in ten seconds, which suffice for one: it may wait 100 / 9 seconds, but
+    # would wait for 20. The second may wait for 25 and does for 10.
+    futures.append(engine.rank(make_query("1"), engine.live))
+    for number in range(2, 5):
+        with pytest.raises(RefusedError, match=r"must have time for the request"):
+            engine.rank(make_query(str(number)), engine.live)
+    # Whoever is turned away counts, and long after them nobody does.
+    assert engine._arrivals.counted(time.perf_counter(), 10.0) == pytest.approx(5.0, rel=0.1)
+    engine._arrivals = Nobody()
+    futures.append(engine.rank(make_query("5"), engine.live))
+    stage.may_go_on.set()
+
+    assert [len(future.result(60).ads) for future in futures] == [3] * 3
+
+
 def test_who_comes_shares_the_batch_of_those_who_wait(
     make_engine: Callable[..., Engine], make_query: Callable[..., Query]
 ) -> None:
     engine, stage = make_engine(max_wait_ms=15_000.0, max_batch=4), Slow()
     _with_stage(engine, stage, budget_ms=None)
-    engine._pace = _pace_of(10_000.0, max_batch=4)
+    engine._pace, engine._arrivals = _pace_of(10_000.0, max_batch=4), Nobody()
     engine._pace.observe(4, 10_000.0, ())
 
     first = engine.rank(make_query("0"), engine.live)
@@ -485,7 +518,7 @@ def test_two_threads_halve_the_wait(
         return Scored(candidates=candidates) if stage is None else stage(request, candidates, keep)
 
     _with_stage(engine, wait, budget_ms=None)
-    engine._pace = _pace_of(10_000.0)
+    engine._pace, engine._arrivals = _pace_of(10_000.0), Nobody()
     futures = [engine.rank(make_query(str(k)), engine.live) for k in range(2)]
     assert all(stage.entered.wait(60) for stage in stages)
 
@@ -497,6 +530,38 @@ def test_two_threads_halve_the_wait(
     for stage in stages:
         stage.may_go_on.set()
     assert [len(future.result(60).ads) for future in futures] == [3] * 6
+
+
+def test_wait_is_that_of_whole_batches_on_the_threads_that_are_free_first(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine = make_engine(threads=2, max_wait_ms=25_000.0, max_batch=3)
+    stages = [Slow(), Slow()]
+    places = iter(stages)
+
+    def wait(request: Request, candidates: Candidates, keep: int) -> Scored:
+        stage = next(places, None)
+        return Scored(candidates=candidates) if stage is None else stage(request, candidates, keep)
+
+    _with_stage(engine, wait, budget_ms=None)
+    engine._pace, engine._arrivals = _pace_of(10_000.0, max_batch=3), Nobody()
+    engine._pace.observe(3, 10_000.0, ())
+    futures = []
+    for number, stage in enumerate(stages):
+        futures.append(engine.rank(make_query(str(number)), engine.live))
+        assert stage.entered.wait(60)
+    first, second = sorted(range(2), key=lambda number: engine._busy_until[number])
+    engine._busy_until[second] = engine._busy_until[first] + 14.0
+
+    # Three wait 10 seconds for the first thread, three 20 for it, three 24 for the second; a tenth
+    # would wait 30 for the first again.
+    futures += [engine.rank(make_query(str(k)), engine.live) for k in range(2, 11)]
+    with pytest.raises(RefusedError, match="must have time"):
+        engine.rank(make_query("11"), engine.live)
+
+    for stage in stages:
+        stage.may_go_on.set()
+    assert [len(future.result(60).ads) for future in futures] == [3] * 11
 
 
 def test_settings_out_of_range_are_refused() -> None:

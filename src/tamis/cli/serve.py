@@ -37,8 +37,11 @@ def serve(
         ),
     ] = "",
     max_wait_ms: Annotated[
-        float, typer.Option(help="Turn requests away that would wait longer for their turn.")
-    ] = 30.0,
+        float,
+        typer.Option(
+            help="Turn requests away that would wait longer for their turn; in a rush it is less."
+        ),
+    ] = 80.0,
     max_batch: Annotated[
         int, typer.Option(help="Most requests that are answered together; 1: each by itself.")
     ] = 3,

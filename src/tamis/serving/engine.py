@@ -19,6 +19,7 @@ from typing import Protocol
 from tamis.errors import ConfigError, StoreError
 from tamis.funnel.bundle import Bundle
 from tamis.serving.answers import Answer, Query, answer_all
+from tamis.serving.arrivals import Arrivals
 from tamis.serving.live import Live, ServedBundle
 from tamis.serving.pace import Pace
 from tamis.serving.recorder import Recorder
@@ -41,9 +42,9 @@ class EngineSettings:
     """Threads that answer, each of which computes alone. At least 1."""
     max_batch: int = 3
     """Most requests that are answered together. At least 1."""
-    max_wait_ms: float = 30.0
-    """Longest that a request may wait for its turn; who would wait longer is turned away.
-    Positive."""
+    max_wait_ms: float = 80.0
+    """Longest that a request may wait for its turn; who would wait longer is turned away. In a
+    rush, of R > 1 times what can be answered, it is ``1 / R**2`` of this. Positive."""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.max_batch < 1 or not self.max_wait_ms > 0:
@@ -101,6 +102,7 @@ class Engine:
         self._pace = _warmed_up(self._live, settings.max_batch)
         # When each thread's batch that is under way should be done.
         self._busy_until = [0.0] * settings.threads
+        self._arrivals = Arrivals()
         self._is_closed = False
         self._ask_store_from = 0.0
         self._workers = [
@@ -140,13 +142,19 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """Whether whoever comes now would wait too long, or would not be answered at all."""
-        now, room = time.perf_counter(), self._pace.room
+        now, pace = time.perf_counter(), self._pace
         free_at = [max(now, until) for until in self._busy_until]
+        room = pace.room
+        batch_s = pace.ms(room) / 1e3
         # Whole batches go first, each to the thread that is free by then.
         for _ in range(len(self._queue) // room):
             first = free_at.index(min(free_at))
-            free_at[first] += self._pace.ms(room) / 1e3
-        return self._is_closed or (min(free_at) - now) * 1e3 > self.settings.max_wait_ms
+            free_at[first] += batch_s
+        # What comes together by chance is worth a wait, as it passes. In a rush it does not: as
+        # many are answered, however long they wait.
+        rush = self._arrivals.counted(now, batch_s) / (room * len(free_at))
+        max_wait_s = self.settings.max_wait_ms / 1e3 / max(1.0, rush) ** 2
+        return self._is_closed or min(free_at) - now > max_wait_s
 
     def rank(self, query: Query, live: Live) -> "Future[Answer]":
         """Answer a request.
@@ -160,15 +168,24 @@ class Engine:
             RefusedError: It would wait too long.
         """
         job = _Job(query=query, live=live, future=Future(), arrived=time.perf_counter())
+        self._count_arrival()
         with self._wakes:
             if self.is_full:
-                raise self.turn_away()
+                raise self._refusal()
             self._queue.append(job)
             self._wakes.notify()
         return job.future
 
     def turn_away(self) -> RefusedError:
-        """Count a request that is turned away, and say what it is told."""
+        """Count a request that came while the engine was full, and say what it is told."""
+        self._count_arrival()
+        return self._refusal()
+
+    def _count_arrival(self) -> None:
+        pace = self._pace
+        self._arrivals.add(time.perf_counter(), pace.ms(pace.room) / 1e3)
+
+    def _refusal(self) -> RefusedError:
         self._watch.turned_away()
         return RefusedError(
             503,
@@ -314,9 +331,8 @@ class Engine:
 
         # Threads beyond the cores cost a factor; this setting is the calling thread's own.
         torch.set_num_threads(1)
-        while jobs := self._next():
+        while jobs := self._next(number):
             pace, started = self._pace, time.perf_counter()
-            self._busy_until[number] = started + pace.ms(len(jobs)) / 1e3
             answers = self._answer_all(jobs)
             ended = time.perf_counter()
             self._busy_until[number], took_ms = ended, (ended - started) * 1e3
@@ -345,8 +361,11 @@ class Engine:
             _log.error("a request could not be answered: %s", type(error).__name__)
             return [error]
 
-    def _next(self) -> "list[_Job]":
-        """Requests of one state that have gathered; none when the engine is closed."""
+    def _next(self, number: int) -> "list[_Job]":
+        """Requests of one state that have gathered, for a thread that is busy from now on.
+
+        None when the engine is closed.
+        """
         with self._wakes:
             jobs: list[_Job] = []
             while not jobs:
@@ -363,9 +382,11 @@ class Engine:
                         continue  # Whoever asked is gone.
                     if waited_ms > self.settings.max_wait_ms:
                         # Something held all up: the answer would come too late to be of use.
-                        job.future.set_exception(self.turn_away())
+                        job.future.set_exception(self._refusal())
                     else:
                         jobs.append(job)
+            # Before anybody else may look: what has left the queue is under way.
+            self._busy_until[number] = time.perf_counter() + self._pace.ms(len(jobs)) / 1e3
             return jobs
 
     def past(self, user: str | None) -> Past:
