@@ -25,6 +25,9 @@ from tamis.data.schema import (
     Task,
 )
 
+# Started in the background of a script, tests would inherit that Ctrl-C does nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

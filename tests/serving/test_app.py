@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tamis.artifacts import MANIFEST
 from tamis.errors import StoreError
 from tamis.funnel.bundle import read_bundle
 from tamis.serving import shelf
@@ -163,6 +164,23 @@ def test_damaged_bundle_is_refused_and_the_one_before_serves_on(
     problem = _problem(refused, 409)
     assert problem["field"] == "body.release"
     assert "sha256" in problem["message"]
+    assert client.post("/v1/rank", json=RANK).json()["release"] == release
+
+
+def test_bundle_of_another_version_is_refused_and_the_one_before_serves_on(
+    make_client: Callable[..., Any], engine: Engine, bundles: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundles / "second", tmp_path / "bundles" / "older")
+    manifest = tmp_path / "bundles" / "older" / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 0}))
+    client = make_client(bundles=tmp_path / "bundles")
+    release, second = engine.live.served.release, read_bundle(bundles / "second").release
+
+    refused = client.post("/v1/admin/bundle", json={"replaces": release, "release": second})
+
+    problem = _problem(refused, 409)
+    assert problem["field"] == "body.release"
+    assert "of version 0" in problem["message"]
     assert client.post("/v1/rank", json=RANK).json()["release"] == release
 
 
