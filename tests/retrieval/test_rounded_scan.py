@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tamis.nn.precision import has_fast_int8
 from tamis.retrieval.rounded_scan import RoundedScan, contenders
 
-pytestmark = pytest.mark.skipif(
+needs_int8 = pytest.mark.skipif(
     not has_fast_int8(torch.device("cpu")), reason="products of whole numbers need AVX-512 VNNI"
 )
 
@@ -18,6 +18,7 @@ def _normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@needs_int8
 @pytest.mark.parametrize("width", [2, 7, 64, 300])
 @pytest.mark.parametrize("scale", [1e-24, 1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("at_once", [100, 1000])
@@ -35,6 +36,7 @@ def test_products_are_off_by_no_more_than_the_bound(
         assert np.abs(row - truth).max() <= scan.error(query)
 
 
+@needs_int8
 def test_one_long_vector_leaves_nobody_out() -> None:
     items, query = _normal(4000, 16, seed=0), _normal(16, seed=1)
     items[7, 3] = 60.0
@@ -46,6 +48,7 @@ def test_one_long_vector_leaves_nobody_out() -> None:
     assert set((items @ query).topk(50).indices.tolist()) <= set(places.tolist())
 
 
+@needs_int8
 def test_bound_holds_where_every_factor_is_rounded_the_same_way() -> None:
     # Just below the middle between two multiples of the step, but for the one that sets the step.
     vector = torch.full((64,), 10.499)
@@ -67,6 +70,7 @@ def test_vectors_that_are_not_finite_have_errors_that_are_not(strange: float) ->
     assert not np.isfinite(RoundedScan(items).error(query))
 
 
+@needs_int8
 def test_vectors_of_zeros_have_products_of_zero() -> None:
     items, query = torch.zeros(5, 8), torch.zeros(8)
 

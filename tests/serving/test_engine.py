@@ -506,10 +506,8 @@ def test_threads_answer_at_the_same_time(
         assert [stage["fallback"] for stage in future.result(60).stages()] == [""] * 3
 
 
-def test_two_threads_halve_the_wait(
-    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
-) -> None:
-    engine = make_engine(threads=2, max_wait_ms=25_000.0, max_batch=1)
+def _hold_two(engine: Engine) -> list[Slow]:
+    """Let the first two batches wait, each in a stage of its own, and the others pass."""
     stages = [Slow(), Slow()]
     places = iter(stages)
 
@@ -518,6 +516,14 @@ def test_two_threads_halve_the_wait(
         return Scored(candidates=candidates) if stage is None else stage(request, candidates, keep)
 
     _with_stage(engine, wait, budget_ms=None)
+    return stages
+
+
+def test_two_threads_halve_the_wait(
+    make_engine: Callable[..., Engine], make_query: Callable[..., Query]
+) -> None:
+    engine = make_engine(threads=2, max_wait_ms=25_000.0, max_batch=1)
+    stages = _hold_two(engine)
     engine._pace, engine._arrivals = _pace_of(10_000.0), Nobody()
     futures = [engine.rank(make_query(str(k)), engine.live) for k in range(2)]
     assert all(stage.entered.wait(60) for stage in stages)
@@ -536,14 +542,7 @@ def test_wait_is_that_of_whole_batches_on_the_threads_that_are_free_first(
     make_engine: Callable[..., Engine], make_query: Callable[..., Query]
 ) -> None:
     engine = make_engine(threads=2, max_wait_ms=25_000.0, max_batch=3)
-    stages = [Slow(), Slow()]
-    places = iter(stages)
-
-    def wait(request: Request, candidates: Candidates, keep: int) -> Scored:
-        stage = next(places, None)
-        return Scored(candidates=candidates) if stage is None else stage(request, candidates, keep)
-
-    _with_stage(engine, wait, budget_ms=None)
+    stages = _hold_two(engine)
     engine._pace, engine._arrivals = _pace_of(10_000.0, max_batch=3), Nobody()
     engine._pace.observe(3, 10_000.0, ())
     futures = []

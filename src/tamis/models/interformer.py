@@ -463,9 +463,7 @@ def _in_turn(
     """
     if s.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            for matrix in matrices:
-                s = torch.bmm(s.float(), matrix.float())
-            return s
+            return _in_turn(s.float(), matrices)
     for matrix in matrices:
         s = torch.bmm(s, matrix.to(s.dtype))
     return s

@@ -1,7 +1,6 @@
 """Linear maps whose products come in few shapes, though batches have any number of events."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,11 @@ def linear(
 ) -> Float[Tensor, "*B O"]:
     """``x W' + b``; under autocast to bfloat16 on a CPU in few shapes, or in float32.
 
-    Fewer than :data:`FEW_WEIGHTS` weights give float32 there, whatever ``x`` is; other maps give
-    bfloat16, with rows as in :func:`in_few_shapes`. Elsewhere it is ``F.linear``.
+    There every shape has a kernel of its own, which is compiled when the shape is new: one to ten
+    milliseconds, where the product itself takes less than one. A batch has its own number of
+    events, and so its own shapes. Their rows grow by an eighth at most, with zeros, to numbers of
+    no more than four binary digits. Fewer than :data:`FEW_WEIGHTS` weights give float32, whatever
+    ``x`` is. Elsewhere it is ``F.linear``.
     """
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
@@ -37,21 +39,9 @@ def linear(
             return F.linear(x.float(), weight, bias)
     if torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    return in_few_shapes(in_autocast_type(x), lambda rows: F.linear(rows, weight, bias))
-
-
-def in_few_shapes(
-    x: Float[Tensor, "*B I"], product: Callable[[Tensor], Tensor]
-) -> Float[Tensor, "*B O"]:
-    """A product of rows with a matrix, as if their number had no more than four binary digits.
-
-    In bfloat16 oneDNN has a kernel for every shape, which is compiled when the shape is new: one to
-    ten milliseconds, where the product itself takes less than one. A batch has its own number of
-    events, and so its own shapes. They grow by an eighth at most, with rows of zeros.
-    """
     rows = math.prod(x.shape[:-1])
     missing = -rows % (1 << max(0, rows.bit_length() - 4))
     if not missing:
-        return product(x)
-    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, missing))
-    return product(padded)[:rows].unflatten(0, x.shape[:-1])
+        return F.linear(x, weight, bias)
+    padded = F.pad(in_autocast_type(x).reshape(rows, -1), (0, 0, 0, missing))
+    return F.linear(padded, weight, bias)[:rows].unflatten(0, x.shape[:-1])
