@@ -52,8 +52,10 @@ class RoundedScan:
         """Products (R, N), each off by :meth:`error` at most."""
         codes, steps = _rounded(queries)
         # Items first: the product of few queries and the transposed items takes twice as long.
-        products = torch._int_mm(self._codes, codes.T).T * self._steps
-        found: NDArray[np.float32] = products.mul_(steps.unsqueeze(1)).cpu().numpy()
+        whole = torch._int_mm(self._codes, codes.T)
+        # The scores of a query side by side: whoever looks through them reads nothing else.
+        products = torch.outer(steps, self._steps).mul_(whole.T)
+        found: NDArray[np.float32] = products.cpu().numpy()
         return found
 
     def error(self, query: Float[Tensor, " D"]) -> float:
