@@ -59,6 +59,18 @@ class Observed:
         return row
 
 
+def pooled(parts: Sequence[Observed]) -> Observed:
+    """Several measurements as one."""
+    return Observed(
+        seconds=sum(part.seconds for part in parts),
+        sent=sum(part.sent for part in parts),
+        latencies_ms=[each for part in parts for each in part.latencies_ms],
+        turned_away=sum(part.turned_away for part in parts),
+        failed=sum(part.failed for part in parts),
+        late_ms=[each for part in parts for each in part.late_ms],
+    )
+
+
 class Client:
     """Keeps connections to one server, and posts JSON bodies over them."""
 

@@ -11,13 +11,15 @@ loopback, and one asyncio client asks them (see ``load.py``); client and server 
 
 ``tamis`` writes each answered request to its store as well; the peers write nothing. In a round
 every contender is measured once: first ``closed`` loops of several connections, the fastest of
-which is its ``peak``; then ``open`` loops at shares of that peak; then ``overload`` at three times
-the peak. ``capacity`` is the highest rate at which 99 % of all requests are answered and their p99
-is at most ``--p99-ms``, and 0 if there is none; the shares on both sides of it are halved a few
-times, so that it is known to a thirtieth of the peak. Ratios are of capacities in one round.
-``goodput`` is what is answered a second under overload over the peak, and ``slower`` the p99 of
-what is accepted then over that at the first share. ``--minutes`` asks ``tamis`` at 70 % of its
-capacity for that long and fits a line through its resident memory.
+which is its ``peak``; then ``open`` loops at shares of that peak; then, three times in turn and
+half as long each, ``peak`` as that loop again, ``overload`` at three times the peak, and ``rest``
+at the first share of it: a shared machine changes its speed within seconds, and these are compared.
+``capacity`` is the highest rate at which 99 % of all requests are answered and their p99 is at most
+``--p99-ms``, and 0 if there is none; the shares on both sides of it are halved a few times, so that
+it is known to a thirtieth of the peak. Ratios are of capacities in one round. ``goodput`` is what
+is answered a second under overload over what is at the peak, and ``slower`` the p99 of what is
+accepted under overload over that at rest, of the three turns together. ``--minutes`` asks ``tamis``
+at 70 % of its capacity for that long and fits a line through its resident memory.
 
 Before anything is timed, the contenders answer the same requests, and ``same_ads`` says how many
 got the very ads that ``eager`` shows.
@@ -42,12 +44,13 @@ import harness
 import numpy as np
 import psutil
 import serving_world
-from load import Client, Observed, closed_loop, open_loop
+from load import Client, Observed, closed_loop, open_loop, pooled
 
 OPEN_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0)
 CONNECTIONS = (1, 4, 8, 16)
 HALVINGS = 3
 OVERLOAD = 3.0
+TURNS = 3
 CHECKED = 50
 SETTLE_S = 30.0
 """How long answers wait for their events in memory: less than the first half of a watch of it."""
@@ -170,7 +173,7 @@ async def same_ads(server: Server, wanted: list[list[str]], bodies: list[dict[st
 async def measure(
     server: Server, bodies: list[dict[str, Any]], plan: Plan, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one contender in one round: closed loops, open loops, overload."""
+    """Rows of one contender in one round: closed loops, open loops, and overload between them."""
     client = Client(server.address, "/v1/rank", bodies)
     rows: list[dict[str, Any]] = []
 
@@ -179,12 +182,14 @@ async def measure(
         rows.append(row | observed.to_row())
         return rows[-1]
 
-    peak = 0.0
+    async def closed(connections: int, seconds: float) -> Observed:
+        return await closed_loop(client, connections=connections, seconds=seconds)
+
+    peak, fastest = 0.0, 0
     for connections in CONNECTIONS:
-        observed = await closed_loop(client, connections=connections, seconds=plan.seconds)
-        row = add(f"closed, {connections}", 0.0, observed)
+        row = add(f"closed, {connections}", 0.0, await closed(connections, plan.seconds))
         row["rate"] = row["answered_per_second"]
-        peak = max(peak, row["answered_per_second"])
+        peak, fastest = max((peak, fastest), (row["rate"], connections))
 
     async def bears(share: float) -> bool:
         observed = await open_loop(client, rate=share * peak, seconds=plan.seconds, seed=seed)
@@ -198,8 +203,18 @@ async def measure(
         if low == high:
             break
         low, high = (middle, high) if await bears(middle) else (low, middle)
-    observed = await open_loop(client, rate=OVERLOAD * peak, seconds=plan.seconds, seed=seed)
-    add("overload", OVERLOAD * peak, observed)
+
+    rates = {"overload": OVERLOAD * peak, "rest": OPEN_SHARES[0] * peak}
+    turns: dict[str, list[Observed]] = {"peak": [], **{kind: [] for kind in rates}}
+    for turn in range(TURNS):
+        turns["peak"].append(await closed(fastest, plan.seconds / 2))
+        for kind, rate in rates.items():
+            observed = await open_loop(
+                client, rate=rate, seconds=plan.seconds / 2, seed=TURNS * seed + turn
+            )
+            turns[kind].append(observed)
+    for kind, parts in turns.items():
+        add(kind, rates.get(kind, peak), pooled(parts))
     await client.close()
     return rows
 
@@ -215,14 +230,15 @@ def summary_of(rows: Sequence[Mapping[str, Any]], p99_ms: float) -> dict[str, fl
     peak = max(row["answered_per_second"] for row in rows if row["kind"].startswith("closed"))
     opened = [row for row in rows if row["kind"].startswith("open")]
     kept = [row["answered_per_second"] for row in opened if is_kept(row, p99_ms)]
-    (overload,) = (row for row in rows if row["kind"] == "overload")
-    unloaded = next(row for row in opened if row["kind"] == f"open, {OPEN_SHARES[0]:g}")
+    again, overload, rest = (
+        next(row for row in rows if row["kind"] == kind) for kind in ("peak", "overload", "rest")
+    )
     return {
         "peak": peak,
         "capacity": max(kept, default=0.0),
-        "p99_ms": unloaded["p99_ms"],
-        "goodput": overload["answered_per_second"] / peak,
-        "slower": overload.get("p99_ms", np.inf) / unloaded["p99_ms"],
+        "p99_ms": rest["p99_ms"],
+        "goodput": overload["answered_per_second"] / again["answered_per_second"],
+        "slower": overload.get("p99_ms", np.inf) / rest["p99_ms"],
     }
 
 

@@ -107,13 +107,15 @@ def test_capacity_is_the_highest_rate_that_keeps_latency_and_answers_all() -> No
         _row("open, 0.5", 50, 50, 60),
         _row("open, 0.7", 70, 60, 80),  # keeps the latency, and turns some away
         _row("open, 1", 100, 100, 101),  # answers all, and too late
-        _row("overload", 300, 90, 30),
+        _row("peak", 100, 80, 50),
+        _row("overload", 300, 60, 30),
+        _row("rest", 25, 25, 20),
     ]
 
     found = serving.summary_of(rows, 100.0)
 
     assert found == {
-        "peak": 100, "capacity": 50, "p99_ms": 20, "goodput": 0.9, "slower": 1.5,
+        "peak": 100, "capacity": 50, "p99_ms": 20, "goodput": 0.75, "slower": 1.5,
     }  # fmt: skip
 
 
@@ -144,6 +146,38 @@ def test_capacity_is_looked_for_between_the_shares(
     # The peak is 100, and the widest gap between shares 25, which is halved thrice.
     found = serving.summary_of(rows, 100.0)["capacity"]
     assert min(borne, 100) - 25 / 2**3 - 1 <= found <= borne
+
+
+def test_peak_overload_and_rest_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    async def closed(client: load.Client, *, connections: int, seconds: float) -> load.Observed:
+        del client
+        asked.append(connections)
+        # Four connections are fastest; the latency of a measurement is its number.
+        count = {1: 10, 4: 40, 8: 30, 16: 20}[connections]
+        return load.Observed(seconds=seconds, sent=count, latencies_ms=[float(len(asked))] * count)
+
+    async def opened(
+        client: load.Client, *, rate: float, seconds: float, seed: int
+    ) -> load.Observed:
+        del client, seed
+        asked.append(rate)
+        return load.Observed(seconds=seconds, sent=1, latencies_ms=[float(len(asked))])
+
+    monkeypatch.setattr(serving, "closed_loop", closed)
+    monkeypatch.setattr(serving, "open_loop", opened)
+    server = SimpleNamespace(name="tamis", address="http://127.0.0.1:1")
+    plan = serving.Plan(seconds=1.0, rounds=1, p99_ms=100.0, minutes=0.0)
+
+    rows = {row["kind"]: row for row in asyncio.run(serving.measure(server, [{}], plan, seed=0))}
+
+    assert asked[-9:] == [4, 120.0, 10.0] * 3
+    last = len(asked)
+    # Percentiles and rates are of the three turns together.
+    assert rows["overload"]["p50_ms"] == last - 4
+    assert (rows["rest"]["answered"], rows["rest"]["seconds"]) == (3, 1.5)
+    assert rows["peak"]["answered_per_second"] == 80
 
 
 def test_ratio_is_of_capacities_in_the_same_round() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,45 @@ def test_stopped_by_hand_ends_well(start: Callable[..., Any]) -> None:
 
     assert server.end(signal.SIGINT) == 0
     assert server.text.rstrip().endswith("stopped")
+    assert "Traceback" not in server.text
+
+
+def test_bundle_changed_and_rolled_back_under_load_fails_no_request(
+    start: Callable[..., Any], bundles: Path
+) -> None:
+    # Nobody is turned away because the machine is busy, so that every answer is to be 200.
+    server = start("--max-wait-ms", "60000")
+    first, second = (read_bundle(bundles / name).release for name in ("first", "second"))
+    done = threading.Event()
+    answers: list[httpx.Response] = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=server.address, timeout=60) as client:
+            while not done.is_set():
+                body = {"user": {"id": str(number)}, "k": 3}
+                answers.append(client.post("/v1/rank", json=body))
+
+    with ThreadPoolExecutor(4) as askers, httpx.Client(base_url=server.address, timeout=60) as us:
+        asked = [askers.submit(ask, number) for number in range(4)]
+        try:
+            for _ in range(5):
+                for body in (
+                    {"replaces": first, "release": second},
+                    {"replaces": second, "roll_back": True},
+                ):
+                    changed = us.post("/v1/admin/bundle", json=body)
+                    assert changed.status_code == 200, changed.text
+                    answered = us.post("/v1/rank", json={"user": {"id": "9"}, "k": 3}).json()
+                    assert answered["release"] == changed.json()["release"] != body["replaces"]
+        finally:
+            done.set()
+        for one in asked:
+            one.result(60)
+    server.end()
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["release"] for answer in answers} == {first, second}
+    assert all(len(answer.json()["ads"]) == 3 for answer in answers)
     assert "Traceback" not in server.text
 
 

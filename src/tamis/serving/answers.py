@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,21 @@ def answer_all(
             )
         ]
         traces = live.funnel.answer_all(requests, observe=[found.append for found in seen])
+    # Of all answers at once, as taking them out of Arrow costs the same for any number.
+    shown = [np.empty(0, np.int64) if trace is None else trace.slate.ads for trace in traces]
+    columns = iter(live.ads.columns(np.concatenate(shown)))
     return [
-        _answer(live, query, row, unknown=unknown, trace=trace, seen=found)
-        for query, row, (_, unknown), trace, found in zip(
-            queries, rows, candidates, traces, seen, strict=True
+        _answer(
+            live,
+            query,
+            row,
+            unknown=unknown,
+            trace=trace,
+            seen=found,
+            columns=[*islice(columns, len(its))],
+        )
+        for query, row, (_, unknown), trace, found, its in zip(
+            queries, rows, candidates, traces, seen, shown, strict=True
         )
     ]
 
@@ -139,12 +151,9 @@ def _answer(
     unknown: int,
     trace: Trace | None,
     seen: Sequence[Candidates],
+    columns: Sequence[RawRow],
 ) -> Answer:
-    ads: list[RankedAd] = []
-    shown: NDArray[np.int64] = np.empty(0, np.int64)
-    if trace is not None:
-        shown = trace.slate.ads
-        ads = _ranked(live, trace, seen)
+    ads = [] if trace is None else _ranked(live, trace, seen)
     return Answer(
         live=live,
         ads=tuple(ads),
@@ -157,8 +166,7 @@ def _answer(
             release=live.served.release,
             columns=row,
             shown=tuple(
-                ShownAd(ad=item.ad, columns=columns)
-                for item, columns in zip(ads, live.ads.columns(shown), strict=True)
+                ShownAd(ad=item.ad, columns=of_ad) for item, of_ad in zip(ads, columns, strict=True)
             ),
             exposure=None
             if query.arm is None

@@ -89,6 +89,16 @@ _requests = sa.Table(
     sa.Column("shown", sa.Text, nullable=False),
     sa.Index("requests_of_user", "user_id"),
 )
+
+# Built once: making this statement takes as long as the database needs to answer it.
+_COUNTS = sa.union_all(
+    sa.select(_events.c.kind, sa.func.count())
+    .where(_events.c.user_id == sa.bindparam("user"))
+    .group_by(_events.c.kind),
+    sa.select(sa.literal("request"), sa.func.count()).where(
+        _requests.c.user_id == sa.bindparam("user")
+    ),
+)
 _releases = sa.Table(
     "releases",
     _tables,
@@ -263,14 +273,8 @@ class Store:
         Raises:
             StoreError: The database cannot be reached.
         """
-        by_kind = (
-            sa.select(_events.c.kind, sa.func.count())
-            .where(_events.c.user_id == user)
-            .group_by(_events.c.kind)
-        )
-        asked = sa.select(sa.literal("request"), sa.func.count()).where(_requests.c.user_id == user)
         with self._errors(), self._engine.connect() as connection:
-            found = connection.execute(sa.union_all(by_kind, asked))
+            found = connection.execute(_COUNTS, {"user": user})
             return {kind: int(count) for kind, count in found}
 
     def num_events(self) -> int:
