@@ -173,7 +173,7 @@ async def same_ads(server: Server, wanted: list[list[str]], bodies: list[dict[st
 async def measure(
     server: Server, bodies: list[dict[str, Any]], plan: Plan, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one contender in one round: closed loops, open loops, and overload between them."""
+    """Rows of one contender in one round: closed loops, open loops, then the three in turn."""
     client = Client(server.address, "/v1/rank", bodies)
     rows: list[dict[str, Any]] = []
 
@@ -182,12 +182,10 @@ async def measure(
         rows.append(row | observed.to_row())
         return rows[-1]
 
-    async def closed(connections: int, seconds: float) -> Observed:
-        return await closed_loop(client, connections=connections, seconds=seconds)
-
     peak, fastest = 0.0, 0
     for connections in CONNECTIONS:
-        row = add(f"closed, {connections}", 0.0, await closed(connections, plan.seconds))
+        observed = await closed_loop(client, connections=connections, seconds=plan.seconds)
+        row = add(f"closed, {connections}", 0.0, observed)
         row["rate"] = row["answered_per_second"]
         peak, fastest = max((peak, fastest), (row["rate"], connections))
 
@@ -204,17 +202,19 @@ async def measure(
             break
         low, high = (middle, high) if await bears(middle) else (low, middle)
 
-    rates = {"overload": OVERLOAD * peak, "rest": OPEN_SHARES[0] * peak}
-    turns: dict[str, list[Observed]] = {"peak": [], **{kind: [] for kind in rates}}
+    rates = {"peak": peak, "overload": OVERLOAD * peak, "rest": OPEN_SHARES[0] * peak}
+    turns: dict[str, list[Observed]] = {kind: [] for kind in rates}
     for turn in range(TURNS):
-        turns["peak"].append(await closed(fastest, plan.seconds / 2))
         for kind, rate in rates.items():
-            observed = await open_loop(
-                client, rate=rate, seconds=plan.seconds / 2, seed=TURNS * seed + turn
-            )
-            turns[kind].append(observed)
+            if kind == "peak":
+                part = closed_loop(client, connections=fastest, seconds=plan.seconds / 2)
+            else:
+                part = open_loop(
+                    client, rate=rate, seconds=plan.seconds / 2, seed=TURNS * seed + turn
+                )
+            turns[kind].append(await part)
     for kind, parts in turns.items():
-        add(kind, rates.get(kind, peak), pooled(parts))
+        add(kind, rates[kind], pooled(parts))
     await client.close()
     return rows
 
@@ -230,14 +230,14 @@ def summary_of(rows: Sequence[Mapping[str, Any]], p99_ms: float) -> dict[str, fl
     peak = max(row["answered_per_second"] for row in rows if row["kind"].startswith("closed"))
     opened = [row for row in rows if row["kind"].startswith("open")]
     kept = [row["answered_per_second"] for row in opened if is_kept(row, p99_ms)]
-    again, overload, rest = (
+    again_peak, overload, rest = (
         next(row for row in rows if row["kind"] == kind) for kind in ("peak", "overload", "rest")
     )
     return {
         "peak": peak,
         "capacity": max(kept, default=0.0),
         "p99_ms": rest["p99_ms"],
-        "goodput": overload["answered_per_second"] / again["answered_per_second"],
+        "goodput": overload["answered_per_second"] / again_peak["answered_per_second"],
         "slower": overload.get("p99_ms", np.inf) / rest["p99_ms"],
     }
 

@@ -37,6 +37,22 @@ def test_products_are_off_by_no_more_than_the_bound(
 
 
 @needs_int8
+def test_steps_whose_product_float32_holds_badly_cost_no_digits() -> None:
+    # Whole multiples of the step, so that nothing is lost but what float32 rounds.
+    whole = torch.randint(-127, 128, (50, 64), generator=torch.Generator().manual_seed(0)).float()
+    whole[:, 0] = 127
+    items, query = whole[1:] * 3e-21, whole[0] * 3e-21
+    scan = RoundedScan(items)
+
+    (found,) = scan.products(query.unsqueeze(0))
+
+    truth = (items.double() @ query.double()).numpy()
+    # Lengths are of float64, which holds them; a quarter of the bound on what float32 rounds.
+    bound = 16 * 2.0**-24 * items.double().norm(dim=1).max() * query.double().norm()
+    assert np.abs(found - truth).max() <= float(bound)
+
+
+@needs_int8
 def test_one_long_vector_leaves_nobody_out() -> None:
     items, query = _normal(4000, 16, seed=0), _normal(16, seed=1)
     items[7, 3] = 60.0

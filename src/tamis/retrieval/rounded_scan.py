@@ -54,7 +54,9 @@ class RoundedScan:
         # Items first: the product of few queries and the transposed items takes twice as long.
         whole = torch._int_mm(self._codes, codes.T)
         # The scores of a query side by side: whoever looks through them reads nothing else.
-        products = torch.outer(steps, self._steps).mul_(whole.T)
+        products = torch.empty(whole.T.shape, device=whole.device).copy_(whole.T)
+        # One after the other: the product of two tiny steps would lose its digits.
+        products.mul_(self._steps).mul_(steps.unsqueeze(1))
         found: NDArray[np.float32] = products.cpu().numpy()
         return found
 

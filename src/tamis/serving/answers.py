@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def answer_all(
             unknown=unknown,
             trace=trace,
             seen=found,
-            columns=[*islice(columns, len(its))],
+            columns=[next(columns) for _ in its],
         )
         for query, row, (_, unknown), trace, found, its in zip(
             queries, rows, candidates, traces, seen, shown, strict=True
