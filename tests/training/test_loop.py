@@ -131,6 +131,35 @@ def test_two_runs_of_one_seed_write_the_same_metrics(
     assert _lines(tmp_path / "a") != _lines(tmp_path / "c")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("embedding", ["rowwise_adagrad", "adagrad", "adam"])
+def test_run_on_cuda_learns_as_on_a_cpu_and_serves_on_either(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, embedding: str
+) -> None:
+    dataset = make_dataset(train=2000)
+    results = {}
+    for device in ("cpu", "cuda"):
+        table = _settings(ema_decay=0.9, precision="float32", device=device).to_table()
+        table["model"]["dropout"] = 0.0
+        table["optimizer"]["embedding"] = embedding
+        settings = run_config_from_table(table)
+        if device == "cuda":
+            listener = _Listener(interrupts=1)
+            train(dataset, settings, tmp_path / device, observer=listener)
+        results[device] = train(dataset, settings, tmp_path / device)
+
+    # Sums in another order, over some hundred steps.
+    losses = [[line["train_loss"] for line in _lines(tmp_path / d)] for d in ("cpu", "cuda")]
+    assert np.allclose(*losses, rtol=1e-3)
+    auc = [results[d].metrics["metrics"]["test"]["click"]["auc"] for d in ("cpu", "cuda")]
+    assert abs(auc[0] - auc[1]) < 0.01
+    device = artifacts.read_json(tmp_path / "cuda" / "run.json")["environment"]["device"]
+    assert device.startswith("cuda")
+    model = load_trained(tmp_path / "cuda").module
+    assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
+
+
 def test_averaged_weights_are_evaluated_and_kept(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
