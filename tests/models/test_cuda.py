@@ -11,10 +11,7 @@ from tamis.models import catalog
 from tamis.testing import models as conformance
 from tamis.training.objective import training_loss
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def _build(name: str, spec: InputSpec) -> nn.Module:

@@ -132,7 +132,6 @@ def test_two_runs_of_one_seed_write_the_same_metrics(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("embedding", ["rowwise_adagrad", "adagrad", "adam"])
 def test_run_on_cuda_learns_as_on_a_cpu_and_serves_on_either(
     make_dataset: Callable[..., Dataset], tmp_path: Path, embedding: str
@@ -146,7 +145,8 @@ def test_run_on_cuda_learns_as_on_a_cpu_and_serves_on_either(
         settings = run_config_from_table(table)
         if device == "cuda":
             listener = _Listener(interrupts=1)
-            train(dataset, settings, tmp_path / device, observer=listener)
+            stopped = train(dataset, settings, tmp_path / device, observer=listener)
+            assert stopped.status == "interrupted"
         results[device] = train(dataset, settings, tmp_path / device)
 
     # Sums in another order, over some hundred steps.
