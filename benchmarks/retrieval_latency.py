@@ -105,15 +105,11 @@ LEVELS = [LEVEL | {"user_tokens": 12, "num_layers": 2, "head_units": [128]}, LEV
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """Trained models and who asks them for what."""
+class Task:
+    """Who asks a corpus for what."""
 
-    two_tower: TwoTower
-    """Trained on all rows."""
-    hsnn: HSNN
-    """Two index levels."""
-    leaf: HSNN
-    """The network of HSNN's items by itself."""
+    dataset: Dataset
+    """Rows to learn from."""
     corpus: Callable[[], Iterator[tuple[Tensor, Batch]]]
     """All items."""
     requests: list[Request]
@@ -122,6 +118,20 @@ class World:
     """What each user did next."""
     masked: ItemLists
     """What each user had done before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """A task, and models that were trained for it."""
+
+    task: Task
+    """Who asks."""
+    two_tower: TwoTower
+    """Trained on all rows."""
+    hsnn: HSNN
+    """Two index levels."""
+    leaf: HSNN
+    """The network of HSNN's items by itself."""
     codebooks: tuple[int, int]
     """Nodes of HSNN's index levels."""
 
@@ -146,12 +156,12 @@ def make_up(folder: Path, items: int, users: int) -> None:
     pq.write_table(table, folder / "item_attributes.parquet")
 
 
-def make_world(published: Path, work: Path, size: Size) -> World:
-    """Ingest a set, train all models on it and encode who asks."""
+def make_task(published: Path, work: Path, *, requests: int) -> Task:
+    """Ingest a set and encode who asks."""
     task = retrieval.amazon(published)
     goal = task.goals["test"]
     with_goal = np.flatnonzero(goal.relevant.lengths)
-    picked = np.sort(np.random.default_rng(SEED).permutation(with_goal)[: size.requests])
+    picked = np.sort(np.random.default_rng(SEED).permutation(with_goal)[:requests])
     tables = task.tables | {"corpus": task.corpus, "requests": goal.requests.take(picked)}
     for name, table in tables.items():
         pq.write_table(table, work / f"{name}.parquet")
@@ -162,17 +172,10 @@ def make_world(published: Path, work: Path, size: Size) -> World:
     )
     dataset = Dataset.open(work / "data")
     encoders = Encoders.load(work / "data" / "encoders", task.schema)
-    index = {"codebooks": list(size.codebooks), "levels": LEVELS, "alpha_steps": 500}
-
-    def trained(name: str, model: dict[str, Any]) -> Any:  # noqa: ANN401  (any model)
-        return train_model(dataset, work / name, model, epochs=size.epochs)
-
     histories = goal.requests["history_category"].take(picked).to_pylist()
     rows = encoded_rows(work / "requests.parquet", encoders, dataset.spec, batch_size=1)
-    return World(
-        two_tower=trained("two_tower", {"name": "two_tower"}),
-        hsnn=trained("hsnn", {"name": "hsnn", **index}),
-        leaf=trained("leaf", {"name": "hsnn", "codebooks": [], "levels": [LEAF]}),
+    return Task(
+        dataset=dataset,
         corpus=lambda: encoded_rows(work / "corpus.parquet", encoders, dataset.spec),
         requests=[
             make_request(dataset.spec, row, np.array(history), task.matched)
@@ -180,6 +183,22 @@ def make_world(published: Path, work: Path, size: Size) -> World:
         ],
         relevant=ItemLists.of([goal.relevant.lists()[user] for user in picked]),
         masked=ItemLists.of([goal.masked.lists()[user] for user in picked]),
+    )
+
+
+def make_world(published: Path, work: Path, size: Size) -> World:
+    """Ingest a set and train all models on it."""
+    task = make_task(published, work, requests=size.requests)
+    index = {"codebooks": list(size.codebooks), "levels": LEVELS, "alpha_steps": 500}
+
+    def trained(name: str, model: dict[str, Any]) -> Any:  # noqa: ANN401  (any model)
+        return train_model(task.dataset, work / name, model, epochs=size.epochs)
+
+    return World(
+        task=task,
+        two_tower=trained("two_tower", {"name": "two_tower"}),
+        hsnn=trained("hsnn", {"name": "hsnn", **index}),
+        leaf=trained("leaf", {"name": "hsnn", "codebooks": [], "levels": [LEAF]}),
         codebooks=size.codebooks,
     )
 
@@ -229,7 +248,7 @@ class Point:
 def points(world: World) -> Iterator[Point]:
     """Every way to search at every width, the rivals first."""
     started = time.perf_counter()
-    items = ItemVectors.encode(world.two_tower, world.corpus())
+    items = ItemVectors.encode(world.two_tower, world.task.corpus())
     encoded = time.perf_counter() - started
     exact = ExactSearcher(items, world.two_tower.queries())
     of_dots = functools.partial(Point, exhaustive=exact)
@@ -246,12 +265,12 @@ def points(world: World) -> Iterator[Point]:
         print(error, file=sys.stderr)
 
     started = time.perf_counter()
-    snapshot = IndexSnapshot.publish(world.leaf, world.corpus())
+    snapshot = IndexSnapshot.publish(world.leaf, world.task.corpus())
     own = ItemVectors.of(snapshot.members.ids, snapshot.members.vectors)
     leaf_seconds = time.perf_counter() - started
     leaf = BeamSearcher(retriever=Retriever(world.leaf, snapshot), beams=())
     # Masked items are dropped from what is found, so the least width has room for them.
-    least = FOUND + int(world.masked.lengths.max())
+    least = FOUND + int(world.task.masked.lengths.max())
     for count in widths(world, (0.02, 0.05, 0.1, 0.2)):
         searcher = Reranker(candidates, world.leaf, own, num_candidates=max(least, count))
         yield Point(
@@ -268,9 +287,9 @@ def points(world: World) -> Iterator[Point]:
     for way, build in (
         (
             "kmeans_tree",
-            lambda: KMeansTree.build(world.hsnn, world.corpus(), (coarse, fine), seed=0),
+            lambda: KMeansTree.build(world.hsnn, world.task.corpus(), (coarse, fine), seed=0),
         ),
-        ("hsnn", lambda: IndexSnapshot.publish(world.hsnn, world.corpus())),
+        ("hsnn", lambda: IndexSnapshot.publish(world.hsnn, world.task.corpus())),
     ):
         started = time.perf_counter()
         retriever = Retriever(world.hsnn, build())
@@ -290,7 +309,7 @@ def points(world: World) -> Iterator[Point]:
 
 def widths(world: World, shares: Sequence[float]) -> list[int]:
     """Shares of the corpus as numbers of items."""
-    count = sum(len(ids) for ids, _ in world.corpus())
+    count = sum(len(ids) for ids, _ in world.task.corpus())
     return sorted({max(1, round(share * count)) for share in shares})
 
 
@@ -325,20 +344,22 @@ def measure(point: Point, world: World, best: dict[int, list[Tensor]]) -> dict[s
     """
     if id(point.exhaustive) not in best:
         best[id(point.exhaustive)] = [
-            point.exhaustive.search(request, FOUND).ids for request in world.requests
+            point.exhaustive.search(request, FOUND).ids for request in world.task.requests
         ]
-    point.searcher.search(world.requests[0], FOUND)  # first touches of memory, outside the clock
+    point.searcher.search(
+        world.task.requests[0], FOUND
+    )  # first touches of memory, outside the clock
     milliseconds, kept = [], []
-    for request, wanted in zip(world.requests, best[id(point.exhaustive)], strict=True):
+    for request, wanted in zip(world.task.requests, best[id(point.exhaustive)], strict=True):
         started = time.perf_counter()
         found = point.searcher.search(request, FOUND)
         milliseconds.append(1e3 * (time.perf_counter() - started))
         kept.append(float(torch.isin(wanted, found.ids).float().mean()))
-    lists = collect(point.searcher, world.requests, FOUND, masked=world.masked)
+    lists = collect(point.searcher, world.task.requests, FOUND, masked=world.task.masked)
     scores = full_corpus_scores(
         lists.ids,
-        world.relevant,
-        world.masked,
+        world.task.relevant,
+        world.task.masked,
         num_items=point.searcher.num_items,
         candidates=lists.candidates,
         cutoffs=(FOUND,),

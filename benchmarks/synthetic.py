@@ -22,6 +22,8 @@ FACTORS = 4
 EFFECT_SD = 3.0
 PAIR_SD = 3.0
 BIAS = -2.0
+MEDIAN_LENGTH = 20
+LENGTH_SD = 1.0
 ROWS_PER_CHUNK = 250_000
 
 
@@ -96,6 +98,15 @@ def scattered(ranks: NDArray[np.int64], num_values: int) -> NDArray[np.int64]:
     return (ranks * step + num_values // 3) % num_values
 
 
+def history_lengths(rng: np.random.Generator, count: int, *, longest: int) -> NDArray[np.int64]:
+    """Lengths 1 to ``longest`` of histories as logs have them: most short, some cut off.
+
+    Log-normal, with a median of ``MEDIAN_LENGTH`` events.
+    """
+    drawn = rng.lognormal(np.log(MEDIAN_LENGTH), LENGTH_SD, size=count)
+    return drawn.round().astype(np.int64).clip(1, longest)
+
+
 class PlantedTruth:
     """Click probability of a row: an effect of each id, and inner products of all fields' factors.
 
@@ -142,6 +153,7 @@ def encoded_log(
     test_rows: int,
     num_fields: int = 20,
     history: int = 0,
+    varied: bool = False,
     seed: int = 7,
 ) -> EncodedLog:
     """Write train, valid and test files of integer ids; existing ones are made again.
@@ -153,6 +165,8 @@ def encoded_log(
         test_rows: Rows of the test and of the validation split each.
         num_fields: Categorical fields F.
         history: Events of each row's history, of values of the largest field; 0 leaves it out.
+        varied: Whether ``history`` is the largest length instead; see ``history_lengths``. Shorter
+            histories have zeros before their first event.
         seed: Same seed, same bytes.
     """
     sizes = field_sizes(table_rows, num_fields)
@@ -179,7 +193,11 @@ def encoded_log(
                 events = scattered(
                     popular_ranks(rng, num_values[-1], rows * history), num_values[-1]
                 )
-                columns[HISTORY] = pa.FixedSizeListArray.from_arrays(events + 1, history)
+                events += 1
+                if varied:
+                    missing = history - history_lengths(rng, rows, longest=history)
+                    events[(np.arange(history) < missing[:, None]).ravel()] = 0
+                columns[HISTORY] = pa.FixedSizeListArray.from_arrays(events, history)
             table = pa.table({**columns, LABEL: labels.astype(np.float32)})
             writer = writer or pq.ParquetWriter(files[split], table.schema, compression="zstd")
             writer.write_table(table)

@@ -106,7 +106,8 @@ def write_dataset(
         files: Parquet file of each split.
         rows_by_field: Table rows of each field.
         label: Label column.
-        history: Events of the list column ``history``, of values of the last field; 0: none.
+        history: Events of the list column ``history`` at most, of values of the last field, after
+            zeros where there are fewer; 0: none.
     """
     owner = list(rows_by_field)[-1]
     past = Field(name="history", kind="sequence", shares=owner, max_length=max(1, history))
@@ -149,8 +150,8 @@ def _histories(batch: pa.RecordBatch, history: int) -> dict[str, Any]:
     if not history:
         return {}
     values = batch["history"].flatten().to_numpy().astype(np.int32)
-    lengths = np.full(batch.num_rows, history, np.int64)
-    return {"history": (values.reshape(-1, 1), lengths)}
+    lengths = np.count_nonzero(values.reshape(-1, history), axis=1)
+    return {"history": (values[values != 0].reshape(-1, 1), lengths)}
 
 
 def settings_of(config: worker.Config) -> RunConfig:
