@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A block of 64 MiB is written, freed, and asked for again: kept memory needs no new pages.
 _PAGES_WORKER = """
 import resource, sys

@@ -13,6 +13,8 @@ from tamis import api
 from tamis.data.market import market_schema
 from tamis.data.market.tables import LOG_COLUMNS
 
+pytestmark = pytest.mark.slow
+
 # The market of ``market_world``.
 _MARKET = ("--rows", "6000", "--seed", "4")
 

@@ -29,6 +29,8 @@ from tamis.models.output import probabilities_of
 from tamis.models.trained import TrainedModel
 from tamis.testing.models import example_batch, example_spec
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 

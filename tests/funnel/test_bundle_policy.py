@@ -15,6 +15,8 @@ from tamis.funnel.bundle_policy import bundle_policy
 from tamis.funnel.live import ad_table, true_losses
 from tamis.funnel.value import ValueFunction
 
+pytestmark = pytest.mark.slow
+
 _ROWS, _SEED = 6000, 2  # the market of ``market_data``
 
 
@@ -80,7 +82,6 @@ def test_truth_says_where_the_value_was_lost(
     assert losses.lost[1].mean() > 0
 
 
-@pytest.mark.slow
 def test_two_funnels_meet_in_an_ab_test(blueprint: Blueprint, searched: Blueprint) -> None:
     market = _market()
     value = ValueFunction(searched.weights)

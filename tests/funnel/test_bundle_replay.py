@@ -16,6 +16,8 @@ from tamis.funnel.bundle_replay import heads_of, replay_bundle
 from tamis.funnel.log import logged_requests
 from tamis.funnel.replay import Reference, replay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(blueprint: Blueprint, tmp_path_factory: pytest.TempPathFactory) -> Path:

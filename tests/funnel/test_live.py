@@ -34,6 +34,8 @@ from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.models.din import DIN, DINConfig
 from tamis.models.output import probabilities_of
 
+pytestmark = pytest.mark.slow
+
 RULES = MarketRules(days=2, click_rate=0.2)
 VALUE = ValueFunction(ValueWeights(penalties={"hide": 0.1}))
 

@@ -27,6 +27,8 @@ from tamis.funnel.rounds import KnownLog, Round, run_rounds
 from tamis.funnel.stages import Popularity
 from tamis.funnel.value import ValueFunction, ValueWeights
 
+pytestmark = pytest.mark.slow
+
 VALUE = ValueFunction(ValueWeights(penalties={"hide": 0.1}))
 # Ads differ much and live shortly: half of those alive in a round were not there two rounds before.
 RULES = MarketRules(days=12, ad_sd=1.0, click_rate=0.1, mean_lifetime_days=3.0)

@@ -258,6 +258,7 @@ def _numbered(variants: tuple[tuple[str, dict], ...]) -> list:
     return [pytest.param(*item, id=f"{item[0]}-{place}") for place, item in enumerate(variants)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), _numbered(_VARIANTS))
 def test_model_with_other_options_passes_the_conformance_suite(name: str, options: dict) -> None:
     entry = catalog.entry(name)

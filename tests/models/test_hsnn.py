@@ -25,6 +25,8 @@ from tamis.training.config import run_config_from_table
 from tamis.training.loop import train
 from tamis.training.objective import training_loss
 
+pytestmark = pytest.mark.slow
+
 _KINDS, _ITEMS, _USERS = 6, 48, 30
 _SMALL = MoNNConfig(user_tokens=2, user_dim=6, width=6, module_tokens=2, head_units=(8,))
 _CONFIG = HSNNConfig(
@@ -239,7 +241,6 @@ def _corpus() -> tuple[Tensor, Batch]:
     return ids, batch
 
 
-@pytest.mark.slow
 def test_levels_learn_what_their_nodes_can_tell_and_are_served_as_they_were_trained() -> None:
     level = MoNNConfig(user_tokens=4, user_dim=8, width=8, module_tokens=4, head_units=(32,))
     config = replace(

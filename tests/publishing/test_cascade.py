@@ -19,6 +19,8 @@ from tamis.publishing.cascade import CascadeSampling, write_cascade
 from tamis.publishing.make import make_blueprint
 from tamis.publishing.recipe import FunnelRecipe, StageRecipe
 
+pytestmark = pytest.mark.slow
+
 _SAMPLING = CascadeSampling(requests=40, scored=6, rejected=3, weight_cap=4.0, seed=1)
 _TASKS = ("click", "conversion", "hide")
 

@@ -19,6 +19,8 @@ from tamis.serving.joined_log import write_joined_log
 from tamis.serving.store import Window
 from tamis.training.predict import load_run_config
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = {"train": (0, 120), "valid": (120, 135), "test": (135, 150)}
 
 

@@ -27,6 +27,8 @@ from tamis.refreshing.ledger import Ledger, Losses, Round
 from tamis.refreshing.refresh import Refreshed, RefreshSettings, refresh
 from tamis.serving.store import Store
 
+pytestmark = pytest.mark.slow
+
 # A hundred rows tell little: only what they are to refuse is refused.
 LOOSE = RefreshSettings(
     tolerance=0.5, least_requests=20, settle_minutes=0, settings=("training.batch_size=128",)
@@ -362,7 +364,6 @@ def test_killed_between_the_servers_answer_and_the_ledger(
     assert len(server.changes) == 1
 
 
-@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_release(
     world: Any,
     turn: Callable[..., Refreshed],

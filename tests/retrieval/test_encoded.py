@@ -33,6 +33,8 @@ from tamis.training.config import run_config_from_table
 from tamis.training.loop import train
 from tamis.training.predict import load_best_weights
 
+pytestmark = pytest.mark.slow
+
 _KINDS, _ITEMS, _USERS = 5, 60, 150
 
 

@@ -13,6 +13,8 @@ from tamis.retrieval.search import Retriever, best_places
 from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
 
+pytestmark = pytest.mark.slow
+
 _EVERYTHING = (10**6, 10**6)
 
 

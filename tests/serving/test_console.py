@@ -30,6 +30,8 @@ from tamis.serving.guard import Token
 from tamis.serving.metrics import Metrics
 from tamis.serving.records import StoredAd
 
+pytestmark = pytest.mark.slow
+
 _LAUNCH = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
@@ -448,7 +450,6 @@ def test_token_is_asked_for_where_it_is_needed(
     assert browser.run("localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
-@pytest.mark.slow
 def test_experiment_is_shown_while_it_runs(
     browser: Browser, serve: Callable[..., str], engine: Engine, bundles: Path
 ) -> None:

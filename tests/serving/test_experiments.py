@@ -27,6 +27,8 @@ from tamis.serving.metrics import Metrics
 from tamis.serving.records import Experiment
 from tamis.serving.store import Store
 
+pytestmark = pytest.mark.slow
+
 USERS = [f"user {number}" for number in range(60)]
 
 

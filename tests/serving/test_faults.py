@@ -19,6 +19,8 @@ from tamis.serving.engine import Engine
 from tamis.serving.metrics import Metrics
 from tamis.serving.store import Store
 
+pytestmark = pytest.mark.slow
+
 RANK = {"user": {"id": "3"}, "context": {"device": "phone"}, "k": 2}
 
 

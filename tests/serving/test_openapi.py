@@ -15,6 +15,8 @@ from tamis.serving.app import make_app
 from tamis.serving.engine import Engine
 from tamis.serving.metrics import Metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(
@@ -85,7 +87,6 @@ def test_every_route_answers_what_its_document_makes(
     assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}"} <= refused
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_route_answers_much_of_what_its_document_makes(
     client: Any, caplog: pytest.LogCaptureFixture

@@ -22,6 +22,8 @@ from tamis.funnel.bundle import read_bundle
 from tamis.serving.server import ServerSettings, _listener
 from tamis.serving.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 def test_server_answers_and_ends_with_everything_written(
     start: Callable[..., Any], bundles: Path, tmp_path: Path
@@ -102,7 +104,6 @@ def test_bundle_changed_and_rolled_back_under_load_fails_no_request(
     assert "Traceback" not in server.text
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
     start: Callable[..., Any], tmp_path: Path
@@ -141,7 +142,6 @@ def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
     assert len(confirmed) > 50
 
 
-@pytest.mark.slow
 def test_store_of_a_server_becomes_a_dataset(start: Callable[..., Any], tmp_path: Path) -> None:
     server = start()
     generator = np.random.default_rng(0)

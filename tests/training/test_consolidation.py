@@ -16,6 +16,8 @@ from tamis.training.consolidation import (
     single_task_specs,
 )
 
+pytestmark = pytest.mark.slow
+
 _TASKS = (
     Task(name="click"),
     Task(name="conversion", observed_when="click"),

@@ -219,6 +219,7 @@ def _result(run: Path) -> dict[str, Any]:
     return {"lines": _lines(run), **{file.name: file.read_bytes() for file in files}}
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_ends_bit_equal(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
@@ -539,6 +540,7 @@ print(json.dumps({task: spent - before.get(task, 0) for task, spent in after[-1]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see threads")
 def test_training_with_one_thread_computes_in_one_thread(
     make_dataset: Callable[..., Dataset], tmp_path: Path

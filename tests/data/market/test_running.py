@@ -15,6 +15,8 @@ from tamis.data.market.behaviour import Impressions
 from tamis.data.market.running import RunningMarket
 from tamis.evaluation import auc
 
+pytestmark = pytest.mark.slow
+
 
 def _hours(log: pa.Table) -> np.ndarray:
     return log["event_time"].cast(pa.int64()).to_numpy() // 3_600_000_000

@@ -27,6 +27,8 @@ from tamis.data.market import (
 from tamis.data.market import simulate as simulate_function
 from tamis.errors import DataError, RunInUseError
 
+pytestmark = pytest.mark.slow
+
 
 def _files(out: Path) -> dict[str, bytes]:
     return {
@@ -341,7 +343,6 @@ def test_policy_that_shows_nothing_leaves_an_unfinished_folder(tmp_path: Path) -
     assert simulate_served(market, RandomPolicy(seed=0), tmp_path / "m", days=1).rows > 1000
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from tamis.data.market import simulate\n"

@@ -18,6 +18,8 @@ from tamis.reproduce.early.variants import (
     Variant,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def make(study: Study, recipe: Path, tmp_path: Path) -> Any:
