@@ -172,6 +172,7 @@ def make_task(published: Path, work: Path, *, requests: int) -> Task:
     )
     dataset = Dataset.open(work / "data")
     encoders = Encoders.load(work / "data" / "encoders", task.schema)
+    relevant, masked = goal.relevant.lists(), goal.masked.lists()
     histories = goal.requests["history_category"].take(picked).to_pylist()
     rows = encoded_rows(work / "requests.parquet", encoders, dataset.spec, batch_size=1)
     return Task(
@@ -181,8 +182,8 @@ def make_task(published: Path, work: Path, *, requests: int) -> Task:
             make_request(dataset.spec, row, np.array(history), task.matched)
             for (_, row), history in zip(rows, histories, strict=True)
         ],
-        relevant=ItemLists.of([goal.relevant.lists()[user] for user in picked]),
-        masked=ItemLists.of([goal.masked.lists()[user] for user in picked]),
+        relevant=ItemLists.of([relevant[user] for user in picked]),
+        masked=ItemLists.of([masked[user] for user in picked]),
     )
 
 

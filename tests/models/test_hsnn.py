@@ -430,13 +430,16 @@ def _with_history(batch: Batch) -> Batch:
     return replace(batch, sequences={"past": Jagged(values=kinds, offsets=offsets)})
 
 
-def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -> None:
+@pytest.mark.parametrize("rows", [9, 19])
+def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come(rows: int) -> None:
     """One step's softmax from its parts, pair by pair, with every other row as a negative."""
     config = replace(_CONFIG, negatives=100, id_dropout=0.0)
     model = _build(config, spec=_COUNTED).train()
-    batch = _with_history(_batch(9, seed=3))
+    batch = _with_history(_batch(rows, seed=3))
     batch.labels[0] = torch.nan  # nobody's positive, everybody's negative
     batch.labels[3] = 1.0
+    if rows > 16:
+        batch.labels[1:18] = 1.0  # 17 rows with a positive, which are computed as 18
     batch.weights[1] = 2.0
     found = model(batch).auxiliary_losses["softmax"]
 
@@ -447,12 +450,12 @@ def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -
         items = model.encode_items(batch)
         vectors = [*model.index.soft(items).nodes, items]
         users = model.encode_user(batch)
-        for anchor, task in itertools.product(range(9), range(2)):
+        for anchor, task in itertools.product(range(rows), range(2)):
             if not batch.labels[anchor, task] > 0:
                 continue
             for level in range(3):
                 scores = []
-                for other in range(9):
+                for other in range(rows):
                     row, item = torch.tensor([anchor]), torch.tensor([other])
                     pair = InBatchPairs(_COUNTED).batch(batch, row, item)
                     if anchor == other:
@@ -464,7 +467,7 @@ def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -
                     z = model.levels[level].joined(torch.stack(outputs, dim=1))
                     scores.append(z[0, task] - log_share[other])
                 loss = torch.stack(scores).logsumexp(0) - scores[anchor]
-                expected[task] += loss * batch.weights[anchor] / 9
+                expected[task] += loss * batch.weights[anchor] / rows
 
     assert expected.all()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -99,9 +99,9 @@ def write_task(
     able = np.flatnonzero(goal.relevant.lengths)
     picked = np.sort(np.random.default_rng(_SEED).permutation(able)[:requests])
     asked = goal.requests.take(pa.array(picked))
-    relevant, masked = (
-        [lists.lists()[user] for user in picked] for lists in (goal.relevant, goal.masked)
-    )
+    # ``lists`` makes those of every user.
+    everybody = (goal.relevant.lists(), goal.masked.lists())
+    relevant, masked = ([lists[user] for user in picked] for lists in everybody)
     has_pairs = len(task.matched) > 0
     matched = task.matched if has_pairs else np.zeros(task.num_items, np.int64)
     history = asked["history_category"].to_pylist() if has_pairs else [[]] * len(picked)

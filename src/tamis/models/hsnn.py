@@ -26,6 +26,7 @@ from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.bridged_tower import Bridge, BridgedTower
 from tamis.nn.frequency import StreamingFrequency
+from tamis.nn.linear import missing_rows
 from tamis.nn.mlp import ExactLinear
 from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
 from tamis.nn.sampled_softmax import sampled_softmax_losses
@@ -454,6 +455,10 @@ class HSNN(nn.Module):
         log_share = self.frequency.log_share(places)
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
         anchors = (rewards > 0).any(1).nonzero().squeeze(1)
+        rewards = rewards.index_select(0, anchors)
+        # The first row again, which is worth nothing there: see ``tamis.nn.linear``.
+        missing = missing_rows(len(anchors)) if anchors.device.type == "cpu" else 0
+        anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
         count = min(self.config.negatives, batch.num_rows - 1)
         distance = torch.randperm(batch.num_rows - 1, device=anchors.device)[:count] + 1
         others = (anchors.unsqueeze(1) + distance) % batch.num_rows
@@ -477,7 +482,7 @@ class HSNN(nn.Module):
         )
         is_item = torch.arange(len(losses), device=losses.device) == self.num_levels - 1
         taught = losses * (is_item | self.index.is_live)[:, None, None]
-        return (taught.sum(0) * rewards.index_select(0, anchors)).sum(0) / batch.num_rows
+        return (taught.sum(0) * rewards).sum(0) / batch.num_rows
 
     def _level(self, place: int) -> "_Level":
         config, settings = self.config, self.config.levels[place]

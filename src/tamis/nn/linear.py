@@ -13,6 +13,16 @@ FEW_WEIGHTS = 64 * 64
 """Maps of fewer weights take less time in float32, and no cast."""
 
 
+def missing_rows(rows: int) -> int:
+    """Rows up to the next number of no more than four binary digits: an eighth more at most.
+
+    Example:
+        >>> [rows + missing_rows(rows) for rows in (7, 17, 1000, 1025)]
+        [7, 18, 1024, 1152]
+    """
+    return -rows % (1 << max(0, rows.bit_length() - 4))
+
+
 class Linear(nn.Linear):
     """``x W' + b``, computed by :func:`linear`."""
 
@@ -28,9 +38,8 @@ def linear(
 
     There every shape has a kernel of its own, which is compiled when the shape is new: one to ten
     milliseconds, where the product itself takes less than one. A batch has its own number of
-    events, and so its own shapes. Their rows grow by an eighth at most, with zeros, to numbers of
-    no more than four binary digits. Fewer than :data:`FEW_WEIGHTS` weights give float32, whatever
-    ``x`` is. Elsewhere it is ``F.linear``.
+    events, and so its own shapes. Their rows grow with zeros, see :func:`missing_rows`. Fewer than
+    :data:`FEW_WEIGHTS` weights give float32, whatever ``x`` is. Elsewhere it is ``F.linear``.
     """
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
@@ -40,7 +49,7 @@ def linear(
     if torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     rows = math.prod(x.shape[:-1])
-    missing = -rows % (1 << max(0, rows.bit_length() - 4))
+    missing = missing_rows(rows)
     if not missing:
         return F.linear(x, weight, bias)
     padded = F.pad(in_autocast_type(x).reshape(rows, -1), (0, 0, 0, missing))

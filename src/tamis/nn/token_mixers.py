@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tamis.nn.attention import attend
 from tamis.nn.dropout import Dropout
 from tamis.nn.interaction import DotInteraction
+from tamis.nn.linear import linear
 from tamis.nn.mlp import MLP
 
 MixerName = Literal["dot", "attention", "conv", "linear", "dcn_paper", "dcn_v2"]
@@ -79,7 +80,7 @@ class TokenMap(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N D"]:
         """Mixed tokens."""
-        mixed = torch.matmul(self.weight, tokens)
+        mixed = linear(tokens.mT, self.weight).mT
         return mixed if self.bias is None else mixed + self.bias
 
 
