@@ -14,7 +14,7 @@ from tamis.reproduce.retrieval.tables import (
     retrieval_tables,
 )
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "hsnn"
+RECIPES = Path(__file__).parents[3] / "recipes"
 _SETTINGS = {
     "hsnn-2-sil": ("index_learning", "sil"),
     "hsnn-2-em": ("index_learning", "em"),
@@ -225,9 +225,14 @@ def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:
         assert table.balance_removed == "hsnn-2-no-balance"
 
 
+@pytest.mark.parametrize("folder", sorted({table.recipes for table in retrieval_tables()}))
 @pytest.mark.parametrize("variant", [*_SETTINGS])
-def test_recipes_of_tables_2_and_3_differ_from_the_joint_one_in_one_setting(variant: str) -> None:
-    joint, other = (config.read_toml(RECIPES / f"{name}.toml") for name in ("hsnn-2", variant))
+def test_recipes_of_tables_2_and_3_differ_from_the_joint_one_in_one_setting(
+    variant: str, folder: str
+) -> None:
+    joint, other = (
+        config.read_toml(RECIPES / folder / f"{name}.toml") for name in ("hsnn-2", variant)
+    )
     key, value = _SETTINGS[variant]
 
     assert joint["model"].get(key) != value

@@ -136,7 +136,7 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
         RetrievalTable(
             name=f"hsnn-{name}",
             dataset=dataset,
-            recipes="hsnn",
+            recipes=recipes,
             rows=_HSNN_ROWS,
             reference="two_tower",
             large="monn-large",
@@ -148,9 +148,10 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             short_queue="hsnn-2-short-queue",
             requests=requests,
         )
-        for name, dataset, requests in (
-            ("market", "market_ads:200000", 100),
-            ("sports", "amazon_sports_retrieval", 1000),
-            ("gowalla", "gowalla", 500),
+        for name, dataset, recipes, requests in (
+            # What was shown and not clicked is known of the market alone.
+            ("market", "market_ads:200000", "hsnn-market", 100),
+            ("sports", "amazon_sports_retrieval", "hsnn-positives", 1000),
+            ("gowalla", "gowalla", "hsnn-positives", 500),
         )
     )
