@@ -110,8 +110,8 @@ class Task:
 
     dataset: Dataset
     """Rows to learn from."""
-    corpus: Callable[[], Iterator[tuple[Tensor, Batch]]]
-    """All items."""
+    corpus: Callable[..., Iterator[tuple[Tensor, Batch]]]
+    """All items, as many at a time as it is told (``batch_size``)."""
     requests: list[Request]
     """One for each user."""
     relevant: ItemLists
@@ -177,7 +177,7 @@ def make_task(published: Path, work: Path, *, requests: int) -> Task:
     rows = encoded_rows(work / "requests.parquet", encoders, dataset.spec, batch_size=1)
     return Task(
         dataset=dataset,
-        corpus=lambda: encoded_rows(work / "corpus.parquet", encoders, dataset.spec),
+        corpus=functools.partial(encoded_rows, work / "corpus.parquet", encoders, dataset.spec),
         requests=[
             make_request(dataset.spec, row, np.array(history), task.matched)
             for (_, row), history in zip(rows, histories, strict=True)

@@ -1,7 +1,7 @@
 """Training throughput on long histories: DIN and TransAct beside FuxiCTR's, and InterFormer's cost.
 
-Eight fields and a history of up to 100 events a row, on tables of 1e6 rows. Lengths vary first, as
-in logs, with a median of 20 events; then every history is full, so that nothing is gained by
+Eight fields and a history of up to 100 events a row, on tables of 1e6 rows. Lengths vary first,
+log-normally with a median of 20 events; then every history is full, so that nothing is gained by
 leaving padding out. Same model, sizes, batch and epochs on both sides, in processes of their own
 with the same number of threads; an epoch's seconds hold loader, forward, backward and optimizer,
 and epochs take turns. DIN has attention units of 64 and 16 with dice; TransAct two layers of one
@@ -81,6 +81,7 @@ def measure(
         "threads": threads,
         "history": HISTORY,
         "histories": histories,
+        "mean_history": log.mean_history,
     }
     with contextlib.ExitStack() as stack:
         contenders: dict[str, Contender] = {}
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += more_rows
             ratios |= more_ratios
     api.prepare_process(options.threads)
+    # Of what was trained last: InterFormer, on full histories.
     scratch = peers.cache_folder() / "scratch" / "tamis" / "dataset"
     flops = interformer_flops(Dataset.open(scratch))
     default = choose_precision("auto", torch.device("cpu"))

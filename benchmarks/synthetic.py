@@ -39,6 +39,8 @@ class EncodedLog:
     """Rows of each split."""
     oracle_log_loss: float
     """Log loss of the planted probabilities on the test rows, in nats."""
+    mean_history: float
+    """Mean events of the test rows' histories."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,7 @@ def scattered(ranks: NDArray[np.int64], num_values: int) -> NDArray[np.int64]:
 
 
 def history_lengths(rng: np.random.Generator, count: int, *, longest: int) -> NDArray[np.int64]:
-    """Lengths 1 to ``longest`` of histories as logs have them: most short, some cut off.
+    """Lengths 1 to ``longest`` of made-up histories: most are short, some are cut off.
 
     Log-normal, with a median of ``MEDIAN_LENGTH`` events.
     """
@@ -175,11 +177,11 @@ def encoded_log(
     truth = PlantedTruth(rng, num_values)
     folder.mkdir(parents=True, exist_ok=True)
     files, counts = {}, {"train": train_rows, "valid": test_rows, "test": test_rows}
-    loss = 0.0
+    loss, num_events = 0.0, 0
     for split, count in counts.items():
         files[split] = folder / f"{split}.parquet"
         writer: pq.ParquetWriter | None = None
-        loss = 0.0
+        loss, num_events = 0.0, 0  # those of the last split, test, are told
         for rows in _chunks(count):
             ranks = np.stack([popular_ranks(rng, n, rows) for n in num_values], axis=1)
             probabilities = truth.probabilities(ranks)
@@ -197,6 +199,7 @@ def encoded_log(
                 if varied:
                     missing = history - history_lengths(rng, rows, longest=history)
                     events[(np.arange(history) < missing[:, None]).ravel()] = 0
+                num_events += np.count_nonzero(events)
                 columns[HISTORY] = pa.FixedSizeListArray.from_arrays(events, history)
             table = pa.table({**columns, LABEL: labels.astype(np.float32)})
             writer = writer or pq.ParquetWriter(files[split], table.schema, compression="zstd")
@@ -204,7 +207,11 @@ def encoded_log(
         if writer is not None:
             writer.close()
     return EncodedLog(
-        files=files, rows_by_field=sizes, num_rows=counts, oracle_log_loss=loss / test_rows
+        files=files,
+        rows_by_field=sizes,
+        num_rows=counts,
+        oracle_log_loss=loss / test_rows,
+        mean_history=num_events / test_rows,
     )
 
 

@@ -16,8 +16,8 @@ def test_every_way_is_measured_on_the_full_corpus(tmp_path):
 
     ways = {row["way"] for row in rows}
     assert {"exact", "rerank", "leaf", "kmeans_tree", "hsnn"} <= ways
-    assert len(world.requests) == 4
-    num_items = sum(len(ids) for ids, _ in world.corpus())
+    assert len(world.task.requests) == 4
+    num_items = sum(len(ids) for ids, _ in world.task.corpus())
     for row in rows:
         assert row["items"] == num_items
         assert row["p50_ms"] > 0

@@ -76,6 +76,26 @@ def test_encoded_log_is_the_same_for_the_same_seed_only(tmp_path):
     assert read["first"] != read["other"]
 
 
+def test_varied_histories_have_zeros_before_their_first_event_only(tmp_path):
+    sizes = {"table_rows": 500, "train_rows": 50, "test_rows": 2000, "num_fields": 3, "history": 30}
+    logs = {
+        varied: synthetic.encoded_log(tmp_path / str(varied), **sizes, varied=varied)
+        for varied in (False, True)
+    }
+    full, events = (
+        np.array(pq.read_table(logs[varied].files["test"])[synthetic.HISTORY].to_pylist())
+        for varied in (False, True)
+    )
+    assert full.min() >= 1
+    assert logs[False].mean_history == 30
+    lengths = np.count_nonzero(events, axis=1)
+    assert lengths.min() >= 1
+    assert (lengths == 30).mean() > 0.2  # those that were cut off
+    assert np.median(lengths) == pytest.approx(synthetic.MEDIAN_LENGTH, abs=2)
+    assert logs[True].mean_history == lengths.mean()
+    assert ((events > 0) == (np.arange(30) >= 30 - lengths[:, None])).all()
+
+
 def test_planted_truth_can_be_learnt_from(tmp_path):
     # The planted probabilities must beat the base rate clearly, or AUC would measure noise.
     log = synthetic.encoded_log(tmp_path, table_rows=10_000, train_rows=1000, test_rows=20_000)

@@ -19,6 +19,7 @@ from tamis.errors import ConfigError
 from tamis.models.hsnn import HSNN, HSNNConfig
 from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.monn import MoNNConfig
+from tamis.nn.linear import missing_rows
 from tamis.retrieval.occupancy import occupancy
 from tamis.retrieval.snapshot import IndexSnapshot
 from tamis.training.config import run_config_from_table
@@ -430,16 +431,13 @@ def _with_history(batch: Batch) -> Batch:
     return replace(batch, sequences={"past": Jagged(values=kinds, offsets=offsets)})
 
 
-@pytest.mark.parametrize("rows", [9, 19])
-def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come(rows: int) -> None:
+def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -> None:
     """One step's softmax from its parts, pair by pair, with every other row as a negative."""
     config = replace(_CONFIG, negatives=100, id_dropout=0.0)
     model = _build(config, spec=_COUNTED).train()
-    batch = _with_history(_batch(rows, seed=3))
+    batch = _with_history(_batch(9, seed=3))
     batch.labels[0] = torch.nan  # nobody's positive, everybody's negative
     batch.labels[3] = 1.0
-    if rows > 16:
-        batch.labels[1:18] = 1.0  # 17 rows with a positive, which are computed as 18
     batch.weights[1] = 2.0
     found = model(batch).auxiliary_losses["softmax"]
 
@@ -450,12 +448,12 @@ def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come(row
         items = model.encode_items(batch)
         vectors = [*model.index.soft(items).nodes, items]
         users = model.encode_user(batch)
-        for anchor, task in itertools.product(range(rows), range(2)):
+        for anchor, task in itertools.product(range(9), range(2)):
             if not batch.labels[anchor, task] > 0:
                 continue
             for level in range(3):
                 scores = []
-                for other in range(rows):
+                for other in range(9):
                     row, item = torch.tensor([anchor]), torch.tensor([other])
                     pair = InBatchPairs(_COUNTED).batch(batch, row, item)
                     if anchor == other:
@@ -467,10 +465,30 @@ def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come(row
                     z = model.levels[level].joined(torch.stack(outputs, dim=1))
                     scores.append(z[0, task] - log_share[other])
                 loss = torch.stack(scores).logsumexp(0) - scores[anchor]
-                expected[task] += loss * batch.weights[anchor] / rows
+                expected[task] += loss * batch.weights[anchor] / 9
 
     assert expected.all()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_fill_products_up_to_few_shapes_teach_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = _build(replace(_CONFIG, negatives=6, id_dropout=0.0), spec=_COUNTED).train()
+    batch = _with_history(_batch(24, seed=3))
+    batch.labels[:] = 0.0
+    batch.labels[1:18] = 1.0  # 17 rows with a positive, which are computed as 18
+    batch.weights[:] = torch.linspace(0.5, 2.0, 24)
+
+    def found(fillers: int) -> Tensor:
+        monkeypatch.setattr("tamis.models.hsnn.missing_rows", lambda _: fillers)
+        with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16):
+            torch.manual_seed(0)
+            return copy.deepcopy(model)(batch).auxiliary_losses["softmax"]
+
+    assert missing_rows(17) == 1
+    torch.testing.assert_close(found(1), found(0))
+    torch.testing.assert_close(found(7), found(0))
 
 
 def test_negatives_are_drawn_anew_and_no_row_is_its_own() -> None:

@@ -16,6 +16,7 @@ from tamis.nn.token_mixers import (
     LinearMixer,
     MixerSizes,
     PaperCrossMixer,
+    TokenMap,
 )
 
 SIZES = MixerSizes(in_tokens=5, out_tokens=3, width=4, dot_units=8, attention_units=6)
@@ -275,3 +276,12 @@ def test_scaling_the_input_scales_each_module_by_its_order(tokens: torch.Tensor)
     with torch.no_grad():
         cross.bias.zero_()
     assert torch.allclose(cross(3 * tokens), 9 * cross(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_small_token_map_is_computed_in_float32_under_autocast() -> None:
+    token_map = TokenMap(6, 2)
+    tokens = torch.randn(9, 6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = token_map(tokens)
+    expected = torch.einsum("nm,bmd->bnd", token_map.weight.detach(), tokens)
+    torch.testing.assert_close(mixed.detach(), expected)

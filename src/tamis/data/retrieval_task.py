@@ -99,7 +99,7 @@ def write_task(
     able = np.flatnonzero(goal.relevant.lengths)
     picked = np.sort(np.random.default_rng(_SEED).permutation(able)[:requests])
     asked = goal.requests.take(pa.array(picked))
-    # ``lists`` makes those of every user.
+    # Once: ``lists`` makes those of every user.
     everybody = (goal.relevant.lists(), goal.masked.lists())
     relevant, masked = ([lists[user] for user in picked] for lists in everybody)
     has_pairs = len(task.matched) > 0

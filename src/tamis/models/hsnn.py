@@ -456,9 +456,10 @@ class HSNN(nn.Module):
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
         anchors = (rewards > 0).any(1).nonzero().squeeze(1)
         rewards = rewards.index_select(0, anchors)
-        # The first row again, which is worth nothing there: see ``tamis.nn.linear``.
-        missing = missing_rows(len(anchors)) if anchors.device.type == "cpu" else 0
-        anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
+        if anchors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Row 0 at reward 0, so that products come in few shapes: see ``tamis.nn.linear``.
+            missing = missing_rows(len(anchors))
+            anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
         count = min(self.config.negatives, batch.num_rows - 1)
         distance = torch.randperm(batch.num_rows - 1, device=anchors.device)[:count] + 1
         others = (anchors.unsqueeze(1) + distance) % batch.num_rows
