@@ -195,13 +195,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 name, module, inputs(count), folder, candidates=count, rounds=rounds
             )
             rows, ratios = rows + found, ratios | own
-    console = harness.console()
-    console.print(harness.table_of("stages compiled ahead of time, one thread", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, {}))
-    if options.json:
-        harness.write_json(
-            options.json, "compiled_stages", quick=options.quick, rows=rows, ratios=ratios
-        )
+    harness.report(
+        options,
+        "compiled_stages",
+        "stages compiled ahead of time, one thread",
+        COLUMNS,
+        rows=rows,
+        ratios=ratios,
+        bars={},
+    )
     return 0
 
 

@@ -120,11 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             for key, seconds in costs.items()
         ]
-    console = harness.console()
-    console.print(harness.table_of("three tasks of three experts", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(options.json, "experts", quick=options.quick, rows=rows, ratios=ratios)
+    harness.report(
+        options,
+        "experts",
+        "three tasks of three experts",
+        COLUMNS,
+        rows=rows,
+        ratios=ratios,
+        bars=BARS,
+    )
     return 0
 
 

@@ -207,13 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for row in rows
     }
-    console = harness.console()
-    console.print(harness.table_of("replay of a funnel of four steps", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(
-            options.json, "funnel_replay", quick=options.quick, rows=rows, ratios=ratios
-        )
+    harness.report(
+        options,
+        "funnel_replay",
+        "replay of a funnel of four steps",
+        COLUMNS,
+        rows=rows,
+        ratios=ratios,
+        bars=BARS,
+    )
     return 0
 
 

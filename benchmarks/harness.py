@@ -174,6 +174,24 @@ def ratio_table(ratios: Mapping[str, Ratio], bars: Mapping[str, float]) -> Table
     return table
 
 
+def report(
+    options: argparse.Namespace,
+    benchmark: str,
+    title: str,
+    columns: Mapping[str, Callable[[Any], str]],
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, Ratio],
+    bars: Mapping[str, float],
+) -> None:
+    """Print the table and the ratios beside their bars; write the JSON form where it is asked."""
+    to = console()
+    to.print(table_of(title, columns, rows))
+    to.print(ratio_table(ratios, bars))
+    if options.json:
+        write_json(options.json, benchmark, quick=options.quick, rows=rows, ratios=ratios)
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

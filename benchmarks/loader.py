@@ -137,11 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for name, seconds in costs.items()
     ]
-    console = harness.console()
-    console.print(harness.table_of("loading 20 ids and a label", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(options.json, "loader", quick=options.quick, rows=rows, ratios=ratios)
+    harness.report(
+        options,
+        "loader",
+        "loading 20 ids and a label",
+        COLUMNS,
+        rows=rows,
+        ratios=ratios,
+        bars=BARS,
+    )
     shutil.rmtree(scratch, ignore_errors=True)
     return 0
 

@@ -112,11 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows
         if row["rows"] == whole and "own_bytes" in row
     }
-    console = harness.console()
-    console.print(harness.table_of("memory under a cap of 2 GiB", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(options.json, "memory", quick=options.quick, rows=rows, ratios=ratios)
+    harness.report(
+        options,
+        "memory",
+        "memory under a cap of 2 GiB",
+        COLUMNS,
+        rows=rows,
+        ratios=ratios,
+        bars=BARS,
+    )
     return 0
 
 

@@ -347,9 +347,8 @@ def measure(point: Point, world: World, best: dict[int, list[Tensor]]) -> dict[s
         best[id(point.exhaustive)] = [
             point.exhaustive.search(request, FOUND).ids for request in world.task.requests
         ]
-    point.searcher.search(
-        world.task.requests[0], FOUND
-    )  # first touches of memory, outside the clock
+    # First touches of memory, outside the clock.
+    point.searcher.search(world.task.requests[0], FOUND)
     milliseconds, kept = [], []
     for request, wanted in zip(world.task.requests, best[id(point.exhaustive)], strict=True):
         started = time.perf_counter()
@@ -422,14 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [measure(point, world, best) for point in kept_alive]
     ratios, unreached = compare(rows)
     rows = [row | {"unreached": unreached.get(row["way"], 0)} for row in rows]
-    console = harness.console()
     title = f"recall@{FOUND} against latency, {rows[0]['items']:,} items, one thread"
-    console.print(harness.table_of(title, COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, {}))
-    if options.json:
-        harness.write_json(
-            options.json, "retrieval_latency", quick=options.quick, rows=rows, ratios=ratios
-        )
+    harness.report(options, "retrieval_latency", title, COLUMNS, rows=rows, ratios=ratios, bars={})
     return 0
 
 

@@ -149,15 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     }
     growth = growth_of(sizes, [row["p50_ms"] for row in rows])
-    console = harness.console()
     beams = "-".join(map(str, BEAMS))
     title = f"beams of {beams}, one thread: 10 times the items take {growth:.2f} times as long"
-    console.print(harness.table_of(title, COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(
-            options.json, "retrieval_scaling", quick=options.quick, rows=rows, ratios=ratios
-        )
+    harness.report(
+        options, "retrieval_scaling", title, COLUMNS, rows=rows, ratios=ratios, bars=BARS
+    )
     return 0
 
 

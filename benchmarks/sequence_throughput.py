@@ -162,14 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ratios[f"peak/interformer{suffix}"] = harness.Ratio(
                 median=share, min=share, max=share, pairs=1
             )
-    console = harness.console()
     columns = {"histories": str, **COLUMNS, "share_of_peak": lambda value: f"{100 * value:.0f} %"}
-    console.print(harness.table_of(f"training on histories of up to {HISTORY}", columns, rows))
-    console.print(harness.ratio_table(ratios, BARS))
-    if options.json:
-        harness.write_json(
-            options.json, "sequence_throughput", quick=options.quick, rows=rows, ratios=ratios
-        )
+    harness.report(
+        options,
+        "sequence_throughput",
+        f"training on histories of up to {HISTORY}",
+        columns,
+        rows=rows,
+        ratios=ratios,
+        bars=BARS,
+    )
     return 0
 
 

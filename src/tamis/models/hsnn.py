@@ -24,6 +24,7 @@ from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of
 from tamis.models.monn import MoNN, MoNNConfig
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
+from tamis.nn.autocast import compiles_by_shape
 from tamis.nn.bridged_tower import Bridge, BridgedTower
 from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.linear import missing_rows
@@ -456,7 +457,7 @@ class HSNN(nn.Module):
         rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
         anchors = (rewards > 0).any(1).nonzero().squeeze(1)
         rewards = rewards.index_select(0, anchors)
-        if anchors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        if compiles_by_shape(anchors):
             # Row 0 at reward 0, so that products come in few shapes: see ``tamis.nn.linear``.
             missing = missing_rows(len(anchors))
             anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))

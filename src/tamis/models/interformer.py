@@ -16,6 +16,7 @@ from tamis.models.dhen import DHENConfig, dhen_layers
 from tamis.models.output import Output
 from tamis.models.ranges import check_ranges
 from tamis.nn.attention import PoolingAttention, SequenceAttention
+from tamis.nn.autocast import compiles_by_shape
 from tamis.nn.dropout import Dropout
 from tamis.nn.embedding import DenseSideTokens
 from tamis.nn.interaction import CrossNet, DotInteraction
@@ -461,7 +462,7 @@ def _in_turn(
     In float32 under autocast on a CPU: their shapes change from batch to batch, as in
     ``nn.linear``, and they are small.
     """
-    if s.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if compiles_by_shape(s):
         with torch.autocast("cpu", enabled=False):
             return _in_turn(s.float(), matrices)
     for matrix in matrices:

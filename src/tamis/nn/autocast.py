@@ -12,3 +12,12 @@ def in_autocast_type(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
+
+
+def compiles_by_shape(x: Tensor) -> bool:
+    """Whether products of the tensor have a kernel for each shape, compiled when the shape is new.
+
+    So it is under autocast on a CPU; what makes new shapes in every step rounds their sizes there,
+    or computes in float32.
+    """
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tamis.nn.autocast import in_autocast_type
+from tamis.nn.autocast import compiles_by_shape, in_autocast_type
 
 FEW_WEIGHTS = 64 * 64
 """Maps of fewer weights take less time in float32, and no cast."""
@@ -41,7 +41,7 @@ def linear(
     events, and so its own shapes. Their rows grow with zeros, see :func:`missing_rows`. Fewer than
     :data:`FEW_WEIGHTS` weights give float32, whatever ``x`` is. Elsewhere it is ``F.linear``.
     """
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if not compiles_by_shape(x):
         return F.linear(x, weight, bias)
     if weight.numel() < FEW_WEIGHTS:
         with torch.autocast("cpu", enabled=False):
