@@ -112,11 +112,11 @@ class AbRows:
         market, sizes = self._table.market, self._table.sizes
         about = (
             f"The market's own policy serves {market.train_days} days; {FULL} (HSNN index, "
-            f"multi-task early stage that imitates the final one, DHEN), baseline (two towers, "
-            f"click-only early stage, DCNv2) and popularity learn from their log, and serve the "
-            f"next {market.test_days} days to half of the users each. Both trained funnels keep "
-            f"{sizes.retrieved}, {sizes.early} and {sizes.final} ads. Values are money of what "
-            f"users did; regret is the market's truth, of one request in "
+            f"multi-task early stage that imitates the final one, InterFormer), baseline (two "
+            f"towers, click-only early stage, DCNv2) and popularity learn from their log, and "
+            f"serve the next {market.test_days} days to half of the users each. Both trained "
+            f"funnels keep {sizes.retrieved}, {sizes.early} and {sizes.final} ads. Values are "
+            f"money of what users did; regret is the market's truth, of one request in "
             f"{self._table.judge_every}. Means ± standard deviations over {self.seeds} markets, "
             f"each with trainings of its own."
         )
