@@ -27,14 +27,19 @@ def start(start_server: Callable[..., Any]) -> Callable[[Any], Any]:
     return make
 
 
+def _command(world: Any, address: str, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "tamis", "refresh", str(world.bundle), "--store", world.url,
+        "--server", address, "--least-requests", "20", "--settle-minutes", "0", "--json",
+        "--set", "training.batch_size=128", "--set", "optimizer.embedding_lr=0.1",
+        "--set", "optimizer.dense_lr=0.01", "--set", "training.max_epochs=4", *options,
+    ]  # fmt: skip
+
+
 def _refresh(world: Any, address: str, *options: str, token: str = TOKEN) -> Any:
     return subprocess.run(
-        [sys.executable, "-m", "tamis", "refresh", str(world.bundle), "--store", world.url,
-         "--server", address, "--least-requests", "20", "--settle-minutes", "0", "--json",
-         "--set", "training.batch_size=128", "--set", "optimizer.embedding_lr=0.1",
-         "--set", "optimizer.dense_lr=0.01", "--set", "training.max_epochs=4", *options],
-        cwd=world.folder, capture_output=True, text=True, check=False,
-        env={**_environment(), "TAMIS_TOKEN": token},
+        _command(world, address, *options), cwd=world.folder, capture_output=True, text=True,
+        check=False, env={**_environment(), "TAMIS_TOKEN": token},
     )  # fmt: skip
 
 
@@ -101,12 +106,10 @@ def test_refresh_that_is_killed_over_and_over_ends_well(
 ) -> None:
     server = start(world)
     for wait_s in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
+        # The very command that ends it: a run that was begun goes on with its own settings only.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tamis", "refresh", str(world.bundle), "--store", world.url,
-             "--server", server.address, "--least-requests", "20", "--settle-minutes", "0",
-             "--tolerance", "0.5", "--set", "training.batch_size=128"],
-            cwd=world.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=_environment(),
+            _command(world, server.address), cwd=world.folder, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env={**_environment(), "TAMIS_TOKEN": TOKEN},
         )  # fmt: skip
         time.sleep(wait_s)
         process.kill()
