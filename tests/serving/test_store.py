@@ -231,10 +231,12 @@ def _kill_writer_over_and_over(url: str, folder: Path, rounds: int) -> None:
         confirmed |= set(told.read_text().split()) - {"ready"}
         sent |= set(tried.read_text().split())
         # A server of its own may still end the transaction that the killed writer sent, between
-        # two reads of ours: the counts before and after bound what one read in between sees.
-        before = store.num_events()
-        stored = [event.event_id for event in store.last_events("u", "click", 10**9)]
-        assert before <= len(stored) == len(set(stored)) <= store.num_events()
+        # two reads of ours: what was read counts once nothing came in meanwhile.
+        counted = -1
+        while counted != store.num_events():
+            counted = store.num_events()
+            stored = [event.event_id for event in store.last_events("u", "click", 10**9)]
+        assert len(stored) == len(set(stored)) == counted
         assert confirmed <= set(stored) <= sent
         # Whoever got no answer sends again: nothing is there twice.
         again = sorted(sent)
