@@ -146,7 +146,9 @@ def table_of(
     table = Table(title=title)
     with_errors = any("error" in row for row in rows)
     for name in columns:
-        table.add_column(name, justify="right" if name != next(iter(columns)) else "left")
+        # In words, so that a narrow terminal breaks a heading instead of cutting it.
+        justify = "right" if name != next(iter(columns)) else "left"
+        table.add_column(name.replace("_", " "), justify=justify)
     if with_errors:
         table.add_column("error")
     for row in rows:

@@ -8,8 +8,9 @@ and epochs take turns. DIN has attention units of 64 and 16 with dice; TransAct 
 head, the maximum and the last ten outputs, and two cross layers.
 
 InterFormer has no peer, and is trained on full histories. Its tokens are 64 wide, as published for
-two of three public sets; its row says how many samples a second it trains, and which share of the
-machine's measured matrix-product peak that is, counting a training step as three forward passes.
+two of three public sets. Beside samples a second stands the share of the machine's matrix-product
+peak: operations of an epoch, a training step counted as three forward passes, at the peak's rate,
+over the epoch's seconds. The peak, the best of some large products, is measured after each epoch.
 Ratios are named peer/model/histories; ``.../fp32`` is tamis in float32, ``peak/interformer`` that
 share.
 """
@@ -18,6 +19,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -31,7 +33,6 @@ from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.models.interformer import InterFormer, InterFormerConfig
 from tamis.training.cost import count_forward_flops
-from tamis.training.predict import choose_precision
 
 HISTORY, FIELDS, TABLE_ROWS = 100, 8, 1_000_000
 ROWS = {False: (100_000, 3), True: (20_000, 1)}
@@ -90,25 +91,37 @@ def measure(
             if name == "tamis_fp32" and contenders["tamis"].worker.hello["precision"] == "float32":
                 continue
             contenders[name] = Contender(name, worker)
+        peaks: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds + 1):
-            for contender in contenders.values():
+            for name, contender in contenders.items():
                 contender.epoch()
+                if model == "interformer":
+                    peaks[name].append(peak_flops(contender.worker.hello["precision"]))
         rows = [{**contender.row(), **about} for contender in contenders.values()]
     failed = [row["error"] for row in rows if "error" in row]
     if failed:
         raise peers.PeerError(failed[0])
+    flops = interformer_flops(cache) if model == "interformer" else 0.0
     ratios = {}
-    for suffix, name in (("", "tamis"), ("/fp32", "tamis_fp32")):
-        ours = contenders.get(name, contenders["tamis"])
+    for suffix, wanted in (("", "tamis"), ("/fp32", "tamis_fp32")):
+        ours = contenders.get(wanted, contenders["tamis"])
         if "fuxictr" in contenders:
-            pairs = zip(contenders["fuxictr"].seconds[1:], ours.seconds[1:], strict=True)
-            ratios[f"fuxictr/{model}/{histories}{suffix}"] = harness.ratio_of(list(pairs))
+            name, beside = f"fuxictr/{model}/{histories}", contenders["fuxictr"].seconds[1:]
+        else:
+            name = f"peak/{model}"
+            beside = [3 * flops * ours.rows / peak for peak in peaks[ours.name][1:]]
+        pairs = list(zip(beside, ours.seconds[1:], strict=True))
+        ratios[f"{name}{suffix}"] = harness.ratio_of(pairs)
+        for row in rows:
+            if flops and row["contender"] == ours.name:
+                row |= {"mflop_per_row": flops / 1e6, "peak_flops": peaks[ours.name]}
+                row["share_of_peak"] = ratios[f"{name}{suffix}"].median
     return rows, ratios
 
 
-def peak_flops(precision: torch.dtype) -> float:
+def peak_flops(precision: str) -> float:
     """Floating-point operations a second of large matrix products, the best of some."""
-    a, b = (torch.randn(2048, 2048, dtype=precision) for _ in range(2))
+    a, b = (torch.randn(2048, 2048, dtype=getattr(torch, precision)) for _ in range(2))
     best = 0.0
     for _ in range(20):
         started = time.perf_counter()
@@ -117,8 +130,9 @@ def peak_flops(precision: torch.dtype) -> float:
     return best
 
 
-def interformer_flops(dataset: Dataset) -> float:
-    """Forward operations a row of the model that is trained here."""
+def interformer_flops(cache: Path) -> float:
+    """Forward operations a row of the model that was trained here last."""
+    dataset = Dataset.open(cache / "scratch" / "tamis" / "dataset")
     model = InterFormer(InterFormerConfig(**SETTINGS["interformer"]), dataset.spec)
     loader = Loader(dataset.split("valid"), dataset.spec, batch_size=256, prefetch=0)
     return count_forward_flops(model, next(loader.epoch(0)))
@@ -127,6 +141,7 @@ def interformer_flops(dataset: Dataset) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the JSON if asked."""
     options = harness.parser(__doc__ or "").parse_args(arguments)
+    api.prepare_process(options.threads)
     train_rows, rounds = ROWS[options.quick]
     rows: list[dict[str, Any]] = []
     ratios: dict[str, harness.Ratio] = {}
@@ -146,22 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             rows += more_rows
             ratios |= more_ratios
-    api.prepare_process(options.threads)
-    # Of what was trained last: InterFormer, on full histories.
-    scratch = peers.cache_folder() / "scratch" / "tamis" / "dataset"
-    flops = interformer_flops(Dataset.open(scratch))
-    default = choose_precision("auto", torch.device("cpu"))
-    for row in rows:
-        if row["model"] == "interformer":
-            precision = torch.float32 if row["precision"] == "float32" else default
-            achieved = 3 * flops * row["samples_per_second"]
-            row |= {"mflop_per_row": flops / 1e6, "peak_flops": peak_flops(precision)}
-            row["share_of_peak"] = achieved / row["peak_flops"]
-            suffix = "/fp32" if precision == torch.float32 else ""
-            share = row["share_of_peak"]
-            ratios[f"peak/interformer{suffix}"] = harness.Ratio(
-                median=share, min=share, max=share, pairs=1
-            )
     columns = {"histories": str, **COLUMNS, "share_of_peak": lambda value: f"{100 * value:.0f} %"}
     harness.report(
         options,
