@@ -285,3 +285,24 @@ def test_small_token_map_is_computed_in_float32_under_autocast() -> None:
         mixed = token_map(tokens)
     expected = torch.einsum("nm,bmd->bnd", token_map.weight.detach(), tokens)
     torch.testing.assert_close(mixed.detach(), expected)
+
+
+@pytest.mark.parametrize("has_mkl", [True, False], ids=["by row", "as one product"])
+@pytest.mark.parametrize("rows", [0, 1, 9])
+def test_token_map_and_its_gradients_are_those_of_its_formula(
+    has_mkl: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+    token_map = TokenMap(6, 3, bias=True).double()
+    tokens = torch.randn(rows, 6, 4, dtype=torch.float64, requires_grad=True)
+    weight = token_map.weight.detach().clone().requires_grad_()
+    same_tokens = tokens.detach().clone().requires_grad_()
+
+    mixed = token_map(tokens)
+    expected = torch.einsum("nm,bmd->bnd", weight, same_tokens)
+    (mixed**2).sum().backward()
+    (expected**2).sum().backward()
+
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(tokens.grad, same_tokens.grad)
+    torch.testing.assert_close(token_map.weight.grad, weight.grad)
