@@ -74,3 +74,15 @@ def test_one_kind_of_module_is_no_ensemble() -> None:
 def test_heads_must_divide_the_common_width() -> None:
     with pytest.raises(ConfigError, match="attention_heads: must divide embedding_dim=16, got 3"):
         MoNNConfig(modules=("dot", "attention"), attention_heads=3)
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 6])
+def test_each_user_has_as_many_pairs_that_follow_each_other(users: int) -> None:
+    network = _build()
+    user, item, cross = _towers(6)
+    user = user[:users]
+
+    found = network(user, item, cross)
+
+    owner = torch.arange(6) // (6 // users)
+    torch.testing.assert_close(found, network(user[owner], item, cross))

@@ -21,7 +21,7 @@ from tamis.errors import ConfigError
 from tamis.models.flops import counted_flops
 from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
-from tamis.models.monn import MoNN, MoNNConfig
+from tamis.models.monn import MoNN, MoNNConfig, for_pairs
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.autocast import compiles_by_shape
@@ -283,7 +283,7 @@ class HSNN(nn.Module):
     def pair_logits(
         self,
         level: int,
-        user: Float[Tensor, "#B U DU"],
+        user: Float[Tensor, "R U DU"],
         items: Float[Tensor, "B W"],
         pairs: Batch | None,
     ) -> Float[Tensor, "B T"]:
@@ -291,7 +291,8 @@ class HSNN(nn.Module):
 
         Args:
             level: Place of the level, 0 for the coarsest.
-            user: The level's own vectors of the user, one row for all pairs or one for each.
+            user: The level's own vectors of users, one row for all pairs, one for each, or one for
+                every B / R that follow each other.
             items: Vectors of items, or of what stands for nodes.
             pairs: The pairs' context side; read by the last level alone.
 
@@ -467,7 +468,7 @@ class HSNN(nn.Module):
         user, item = anchors.repeat_interleave(count), others.flatten()
         scores, _ = self._score(
             self.in_batch.batch(batch, user, item),
-            [vectors.index_select(0, user) for vectors in users],
+            [vectors.index_select(0, anchors) for vectors in users],
             items.index_select(0, item),
             [vectors.index_select(0, item) for vectors in nodes],
         )
@@ -557,7 +558,7 @@ class _Level(nn.Module):
     def interact(self, user: Tensor, node: Tensor) -> Tensor:
         """Interaction vectors of user and node."""
         assert self.node_tower is not None
-        of_user = self.of_user(user).expand(node.shape[0], -1, -1)
+        of_user = for_pairs(self.of_user(user), node.shape[0])
         return self.node_tower(torch.cat([of_user, self.of_node(node)], dim=1).float())
 
     def joined(self, outputs: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:

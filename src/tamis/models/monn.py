@@ -59,6 +59,16 @@ class MoNNConfig:
         )
 
 
+def for_pairs(user: Float[Tensor, "R U D"], pairs: int) -> Float[Tensor, "B U D"]:
+    """Vectors of each pair's user: one row for all B pairs, one for each, or one for every B / R.
+
+    Pairs of a row follow each other, in the order of the rows.
+    """
+    if len(user) == pairs:
+        return user
+    return user.unsqueeze(1).expand(-1, pairs // len(user), -1, -1).flatten(0, 1)
+
+
 class MoNN(nn.Module):
     """Vectors of three towers, mapped to one width, through DHEN layers and an MLP to T logits.
 
@@ -103,18 +113,18 @@ class MoNN(nn.Module):
 
     def forward(
         self,
-        user: Float[Tensor, "#B U DU"],
+        user: Float[Tensor, "R U DU"],
         item: Float[Tensor, "B I DI"],
         cross: Float[Tensor, "B X DX"] | None,
     ) -> Float[Tensor, "B T"]:
         """Logits of pairs.
 
         Args:
-            user: Of the user tower; a single row is the user of every pair.
+            user: Of the user tower; see :func:`for_pairs`.
             item: Of the item tower, or vectors of nodes in their place.
             cross: Of the interaction tower, where there is one.
         """
-        parts = [self.of_user(user).expand(item.shape[0], -1, -1), self.of_item(item)]
+        parts = [for_pairs(self.of_user(user), item.shape[0]), self.of_item(item)]
         if self.of_cross is not None:
             parts.append(self.of_cross(cross))
         return self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
