@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tamis.errors import ConfigError
 from tamis.models.dhen import DHENConfig, dhen_layers
 from tamis.models.ranges import check_ranges
+from tamis.nn.event_rows import Count
 from tamis.nn.mlp import MLP
 from tamis.nn.token_mixers import MixerName
 
@@ -59,14 +60,15 @@ class MoNNConfig:
         )
 
 
-def for_pairs(user: Float[Tensor, "R U D"], pairs: int) -> Float[Tensor, "B U D"]:
+def for_pairs(user: Float[Tensor, "R U D"], pairs: Count) -> Float[Tensor, "B U D"]:
     """Vectors of each pair's user: one row for all B pairs, one for each, or one for every B / R.
 
     Pairs of a row follow each other, in the order of the rows.
     """
-    if len(user) == pairs:
+    rows = user.shape[0]
+    if rows == pairs:
         return user
-    return user.unsqueeze(1).expand(-1, pairs // len(user), -1, -1).flatten(0, 1)
+    return user.unsqueeze(1).expand(-1, pairs // rows, -1, -1).flatten(0, 1)
 
 
 class MoNN(nn.Module):
