@@ -86,27 +86,30 @@ _MODULES = {"dot": ["dot"], "dcn_v2": ["dcn_v2"], "dhen": ["dot", "dcn_v2"]}
 _FLOWS = {"sep": "none", "s2n": "to_fields", "n2s": "to_events", "both": "both"}
 
 
-def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
-    """A variant of InterFormer.
+def flow_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """InterFormer with one backbone and one flow; ``sole`` is the backbone on the mean history."""
+    del spec
+    backbone, _, flow = variant.partition("-")
+    recipe = copy.deepcopy(read("interformer"))
+    if flow == "sole":
+        return _without_sequence(recipe, _MODULES[backbone], history="mean")
+    recipe["model"] |= {"backbone": backbone, "flow": _FLOWS[flow]}
+    return recipe
 
-    ``sole`` is a backbone alone on the mean of the history, ``early-*`` DHEN alone on another
-    summary of it.
-    """
+
+def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
+    """InterFormer with one change; ``early-*`` is DHEN alone on another summary of the history."""
     del spec
     recipe = copy.deepcopy(read("interformer"))
     # The paper's gate, backbone and a depth in the middle, whatever was drawn: else a variant is
     # its base.
     recipe["model"] |= {"gate": "identity", "num_layers": 2, "backbone": "dhen"}
     model, (kind, _, rest) = recipe["model"], variant.partition("-")
-    if rest == "sole" or kind == "early":
-        shared = ("embedding_dim", "head_units", "head_norm", "dropout", "num_layers", "init_std")
-        recipe["model"] = {
-            "name": "dhen",
-            "modules": _MODULES["dhen" if kind == "early" else kind],
-            "history": rest if kind == "early" else "mean",
-        } | {key: model[key] for key in shared if key in model}
-    elif kind in _MODULES:
-        model |= {"backbone": kind, "flow": _FLOWS[rest]}
+    if variant == "dhen-sole" or kind == "early":
+        history = rest if kind == "early" else "mean"
+        return _without_sequence(recipe, _MODULES["dhen"], history=history)
+    if variant == "dhen-both":
+        model["flow"] = "both"
     elif kind == "depth":
         model["num_layers"] = int(rest)
     elif kind == "gate":
@@ -124,6 +127,13 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
             "rope": {"rotary": False},
         }[rest]
     return recipe
+
+
+def _without_sequence(recipe: Recipe, modules: list[str], *, history: str) -> Recipe:
+    """Modules of interaction alone, on a summary of the history, trained as InterFormer is."""
+    shared = ("embedding_dim", "head_units", "head_norm", "dropout", "num_layers", "init_std")
+    kept = {key: recipe["model"][key] for key in shared if key in recipe["model"]}
+    return {**recipe, "model": {"name": "dhen", "modules": modules, "history": history} | kept}
 
 
 def adatt_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
@@ -219,7 +229,7 @@ WRITERS: dict[str, Callable[[str, Callable[[str], Recipe], InputSpec], Recipe]] 
     **{
         f"{kind}-{name}": writer
         for kind, writer in (
-            ("interformer-flows", interformer_variant),
+            ("interformer-flows", flow_variant),
             ("interformer-ablations", interformer_variant),
             ("ensemble", ensemble_variant),
             ("ensemble-ablations", ensemble_variant),
