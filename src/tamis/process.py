@@ -1,8 +1,13 @@
-"""This process, set up for long computations."""
+"""This process, set up for long computations, and what it does when it is told to stop."""
 
+import contextlib
 import ctypes
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pyarrow as pa
 
@@ -34,6 +39,35 @@ def usable_threads(threads: int = 0) -> int:
     said = os.environ.get("OMP_NUM_THREADS", "")
     wanted = threads or (int(said) if said.isdecimal() else 0) or cores
     return min(wanted, cores)
+
+
+@contextlib.contextmanager
+def on_first_signal(action: Callable[[], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Call something on the first of these signals; the next ones do what they did before.
+
+    What the process ignores, it goes on ignoring. Signals reach the main thread only: in others
+    nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        restore()
+        action()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _keep_freed_memory() -> None:

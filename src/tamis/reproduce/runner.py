@@ -1,6 +1,7 @@
 """Runs the cells of a table as separate processes of one thread each, and skips finished ones."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tamis.errors import TamisError
+from tamis.process import on_first_signal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,9 @@ def run_cells(
 ) -> None:
     """Train every unfinished cell; an interrupted table goes on from the cells' checkpoints.
 
+    On Ctrl-C, or on the first SIGTERM or SIGHUP, the trainings that run are stopped, each after its
+    batch, and waited for.
+
     Args:
         cells: What to train.
         command: What makes a cell, after the interpreter.
@@ -72,15 +77,16 @@ def run_cells(
             waiting.append(cell)
     running: dict[subprocess.Popen[str], Cell] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
-                running[_start(cell, command)] = cell
-            for process in [process for process in running if process.poll() is not None]:
-                cell = running.pop(process)
-                _check(process, cell)
-                on_done(cell)
-            time.sleep(0.2)
+        with on_first_signal(_interrupt, signal.SIGTERM, signal.SIGHUP):
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    cell = waiting.pop(0)
+                    running[_start(cell, command)] = cell
+                for process in [process for process in running if process.poll() is not None]:
+                    cell = running.pop(process)
+                    _check(process, cell)
+                    on_done(cell)
+                time.sleep(0.2)
     finally:
         for process in running:
             process.terminate()
@@ -88,12 +94,23 @@ def run_cells(
             process.wait()
 
 
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def _start(cell: Cell, command: Callable[[Cell], Sequence[str]]) -> subprocess.Popen[str]:
     cell.run.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (cell.run.parent / f"{cell.run.name}.log").open("w") as log:
+        # In a group of its own: Ctrl-C would reach it as well, and then our SIGTERM would be its
+        # second signal, which a training does not survive until its checkpoint.
         return subprocess.Popen(
-            [sys.executable, *command(cell)], stdout=log, stderr=log, env=environment, text=True
+            [sys.executable, *command(cell)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            text=True,
+            process_group=0,
         )
 
 

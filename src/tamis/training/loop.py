@@ -1,14 +1,11 @@
 """The training loop: one run from a dataset and a config, resumable at any moment."""
 
-import contextlib
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,6 +20,7 @@ from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
 from tamis.models.weights import weights_fingerprint
+from tamis.process import on_first_signal
 from tamis.training import runlog
 from tamis.training.averaging import WeightAverage
 from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_checkpoint
@@ -217,7 +215,7 @@ class _Training:
         self.events = runlog.Events(self.run / "tensorboard", purge_step=self.progress.step + 1)
         self.checkpointed = self.clock = time.perf_counter()
         try:
-            with _stop_on_interrupt(self):
+            with on_first_signal(self._request_stop, signal.SIGINT, signal.SIGTERM):
                 finished = self._train_epochs()
         finally:
             self.events.close()
@@ -226,6 +224,9 @@ class _Training:
             self.observer.on_message(f"stopped at step {self.progress.step:,} with a checkpoint")
             return TrainResult(run=self.run, status="interrupted", metrics={})
         return TrainResult(run=self.run, status="finished", metrics=self._finish())
+
+    def _request_stop(self) -> None:
+        self.stop_requested = True
 
     def _train_epochs(self) -> bool:
         training = self.settings.training
@@ -454,27 +455,3 @@ def _diverged(what: str, value: float) -> TamisError:
 def _evaluation_batches(num_batches: int, evaluations: int) -> frozenset[int]:
     count = min(num_batches, evaluations)
     return frozenset(round(num_batches * (k + 1) / count) for k in range(count))
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt(training: _Training) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request; signals reach the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def request(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        training.stop_requested = True
-        restore()
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield
-    finally:
-        restore()
