@@ -55,6 +55,10 @@ def test_network_equals_its_equations_row_by_row() -> None:
         first, _, last = network.head.layers
         hidden = np.maximum(_array(first.weight) @ x + _array(first.bias), 0)
         expected = _array(last.weight) @ hidden + _array(last.bias)
+        user, item = (_array(x[row]).reshape(-1) for x in towers[:2])
+        product = network.product.layers[0]
+        partner = _array(product.weight) @ user + _array(product.bias)
+        expected = expected + partner.reshape(2, -1) @ item
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -74,13 +74,17 @@ def for_pairs(user: Float[Tensor, "R U D"], pairs: Count) -> Float[Tensor, "B U 
 class MoNN(nn.Module):
     """Vectors of three towers, mapped to one width, through DHEN layers and an MLP to T logits.
 
+    To each of them the inner product of the item's vectors, side by side, with as wide a linear map
+    of the user's is added. Layers and MLP learn products of two vectors slowly; where rows are
+    few for each item, two towers that meet in a product would be better than what contains them.
+
     Source:
         HSNN, arXiv:2408.06653, section on the mixture of neural networks: user, item and
         interaction towers, and an OverArch in the manner of DHEN.
 
     Differs from the source:
         The towers stand outside, as a node has no item tower of its own. How vectors of different
-        widths meet was not published; here a linear map for each tower.
+        widths meet was not published; here a linear map for each tower. The inner product is added.
     """
 
     def __init__(
@@ -108,6 +112,9 @@ class MoNN(nn.Module):
         self.of_item = MLP(item_dim, (), out_dim=config.width)
         self.of_cross = MLP(cross_dim, (), out_dim=config.width) if cross_tokens else None
         in_tokens = config.user_tokens + item_tokens + cross_tokens
+        self.product = MLP(
+            config.user_tokens * config.user_dim, (), out_dim=num_tasks * item_tokens * item_dim
+        )
         self.layers, count = dhen_layers(config.over_arch(), in_tokens)
         self.head = MLP(
             count * config.width, config.head_units, out_dim=num_tasks, makes_logits=True
@@ -129,4 +136,7 @@ class MoNN(nn.Module):
         parts = [for_pairs(self.of_user(user), item.shape[0]), self.of_item(item)]
         if self.of_cross is not None:
             parts.append(self.of_cross(cross))
-        return self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
+        logits = self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
+        partners = self.product(user.flatten(1)).float().unflatten(1, (logits.shape[1], -1))
+        products = for_pairs(partners, item.shape[0]) * item.flatten(1).unsqueeze(1)
+        return logits + products.sum(2)
