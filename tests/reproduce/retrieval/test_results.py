@@ -216,12 +216,17 @@ def test_display_gives_mean_and_deviation_and_leaves_out_what_a_row_has_not() ->
 
 
 def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:
-    tables = retrieval_tables()
-    assert [table.name for table in tables] == ["hsnn-market", "hsnn-sports", "hsnn-gowalla"]
-    for table in tables:
+    tables = {table.name: table for table in retrieval_tables()}
+    assert [*tables] == ["hsnn-market", "hsnn-million", "hsnn-sports", "hsnn-gowalla"]
+    for table in tables.values():
         assert table.seeds >= 3
-        assert {"hsnn-2-sil", "hsnn-2-em", "hsnn-2-no-balance"} <= set(table.models)
         assert [row.name for row in table.rows if row.is_checked] == ["hsnn-2", "hsnn-3"]
+    # A million ads are for the bars.
+    million = tables.pop("hsnn-million")
+    assert not million.balance_removed
+    assert not any("-no-" in name for name in million.models)
+    for table in tables.values():
+        assert {"hsnn-2-sil", "hsnn-2-em", "hsnn-2-no-balance"} <= set(table.models)
         assert table.balance_removed == "hsnn-2-no-balance"
 
 

@@ -130,6 +130,12 @@ _HSNN_COMPARISONS = (
 )
 
 
+_ALL = tuple(row.name for row in _HSNN_ROWS)
+# For five times as many ads: the bars alone, without the ablations.
+_BARS = ("popularity", "two_tower", "monn-small", "monn-large", "ebr", "rerank")
+_BARS += ("hsnn-2", "hsnn-3", "hsnn-2-sil")
+
+
 def retrieval_tables() -> tuple[RetrievalTable, ...]:
     """Every table of retrieval."""
     return tuple(
@@ -137,21 +143,24 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             name=f"hsnn-{name}",
             dataset=dataset,
             recipes=recipes,
-            rows=_HSNN_ROWS,
+            rows=tuple(row for row in _HSNN_ROWS if row.name in names),
             reference="two_tower",
             large="monn-large",
             indexed=("hsnn-2", "hsnn-3"),
             separate="hsnn-2-sil",
             rivals=("two_tower", "ebr", "rerank"),
-            comparisons=_HSNN_COMPARISONS,
-            balance_removed="hsnn-2-no-balance",
-            short_queue="hsnn-2-short-queue",
+            comparisons=tuple(
+                claim for claim in _HSNN_COMPARISONS if {claim.better, claim.worse} <= {*names}
+            ),
+            balance_removed="hsnn-2-no-balance" if "hsnn-2-no-balance" in names else "",
+            short_queue="hsnn-2-short-queue" if "hsnn-2-short-queue" in names else "",
             requests=requests,
         )
-        for name, dataset, recipes, requests in (
+        for name, dataset, recipes, names, requests in (
             # What was shown and not clicked is known of the market alone.
-            ("market", "market_ads:200000", "hsnn-market", 100),
-            ("sports", "amazon_sports_retrieval", "hsnn-positives", 1000),
-            ("gowalla", "gowalla", "hsnn-positives", 500),
+            ("market", "market_ads:200000", "hsnn-market", _ALL, 100),
+            ("million", "market_ads:1000000", "hsnn-market", _BARS, 40),
+            ("sports", "amazon_sports_retrieval", "hsnn-positives", _ALL, 1000),
+            ("gowalla", "gowalla", "hsnn-positives", _ALL, 500),
         )
     )
