@@ -132,7 +132,7 @@ _HSNN_COMPARISONS = (
 
 _ALL = tuple(row.name for row in _HSNN_ROWS)
 # For five times as many ads: the bars alone, without the ablations.
-_BARS = ("popularity", "two_tower", "monn-small", "monn-large", "ebr", "rerank")
+_BARS: tuple[str, ...] = ("popularity", "two_tower", "monn-small", "monn-large", "ebr", "rerank")
 _BARS += ("hsnn-2", "hsnn-3", "hsnn-2-sil")
 
 
