@@ -27,7 +27,7 @@ from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
 
 DENSE_RATES = (0.0005, 0.001, 0.002)
-EMBEDDING_L2 = (0.001, 0.01)
+EMBEDDING_L2 = (0.001, 0.0001)
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
 ITEMS_NETWORK = "monn-small"
 
