@@ -269,8 +269,10 @@ def test_levels_learn_what_their_nodes_can_tell_and_are_served_as_they_were_trai
     assert ne["hard"][1] < 0.95
     assert ne["hard"][2] < 0.67
     for place in range(3):
-        values = [ne[how][place] for how in ("soft", "hard", "representative")]
-        assert max(values) - min(values) < 1e-3, ne  # the specification's bar for the gap
+        # The specification's bar for the gap. Representatives would lose more at coarse nodes,
+        # whose members are far from them: so nodes are served by their own vectors.
+        assert abs(ne["soft"][place] - ne["hard"][place]) < 1e-3, ne
+    assert ne["representative"][0] > ne["hard"][0] + 1e-3, ne
     first, _ = occupancy(snapshot)
     assert first.perplexity >= 0.5 * first.codes
     assert first.largest_to_mean <= 10

@@ -85,8 +85,8 @@ def test_beam_searcher_is_the_retriever_at_its_beams(
     assert isinstance(searcher, Searcher)
     assert searcher.num_items == 300
     nodes = sum(snapshot.tree.num_nodes)
-    # Vectors of 8 floats and an id per item; a place and an offset per node, one more per level.
-    assert searcher.index_bytes == 300 * (8 * 4 + 8) + 8 * (2 * nodes + 2)
+    # A vector of 8 floats and an id per item; a vector and an offset per node, one more per level.
+    assert searcher.index_bytes == 300 * (8 * 4 + 8) + nodes * (8 * 4 + 8) + 8 * 2
 
 
 def test_requests_without_masks_are_refused(world: Any, retriever: Retriever) -> None:

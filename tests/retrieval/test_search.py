@@ -35,14 +35,7 @@ class _Slow:
         self.vector = dict(zip(members.ids.tolist(), members.vectors, strict=True))
         codes = members.codes.tolist()
         self.path = {i: tuple(c) for i, c in zip(members.ids.tolist(), codes, strict=True)}
-        self.representative: dict[tuple[int, ...], int] = {}
-        for node in {p[: n + 1] for p in self.path.values() for n in range(len(p))}:
-            centre = sum(snapshot.codebooks[n][k] for n, k in enumerate(node))
-            self.representative[node] = min(
-                (float((self.vector[i] - centre).square().sum()), i)
-                for i, path in self.path.items()
-                if path[: len(node)] == node
-            )[1]
+        self.centres = snapshot.codebooks
         self.users = self.model.encode_user(request.user)
         self.open = [item for item in self.path if allowed is None or item in allowed]
 
@@ -51,11 +44,11 @@ class _Slow:
         last = self.model.num_levels - 1
         outputs = []
         for level in range(depth + 1):
-            who = item if level == last else self.representative[self.path[item][: level + 1]]
-            pairs = self.request.pairs(torch.tensor([who])) if level == last else None
-            outputs.append(
-                self.model.pair_logits(level, self.users[level], self.vector[who][None], pairs)
-            )
+            node = self.path[item][: level + 1]
+            own = sum(self.centres[n][k] for n, k in enumerate(node))
+            vector = self.vector[item] if level == last else own
+            pairs = self.request.pairs(torch.tensor([item])) if level == last else None
+            outputs.append(self.model.pair_logits(level, self.users[level], vector[None], pairs))
         z = self.model.ensemble(depth, torch.stack(outputs, dim=1))
         return float(torch.sigmoid(z).sum()) * self.bid(item, depth)
 

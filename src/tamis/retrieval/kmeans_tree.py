@@ -85,6 +85,11 @@ class KMeansTree:
         tree = build_tree(members.ids, members.codes, members.distances)
         return cls(weights_version=weights_version(scorer), members=members, tree=tree)
 
+    def node_vectors(self) -> tuple[Float[Tensor, "N W"], ...]:
+        """For each level the vectors of the members nearest to its nodes' centres."""
+        vectors = self.members.vectors
+        return tuple(vectors.index_select(0, places) for places in self.tree.representatives)
+
 
 def _split(
     vectors: Float[Tensor, "V W"], nodes: Int[Tensor, " V"], count: int, *, seed: int

@@ -69,6 +69,7 @@ class Retriever:
         check_versions(scorer, snapshot)
         check_levels(scorer, snapshot.tree)
         self.scorer, self.snapshot = scorer, snapshot
+        self.vectors = (*snapshot.node_vectors(), snapshot.members.vectors)
         self.task_weights = tuple(task_weights)
         self._score_of = self._weighted_sum if score is None else score
         self._user_flops, self._pair_flops = flops or scorer.count_flops()
@@ -119,10 +120,7 @@ class Retriever:
             outputs = None
             for level, width in enumerate((*beams, k)):
                 is_item = level == index_levels
-                places = candidates
-                if not is_item:
-                    places = tree.representatives[level].index_select(0, candidates)
-                own = self._score(level, users[level], places, request if is_item else None)
+                own = self._score(level, users[level], candidates, request if is_item else None)
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
                 probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
                 scores = self._score_of(level, candidates, probabilities)
@@ -158,13 +156,13 @@ class Retriever:
     def _score(
         self, level: int, user: Tensor, places: Tensor, request: Request | None
     ) -> Float[Tensor, "C 1 T"]:
-        """A level's own logits of the items at some places; features of pairs for a request."""
+        """A level's own logits of its nodes or items; features of pairs for a request."""
         members, parts = self.snapshot.members, []
         for some in places.split(_PAIRS_AT_ONCE):
             pairs = None
             if request is not None and request.pairs is not None:
                 pairs = request.pairs(members.ids.index_select(0, some))
-            vectors = members.vectors.index_select(0, some)
+            vectors = self.vectors[level].index_select(0, some)
             parts.append(self.scorer.pair_logits(level, user, vectors, pairs))
         return torch.cat(parts).unsqueeze(1)
 
@@ -185,10 +183,11 @@ class BeamSearcher:
 
     @property
     def index_bytes(self) -> int:
-        """Vectors and ids of items, and the tree's offsets and representatives."""
+        """Vectors of nodes and items, ids of items, and the tree's offsets."""
         snapshot = self.retriever.snapshot
-        tensors = (snapshot.members.ids, snapshot.members.vectors)
-        return tensor_bytes((*tensors, *snapshot.tree.children, *snapshot.tree.representatives))
+        return tensor_bytes(
+            (snapshot.members.ids, *self.retriever.vectors, *snapshot.tree.children)
+        )
 
     def search(self, request: Request, k: int) -> Found:
         """The best k items under the nodes that are kept."""

@@ -5,6 +5,7 @@ that neither the order of items nor the way they came in can be told from it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -69,20 +70,27 @@ class SearchTree(Protocol):
         """Occupied nodes."""
         ...
 
+    def node_vectors(self) -> tuple[Float[Tensor, "N W"], ...]:
+        """For each level the vectors by which its networks score the nodes."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSnapshot:
     """Items, their paths, the tree over them, and one stamp on all of it.
 
-    Every item is under exactly one leaf. The representative of a node is its member nearest to the
-    node's vector, and is chosen anew whenever members change.
+    Every item is under exactly one leaf. A node is scored by its own vector, the sum of the centres
+    on its path. Its representative, by which it can be shown, is the member nearest to that vector,
+    and is chosen anew whenever members change.
 
     Source:
         HSNN, arXiv:2408.06653, sections on index building and online serving.
 
     Differs from the source:
-        Representatives are members of their node. What an addition or a removal costs was not
-        published; here it rebuilds the tree, in O(V log V) without a loop over items.
+        There a node is served by its representative's features, here by the vector that networks
+        have learnt to score. Representatives are members of their node. What an addition or a
+        removal costs was not published; here it rebuilds the tree, in O(V log V) without a loop
+        over items.
     """
 
     weights_version: str
@@ -174,10 +182,20 @@ class IndexSnapshot:
             tree=tree,
         )
 
-    def representatives_of(self, ids: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
-        """Vectors (B, W) of what stands for the nodes of some items, level by level.
+    def node_vectors(self) -> tuple[Float[Tensor, "N W"], ...]:
+        """For each level the vectors of its nodes: sums of the centres on their paths."""
+        vectors = []
+        for level in range(len(self.codebooks)):
+            # Any member tells the path, also the first one.
+            paths = self.members.codes.index_select(0, self.tree.bounds(level)[:-1])
+            centres = (book[paths[:, n]] for n, book in enumerate(self.codebooks[: level + 1]))
+            vectors.append(functools.reduce(torch.add, centres))
+        return tuple(vectors)
 
-        With them a model shows how far its levels are from what they are served with.
+    def representatives_of(self, ids: Int[Tensor, " B"]) -> tuple[Tensor, ...]:
+        """Vectors (B, W) of the representatives of some items' nodes, level by level.
+
+        With them a model shows what they would do to its levels in the place of nodes.
 
         Raises:
             DataError: An id is not there.

@@ -86,12 +86,12 @@ def test_search_that_forgets_the_coarser_levels_is_exposed(
     world: tuple[Path, Prepared, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, prepared, dataset = world
-    of = IndexSnapshot.representatives_of
+    of = IndexSnapshot.node_vectors
 
-    def others(self: IndexSnapshot, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(-vectors for vectors in of(self, ids))
+    def others(self: IndexSnapshot) -> tuple[torch.Tensor, ...]:
+        return tuple(-vectors for vectors in of(self))
 
-    monkeypatch.setattr(IndexSnapshot, "representatives_of", others)
+    monkeypatch.setattr(IndexSnapshot, "node_vectors", others)
     with pytest.raises(TamisError, match="must give the scores of every level"):
         checks_of(*searchers.published(run, prepared), prepared, dataset)
 

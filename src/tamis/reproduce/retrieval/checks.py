@@ -61,7 +61,7 @@ def checks_of(
 
     Returns:
         The checks as JSON values; and the NE of each level, the items' last, by what stands for
-        nodes: ``soft``, ``hard`` or ``representative``.
+        nodes: ``soft``, ``hard``, which is served, or ``representative``.
 
     Raises:
         TamisError: Something does not hold that no correct index can fail.
@@ -191,10 +191,10 @@ def _some(ids: Tensor, count: int) -> Tensor:
 def _scores_by_hand(
     model: HSNN, snapshot: IndexSnapshot, request: Request, ids: Int[Tensor, " C"]
 ) -> Float[Tensor, " C"]:
-    """Scores of some items without any tree: every level, on the items' own representatives."""
+    """Scores of some items without any tree: every level, on the nodes nearest to the items."""
     order = torch.argsort(snapshot.members.ids)
-    places = order[torch.searchsorted(snapshot.members.ids[order], ids)]
-    vectors = (*snapshot.representatives_of(ids), snapshot.members.vectors[places])
+    items = snapshot.members.vectors[order[torch.searchsorted(snapshot.members.ids[order], ids)]]
+    vectors = (*nearest_path(items, snapshot.codebooks)[1], items)
     with torch.inference_mode():
         users = model.encode_user(request.user)
         outputs = []
@@ -287,10 +287,10 @@ def _node_places(
 
 
 def _gap(forward: dict[str, list[float]]) -> Check:
-    soft, hard, shown = (forward[name][-1] for name in ("soft", "hard", "representative"))
-    gap = max(abs(hard - soft), abs(shown - soft)) / soft
+    soft, hard = (forward[name][-1] for name in ("soft", "hard"))
+    gap = abs(hard - soft) / soft
     return Check(
-        check="NE with soft, hard and representative nodes within 0.1 %",
+        check="NE with soft nodes and with those that are served within 0.1 %",
         value=gap,
         holds=gap <= 1e-3,
     )
