@@ -60,8 +60,7 @@ class _SlowWalk:
         rows = [row[code] for code in members.ids.tolist()]
         self.vector = dict(zip(rows, members.vectors, strict=True))
         self.path = dict(zip(rows, map(tuple, members.codes.tolist()), strict=True))
-        self.distance = dict(zip(rows, members.distances.tolist(), strict=True))
-        self.code = dict(zip(rows, members.ids.tolist(), strict=True))
+        self.codebooks = plan.snapshot.codebooks
         self.open, self.ads = set(ads.tolist()), inventory.attributes
         assert isinstance(self.model, HSNN)
         assert request.features is not None
@@ -76,11 +75,9 @@ class _SlowWalk:
         """Mean value of a node's ads, each with its own bid and the node's chances."""
         outputs = []
         for level in range(depth + 1):
-            mates = self.members_of(ad, level)
-            near = ad
-            if level < 2:
-                near = min(mates, key=lambda i: (self.distance[i][level], self.code[i]))
-            vector = self.vector[near][None]
+            path = self.path[ad][: level + 1]
+            centres = sum(book[code] for book, code in zip(self.codebooks, path, strict=False))
+            vector = (centres if level < 2 else self.vector[ad])[None]
             # One ad's row: the context is that of the request.
             pairs = self.request.features if level == 2 else None
             outputs.append(self.model.pair_logits(level, self.users[level], vector, pairs))
