@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
     arguments = parser.parse_args()
-    table, rows = tables[arguments.table], RetrievalRows(tables[arguments.table])
+    table = tables[arguments.table]
+    rows = RetrievalRows(table)
     recipes = Path(__file__).parent / table.recipes
     inputs, _ = rows.prepare(arguments.data, arguments.work, recipes)
     api.prepare_process(1)
