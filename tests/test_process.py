@@ -1,8 +1,11 @@
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from tamis.process import on_first_signal
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +57,29 @@ def test_threads_are_those_asked_for_then_those_of_the_environment_then_every_co
     )
 
     assert int(done.stdout) == (expected or len(os.sched_getaffinity(0)))
+
+
+def test_first_signal_is_handled_and_the_next_does_what_it_did_before() -> None:
+    before, told = [], []
+    was = signal.signal(signal.SIGUSR1, lambda *_: before.append("before"))
+    try:
+        with on_first_signal(lambda: told.append("first"), signal.SIGUSR1):
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, was)
+
+    assert (told, before) == (["first"], ["before"])
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    told: list[str] = []
+    was = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with on_first_signal(lambda: told.append("first"), signal.SIGUSR1):
+            signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, was)
+
+    assert not told
