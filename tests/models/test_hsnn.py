@@ -404,10 +404,11 @@ def test_loss_is_the_sum_of_its_published_terms() -> None:
                     z[:7, task], taught[:, task]
                 )
         ramp = 2 / 4
-        left = (items - quantised.nodes[-1]).square().sum(1).mean()
+        # The index is that of the corpus, which rows without labels stand for.
+        left = (items - quantised.nodes[-1])[:7].square().sum(1).mean()
         expected = expected + ramp * 0.5 * left
         for weights, queue in zip(quantised.weights, before.index.balance, strict=True):
-            mean = (queue.sums.sum(0) + weights.sum(0)) / 80
+            mean = (queue.sums.sum(0) + weights[:7].sum(0)) / 37
             expected = expected + ramp * 0.3 * len(mean) * mean.square().sum()
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -550,6 +551,21 @@ def test_unlabelled_rows_teach_index_levels_and_leave_their_teacher_alone() -> N
         assert _gradient(loss, list(model.levels[0].network.parameters())) > 0
         assert _gradient(loss, list(model.levels[2].parameters())) == 0
         assert _gradient(loss, list(model.cross_tower.parameters())) == 0
+
+
+def test_index_clusters_what_was_drawn_from_the_corpus_not_what_was_shown() -> None:
+    model = _build(replace(_CONFIG, start_steps=3, id_dropout=0.0)).train()
+    batch = _batch(50, seed=2)
+    batch.labels[10:30] = torch.nan
+
+    model(batch)
+    drawn = model.index.latest[-20:].clone()
+    model(_batch(50, seed=3))
+
+    torch.testing.assert_close(drawn, model.encode_items(batch)[10:30])
+    # Of a batch without such rows all of them are kept.
+    assert (model.index.latest[-70:].norm(dim=1) > 0.5).all()
+    assert (model.index.latest[:-70] == 0).all()
 
 
 def test_interaction_loss_moves_the_towers_of_nodes_and_not_its_target() -> None:

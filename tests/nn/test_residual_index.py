@@ -169,6 +169,26 @@ def test_gradients_pass_through_every_residual() -> None:
         torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("alpha", "divisor"), [(8.0, 8.0), (0.5, 1.0)])
+def test_feedback_to_items_does_not_grow_with_the_sharpness_of_memberships(
+    alpha: float, divisor: float
+) -> None:
+    index = ResidualIndex((4, 3), 3, alpha_max=alpha, alpha_steps=1)
+    index.advance(_unit(20, 3, seed=4))
+    vectors = _unit(5, 3).requires_grad_()
+    direction = _unit(5, 3, seed=8)
+    inputs = [vectors, *index.codebooks]
+
+    seen = index(vectors).nodes[-1]
+    of_items, *of_codebooks = torch.autograd.grad((seen * direction).sum(), inputs)
+
+    plain = index.soft(vectors).nodes[-1]
+    undivided, *others = torch.autograd.grad((plain * direction).sum(), inputs)
+    assert undivided.abs().max() > 0.01
+    torch.testing.assert_close(of_items, undivided / divisor)
+    torch.testing.assert_close(of_codebooks, others)
+
+
 def test_each_level_leaves_less_over_and_its_codes_matter() -> None:
     index = _trained()
     vectors = _clustered(400, seed=5)

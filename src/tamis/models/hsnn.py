@@ -212,8 +212,9 @@ class HSNN(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
         items = self.encode_items(batch)
+        of_corpus = _corpus_rows(batch)
         if self.training and self.config.codebooks:
-            self.index.advance(items.detach())
+            self.index.advance(items.detach(), of_corpus)
         quantised = self.index(items) if self.config.codebooks else None
         nodes = () if quantised is None else quantised.nodes
         users = self.encode_user(batch)
@@ -223,7 +224,7 @@ class HSNN(nn.Module):
         ]
         losses: dict[str, Tensor] = {}
         if self.training and quantised is not None:
-            losses = self._losses(quantised, interactions, batch.weights)
+            losses = self._losses(quantised, interactions, of_corpus)
         if self.training and self.config.negatives:
             losses["softmax"] = self._softmax_losses(batch, users, items, nodes, raw)
         return Output(
@@ -424,16 +425,16 @@ class HSNN(nn.Module):
         return tuple(compared)
 
     def _losses(
-        self, quantised: Quantised, interactions: Sequence[Tensor | None], row_weights: Tensor
+        self, quantised: Quantised, interactions: Sequence[Tensor | None], of_corpus: Tensor
     ) -> dict[str, Tensor]:
         config = self.config
         losses: dict[str, Tensor] = {}
         if config.index_learning == "lti":
             ramp = (self.index.age / config.warmup_steps).clamp(max=1.0)
-            left = reconstruction_loss(quantised, self.index.codebooks, row_weights)
+            left = reconstruction_loss(quantised, self.index.codebooks, of_corpus)
             losses["reconstruction"] = ramp * config.reconstruction_weight * left
             pairs = zip(self.index.balance, quantised.weights, strict=True)
-            uneven = torch.stack([queue(weights) for queue, weights in pairs]).sum()
+            uneven = torch.stack([queue(weights, of_corpus) for queue, weights in pairs]).sum()
             losses["balance"] = ramp * config.balance_weight * uneven
         target = interactions[-1]
         if target is not None:
@@ -528,6 +529,16 @@ class HSNN(nn.Module):
             attention_units=self.config.attention_units,
             bridge=self.config.bridge,
         )
+
+
+def _corpus_rows(batch: Batch) -> Float[Tensor, " B"]:
+    """Weights of rows by which they stand for the corpus: those without any label, if there are.
+
+    Their items were drawn uniformly. What was shown or wanted is popular, and a hierarchy of such
+    rows would give the few most popular items a node each.
+    """
+    is_unlabelled = batch.labels.isnan().all(1)
+    return (is_unlabelled | ~is_unlabelled.any()).to(batch.weights.dtype)
 
 
 class _Level(nn.Module):

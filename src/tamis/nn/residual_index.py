@@ -95,18 +95,27 @@ class BalanceQueue(nn.Module):
         self.register_buffer("counts", torch.zeros(num_batches))
         self.register_buffer("turn", torch.zeros(1, dtype=torch.int64))
 
-    def forward(self, weights: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
-        """The regulariser with this batch as the newest; while training the queue keeps it."""
+    def forward(
+        self, weights: Float[Tensor, "B K"], row_weights: Float[Tensor, " B"] | None = None
+    ) -> Float[Tensor, ""]:
+        """The regulariser with this batch as the newest; while training the queue keeps it.
+
+        Args:
+            weights: Memberships of the batch's rows.
+            row_weights: How much each row counts; None: all alike.
+        """
+        if row_weights is None:
+            row_weights = weights.new_ones(len(weights))
         slot = self.turn % len(self.sums)
-        total = weights.sum(0)
+        total, count = (row_weights.unsqueeze(1) * weights).sum(0), row_weights.sum()
         older = (torch.arange(len(self.sums), device=slot.device) != slot).to(total.dtype)
         # No matrix products, which autocast would round.
-        rows = (older * self.counts).sum() + len(weights)
+        rows = (older * self.counts).sum() + count
         mean = ((older.unsqueeze(1) * self.sums).sum(0) + total) / rows
         if self.training:
             with torch.no_grad():
                 self.sums.index_copy_(0, slot, total.detach().unsqueeze(0))
-                self.counts.index_fill_(0, slot, len(weights))
+                self.counts.index_copy_(0, slot, count.detach().unsqueeze(0))
                 self.turn.add_(1)
         return weights.shape[1] * mean.square().sum()
 
@@ -126,8 +135,9 @@ class ResidualIndex(nn.Module):
     Differs from the source:
         Codebooks start as a k-means, in batch ``start_steps``, and memberships grow sharp from
         there. Distances are divided by the running mean of all distances of the level, so that the
-        temperature means the same on every level. Each k-means sees the latest item vectors of the
-        traffic; :meth:`fit` takes those of a corpus.
+        temperature means the same on every level. The gradient of blends is divided by the
+        temperature's alpha on its way to item vectors. Each k-means sees the latest item vectors of
+        the traffic; :meth:`fit` takes those of a corpus.
     """
 
     step: Tensor
@@ -233,20 +243,31 @@ class ResidualIndex(nn.Module):
         )
 
     def forward(self, vectors: Float[Tensor, "B D"]) -> Quantised:
-        """What this step's networks see: soft while codebooks are trained, hard otherwise."""
-        is_soft = self.training and self.learning == "lti"
-        return self.soft(vectors) if is_soft else self.hard(vectors)
+        """What this step's networks see: soft while codebooks are trained, hard otherwise.
+
+        While they are trained, what flows back into the item vectors is divided by alpha, as far as
+        that is above 1. A blend follows an item about alpha times as fast as the item itself moves,
+        so that undivided the levels of the index would outweigh the items' own.
+        """
+        if not (self.training and self.learning == "lti"):
+            return self.hard(vectors)
+        return self.soft(_with_gradient_times(vectors, 1 / self.alpha.clamp(min=1.0)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def advance(self, vectors: Float[Tensor, "B D"]) -> None:
+    def advance(
+        self, vectors: Float[Tensor, "B D"], row_weights: Float[Tensor, " B"] | None = None
+    ) -> None:
         """Begin a training step: count it, and cluster where the way of learning says so.
 
         Args:
             vectors: Item vectors of the step's batch.
+            row_weights: Rows at 0 are left out of what is clustered; None: no row is.
         """
         self.step.add_(1)
         step = int(self.step)
+        if row_weights is not None:
+            vectors = vectors[row_weights > 0]
         if len(self.latest):
             kept = vectors[-len(self.latest) :]
             self.latest.copy_(torch.cat([self.latest[len(kept) :], kept]))
@@ -287,6 +308,12 @@ class ResidualIndex(nn.Module):
             known = self.scales[level]
             known.copy_(torch.where(known > 0, known.lerp(mean, _SCALE_MOMENTUM), mean))
             return known.clone()
+
+
+def _with_gradient_times(vectors: Tensor, factor: Tensor) -> Tensor:
+    """The same numbers, whose gradient is multiplied on its way back."""
+    fixed = vectors.detach()
+    return fixed + factor * (vectors - fixed)
 
 
 def nearest_path(

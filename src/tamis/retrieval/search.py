@@ -175,10 +175,14 @@ class BeamSearcher:
     """Model and tree."""
     beams: tuple[int, ...]
     """Nodes to keep at each index level, the coarsest first."""
+    allowed: Bool[Tensor, " V"] | None = None
+    """Which items, in the order of the tree, may be found; None: all."""
 
     @property
     def num_items(self) -> int:
-        """Items of the tree."""
+        """Items of the tree that may be found."""
+        if self.allowed is not None:
+            return int(self.allowed.sum())
         return self.retriever.snapshot.tree.num_items
 
     @property
@@ -191,7 +195,7 @@ class BeamSearcher:
 
     def search(self, request: Request, k: int) -> Found:
         """The best k items under the nodes that are kept."""
-        return self.retriever.search(request, k, self.beams)
+        return self.retriever.search(request, k, self.beams, allowed=self.allowed)
 
 
 def total_scores(

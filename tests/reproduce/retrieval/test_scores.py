@@ -1,7 +1,10 @@
 """What is measured of a searcher: its time is that of the very searches that found its lists."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,3 +73,74 @@ def test_what_is_timed_is_what_found_the_lists(task: StoredTask) -> None:
     assert reference.asked == np.repeat(wanted, 2).tolist()
     assert found["timed"] == 3
     assert found["recall@100"] == 1.0
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Finds the first two that are allowed of 12 items, which the tree holds from last to first."""
+
+    retriever: Any
+    allowed: torch.Tensor | None = None
+    num_items: int = 12
+    index_bytes: int = 0
+
+    def search(self, request: Request, k: int) -> Found:
+        assert self.allowed is not None
+        ids = self.retriever.snapshot.members.ids[self.allowed].sort().values[:2]
+        level = LevelTrace(nodes=12, pairs=len(ids), kept=len(ids), flops=1, bytes=1)
+        return Found(ids=ids, scores=-ids.float(), trace=Trace(levels=(level,), user_flops=0))
+
+
+def _searched(
+    task: StoredTask,
+    *,
+    impressions: Sequence[int] = (0, 9, 0, 9, 0, 9, 9, 9, 9, 9, 9, 9),
+    relevant: Sequence[Sequence[int]] = ((0, 4), (2,)),
+    values: np.ndarray | None = None,
+) -> dict[str, float] | None:
+    """Items 0, 2 and 4 were never shown; others of their category are 3, 5 and 10."""
+    spec = InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=task.schema.tasks)
+    nobody = Request(user=blank_batch(spec, 1, torch.device("cpu")))
+    members = SimpleNamespace(ids=torch.arange(11, -1, -1))
+    searcher: Any = _InOrder(SimpleNamespace(snapshot=SimpleNamespace(members=members)))
+    small = replace(
+        task,
+        relevant=ItemLists.of([list(items) for items in relevant]),
+        masked=ItemLists.of([[], []]),
+        matched=np.array([0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1]),
+        positives=np.ones(12, np.int64),
+        impressions=np.array(impressions),
+        values=values,
+    )
+    return Measurer(small, [nobody] * 2, _Noted()).among_unseen(searcher)
+
+
+def test_unseen_items_are_searched_among_themselves_and_others_of_their_categories(
+    task: StoredTask,
+) -> None:
+    values = np.ones((2, 12), np.float32)
+    values[:, 4], values[:, 1] = 2.0, 100.0
+    # Two found of each kind's three: 0 and 2 of worth 1 + 1 + 2, and 3 and 5 of 1 + 1 + 1.
+    assert _searched(task, values=values) == {
+        "cold": pytest.approx(2 / 4),
+        "warm": pytest.approx(2 / 3),
+    }
+
+
+def test_where_no_value_is_known_unseen_items_are_those_that_users_went_for(
+    task: StoredTask,
+) -> None:
+    # Of what they went for 0 and 2 are found among 0, 2 and 4; 5 is among 3, 5 and 10.
+    assert _searched(task, relevant=((0, 4, 10), (2, 5))) == {
+        "cold": pytest.approx(2 / 3),
+        "warm": pytest.approx(1 / 2),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{"impressions": [1] * 12}, {"relevant": ((0, 4), (2,))}, {"relevant": ((3,), (5,))}]
+)
+def test_nothing_is_compared_where_one_kind_is_missing(
+    task: StoredTask, changes: dict[str, Any]
+) -> None:
+    assert _searched(task, **changes) is None

@@ -21,7 +21,7 @@ from tamis.data.schema import Field, Roles, Schema, Side, Task
 from tamis.errors import DataError
 from tamis.evaluation.retrieval import ItemLists
 
-_ROWS_PER_AD = 15
+_ROWS_PER_AD = 30
 _RULES = MarketRules(
     rows_per_ad=_ROWS_PER_AD,
     rows_per_user=60,

@@ -277,16 +277,16 @@ def _at_equal_latency(first: Sequence[Row], rival: Sequence[Row]) -> dict[str, A
 
 def _cold(first: Sequence[Row]) -> list[dict[str, Any]]:
     shares = [
-        row["metrics"]["cold_recall@100"] / row["metrics"]["warm_recall@100"]
+        row["unseen"]["cold"] / row["unseen"]["warm"]
         for row in first
-        if row["metrics"]["cold_recall@100"] is not None and row["metrics"]["warm_recall@100"]
+        if row["unseen"] is not None and row["unseen"]["warm"]
     ]
     if not shares:
         return []
     return [
         _bar(
             f"{first[0]['model']} recalls items that were never shown at least "
-            f"{_COLD_SHARE:.0%} as well as others that are worth as much",
+            f"{_COLD_SHARE:.0%} as well among themselves as others of the same categories",
             shares,
             lambda share: share >= _COLD_SHARE,
         )

@@ -136,6 +136,8 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             _say(started, f"share {chosen} of {found['validation']} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)
             _say(started, f"every node and item: {found['exhaustive']}")
+            found["unseen"] = measurer.among_unseen(searchers.beam_searcher(retriever, chosen))
+            _say(started, f"among items that were never shown, and others: {found['unseen']}")
             points: Iterator[Point] = searchers.beam_points(retriever, chosen=chosen)
         else:
             points = searchers.all_items_points(retriever)

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tamis.data.retrieval_task import StoredTask
@@ -17,6 +19,8 @@ from tamis.retrieval.searcher import Request, Searcher
 FOUND = 100
 """Length of the lists that are compared."""
 _TIMED, _LEAST_TIMED, _SECONDS = 100, 10, 30.0
+_SEED = 7
+"""Of the items that those never shown are compared with."""
 
 
 class Measurer:
@@ -59,6 +63,38 @@ class Measurer:
     def quality(self, searcher: Searcher) -> dict[str, Any]:
         """Quality and modelled cost of a searcher, which is not timed; JSON values."""
         return self._found(searcher)[0]
+
+    def among_unseen(self, searcher: BeamSearcher) -> dict[str, float] | None:
+        """Recall at 100 among items that were never shown, and among as many that were; JSON.
+
+        Each kind is searched by itself, the second one drawn from the same categories. In lists of
+        all items there is hardly one that was never shown: what has a record stands out by it, for
+        better or worse. Among themselves it shows whether such items are where they belong.
+
+        Returns:
+            ``cold`` and ``warm``, each the share of the true value, or of what users went for where
+            no value is known; None where nothing was never shown, or nobody went for it.
+        """
+        place = searcher.retriever.snapshot.members.ids.cpu().numpy()
+        recalls = {}
+        for name, is_of_kind in (
+            ("cold", self._is_cold),
+            ("warm", _drawn_alike(self._is_cold, self._task.matched)),
+        ):
+            if not is_of_kind.any():
+                return None
+            allowed = torch.from_numpy(is_of_kind[place])
+            some = replace(searcher, allowed=allowed)
+            lists = collect(some, self._requests, FOUND, masked=self._task.masked).ids
+            if self._task.values is None:
+                recall = _recall_among(lists, self._task.relevant, is_of_kind)
+            else:
+                values = self._task.values * is_of_kind
+                recall = float(np.nanmean(true_value_recall(lists, values, FOUND)))
+            if recall is None:
+                return None
+            recalls[name] = recall
+        return recalls
 
     def _found(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
         task = self._task
@@ -127,6 +163,16 @@ def _most_valuable(task: StoredTask) -> ItemLists:
         return task.relevant
     cut = min(FOUND, task.num_items)
     return ItemLists.of(list(np.argpartition(-task.values, cut - 1, axis=1)[:, :cut]))
+
+
+def _drawn_alike(is_cold: NDArray[np.bool_], category: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """As many other items of each category as are cold, or all where there are fewer."""
+    generator = np.random.default_rng(_SEED)
+    is_drawn = np.zeros_like(is_cold)
+    for one in np.unique(category[is_cold]):
+        others = generator.permutation(np.flatnonzero(~is_cold & (category == one)))
+        is_drawn[others[: int((is_cold & (category == one)).sum())]] = True
+    return is_drawn
 
 
 def _recall_among(
