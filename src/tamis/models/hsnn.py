@@ -5,7 +5,7 @@ networks are stands in ``monn.py``, what the hierarchy is in ``nn/residual_index
 serves a trained model in the package ``retrieval``, whose ``Scorer`` the model is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, cast
@@ -34,6 +34,8 @@ from tamis.nn.sampled_softmax import sampled_softmax_losses
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
+
+_WIDEST_SHIFT, _HALVINGS = 30.0, 50
 
 _LEVELS = (
     MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
@@ -251,6 +253,34 @@ class HSNN(nn.Module):
         raw, _ = self._score(batch, self.encode_user(batch), items, vectors)
         logits = [level.calibrated(z) for level, z in zip(self._parts, raw, strict=True)]
         return torch.stack(logits, dim=1)
+
+    @torch.inference_mode()
+    def shift_to(self, batches: Iterable[Batch]) -> None:
+        """Shift every level's logits until its predictions add up to the labels of some rows.
+
+        The losses calibrate weights that are on the move. Their moving average, which is what is
+        kept, predicts a few hundredths less, as a mean of logits has a lower probability than the
+        mean of their probabilities.
+
+        Args:
+            batches: Rows, such as some of those that trained; labels that are missing are left out,
+                and a task without both kinds of labels stays as it is.
+
+        Raises:
+            ValueError: The model is in training mode.
+        """
+        if self.training:
+            raise ValueError("hsnn: must be in evaluation mode to be shifted. Call eval().")
+        found = [(self.level_logits(rows, "hard"), rows.labels, rows.weights) for rows in batches]
+        logits, labels, weights = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+        for task, is_known in enumerate((~labels.isnan()).unbind(1)):
+            weight = weights[is_known]
+            wanted = (weight * labels[is_known, task]).sum()
+            if 0 < wanted < weight.sum():
+                of_levels = logits[is_known, :, task]
+                shifts = _shifts(of_levels, weight.unsqueeze(1), wanted)
+                for level, shift in zip(self._parts, shifts.tolist(), strict=True):
+                    level.shift[task] += shift
 
     # What serves the model: see tamis.retrieval.scorer.
 
@@ -529,6 +559,19 @@ class HSNN(nn.Module):
             attention_units=self.config.attention_units,
             bridge=self.config.bridge,
         )
+
+
+def _shifts(
+    logits: Float[Tensor, "B N"], weights: Float[Tensor, "B 1"], wanted: Tensor
+) -> Float[Tensor, " N"]:
+    """What added to each level's logits makes its weighted probabilities sum up to a number."""
+    low = logits.new_full((logits.shape[1],), -_WIDEST_SHIFT)
+    high = -low
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_low = (weights * (logits + middle).sigmoid()).sum(0) < wanted
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    return (low + high) / 2
 
 
 def _corpus_rows(batch: Batch) -> Float[Tensor, " B"]:

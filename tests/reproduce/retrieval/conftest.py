@@ -20,6 +20,8 @@ module_tokens = 2
 dot_units = 4
 head_units = [4]
 """
+# Vectors of the first batches are alike.
+LATE = "start_steps = 9\nalpha_steps = 10\n"
 TRAINING = """
 [optimizer]
 dense_lr = 0.01
@@ -32,8 +34,8 @@ SMALL = "embedding_dim = 4\nitem_dim = 8\ncross_dim = 4\nattention_units = 4\n"
 RECIPES = {
     "two_tower": '[model]\nname = "two_tower"\nembedding_dim = 4\ntower_dim = 8\n',
     "alone": f'[model]\nname = "hsnn"\n{SMALL}codebooks = []\n{LEVEL}',
-    "joint": f'[model]\nname = "hsnn"\n{SMALL}codebooks = [6]\nalpha_steps = 10\n{LEVEL}{LEVEL}',
-    "deep": f'[model]\nname = "hsnn"\n{SMALL}codebooks = [4, 3]\nalpha_steps = 10\n{3 * LEVEL}',
+    "joint": f'[model]\nname = "hsnn"\n{SMALL}codebooks = [6]\n{LATE}{LEVEL}{LEVEL}',
+    "deep": f'[model]\nname = "hsnn"\n{SMALL}codebooks = [4, 3]\n{LATE}{3 * LEVEL}',
     "apart": (
         f'[model]\nname = "hsnn"\n{SMALL}codebooks = [6]\nindex_learning = "sil"\n'
         f"cluster_steps = 4\n{LEVEL}{LEVEL}"

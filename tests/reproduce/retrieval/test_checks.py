@@ -39,7 +39,7 @@ def test_sound_index_passes_what_is_asserted_and_reports_the_rest(
     world: tuple[Path, Prepared, Dataset],
 ) -> None:
     run, prepared, dataset = world
-    found, forward = checks_of(*searchers.published(run, prepared), prepared, dataset)
+    found, forward = checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
     named = {check["check"]: check for check in found}
 
     assert named["feedback on nodes moves the codebook"]["holds"]
@@ -56,7 +56,7 @@ def test_collapsed_codebook_fails_the_checks_of_its_spread(
     world: tuple[Path, Prepared, Dataset],
 ) -> None:
     run, prepared, dataset = world
-    model, _ = searchers.published(run, prepared)
+    model, _ = searchers.published(run, prepared, dataset)
     with torch.no_grad():
         first = model.codebooks[0]
         first[1:] = 100.0  # no item is near to any but the first
@@ -79,7 +79,7 @@ def test_search_that_scores_everything_whatever_its_beams_is_exposed(
 
     monkeypatch.setattr(Retriever, "search", everything)
     with pytest.raises(TamisError, match="fewer beams must score fewer items"):
-        checks_of(*searchers.published(run, prepared), prepared, dataset)
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
 
 
 def test_search_that_forgets_the_coarser_levels_is_exposed(
@@ -93,7 +93,7 @@ def test_search_that_forgets_the_coarser_levels_is_exposed(
 
     monkeypatch.setattr(IndexSnapshot, "node_vectors", others)
     with pytest.raises(TamisError, match="must give the scores of every level"):
-        checks_of(*searchers.published(run, prepared), prepared, dataset)
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
 
 
 def test_index_that_keeps_what_was_removed_is_exposed(
@@ -102,4 +102,4 @@ def test_index_that_keeps_what_was_removed_is_exposed(
     run, prepared, dataset = world
     monkeypatch.setattr(IndexSnapshot, "remove", lambda self, ids: self)
     with pytest.raises(TamisError, match="a removed item must not stand for a node"):
-        checks_of(*searchers.published(run, prepared), prepared, dataset)
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)

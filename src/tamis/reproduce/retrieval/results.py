@@ -46,7 +46,7 @@ def search_row_of(name: str, seed: int, found: Row, run: Path | None) -> dict[st
         return result
     trained, record = (artifacts.read_json(run / name) for name in ("run.json", "metrics.json"))
     (task,) = record["metrics"]["test"].values()
-    result["metrics"]["ne"] = task["ne"]
+    result["metrics"] |= {"ne": task["ne"], "calibration": task["calibration"]}
     return result | {
         "parameters": trained["parameters"]["total"],
         "dense_parameters": trained["parameters"]["dense"],

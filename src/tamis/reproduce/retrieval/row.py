@@ -122,7 +122,7 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
     _say(started, f"{task.num_items:,} items and {len(prepared.requests):,} requests are encoded")
     found: dict[str, Any] = {"checks": [], "levels": []}
     if order.method == "network":
-        model, snapshot = searchers.published(Path(order.run), prepared)
+        model, snapshot = searchers.published(Path(order.run), prepared, dataset)
         retriever = Retriever(model, snapshot)
         found["weights"] = snapshot.weights_version
         if snapshot.tree.num_nodes:

@@ -1,5 +1,6 @@
 """From a row of a retrieval table to searchers over a corpus, one for each width."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tamis.data.batch import Batch
+from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
+from tamis.data.loader import Loader
 from tamis.data.public_sets.retrieval import same_category
 from tamis.data.retrieval_task import StoredTask
 from tamis.data.schema import InputSpec
@@ -33,6 +36,7 @@ RERANKED_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 or the index would be compared with rivals that are given less."""
 MAIN_RERANKED = 0.05
 _READ_FOR_EACH = 4
+_CALIBRATED_AT_ONCE, _CALIBRATED_BATCHES = 4096, 50
 PROBES = (1, 4, 16, 64, 256)
 """Lists of an inverted file that are read."""
 MAIN_PROBES = 16
@@ -209,9 +213,12 @@ def beams_of(num_nodes: tuple[int, ...], share: float) -> tuple[int, ...]:
     )
 
 
-def published(run: Path, prepared: Prepared) -> tuple[HSNN, IndexSnapshot]:
-    """A trained network and the index that it publishes of a corpus."""
+def published(run: Path, prepared: Prepared, dataset: Dataset) -> tuple[HSNN, IndexSnapshot]:
+    """A trained network, calibrated on rows that trained it, and the index of a corpus."""
     network = _network(run)
+    trained = dataset.split("train")
+    loader = Loader(trained, dataset.spec, batch_size=_CALIBRATED_AT_ONCE, seed=0, prefetch=1)
+    network.shift_to(itertools.islice(loader.epoch(0), _CALIBRATED_BATCHES))
     return network, IndexSnapshot.publish(network, prepared.corpus)
 
 
