@@ -568,6 +568,14 @@ def test_index_clusters_what_was_drawn_from_the_corpus_not_what_was_shown() -> N
     assert (model.index.latest[:-70] == 0).all()
 
 
+def test_few_rows_without_label_are_not_taken_for_the_corpus() -> None:
+    model = _build(replace(_CONFIG, start_steps=3, id_dropout=0.0)).train()
+    batch = _batch(50, seed=2)
+    batch.labels[:4] = torch.nan
+    model(batch)
+    assert (model.index.latest[-50:].norm(dim=1) > 0.5).all()
+
+
 def test_interaction_loss_moves_the_towers_of_nodes_and_not_its_target() -> None:
     model = _build().train()
     loss = model(_batch(32)).auxiliary_losses["interaction"]
@@ -618,9 +626,6 @@ def test_calibration_learns_from_detached_logits_and_calibrates_every_level(trai
     assert all(torch.equal(a, b) for a, b in zip(_trunk(model), _trunk(trained), strict=True))
 
 
-# Cold items.
-
-
 def test_shifted_levels_predict_as_much_as_there_are_labels(trained: HSNN) -> None:
     model = copy.deepcopy(trained).eval()
     with torch.no_grad():
@@ -655,6 +660,11 @@ def test_level_is_not_shifted_by_rows_of_one_kind_or_while_training(trained: HSN
     torch.testing.assert_close(model.state_dict(), before)
     with pytest.raises(ValueError, match=r"Call eval\(\)"):
         model.train().shift_to([rows])
+    with pytest.raises(ValueError, match="got no batch"):
+        model.eval().shift_to([])
+
+
+# Cold items.
 
 
 def test_items_without_id_are_placed_by_content_whatever_the_id_table_holds(trained: HSNN) -> None:

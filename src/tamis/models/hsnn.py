@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+from tamis.models.corpus_rows import corpus_rows
 from tamis.models.flops import counted_flops
 from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
+from tamis.models.level_shifts import level_shifts
 from tamis.models.monn import MoNN, MoNNConfig, for_pairs
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
@@ -34,8 +36,6 @@ from tamis.nn.sampled_softmax import sampled_softmax_losses
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
-
-_WIDEST_SHIFT, _HALVINGS = 30.0, 50
 
 _LEVELS = (
     MoNNConfig(user_tokens=12, user_layers=2, num_layers=2, head_units=(128, 64)),
@@ -137,6 +137,8 @@ class HSNN(nn.Module):
     and a shift for each level and task calibrate z_n; their loss moves them alone. The logits of
     the output are calibrated ones.
 
+    K-means, squared distance and balance look at rows that stand for the corpus (``corpus_rows``).
+
     With ``negatives``, every level also learns by a softmax: each positive row's user with the
     items of other rows of the batch, or with their nodes. How often each of them comes along is
     corrected for, so that both losses are least at the same scores but for a constant of each user.
@@ -214,7 +216,7 @@ class HSNN(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
         items = self.encode_items(batch)
-        of_corpus = _corpus_rows(batch)
+        of_corpus = corpus_rows(batch)
         if self.training and self.config.codebooks:
             self.index.advance(items.detach(), of_corpus)
         quantised = self.index(items) if self.config.codebooks else None
@@ -258,29 +260,26 @@ class HSNN(nn.Module):
     def shift_to(self, batches: Iterable[Batch]) -> None:
         """Shift every level's logits until its predictions add up to the labels of some rows.
 
-        The losses calibrate weights that are on the move. Their moving average, which is what is
-        kept, predicts a few hundredths less, as a mean of logits has a lower probability than the
-        mean of their probabilities.
+        The losses calibrate weights that are on the move; their moving average, which is kept,
+        predicts a few percent less where events are rare. Publish an index afterwards.
 
         Args:
-            batches: Rows, such as some of those that trained; labels that are missing are left out,
-                and a task without both kinds of labels stays as it is.
+            batches: Rows, such as some of those that trained, with the nodes that are served.
+                Missing labels are left out; a task without both kinds of labels stays as it is.
 
         Raises:
-            ValueError: The model is in training mode.
+            ValueError: The model is in training mode, or there is no row.
         """
         if self.training:
-            raise ValueError("hsnn: must be in evaluation mode to be shifted. Call eval().")
+            raise ValueError(
+                "hsnn: must be in evaluation mode to be shifted, got training mode. Call eval()."
+            )
         found = [(self.level_logits(rows, "hard"), rows.labels, rows.weights) for rows in batches]
-        logits, labels, weights = (torch.cat(parts).double() for parts in zip(*found, strict=True))
-        for task, is_known in enumerate((~labels.isnan()).unbind(1)):
-            weight = weights[is_known]
-            wanted = (weight * labels[is_known, task]).sum()
-            if 0 < wanted < weight.sum():
-                of_levels = logits[is_known, :, task]
-                shifts = _shifts(of_levels, weight.unsqueeze(1), wanted)
-                for level, shift in zip(self._parts, shifts.tolist(), strict=True):
-                    level.shift[task] += shift
+        if not found:
+            raise ValueError("hsnn: must get rows to be shifted to, got no batch.")
+        shifts = level_shifts(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        for level, shift in zip(self._parts, shifts, strict=True):
+            level.shift.add_(shift)
 
     # What serves the model: see tamis.retrieval.scorer.
 
@@ -559,29 +558,6 @@ class HSNN(nn.Module):
             attention_units=self.config.attention_units,
             bridge=self.config.bridge,
         )
-
-
-def _shifts(
-    logits: Float[Tensor, "B N"], weights: Float[Tensor, "B 1"], wanted: Tensor
-) -> Float[Tensor, " N"]:
-    """What added to each level's logits makes its weighted probabilities sum up to a number."""
-    low = logits.new_full((logits.shape[1],), -_WIDEST_SHIFT)
-    high = -low
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        is_low = (weights * (logits + middle).sigmoid()).sum(0) < wanted
-        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
-    return (low + high) / 2
-
-
-def _corpus_rows(batch: Batch) -> Float[Tensor, " B"]:
-    """Weights of rows by which they stand for the corpus: those without any label, if there are.
-
-    Their items were drawn uniformly. What was shown or wanted is popular, and a hierarchy of such
-    rows would give the few most popular items a node each.
-    """
-    is_unlabelled = batch.labels.isnan().all(1)
-    return (is_unlabelled | ~is_unlabelled.any()).to(batch.weights.dtype)
 
 
 class _Level(nn.Module):

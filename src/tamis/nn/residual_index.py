@@ -136,8 +136,8 @@ class ResidualIndex(nn.Module):
         Codebooks start as a k-means, in batch ``start_steps``, and memberships grow sharp from
         there. Distances are divided by the running mean of all distances of the level, so that the
         temperature means the same on every level. The gradient of blends is divided by the
-        temperature's alpha on its way to item vectors. Each k-means sees the latest item vectors of
-        the traffic; :meth:`fit` takes those of a corpus.
+        temperature's alpha on its way to item vectors. Each k-means sees the latest vectors of the
+        rows that count; :meth:`fit` takes those of a corpus.
     """
 
     step: Tensor
@@ -245,9 +245,10 @@ class ResidualIndex(nn.Module):
     def forward(self, vectors: Float[Tensor, "B D"]) -> Quantised:
         """What this step's networks see: soft while codebooks are trained, hard otherwise.
 
-        While they are trained, what flows back into the item vectors is divided by alpha, as far as
-        that is above 1. A blend follows an item about alpha times as fast as the item itself moves,
-        so that undivided the levels of the index would outweigh the items' own.
+        While they are trained, all that flows back into the item vectors, the balance's part
+        included, is divided by alpha, as far as that is above 1. Where an item is as near to two
+        centres, its blend follows it up to about alpha times as fast as the item itself moves, so
+        that undivided the levels of the index would outweigh the items' own.
         """
         if not (self.training and self.learning == "lti"):
             return self.hard(vectors)

@@ -11,6 +11,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.retrieval_task import read_task
 from tamis.errors import TamisError
+from tamis.models.hsnn import HSNN
 from tamis.reproduce.make import MadeTable
 from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.checks import checks_of
@@ -18,6 +19,7 @@ from tamis.reproduce.retrieval.searchers import Prepared
 from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.retrieval.search import Retriever
 from tamis.retrieval.snapshot import IndexSnapshot
+from tamis.training.predict import load_trained
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,22 @@ def test_sound_index_passes_what_is_asserted_and_reports_the_rest(
         "hard": 3,
         "representative": 3,
     }
+
+
+def test_what_is_published_is_shifted_to_half_of_the_rows_and_checked_on_the_others(
+    world: tuple[Path, Prepared, Dataset],
+) -> None:
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    plain = load_trained(run).module.eval()
+    assert isinstance(plain, HSNN)
+    shifted, others = searchers.shifting_rows(dataset)
+
+    plain.shift_to(shifted)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+    seen, unseen = (torch.cat([rows.ids for rows in half]) for half in (shifted, others))
+    assert len(seen) + len(unseen) == dataset.split("train").num_rows
+    assert 0 <= len(seen) - len(unseen) <= len(shifted)
 
 
 def test_collapsed_codebook_fails_the_checks_of_its_spread(

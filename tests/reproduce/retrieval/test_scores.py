@@ -96,17 +96,20 @@ def _searched(
     *,
     impressions: Sequence[int] = (0, 9, 0, 9, 0, 9, 9, 9, 9, 9, 9, 9),
     relevant: Sequence[Sequence[int]] = ((0, 4), (2,)),
+    masked: Sequence[Sequence[int]] = ((), ()),
     values: np.ndarray | None = None,
 ) -> dict[str, float] | None:
     """Items 0, 2 and 4 were never shown; others of their category are 3, 5 and 10."""
     spec = InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=task.schema.tasks)
     nobody = Request(user=blank_batch(spec, 1, torch.device("cpu")))
-    members = SimpleNamespace(ids=torch.arange(11, -1, -1))
+    # Two leaves: items 11 to 4 lie under the first one, 3 to 0 under the second.
+    codes = torch.tensor([[0]] * 8 + [[1]] * 4)
+    members = SimpleNamespace(ids=torch.arange(11, -1, -1), codes=codes)
     searcher: Any = _InOrder(SimpleNamespace(snapshot=SimpleNamespace(members=members)))
     small = replace(
         task,
         relevant=ItemLists.of([list(items) for items in relevant]),
-        masked=ItemLists.of([[], []]),
+        masked=ItemLists.of([list(items) for items in masked]),
         matched=np.array([0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1]),
         positives=np.ones(12, np.int64),
         impressions=np.array(impressions),
@@ -123,7 +126,9 @@ def test_unseen_items_are_searched_among_themselves_and_others_of_their_categori
     # Two found of each kind's three: 0 and 2 of worth 1 + 1 + 2, and 3 and 5 of 1 + 1 + 1.
     assert _searched(task, values=values) == {
         "cold": pytest.approx(2 / 4),
+        "cold_leaves": 2.0,
         "warm": pytest.approx(2 / 3),
+        "warm_leaves": 2.0,
     }
 
 
@@ -133,12 +138,35 @@ def test_where_no_value_is_known_unseen_items_are_those_that_users_went_for(
     # Of what they went for 0 and 2 are found among 0, 2 and 4; 5 is among 3, 5 and 10.
     assert _searched(task, relevant=((0, 4, 10), (2, 5))) == {
         "cold": pytest.approx(2 / 3),
+        "cold_leaves": 2.0,
         "warm": pytest.approx(1 / 2),
+        "warm_leaves": 2.0,
     }
 
 
+def test_what_is_masked_is_dropped_from_the_kind_that_it_is_of(task: StoredTask) -> None:
+    found = _searched(task, relevant=((2, 10), (2, 5)), masked=((0, 11), ()))
+    assert found is not None
+    # Without 0, user 0 is left with 2 of the two that a search finds.
+    assert found["cold"] == pytest.approx(2 / 2)
+    assert found["warm"] == pytest.approx(1 / 2)
+
+
+def test_fewer_items_of_a_category_are_compared_where_there_are_fewer(task: StoredTask) -> None:
+    # Five of category 0 were never shown, and 10 alone was.
+    shown = [0, 9, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9]
+    found = _searched(task, impressions=shown, values=np.ones((2, 12), np.float32))
+    assert found == {"cold": 2 / 5, "cold_leaves": 2.0, "warm": 1.0, "warm_leaves": 1.0}
+
+
 @pytest.mark.parametrize(
-    "changes", [{"impressions": [1] * 12}, {"relevant": ((0, 4), (2,))}, {"relevant": ((3,), (5,))}]
+    "changes",
+    [
+        {"impressions": [1] * 12},
+        {"relevant": ((0, 4), (2,))},
+        {"relevant": ((3,), (5,))},
+        {"values": np.zeros((2, 12), np.float32)},
+    ],
 )
 def test_nothing_is_compared_where_one_kind_is_missing(
     task: StoredTask, changes: dict[str, Any]

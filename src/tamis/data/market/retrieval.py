@@ -21,9 +21,10 @@ from tamis.data.schema import Field, Roles, Schema, Side, Task
 from tamis.errors import DataError
 from tamis.evaluation.retrieval import ItemLists
 
-_ROWS_PER_AD = 30
+ROWS_PER_AD = 30
+"""Impressions per ad of the population."""
 _RULES = MarketRules(
-    rows_per_ad=_ROWS_PER_AD,
+    rows_per_ad=ROWS_PER_AD,
     rows_per_user=60,
     min_users=100,
     min_ads=1,
@@ -82,7 +83,7 @@ def market_retrieval(num_ads: int, *, seed: int = 0, requests: int = 200) -> Ret
     """
     if num_ads < _FEWEST_ADS:
         raise DataError(f"market_retrieval: num_ads must be at least {_FEWEST_ADS}, got {num_ads}.")
-    market = RunningMarket(_ROWS_PER_AD * num_ads, _RULES, seed)
+    market = RunningMarket(ROWS_PER_AD * num_ads, _RULES, seed)
     generator = np.random.default_rng([seed, 4])
     tables: dict[str, list[pa.Table]] = {"train": [], "valid": [], "test": []}
     impressions = np.zeros(num_ads, np.int64)

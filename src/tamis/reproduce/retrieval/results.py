@@ -279,7 +279,7 @@ def _cold(first: Sequence[Row]) -> list[dict[str, Any]]:
     shares = [
         row["unseen"]["cold"] / row["unseen"]["warm"]
         for row in first
-        if row["unseen"] is not None and row["unseen"]["warm"]
+        if row.get("unseen") and row["unseen"]["warm"]
     ]
     if not shares:
         return []

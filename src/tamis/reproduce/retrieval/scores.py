@@ -65,36 +65,41 @@ class Measurer:
         return self._found(searcher)[0]
 
     def among_unseen(self, searcher: BeamSearcher) -> dict[str, float] | None:
-        """Recall at 100 among items that were never shown, and among as many that were; JSON.
+        """Recall at 100 among items that were never shown, and among others; JSON values.
 
-        Each kind is searched by itself, the second one drawn from the same categories. In lists of
-        all items there is hardly one that was never shown: what has a record stands out by it, for
-        better or worse. Among themselves it shows whether such items are where they belong.
+        Each kind is searched by itself. The others are as many of each category that pairs are
+        matched by, or all where there are fewer. In lists of all items there is hardly one that was
+        never shown: what has a record stands out by it, for better or worse.
 
         Returns:
             ``cold`` and ``warm``, each the share of the true value, or of what users went for where
-            no value is known; None where nothing was never shown, or nobody went for it.
+            no value is known; and the leaves that either lies under, as items that crowd under
+            fewer leaves than a beam keeps are all scored. None where there are no such items,
+            nothing of a kind is worth anything, or nobody went for it.
         """
-        place = searcher.retriever.snapshot.members.ids.cpu().numpy()
-        recalls = {}
+        members = searcher.retriever.snapshot.members
+        place, leaf = members.ids.cpu().numpy(), members.codes.cpu().numpy()
+        found: dict[str, float] = {}
         for name, is_of_kind in (
             ("cold", self._is_cold),
             ("warm", _drawn_alike(self._is_cold, self._task.matched)),
         ):
             if not is_of_kind.any():
                 return None
-            allowed = torch.from_numpy(is_of_kind[place])
-            some = replace(searcher, allowed=allowed)
-            lists = collect(some, self._requests, FOUND, masked=self._task.masked).ids
+            some = replace(searcher, allowed=torch.from_numpy(is_of_kind[place]))
+            masked = ItemLists.of([ids[is_of_kind[ids]] for ids in self._task.masked.lists()])
+            lists = collect(some, self._requests, FOUND, masked=masked).ids
+            recall: float | None
             if self._task.values is None:
                 recall = _recall_among(lists, self._task.relevant, is_of_kind)
             else:
-                values = self._task.values * is_of_kind
-                recall = float(np.nanmean(true_value_recall(lists, values, FOUND)))
+                shares = true_value_recall(lists, self._task.values * is_of_kind, FOUND)
+                recall = None if np.isnan(shares).all() else float(np.nanmean(shares))
             if recall is None:
                 return None
-            recalls[name] = recall
-        return recalls
+            found[name] = recall
+            found[f"{name}_leaves"] = float(len(np.unique(leaf[is_of_kind[place]], axis=0)))
+        return found
 
     def _found(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
         task = self._task

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamis import api, artifacts, config
-from tamis.data.market.retrieval import market_retrieval
+from tamis.data.market.retrieval import ROWS_PER_AD, market_retrieval
 from tamis.data.public_sets.retrieval import RetrievalSet, amazon, gowalla
 from tamis.data.retrieval_task import is_task, write_task
 from tamis.errors import ConfigError, DataError
@@ -56,6 +56,8 @@ class RetrievalRows:
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Dataset, and the tasks to choose beams on and to judge by, which no recipe decides."""
         name = f"{self.dataset.replace(':', '-')}-{self._table.requests}-requests"
+        if self.dataset.startswith(_MARKET):
+            name += f"-{ROWS_PER_AD}-rows-per-ad"
         folder = work / "tasks" / name
         dataset = folder / "dataset"
         tasks: dict[Literal["valid", "test"], Path] = {
