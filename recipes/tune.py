@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,17 @@ def fitted(recipe: Recipe, spec: InputSpec, size: int) -> Recipe:
 
 
 def run_trial(
-    dataset: Path, recipe: Recipe, folder: Path, tasks: tuple[str, ...]
+    dataset: Path,
+    recipe: Recipe,
+    folder: Path,
+    tasks: tuple[str, ...],
+    *,
+    judge: Callable[[Path], dict[str, float]] = lambda _: {},
 ) -> dict[str, Any]:
-    """Train a trial in a process of one thread; the best validation metrics, mean over tasks."""
+    """Train a trial in a process of one thread; the best validation metrics, mean over tasks.
+
+    What ``judge`` says of the run stands beside them; then the run is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(folder / "recipe.toml", config.write_toml(recipe))
     run = folder / "run"
@@ -73,12 +82,13 @@ def run_trial(
         return {"recipe": recipe, "error": done.stderr.strip()[-300:]}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in lines if line["is_best"]][-1]["valid"]
+    judged = judge(run)
     shutil.rmtree(run)
     means = {
         metric: statistics.fmean(best[task][metric] for task in tasks)
         for metric in ("auc", "log_loss")
     }
-    return {"recipe": recipe, **means}
+    return {"recipe": recipe, **means, **judged}
 
 
 class Ledger:
@@ -108,8 +118,8 @@ class Ledger:
     def best(self, model: str, monitor: str) -> dict[str, Any]:
         """The trial with the best monitored validation metric; NE goes by the log loss."""
         finished = [trial for trial in self._trials[model] if "auc" in trial]
-        if monitor == "auc":
-            return max(finished, key=lambda trial: trial["auc"])
+        if monitor != "ne":
+            return max(finished, key=lambda trial: trial[monitor])
         return min(finished, key=lambda trial: trial["log_loss"])
 
 
