@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamis.errors import ArtifactError, DataError
-from tamis.retrieval.search import Retriever, best_places
+from tamis.retrieval.search import BeamSearcher, Retriever, best_places
 from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
 
@@ -125,6 +125,17 @@ def test_all_items_allowed_is_as_if_nothing_was_said(
     assert torch.equal(said.ids, plain.ids)
     assert torch.equal(said.scores, plain.scores)
     assert said.trace == plain.trace
+
+
+def test_beam_searcher_finds_what_it_is_told_is_allowed(
+    world: Any, snapshot: IndexSnapshot, retriever: Retriever
+) -> None:
+    request, allowed = world.request(2), snapshot.members.ids % 3 == 0
+    searcher = BeamSearcher(retriever=retriever, beams=(2, 3), allowed=allowed)
+
+    assert searcher.num_items == 100
+    wanted = retriever.search(request, 20, (2, 3), allowed=allowed)
+    assert torch.equal(searcher.search(request, 20).ids, wanted.ids)
 
 
 def test_nothing_allowed_finds_nothing(world: Any, retriever: Retriever) -> None:
