@@ -20,8 +20,10 @@ _NOT_MODELS |= {
     "early_heads",
     "early_serving",
     "flops",
+    "corpus_rows",
     "in_batch_pairs",
     "item_id",
+    "level_shifts",
     "lightgcn",
     "monn",
 }

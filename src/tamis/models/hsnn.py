@@ -216,9 +216,8 @@ class HSNN(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
         items = self.encode_items(batch)
-        of_corpus = corpus_rows(batch)
         if self.training and self.config.codebooks:
-            self.index.advance(items.detach(), of_corpus)
+            self.index.advance(items.detach(), corpus_rows(batch))
         quantised = self.index(items) if self.config.codebooks else None
         nodes = () if quantised is None else quantised.nodes
         users = self.encode_user(batch)
@@ -228,7 +227,7 @@ class HSNN(nn.Module):
         ]
         losses: dict[str, Tensor] = {}
         if self.training and quantised is not None:
-            losses = self._losses(quantised, interactions, of_corpus)
+            losses = self._losses(quantised, interactions, corpus_rows(batch))
         if self.training and self.config.negatives:
             losses["softmax"] = self._softmax_losses(batch, users, items, nodes, raw)
         return Output(

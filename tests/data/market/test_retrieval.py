@@ -28,7 +28,7 @@ def task() -> RetrievalSet:
 @pytest.fixture(scope="module")
 def market() -> RunningMarket:
     """The same market, up to the hour at which everybody asks."""
-    market = RunningMarket(retrieval._ROWS_PER_AD * ADS, retrieval._RULES, 3)
+    market = RunningMarket(retrieval.ROWS_PER_AD * ADS, retrieval._RULES, 3)
     busy = np.flatnonzero(np.diff(market.traffic(), prepend=0) > 0)
     hours = market.hours()
     for _ in range(int((busy < retrieval._ASKED_AT).sum())):
@@ -45,7 +45,7 @@ def test_rows_keep_all_clicks_and_weigh_as_much_as_the_log(task: RetrievalSet) -
         assert set(weight[click == 0]) == {8.0}
         total += float(weight.sum())
     # One impression in eight without a click is kept: 4500 rows have a deviation of some 180.
-    assert total == pytest.approx(retrieval._ROWS_PER_AD * ADS, rel=0.15)
+    assert total == pytest.approx(retrieval.ROWS_PER_AD * ADS, rel=0.15)
     clicks = pc.sum(task.tables["train"]["click"]).as_py()
     assert clicks >= task.positives.sum() > 0.7 * clicks  # those of dead ads are not in the corpus
 
@@ -130,7 +130,7 @@ def test_users_of_both_goals_ask_at_one_hour_and_differ(task: RetrievalSet) -> N
 
 
 def test_ads_are_cold_if_nobody_saw_them_before_everybody_asks(task: RetrievalSet) -> None:
-    market = RunningMarket(retrieval._ROWS_PER_AD * ADS, retrieval._RULES, 3)
+    market = RunningMarket(retrieval.ROWS_PER_AD * ADS, retrieval._RULES, 3)
     busy = np.flatnonzero(np.diff(market.traffic(), prepend=0) > 0)
     shown = np.zeros(ADS, np.int64)
     for hour, (log, _) in zip(busy, market.hours(), strict=False):
