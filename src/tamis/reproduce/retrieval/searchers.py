@@ -225,12 +225,12 @@ def shifting_rows(dataset: Dataset) -> tuple[list[Batch], list[Batch]]:
     """Shuffled rows that train: those that levels are shifted to, and others that tell how well."""
     trained = dataset.split("train")
     loader = Loader(trained, dataset.spec, batch_size=_SHIFTED_AT_ONCE, seed=0, prefetch=1)
-    halves: tuple[list[Batch], list[Batch]] = ([], [])
+    shifted, others = [], []
     for rows in itertools.islice(loader.epoch(0), _SHIFTED_BATCHES):
-        middle = (rows.num_rows + 1) // 2
-        for half, places in zip(halves, torch.arange(rows.num_rows).split(middle), strict=True):
-            half.append(rows.take(places))
-    return halves
+        places, middle = torch.arange(rows.num_rows), (rows.num_rows + 1) // 2
+        shifted.append(rows.take(places[:middle]))
+        others.append(rows.take(places[middle:]))
+    return shifted, others
 
 
 def use_one_thread() -> None:
