@@ -36,8 +36,7 @@ from tamis.reproduce.retrieval.scores import Measurer
 from tamis.reproduce.retrieval.searchers import Prepared
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
-from tamis.retrieval.search import BeamSearcher, Retriever
-from tamis.retrieval.searcher import Searcher
+from tamis.retrieval.search import Retriever
 
 DENSE_RATES = (0.0005, 0.001)
 EMBEDDING_L2 = (0.001, 0.01, 0.0001)
@@ -74,12 +73,12 @@ class Judge:
 
     def __call__(self, run: Path) -> dict[str, float]:
         """The table's recall at 100, as what the ledger keeps of a trial."""
-        searcher: Searcher
         if config.read_toml(run / "config.toml")["model"]["name"] == "two_tower":
-            searcher = searchers.reference_searcher(run, self._prepared)
+            points = searchers.exact_points(run, self._prepared)
         else:
-            model, snapshot = searchers.published(run, self._prepared, self._dataset)
-            searcher = BeamSearcher(retriever=Retriever(model, snapshot), beams=())
+            published = searchers.published(run, self._prepared, self._dataset)
+            points = searchers.all_items_points(Retriever(*published))
+        searcher = next(points).searcher
         measurer = Measurer(self._task, self._prepared.requests, searcher)
         return {"recall": recall_of(measurer.quality(searcher))}
 

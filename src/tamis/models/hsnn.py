@@ -216,8 +216,9 @@ class HSNN(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""
         items = self.encode_items(batch)
-        if self.training and self.config.codebooks:
-            self.index.advance(items.detach(), corpus_rows(batch))
+        of_corpus = corpus_rows(batch) if self.training and self.config.codebooks else None
+        if of_corpus is not None:
+            self.index.advance(items.detach(), of_corpus)
         quantised = self.index(items) if self.config.codebooks else None
         nodes = () if quantised is None else quantised.nodes
         users = self.encode_user(batch)
@@ -226,8 +227,8 @@ class HSNN(nn.Module):
             level.calibrated(z.detach()) for level, z in zip(self._parts, raw, strict=True)
         ]
         losses: dict[str, Tensor] = {}
-        if self.training and quantised is not None:
-            losses = self._losses(quantised, interactions, corpus_rows(batch))
+        if quantised is not None and of_corpus is not None:
+            losses = self._losses(quantised, interactions, of_corpus)
         if self.training and self.config.negatives:
             losses["softmax"] = self._softmax_losses(batch, users, items, nodes, raw)
         return Output(
