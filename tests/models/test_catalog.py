@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -48,6 +49,21 @@ def test_small_maps_compute_in_bfloat16_too(name: str, monkeypatch: pytest.Monke
         return entry.model(entry.config(), spec)
 
     conformance.check_bfloat16(build, conformance.example_spec(num_tasks=2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("name", catalog.CATALOG)
+def test_model_compiles_for_any_size_of_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Checks of shapes cannot be compiled.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    entry = catalog.entry(name)
+
+    def build(spec: InputSpec) -> nn.Module:
+        torch.manual_seed(0)
+        return entry.model(entry.config(), spec)
+
+    conformance.check_compiles(build, conformance.example_spec(num_tasks=2))
 
 
 _SMALL_MLP: dict = {"hidden_units": (8,)}

@@ -127,7 +127,7 @@ class FieldTokens(nn.Module):
         """Tokens of a batch; F here counts all tokens."""
         parts = []
         if batch.ids.shape[1]:
-            parts.append(self.tables.lookup(batch.ids))
+            parts += [self.tables.lookup(batch.ids)]
         parts += [self.tables.pool(name, batch.sequences[name]) for name in self.sequence_names]
         if batch.numeric.shape[1]:
             parts.append(batch.numeric.unsqueeze(2) * self.numeric_weight + self.numeric_bias)
@@ -148,11 +148,11 @@ class FlatInputs(nn.Module):
         """Categorical embeddings, pooled sequences, numeric features."""
         parts = []
         if batch.ids.shape[1]:
-            parts.append(self.tables.lookup(batch.ids).flatten(1))
+            parts += [self.tables.lookup(batch.ids).flatten(1)]
         for name in self.sequence_names:
-            parts.append(self.tables.pool(name, batch.sequences[name]).flatten(1))
+            parts += [self.tables.pool(name, batch.sequences[name]).flatten(1)]
         if batch.numeric.shape[1]:
-            parts.append(batch.numeric)
+            parts += [batch.numeric]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -237,7 +237,7 @@ class DenseSideTokens(nn.Module):
         """Tokens of a batch; F here counts all tokens."""
         parts = []
         if batch.ids.shape[1]:
-            parts.append(self.tables.lookup(batch.ids))
+            parts += [self.tables.lookup(batch.ids)]
         parts += [self.tables.pool(name, batch.sequences[name]) for name in self.sequence_names]
         if self.dense is not None:
             parts.append(self.dense(batch.numeric).unflatten(1, (-1, self.width)).float())

@@ -29,11 +29,16 @@ class LengthGroups:
             offsets: Row b of the jagged rows holds places ``offsets[b]`` to ``offsets[b + 1]``.
             num_events: What ``offsets`` ends with, so that nobody need wait for it.
         """
-        device = offsets.device
         lengths = offsets.diff()
         if torch.compiler.is_exporting():
             self._as_one(offsets, lengths, num_events)
-            return
+        else:
+            self._as_cheapest(offsets, lengths, num_events)
+
+    # A compiler would take each length for a constant, and compile every batch anew.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _as_cheapest(self, offsets: Tensor, lengths: Tensor, num_events: Count) -> None:
+        device = offsets.device
         ordered, self.order = torch.sort(lengths, stable=True)
         self.restored = torch.argsort(self.order)
         cost = _PLACES_PER_GROUP_ON_CPU if device.type == "cpu" else _PLACES_PER_GROUP

@@ -49,7 +49,7 @@ class SideTokens(nn.Module):
         columns, numbers = self.get_buffer(f"{side}_columns"), self.get_buffer(f"{side}_numbers")
         parts = [batch.numeric.new_zeros(batch.num_rows, 0, self.tables.width)]
         if len(columns):
-            parts.append(self.tables.lookup_columns(batch.ids, columns))
+            parts += [self.tables.lookup_columns(batch.ids, columns)]
         parts += [self.tables.pool(name, batch.sequences[name]) for name in self._groups[side]]
         if len(numbers):
             values = batch.numeric.index_select(1, numbers).unsqueeze(2)

@@ -96,9 +96,9 @@ class TokenMap(nn.Module):
         Elsewhere a batch is a loop. What is compiled decides for itself.
         """
         return (
-            tokens.device.type == "cpu"
+            not torch.compiler.is_compiling()
+            and tokens.device.type == "cpu"
             and torch.backends.mkl.is_available()
-            and not torch.compiler.is_compiling()
             and (self.weight.numel() < FEW_WEIGHTS or not compiles_by_shape(tokens))
         )
 

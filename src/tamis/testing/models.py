@@ -266,6 +266,31 @@ def check_bfloat16(build: Build, spec: InputSpec) -> None:
     _check_gradients_are_finite(model, "in bfloat16")
 
 
+def check_compiles(build: Build, spec: InputSpec) -> None:
+    """Through ``torch.compile`` logits are the same, and batches of new sizes need no new code.
+
+    It takes seconds to half a minute a model, so that ``check_model`` leaves it out.
+    """
+    torch.compiler.reset()
+    plain, compiled = build(spec), build(spec)
+    forward = torch.compile(compiled, backend="eager")
+    # The first batch is compiled for its sizes, the next ones for any.
+    *first, last = (37, 40, 31, 41, 35, 33)
+    for seed, rows in enumerate(first):
+        batch = example_batch(spec, rows=rows, seed=seed)
+        for model, call in ((plain, plain), (compiled, forward)):
+            torch.manual_seed(seed)
+            _loss(call(batch), batch, spec).backward()
+            model.zero_grad()
+    batch = example_batch(spec, rows=last, seed=len(first))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.manual_seed(0)
+        found = forward(batch).logits
+    torch.manual_seed(0)
+    change = float((found - plain(batch).logits).abs().max())
+    assert change < 1e-4, f"compiled logits must be those of the model, got {change} away"
+
+
 def _rows_of(
     tables: EmbeddingTables, batch: Batch, spec: InputSpec, sides: Sequence[Side]
 ) -> set[int]:
