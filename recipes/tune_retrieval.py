@@ -1,9 +1,9 @@
-"""Choose step size and L2 of a table of retrieval: the same trials for each model without index.
+"""Choose width and L2 of a table's embeddings: the same trials for each model without index.
 
     python recipes/tune_retrieval.py hsnn-market
 
-Two towers and the three networks by themselves try every step size with every L2 on embeddings. A
-trial trains on the training split with seed 0 and is judged by the table's recall at 100 of some
+Two towers and the three networks by themselves try every width of embeddings with every L2. A trial
+trains on the training split with seed 0 and is judged by the table's recall at 100 of some
 validation users, every item scored; test users are never looked at. Validation rows would choose
 otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be
 learnt lets the noise of all others into the lists. What was chosen for the small network, which
@@ -38,7 +38,7 @@ from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
 from tamis.retrieval.search import Retriever
 
-DENSE_RATES = (0.0005, 0.001)
+EMBEDDING_DIMS = (32, 16)
 EMBEDDING_L2 = (0.001, 0.01, 0.0001)
 USERS = 60
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
@@ -47,10 +47,11 @@ ITEMS_NETWORK = "monn-small"
 Recipe = dict[str, Any]
 
 
-def with_settings(recipe: Recipe, dense_lr: float, embedding_l2: float) -> Recipe:
-    """The recipe at a step size and an L2."""
+def with_settings(recipe: Recipe, embedding_dim: int, embedding_l2: float) -> Recipe:
+    """The recipe at a width and an L2."""
     changed = copy.deepcopy(recipe)
-    changed["optimizer"] |= {"dense_lr": dense_lr, "embedding_l2": embedding_l2}
+    changed["model"]["embedding_dim"] = embedding_dim
+    changed["optimizer"]["embedding_l2"] = embedding_l2
     return changed
 
 
@@ -106,9 +107,9 @@ def main() -> None:
         recipes / "tuning.json", command=f"python recipes/tune_retrieval.py {table.name}"
     )
 
-    def work(cell: tuple[float, float, str]) -> None:
-        *settings, model = cell
-        recipe = with_settings(found[model], *settings)
+    def work(cell: tuple[int, float, str]) -> None:
+        dim, l2, model = cell
+        recipe = with_settings(found[model], dim, l2)
         if ledger.lacks(model, recipe):
             name = f"{model}-{config.fingerprint(recipe)[:12]}"
             folder = arguments.work / "tuning" / table.name / name
@@ -116,16 +117,17 @@ def main() -> None:
             ledger.add(model, trial)
 
     with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(work, itertools.product(DENSE_RATES, EMBEDDING_L2, TUNED)))
+        list(pool.map(work, itertools.product(EMBEDDING_DIMS, EMBEDDING_L2, TUNED)))
     chosen = {model: ledger.best(model, "recall")["recipe"] for model in TUNED}
     for model in table.models:
         path, best = recipes / f"{model}.toml", chosen.get(model, chosen[ITEMS_NETWORK])
         text = path.read_text()
-        for name in ("dense_lr", "embedding_l2"):
-            line = f"{name} = {best['optimizer'][name]}"
+        for section, name in (("model", "embedding_dim"), ("optimizer", "embedding_l2")):
+            line = f"{name} = {best[section][name]}"
             text = re.sub(rf"^{name} = .*$", line, text, flags=re.MULTILINE)
         artifacts.write_text(path, text)
-        sys.stdout.write(f"{model}: {best['optimizer']}\n")
+        l2 = best["optimizer"]["embedding_l2"]
+        sys.stdout.write(f"{model}: embedding_dim {best['model']['embedding_dim']}, L2 {l2}\n")
 
 
 if __name__ == "__main__":
