@@ -201,11 +201,11 @@ def test_each_level_leaves_less_over_and_its_codes_matter() -> None:
     assert broken > 1.3 * norms[2]
 
 
-def test_reconstruction_loss_is_the_weighted_mean_square() -> None:
+def test_reconstruction_loss_is_the_weighted_mean_square_of_every_level() -> None:
     index = _trained()
     vectors, row_weights = _clustered(3, seed=4), torch.tensor([1.0, 0.0, 3.0])
     quantised = index.soft(vectors)
-    squares = (vectors - quantised.nodes[-1]).square().sum(1)
+    squares = torch.stack([(vectors - node).square().sum(1) for node in quantised.nodes]).sum(0)
 
     expected = (squares[0] + 3 * squares[2]) / 4
     loss = reconstruction_loss(quantised, index.codebooks, row_weights)
@@ -223,10 +223,12 @@ def test_reconstruction_moves_codebooks_and_leaves_items_where_they_are() -> Non
     )
 
     assert at_items is None
-    # d/dc_nk of the mean of ||sum_n a_n C_n - v||^2 = 2 mean_j a_njk (q_j - v_j).
-    left = (quantised.nodes[-1] - vectors).detach()
-    for weights, gradient in zip(quantised.weights, at_codebooks, strict=True):
-        torch.testing.assert_close(gradient, 2 * weights.detach().T @ left / 5)
+    # d/dc_nk of the mean of sum_m ||q_m - v||^2, q_m = sum_(n<=m) a_n C_n: 2 a_njk (q_mj - v_j),
+    # the mean over rows j of the sum over levels m >= n.
+    left = [(node - vectors).detach() for node in quantised.nodes]
+    for level, (weights, gradient) in enumerate(zip(quantised.weights, at_codebooks, strict=True)):
+        from_here = torch.stack(left[level:]).sum(0)
+        torch.testing.assert_close(gradient, 2 * weights.detach().T @ from_here / 5)
 
 
 @pytest.mark.parametrize("learning", ["lti", "em"])

@@ -336,21 +336,24 @@ def nearest_path(
 def reconstruction_loss(
     quantised: Quantised, codebooks: Sequence[Tensor], row_weights: Float[Tensor, " B"]
 ) -> Float[Tensor, ""]:
-    """Mean of ``||q_L - v||^2``, what all levels together leave over, by the rows' weights (B,).
+    """Mean of ``sum_n ||q_n - v||^2``, what each level leaves over, by the rows' weights (B,).
 
-    It moves codebooks alone. While memberships are soft all items have nearly the same q_L, the
+    It moves codebooks alone. While memberships are soft all items have nearly the same q_n, the
     middle of all nodes; were items drawn to it too, they would become one another, and a few nodes
     would take all of them.
 
     Source:
-        HSNN, arXiv:2408.06653, section on residual levels.
+        HSNN, arXiv:2408.06653, section on residual levels; Lee et al., Autoregressive Image
+        Generation using Residual Quantization, CVPR 2022, equation (7): the sum over levels.
 
     Differs from the source:
-        The gradient stops at item vectors and memberships.
+        HSNN has the last level alone, which says nothing to the codebooks before it as long as the
+        last one makes up for them: half of their nodes lose all items. The gradient stops at item
+        vectors and memberships.
     """
     vectors = quantised.residuals[0].detach()
     pairs = zip(quantised.weights, codebooks, strict=True)
     with torch.autocast(vectors.device.type, enabled=False):
-        nodes = torch.stack([weights.detach() @ centres for weights, centres in pairs]).sum(0)
-    left = (nodes - vectors).square().sum(1)
+        steps = torch.stack([weights.detach() @ centres for weights, centres in pairs])
+        left = (steps.cumsum(0) - vectors).square().sum((0, 2))
     return (left * row_weights).sum() / row_weights.sum().clamp_min(1e-12)
