@@ -30,7 +30,7 @@ def check_model(
     *,
     sides: Sequence[Side] = _SIDES,
 ) -> None:
-    """Run every check on a model.
+    """Run every check on a model but :func:`check_compiles`, which takes longer than all others.
 
     Args:
         config_class: Its config dataclass.
@@ -267,10 +267,7 @@ def check_bfloat16(build: Build, spec: InputSpec) -> None:
 
 
 def check_compiles(build: Build, spec: InputSpec) -> None:
-    """Through ``torch.compile`` logits are the same, and batches of new sizes need no new code.
-
-    It takes seconds to half a minute a model, so that ``check_model`` leaves it out.
-    """
+    """Through ``torch.compile`` logits are the same, and batches of new sizes need no new code."""
     torch.compiler.reset()
     plain, compiled = build(spec), build(spec)
     forward = torch.compile(compiled, backend="eager")
