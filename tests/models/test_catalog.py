@@ -38,17 +38,22 @@ def test_model_passes_the_conformance_suite(name: str) -> None:
     conformance.check_model(entry.config, entry.model, sides=entry.sides)
 
 
-@pytest.mark.parametrize("name", catalog.CATALOG)
-def test_small_maps_compute_in_bfloat16_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else only maps as large as they are in earnest do.
-    monkeypatch.setattr("tamis.nn.linear.FEW_WEIGHTS", 0)
+def _builder(name: str) -> conformance.Build:
+    """Builds the model with its defaults, the same weights each time."""
     entry = catalog.entry(name)
 
     def build(spec: InputSpec) -> nn.Module:
         torch.manual_seed(0)
         return entry.model(entry.config(), spec)
 
-    conformance.check_bfloat16(build, conformance.example_spec(num_tasks=2))
+    return build
+
+
+@pytest.mark.parametrize("name", catalog.CATALOG)
+def test_small_maps_compute_in_bfloat16_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else only maps as large as they are in earnest do.
+    monkeypatch.setattr("tamis.nn.linear.FEW_WEIGHTS", 0)
+    conformance.check_bfloat16(_builder(name), conformance.example_spec(num_tasks=2))
 
 
 @pytest.mark.slow
@@ -57,13 +62,7 @@ def test_small_maps_compute_in_bfloat16_too(name: str, monkeypatch: pytest.Monke
 def test_model_compiles_for_any_size_of_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Checks of shapes cannot be compiled.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    entry = catalog.entry(name)
-
-    def build(spec: InputSpec) -> nn.Module:
-        torch.manual_seed(0)
-        return entry.model(entry.config(), spec)
-
-    conformance.check_compiles(build, conformance.example_spec(num_tasks=2))
+    conformance.check_compiles(_builder(name), conformance.example_spec(num_tasks=2))
 
 
 _SMALL_MLP: dict = {"hidden_units": (8,)}

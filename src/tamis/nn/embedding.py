@@ -2,7 +2,9 @@
 
 The backward pass of every lookup here is a sparse gradient that holds only the rows of the batch,
 not yet summed over duplicates; ``training/optimizers.py`` sums and applies it in O(rows in batch).
-``torch.compile`` leaves lookups as they are: it has no code for sparse gradients.
+``torch.compile`` leaves lookups as they are: it has no code for sparse gradients. Lists of what was
+looked up grow by ``+=``, as ``append``, a method of that very list, would wait for the lookup, and
+what comes after it would be compiled anew for every batch's list.
 """
 
 from collections.abc import Sequence
@@ -152,7 +154,7 @@ class FlatInputs(nn.Module):
         for name in self.sequence_names:
             parts += [self.tables.pool(name, batch.sequences[name]).flatten(1)]
         if batch.numeric.shape[1]:
-            parts += [batch.numeric]
+            parts.append(batch.numeric)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
