@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tamis.api import (
         Run,
+        ab_test,
         compare,
         evaluate,
         ingest,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Run",
+    "ab_test",
     "compare",
     "evaluate",
     "ingest",

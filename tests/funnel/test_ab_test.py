@@ -10,6 +10,7 @@ import pytest
 from tamis.data.market import (
     LiveMarket,
     LiveRequests,
+    LoggingPolicy,
     MarketRules,
     RandomPolicy,
     Slates,
@@ -24,6 +25,7 @@ from tamis.funnel.ab_test import (
     SplitPolicy,
     guard,
     run_ab_test,
+    smallest_differences,
     totals_by_user,
 )
 from tamis.funnel.live import ad_table
@@ -380,3 +382,32 @@ def test_mistaken_test_is_refused_before_it_begins(
     with pytest.raises(error, match=message):
         run_ab_test(market, _by_request, _by_request, **(settings | changes))
     assert market.hour == 0
+
+
+def test_smallest_differences_are_shares_of_the_days_before() -> None:
+    market = _market()
+    hours = list(market.serve(LoggingPolicy(market, seed=7), days=2))
+    log = pa.concat_tables([hour.log for hour in hours])
+    click, hide = log["click"].to_numpy(), log["hide"].to_numpy()
+
+    found = smallest_differences(hours, market, ad_table(market.ads()), VALUE, days=2, share=0.1)
+
+    assert found["click_rate"] == pytest.approx(0.1 * click.mean())
+    assert found["hide_rate"] == pytest.approx(0.1 * hide.mean())
+    worth = click * log["bid_micros"].to_numpy() / 1e6 - 0.1 * hide
+    assert found["value_per_user"] == pytest.approx(0.1 * worth.sum() / market.num_users / 2)
+    # Conversions that come later than the last day are not known yet.
+    times = log["conversion_time"].cast(pa.int64()).drop_null().to_numpy()
+    assert 0 < (times < market.now_micros).sum() < len(times)
+    known = (times < market.now_micros).sum()
+    assert found["conversion_rate"] == pytest.approx(0.1 * known / click.sum())
+
+
+def test_metric_without_events_before_the_test_is_not_guarded() -> None:
+    market = LiveMarket(4000, seed=7, rules=MarketRules(days=4, hide_rate=1e-9))
+    hours = list(market.serve(LoggingPolicy(market, seed=7), days=1))
+
+    found = smallest_differences(hours, market, ad_table(market.ads()), VALUE, days=1, share=0.1)
+
+    assert "hide_rate" not in found
+    assert found["click_rate"] > 0

@@ -81,3 +81,13 @@ def test_matrix_has_room_for_long_names_beside_a_single_column() -> None:
     figure = figures.matrix(rows, ["level 1"], [[0.7], [3.6]], title=title)
 
     assert all(name in figure for name in ("level 1", "3.6"))
+
+
+def test_intervals_stand_at_their_positions_beside_zero() -> None:
+    svg = figures.intervals(
+        [1, 2], [-0.1, 0.2], [0.3, 0.4], title="clicks", xlabel="day", ylabel="difference"
+    )
+
+    assert ElementTree.fromstring(svg).get("aria-label") == "clicks"
+    assert "var(--series-1)" in svg
+    assert "var(--muted)" in svg

@@ -6,6 +6,8 @@ from typing import Any
 import typer
 import typer.core
 
+from tamis.cli.ab_test import ab_test
+from tamis.cli.cascade import cascade
 from tamis.cli.compare import compare
 from tamis.cli.console import print_failure
 from tamis.cli.evaluate import evaluate
@@ -72,7 +74,9 @@ for _verb in (
     predict,
     compare,
     publish,
+    cascade,
     replay,
+    ab_test,
     serve,
     refresh,
     export,

@@ -13,6 +13,7 @@ from tamis.data.market import (
     LiveMarket,
     LiveRequests,
     Policy,
+    ServedHour,
     Slates,
     merge_slates,
 )
@@ -116,8 +117,8 @@ class AbTest:
     conversions known at the look count. Value is per user and day here, so that a longer test has
     no larger difference to find."""
     control_losses: StageLosses | None
-    """What the control's stages truly lost; None where none of its requests were judged, such as
-    those of a policy that tells no candidates beside one that does."""
+    """What the control's stages truly lost; None where fewer than two of its requests were judged,
+    such as those of a policy that tells no candidates beside one that does."""
     treatment_losses: StageLosses | None
     """The same of the treatment."""
 
@@ -132,8 +133,7 @@ class AbTest:
             metric the looks; by arm what its stages lost, request by request on average.
 
         Raises:
-            DataError: Fewer than two requests of an arm were judged, or their candidates are worth
-                nothing.
+            DataError: The candidates of an arm's judged requests are worth nothing.
         """
         differences = (*self.result.differences, self.value_per_request)
         confidence = self.value_per_request.confidence
@@ -245,6 +245,40 @@ def run_ab_test(
     )
 
 
+def smallest_differences(
+    before: list[ServedHour],
+    market: LiveMarket,
+    ads: AdTable,
+    value: Valuation,
+    *,
+    days: int,
+    share: float,
+) -> dict[ExperimentMetric, float]:
+    """The smallest differences that matter, fixed by the days before a test.
+
+    Args:
+        before: Hours of these days; a conversion that has not come yet does not count.
+        market: Stands at the end of them, where the test begins.
+        ads: Attributes of all ads of the market, by ``ad_id``.
+        value: Total value.
+        days: How many days they are.
+        share: What matters, as a share of each metric on these days. Above 0.
+
+    Returns:
+        For :func:`run_ab_test`; metrics that had no event are left out.
+    """
+    found, now = outcomes(before), market.now_micros
+    clicks = int(np.count_nonzero(found.click))
+    worth = found.total_value(ads, value, now_micros=now).sum()
+    figures: dict[ExperimentMetric, float] = {
+        "click_rate": clicks / len(found),
+        "conversion_rate": np.count_nonzero(found.converted(now_micros=now)) / max(clicks, 1),
+        "hide_rate": np.count_nonzero(found.hide) / len(found),
+        "value_per_user": worth / (market.num_users * days),
+    }
+    return {metric: float(share * figure) for metric, figure in figures.items() if figure > 0}
+
+
 def totals_by_user(
     found: list[Outcomes],
     is_treated: NDArray[np.bool_],
@@ -334,7 +368,9 @@ def guard(
 
 def _losses(judged: list[JudgedCandidates], ads: AdTable, value: Valuation) -> StageLosses | None:
     some = [part for part in judged if len(part.user)]
-    return true_losses(some, ads, value) if some else None
+    losses = true_losses(some, ads, value) if some else None
+    # One request has no interval, and a test of days must not end on that.
+    return None if losses is None or losses.died.size < 2 else losses
 
 
 def _losses_to_json(losses: StageLosses, seed: int, confidence: float) -> dict[str, Any]:

@@ -101,12 +101,7 @@ def serve_market(
     """
     blueprint = read_bundle(bundle).blueprint
     market = LiveMarket(rows, seed=seed)
-    last_day = market.rules.days if days is None else first_day + days
-    if not 0 <= first_day < last_day <= market.rules.days:
-        raise DataError(
-            f"days: must be some of the market's {market.rules.days}, got first_day={first_day} "
-            f"and days={days}. Begin earlier, or serve fewer."
-        )
+    last_day = end_of_days(market, first_day, days)
     policy = bundle_policy(blueprint, market, judge_every=judge_every)
     warm_up = LoggingPolicy(market, seed=seed)
 
@@ -120,6 +115,21 @@ def serve_market(
         for _ in market.serve(told, days=first_day):
             pass
     return simulate_served(market, told, out, days=last_day - first_day)
+
+
+def end_of_days(market: LiveMarket, first_day: int, days: int | None) -> int:
+    """The day before which a funnel stops that serves some days of a market, or all that are left.
+
+    Raises:
+        DataError: The market has not so many days.
+    """
+    last_day = market.rules.days if days is None else first_day + days
+    if not 0 <= first_day < last_day <= market.rules.days:
+        raise DataError(
+            f"days: must be some of the market's {market.rules.days}, got first_day={first_day} "
+            f"and days={days}. Begin earlier, or serve fewer."
+        )
+    return last_day
 
 
 def _check_fields(encoders: Encoders) -> None:

@@ -117,6 +117,24 @@ def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
         return _svg(figure, title)
 
 
+def intervals(
+    x: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> str:
+    """An interval at each position as an upright bar, beside a line at 0."""
+    with _axes(width=4.2, height=2.8) as (figure, axes):
+        axes.axhline(0, color=_MUTED, lw=0.9, ls="--")
+        axes.vlines(x, lower, upper, color=_SERIES[0], lw=3, alpha=0.75)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=list(x))
+        axes.set_xlim(min(x) - 0.6, max(x) + 0.6)
+        return _svg(figure, title)
+
+
 def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: str) -> str:
     """Horizontal bars, the first name on top, each with its value."""
     with _axes(width=6.4, height=0.9 + 0.24 * len(names)) as (figure, axes):

@@ -12,9 +12,7 @@ import pytest
 
 from tamis import artifacts
 from tamis.funnel.bundle import read_bundle
-from tamis.funnel.live import ad_table
 from tamis.funnel.plans import EarlyStagePlan
-from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.reproduce.ab import row
 from tamis.reproduce.ab.funnels import RECIPES
 from tamis.reproduce.ab.row import RowOrder, make_row, read_row, serve_own_days
@@ -180,28 +178,6 @@ def test_funnels_learn_from_what_was_known_before_the_test(made: Path) -> None:
     assert latest < market.now_micros
     # Some conversions came during the test, and nobody knew of them.
     assert log["conversion_time"].null_count > whole["conversion_time"].null_count
-
-
-def test_smallest_differences_are_shares_of_the_days_before() -> None:
-    market, hours = serve_own_days(TABLE.market, 1)
-    value = ValueFunction(ValueWeights(penalties={"hide": 0.5}))
-    log = pa.concat_tables([hour.log for hour in hours])
-    click, hide = log["click"].to_numpy(), log["hide"].to_numpy()
-
-    found = row.smallest_differences(TABLE, market, hours, ad_table(market.ads()), value)
-
-    assert found["click_rate"] == pytest.approx(0.1 * click.mean())
-    assert found["hide_rate"] == pytest.approx(0.1 * hide.mean())
-    worth = click * log["bid_micros"].to_numpy() / 1e6 - 0.5 * hide
-    assert found["value_per_user"] == pytest.approx(0.1 * worth.sum() / market.num_users / 2)
-    # Conversions that came later than the last day are not known yet.
-    known = _known_conversions(hours, market.now_micros)
-    assert found["conversion_rate"] == pytest.approx(0.1 * known / click.sum())
-
-
-def _known_conversions(hours: list[Any], now_micros: int) -> int:
-    times = pa.concat_tables([hour.log for hour in hours])["conversion_time"].cast(pa.int64())
-    return int((times.drop_null().to_numpy() < now_micros).sum())
 
 
 @pytest.mark.slow

@@ -4,18 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from tamis import artifacts, config
 from tamis.data.market import LiveMarket, LoggingPolicy, ServedHour, known_at
-from tamis.evaluation.experiment import ExperimentMetric
-from tamis.funnel.ab_test import AbTest, SplitByUser, run_ab_test
-from tamis.funnel.ads import AdTable, Valuation
+from tamis.funnel.ab_test import AbTest, SplitByUser, run_ab_test, smallest_differences
 from tamis.funnel.bundle import read_bundle
 from tamis.funnel.bundle_policy import bundle_policy
 from tamis.funnel.live import ad_table
-from tamis.funnel.outcomes import outcomes
 from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.reproduce.ab.funnels import make_funnels
 from tamis.reproduce.ab.tables import FULL, RIVALS, AbMarket, AbTable
@@ -89,7 +85,9 @@ def _test(order: RowOrder, rival: str, run: Path) -> AbTest:
         split=SplitByUser(salt=seed),
         value=value,
         ads=ads,
-        smallest=smallest_differences(table, market, hours, ads, value),
+        smallest=smallest_differences(
+            hours, market, ads, value, days=table.market.train_days, share=table.smallest
+        ),
     )
 
 
@@ -97,27 +95,3 @@ def serve_own_days(market: AbMarket, seed: int) -> tuple[LiveMarket, list[Served
     """A market after the days that its own policy served, and these days."""
     live = LiveMarket(market.rows, seed=seed, rules=market.rules())
     return live, list(live.serve(LoggingPolicy(live, seed=seed), days=market.train_days))
-
-
-def smallest_differences(
-    table: AbTable, market: LiveMarket, hours: list[ServedHour], ads: AdTable, value: Valuation
-) -> dict[ExperimentMetric, float]:
-    """The smallest differences that matter, fixed by the days before the test.
-
-    Args:
-        table: Says which share of a figure matters.
-        market: Stands at the start of the test.
-        hours: The days before; a conversion that has not come yet does not count.
-        ads: Attributes of all ads, by ``ad_id``.
-        value: Total value.
-    """
-    found = outcomes(hours)
-    clicks = np.count_nonzero(found.click)
-    figures: dict[ExperimentMetric, float] = {
-        "click_rate": clicks / len(found),
-        "conversion_rate": np.count_nonzero(found.converted(now_micros=market.now_micros)) / clicks,
-        "hide_rate": np.count_nonzero(found.hide) / len(found),
-        "value_per_user": found.total_value(ads, value, now_micros=market.now_micros).sum()
-        / (market.num_users * table.market.train_days),
-    }
-    return {metric: float(table.smallest * figure) for metric, figure in figures.items()}

@@ -1,0 +1,191 @@
+"""Logs, schemas and datasets: simulate, infer, import, ingest, open."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tamis import artifacts
+from tamis.data.dataset import Dataset
+from tamis.data.inference import InferredSchema
+from tamis.data.inference import infer_schema as _infer_schema
+from tamis.data.ingest import MARKET_MANIFEST, Progress, Source
+from tamis.data.ingest import ingest as _ingest
+from tamis.data.market import MarketSummary, market_schema
+from tamis.data.market import simulate as _simulate
+from tamis.data.schema import Schema, load_schema
+from tamis.data.splits import SplitConfig
+from tamis.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tamis.importers.imported import Imported
+
+
+def simulate(
+    rows: int,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> MarketSummary:
+    """Write a log of the simulated ad market, and its true probabilities apart from it.
+
+    Raises:
+        DataError: ``out`` exists and is not empty.
+        StorageError: The disk is full or ``out`` cannot be written.
+    """
+    with artifacts.disk_errors(Path(out)):
+        return _simulate(rows, Path(out), seed=seed, progress=progress)
+
+
+def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Path:
+    """Infer a schema and write it for editing.
+
+    Returns:
+        Where it was written: ``out``, or ``out/schema.toml`` for a folder.
+
+    Raises:
+        ConfigError: ``out`` is neither a TOML file nor a folder.
+    """
+    return write_schema(schema_of(source, labels).schema, out)
+
+
+def write_schema(schema: Schema, out: Path) -> Path:
+    """Write a schema for editing; see :func:`infer_schema`.
+
+    Raises:
+        ConfigError: ``out`` is neither a TOML file nor a folder.
+    """
+    is_other_file = out.is_file() if out.exists() else out.suffix[1:].isalpha()
+    if out.suffix != ".toml" and is_other_file:
+        raise ConfigError(
+            f"{out}: must be a .toml file or a folder, got "
+            f"{f'the ending {out.suffix!r}' if out.suffix else 'another file'}. Name one "
+            f"such as {out.with_suffix('.toml')}."
+        )
+    path = out / "schema.toml" if out.suffix != ".toml" or out.is_dir() else out
+    artifacts.write_text(path, schema.to_toml())
+    return path
+
+
+def schema_of(source: Source, labels: Sequence[str] = ()) -> InferredSchema:
+    """Schema of a log: the market's own for a simulated market, else inferred.
+
+    Raises:
+        DataError: The log cannot be read, or is a folder that tamis wrote for something else.
+    """
+    given = [source] if isinstance(source, (str, Path)) else list(source)
+    check_log(source)
+    if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
+        return InferredSchema(schema=market_schema(), warnings=())
+    inferred = _infer_schema(given, labels)
+    if inferred.schema.roles.time:
+        return inferred
+    warning = (
+        "time: no column was recognised as one, so rows cannot be split by time; if there is one, "
+        "name it as roles.time of the schema"
+    )
+    return dataclasses.replace(inferred, warnings=(*inferred.warnings, warning))
+
+
+def ingest(
+    source: Source | Mapping[str, Source],
+    out: Path | str,
+    *,
+    labels: Sequence[str] = (),
+    schema: Schema | Path | str | None = None,
+    split: SplitConfig | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Turn logs into a dataset; see :func:`tamis.data.ingest.ingest`.
+
+    Args:
+        source: A log file, several, a folder of them, or a mapping from split to log.
+        out: Folder of the dataset.
+        labels: Label columns, for inferring the schema.
+        schema: Schema, or its file; inferred when absent.
+        split: How to split; by time where there is a time, else at random 8:1:1.
+        progress: Told how far it is.
+
+    Raises:
+        ConfigError: There are ``labels`` beside a ``schema``, which names them itself.
+        DataError: A log cannot be read, or a value has no meaning.
+        StorageError: The disk is full or ``out`` cannot be written.
+    """
+    if schema is not None and labels:
+        raise ConfigError(
+            f"labels: must not be given with a schema, whose tasks are the labels, got "
+            f"{', '.join(labels)}. Leave one of the two out."
+        )
+    check_log(source)
+    if schema is None:
+        first = next(iter(source.values())) if isinstance(source, Mapping) else source
+        schema = schema_of(first, labels).schema
+    elif not isinstance(schema, Schema):
+        schema = load_schema(Path(schema))
+    given: Any = source
+    if not isinstance(source, (str, Path, Mapping)) and len(source) == 1:
+        given = source[0]
+    with artifacts.disk_errors(Path(out)):
+        return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
+
+
+def import_fuxictr(folder: Path | str, experiment: str) -> "Imported":
+    """An experiment of FuxiCTR; see :func:`tamis.importers.fuxictr.read`."""
+    from tamis.importers import fuxictr
+
+    return fuxictr.read(Path(folder), experiment)
+
+
+def import_recbole(
+    folder: Path | str, *, label: str, threshold: float | None, out: Path | str
+) -> "Imported":
+    """A data set of RecBole; see :func:`tamis.importers.recbole.read`."""
+    from tamis.importers import recbole
+
+    with artifacts.disk_errors(Path(out)):
+        return recbole.read(Path(folder), label=label, threshold=threshold, out=Path(out))
+
+
+def split_config(name: str, *, valid: float, test: float) -> SplitConfig:
+    """Split settings from one word: a way to split, or the name of a column that says it."""
+    if name in ("auto", "time", "user", "ratio"):
+        return SplitConfig(by=cast("Any", name), valid=valid, test=test)
+    return SplitConfig(by="column", column=name, valid=valid, test=test)
+
+
+def is_dataset(path: Path | str) -> bool:
+    """Whether a folder is a finished dataset."""
+    return artifacts.kind_of(Path(path)) == "dataset"
+
+
+def dataset_folder_for(log: Path) -> Path:
+    """A folder below ``datasets/`` that is not taken yet, named after a log."""
+    stem = log.name.split(".")[0]
+    for number in itertools.count(1):
+        folder = Path("datasets") / (stem if number == 1 else f"{stem}-{number}")
+        if not folder.exists():
+            return folder
+    raise AssertionError("a counter does not end")
+
+
+def open_dataset(path: Path | str, *, verify: bool = False) -> Dataset:
+    """Open a dataset that was ingested before; ``verify`` hashes every file of it.
+
+    Raises:
+        ArtifactError: The folder is no dataset, or one of its files is damaged.
+    """
+    return Dataset.open(Path(path), verify=verify)
+
+
+def check_log(source: Source | Mapping[str, Source]) -> None:
+    """Refuse folders that tamis wrote for something else, whose JSON would pass for a log."""
+    if isinstance(source, Mapping):
+        for part in source.values():
+            check_log(part)
+        return
+    for path in map(Path, [source] if isinstance(source, (str, Path)) else source):
+        what = artifacts.describe_folder(path)
+        if what:
+            raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")

@@ -1,0 +1,13 @@
+"""Folders that calls make where none is named."""
+
+import itertools
+from pathlib import Path
+
+
+def next_folder(parent: str, name: str) -> Path:
+    """The first of ``parent/name-1``, ``parent/name-2``, ... that does not exist."""
+    for number in itertools.count(1):
+        folder = Path(parent) / f"{name}-{number}"
+        if not folder.exists():
+            return folder
+    raise AssertionError("a counter does not end")

@@ -1,0 +1,344 @@
+"""Runs: train a model, evaluate it, predict with it, compare two, report on one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+
+from tamis import artifacts, config
+from tamis.api.datasets import check_log, open_dataset
+from tamis.api.folders import next_folder
+from tamis.data.dataset import Dataset
+from tamis.data.ingest import Source
+from tamis.data.schema import InputSpec
+from tamis.data.splits import SPLIT_NAMES
+from tamis.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tamis.training.compare import Comparison
+    from tamis.training.config import RunConfig
+    from tamis.training.loop import Observer
+    from tamis.training.predict_log import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished (or interrupted) training."""
+
+    path: Path
+    """Its folder."""
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``interrupted`` or ``running``."""
+        return str(artifacts.read_json(self.path / "run.json")["status"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Metrics by split and task.
+
+        Raises:
+            ArtifactError: The run is not finished.
+        """
+        return cast("Mapping[str, Any]", self.record["metrics"])
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task."""
+        return cast("Mapping[str, Any]", artifacts.read_json(self.path / "metrics.json"))
+
+    def predict(self, source: Source) -> pa.Table:
+        """Predict new rows; labels need not be there. See :func:`predict`."""
+        return predict(self.path, source)
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Check a recipe's keys and their values.
+
+    Raises:
+        ConfigError: A key is unknown or out of range.
+    """
+    from tamis.training.config import run_config_from_table
+
+    run_config_from_table(recipe)
+
+
+def write_recipe(recipe: Mapping[str, Any], path: Path | str) -> Path:
+    """Write a recipe as TOML.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    with artifacts.disk_errors(Path(path)):
+        artifacts.write_text(Path(path), config.write_toml(recipe))
+    return Path(path)
+
+
+def train(
+    dataset: Dataset | Path | str,
+    *,
+    model: str | None = None,
+    recipe: Path | str | None = None,
+    member: int | None = None,
+    settings: Sequence[str] = (),
+    run: Path | str | None = None,
+    observer: "Observer | None" = None,
+    report: bool = True,
+) -> Run:
+    """Train a model on a dataset, or go on with a run that was stopped.
+
+    Args:
+        dataset: A dataset or its folder, whose files are then verified.
+        model: Name in the catalog; ``dhen`` when there is no recipe either.
+        recipe: TOML file with a complete configuration.
+        member: Train only this member, counted from 0, of the recipe's ensemble.
+        settings: Overrides of the form ``"training.max_epochs=3"``.
+        run: Run folder; a new one below ``runs/`` when absent. Given again, it is resumed.
+        observer: Draws progress.
+        report: Whether to compute diagnostics and write ``report.html``.
+
+    Raises:
+        ConfigError: A setting is wrong, or the folder holds another run or something else.
+        ArtifactError: The dataset is damaged.
+        DataError: The dataset lacks a split.
+        StorageError: The disk is full or the run's folder cannot be written.
+    """
+    from tamis.training.loop import train as _train
+
+    if run is not None:
+        check_run_folder(run)
+    chosen, is_sized = _settings_of(model, recipe, member, settings)
+    data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, verify=True)
+    for name in SPLIT_NAMES[:2]:
+        data.split(name)
+    if not is_sized:
+        size = default_batch_size(data.split("train").num_rows)
+        chosen = dataclasses.replace(
+            chosen, training=dataclasses.replace(chosen.training, batch_size=size)
+        )
+    name = f"{data.path.name}-{chosen.model_name}"
+    folder = Path(run) if run is not None else next_folder("runs", name)
+    if observer is not None and run is None:
+        observer.on_message(f"run: {folder}")
+    with artifacts.disk_errors(folder):
+        result = _train(data, chosen, folder, observer=observer)
+    finished = Run(folder)
+    if result.status == "finished" and report and not (folder / "report.html").exists():
+        write_report(finished, data)
+    return finished
+
+
+def check_run_folder(run: Path | str) -> None:
+    """Check that a folder is a run, or free for one.
+
+    Raises:
+        ConfigError: A file stands there, or a folder with anything else in it.
+    """
+    from tamis.training.run_folder import check_place
+
+    check_place(Path(run))
+
+
+def check_settings(
+    *,
+    model: str | None = None,
+    recipe: Path | str | None = None,
+    member: int | None = None,
+    settings: Sequence[str] = (),
+) -> None:
+    """Check what :func:`train` would be given, before a log is read for it.
+
+    Raises:
+        ConfigError: A setting is wrong, or both a model and a recipe are given.
+    """
+    _settings_of(model, recipe, member, settings)
+
+
+def default_batch_size(rows: int) -> int:
+    """Rows per step where nobody says: a hundredth of the data, a power of 2 in [64, 4096]."""
+    size = 64
+    while size < 4096 and size * 200 <= rows:
+        size *= 2
+    return size
+
+
+def evaluate(run: Run | Path | str, data: Dataset | Path | str, *, split: str) -> dict[str, Any]:
+    """Evaluate a run's model on a split of a dataset with the same encoders.
+
+    Returns:
+        ``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task.
+
+    Raises:
+        ArtifactError: The run is unfinished, or run or dataset are damaged.
+        DataError: The dataset was encoded differently.
+        StorageError: The disk is full or the run's folder cannot be written.
+    """
+    from tamis.training.evaluate import evaluate_dataset, load_predictor
+
+    folder = _finished_run(run)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
+    predictor, spec = load_predictor(folder)
+    _check_encoders(folder, spec, dataset)
+    out = folder / "evaluations" / dataset.fingerprint[:12]
+    with artifacts.disk_errors(out):
+        return evaluate_dataset(predictor, dataset, splits=(split,), out=out)
+
+
+def dataset_of(run: Run | Path | str) -> Path:
+    """Folder of the dataset that a finished run was trained on.
+
+    Raises:
+        ArtifactError: The folder holds no finished run.
+    """
+    return Path(artifacts.read_json(_finished_run(run) / "run.json")["dataset"]["path"])
+
+
+def predict(run: Run | Path | str, source: Source, out: Path | str | None = None) -> pa.Table:
+    """Predict the rows of a raw log with a run's model and encoders.
+
+    Args:
+        run: A finished run.
+        source: Log file, several, or a folder of them.
+        out: File to write, which ends in ``.parquet``, ``.pq`` or ``.csv``; None only returns the
+            table.
+
+    Returns:
+        One row per row of the log: ``row``, and ``prediction_<task>`` for each task.
+
+    Raises:
+        ArtifactError: The run is unfinished or damaged.
+        ConfigError: ``out`` is one of the logs, or has another ending.
+        DataError: The log cannot be read, has no rows or lacks a column.
+        StorageError: The disk is full or ``out`` cannot be written.
+    """
+    return predict_counted(run, source, out).table
+
+
+def predict_counted(
+    run: Run | Path | str, source: Source, out: Path | str | None = None
+) -> "Prediction":
+    """Predict as :func:`predict` does, and say what was met in the fields of the log."""
+    from tamis.training.predict_log import predict_log
+
+    folder = _finished_run(run)
+    check_log(source)
+    return predict_log(folder, source, None if out is None else Path(out))
+
+
+def compare(
+    first: Run | Path | str, second: Run | Path | str, *, split: str = "test"
+) -> "list[Comparison]":
+    """Compare two runs on the rows that both predicted, task by task.
+
+    Raises:
+        ArtifactError: A run is unfinished, or its predictions are damaged.
+        DataError: The runs predicted different rows or labels, or tasks of another kind.
+    """
+    from tamis.training.compare import compare_runs
+
+    return compare_runs(_folder(first), _folder(second), split=split)
+
+
+def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
+    """Write a run's ``report.html``; with its dataset at hand, diagnostics are computed anew.
+
+    Raises:
+        ArtifactError: The run is unfinished or damaged.
+    """
+    from tamis.reports.run_report import write_run_report
+    from tamis.training.diagnostics import diagnose
+    from tamis.training.evaluate import load_predictor
+    from tamis.training.predict import load_run_config
+
+    folder = _folder(run)
+    if dataset is not None:
+        folder = _finished_run(run)
+        predictor, _ = load_predictor(folder)
+        split = "test" if "test" in dataset.split_names else "valid"
+        settings = load_run_config(folder).training
+        found = diagnose(
+            predictor,
+            dataset,
+            split=split,
+            seed=settings.seed,
+            task_weights=settings.task_weights or (1.0,) * len(dataset.spec.tasks),
+        )
+        artifacts.write_json(folder / "diagnostics.json", found)
+    return write_run_report(folder)
+
+
+def _folder(run: Run | Path | str) -> Path:
+    return run.path if isinstance(run, Run) else Path(run)
+
+
+def _finished_run(run: Run | Path | str) -> Path:
+    from tamis.training.run_folder import check_finished
+
+    check_finished(_folder(run))
+    return _folder(run)
+
+
+def _settings_of(
+    model: str | None, recipe: Path | str | None, member: int | None, settings: Sequence[str]
+) -> "tuple[RunConfig, bool]":
+    """The config that a caller asks for, and whether it sets the batch size."""
+    from tamis.training.config import read_run_config, run_config_from_table
+
+    if recipe is None:
+        table: Mapping[str, Any] = {"model": {"name": model or "dhen"}}
+    elif model is not None:
+        raise ConfigError(
+            f"model: must not be given with a recipe, which names its own, got {model!r} and "
+            f"{recipe}. Leave one of the two out, or override model.name."
+        )
+    else:
+        table = config.read_toml(Path(recipe))
+    chosen = config.override(table, settings)
+    if member is not None:
+        chosen = {**chosen, "model": _member_of(chosen, member)}
+    try:
+        return run_config_from_table(chosen), "batch_size" in chosen.get("training", {})
+    except ConfigError:
+        if recipe is not None:
+            read_run_config(Path(recipe))  # names the recipe where it is to blame
+        raise
+
+
+def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:
+    """The ``[model]`` table of one member of an ensemble's config."""
+    model = table.get("model")
+    members = model.get("members") if isinstance(model, Mapping) else None
+    if not isinstance(members, list):
+        raise ConfigError(
+            f"member: needs a recipe with [[model.members]], got one without, and member {member}."
+        )
+    if not 0 <= member < len(members):
+        raise ConfigError(
+            f"member: must be in [0, {len(members)}), one of the recipe's members, got {member}."
+        )
+    found: Mapping[str, Any] = members[member]
+    return found
+
+
+def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:
+    """Refuse a dataset whose ids and numbers mean something else than the run's."""
+    from tamis.training.run_folder import verified_inputs
+
+    advice = "Evaluate on the run's own dataset, or predict the raw log."
+    if spec != dataset.spec:
+        raise DataError(
+            f"{dataset.path}: must be encoded as the run's dataset was, got other fields or "
+            f"tables. {advice}"
+        )
+    ours = verified_inputs(run)
+    theirs = {name: entry["sha256"] for name, entry in dataset.manifest["files"].items()}
+    names = {name for name in ours.keys() | theirs.keys() if name.startswith("encoders/")}
+    other = sorted(name for name in names if ours.get(name) != theirs.get(name))
+    if other:
+        raise DataError(
+            f"{dataset.path}: must be encoded with the run's own encoders, got another {other[0]}: "
+            f"its ids stand for other categories or numbers. {advice}"
+        )

@@ -1,0 +1,59 @@
+"""``tamis cascade``: what an early stage learns from, asked of a funnel without one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tamis.cli.console import Debug, Json, Threads, print_table, session
+
+
+def cascade(
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle of a retrieval and a final stage, the teacher.")
+    ],
+    data: Annotated[Path, typer.Argument(help="Dataset that its final stage was trained on.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    requests: Annotated[
+        int, typer.Option(min=1, help="Requests of the training split to take candidates from.")
+    ] = 4000,
+    scored: Annotated[
+        int, typer.Option(min=1, help="Candidates of each that the final stage was asked about.")
+    ] = 16,
+    rejected: Annotated[
+        int, typer.Option(min=0, help="Candidates of each that did not come so far.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which ones.")] = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write what an early stage learns from: impressions, and what the last stage says of others.
+
+    Train a model early_stage on the new dataset, and publish it between the two stages.
+    """
+    with session("cascade", as_json=as_json, debug=debug) as current:
+        from tamis import api
+        from tamis.publishing.cascade import CascadeSampling
+
+        api.prepare_process(threads)
+        with current.progress() as bars:
+            bar = bars.add_task("asking the last stage", total=None, note="requests")
+            dataset = api.write_cascade(
+                bundle,
+                data,
+                out,
+                sampling=CascadeSampling(
+                    requests=requests, scored=scored, rejected=rejected, seed=seed
+                ),
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+        rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
+        print_table(
+            current,
+            title=f"Dataset {out}",
+            columns=["split", "rows"],
+            rows=[[name, f"{count:,}"] for name, count in rows.items()],
+        )
+        current.finish(out=out, rows=rows)

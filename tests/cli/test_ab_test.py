@@ -1,0 +1,103 @@
+"""``tamis ab-test``: tables, object and page; bundles that cannot be compared."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from tamis import api
+
+_MARKET = ("--rows", "6000", "--seed", "4", "--threads", "1")  # of ``market_world``
+_WEIGHTS = "[value]\npenalties = {hide = 0.05}\n"
+
+
+@pytest.fixture(scope="session")
+def _bundles(market_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arms")
+    data = f'dataset = "{market_world}/data"\n'
+    popular = '[[stages]]\nname = "popular"\nkind = "popularity"\nkeep = {keep}\n'
+    final = f'[[stages]]\nname = "final"\nkind = "ranker"\nrun = "{market_world}/final"\nkeep = 8\n'
+    recipes = {
+        "popular": data + popular.format(keep=8) + _WEIGHTS,
+        "ranked": data + popular.format(keep=60) + final + _WEIGHTS,
+        "other": data + popular.format(keep=8),
+    }
+    for name, text in recipes.items():
+        (folder / f"{name}.toml").write_text(text)
+        api.publish(folder / f"{name}.toml", folder / name)
+    return folder
+
+
+@pytest.fixture
+def bundles(_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles ``popular``, ``ranked`` and ``other`` in the working directory."""
+    shutil.copytree(_bundles, tmp_path / "bundles")
+    monkeypatch.chdir(tmp_path / "bundles")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bundles")
+def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, Any]]) -> None:
+    found = tamis_json(
+        "ab-test", "popular", "ranked", *_MARKET, "--first-day", "12", "--judge-every", "5"
+    )
+
+    assert (found["command"], found["out"]) == ("ab-test", "ab-tests/ranked-1")
+    record = json.loads(Path("ab-tests/ranked-1/ab-test.json").read_text())
+    assert {name: found[name] for name in record} == record
+    assert (record["first_day"], record["days"]) == (12, 2)
+    assert {arm: found["name"] for arm, found in record["arms"].items()} == {
+        "control": "popular",
+        "treatment": "ranked",
+    }
+    users = record["sample_ratio"]
+    assert min(users["control_users"], users["treated_users"]) > 100
+    assert [stage["stage"] for stage in record["losses"]["treatment"]["stages"]] == [
+        *("known", "popular", "final", "auction"),
+    ]
+    page = Path("ab-tests/ranked-1/report.html").read_text()
+    assert "<svg" in page
+    assert f"{record['differences']['click_rate']['control']['value']:.4g}" in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bundles")
+def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result]) -> None:
+    result = tamis(
+        "ab-test", "popular", "popular", *_MARKET, "--first-day", "11", "--days", "1",
+        "--judge-every", "5", "--out", "here",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    words = [line.split() for line in result.output.splitlines()]
+    assert ["metric", "control", "treatment", "lift", "p"] in words
+    assert any(line[:2] == ["treatment", "popular"] for line in words)
+    assert ["report:", "here/report.html"] in words
+    assert json.loads(Path("here/ab-test.json").read_text())["days"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("popular", "other", *_MARKET, "--first-day", "12"), "must weigh total value alike"),
+        (("popular", "ranked", *_MARKET, "--first-day", "14"), "must be some of the market's 14"),
+        (
+            ("popular", "ranked", "--rows", "6000", "--seed", "5", "--first-day", "1"),
+            "must be those of the market of 6,000 rows and seed 5",
+        ),
+        (("popular", "nowhere", *_MARKET, "--first-day", "12"), "nowhere"),
+    ],
+)
+@pytest.mark.usefixtures("bundles")
+def test_arms_that_cannot_be_compared_are_refused_before_anything_is_served(
+    tamis: Callable[..., Result], arguments: tuple[str, ...], message: str
+) -> None:
+    result = tamis("ab-test", *arguments)
+
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not Path("ab-tests").exists()

@@ -1,0 +1,121 @@
+"""The page of an A/B test, from its record alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamis.reports.ab_report import (
+    METRICS,
+    difference_table,
+    loss_table,
+    render,
+    verdict,
+    write_ab_test,
+)
+
+
+def _difference(**changes: Any) -> dict[str, Any]:
+    return {
+        "control": {"value": 0.4},
+        "treatment": {"value": 0.5},
+        "difference": 0.1,
+        "p_value": 0.00321,
+        "is_significant": True,
+        "lift": 0.25,
+        "lift_lower": 0.125,
+        "lift_upper": 0.375,
+        **changes,
+    }
+
+
+def _losses(*lost: float) -> dict[str, Any]:
+    names = ("known", "retrieval", "auction")
+    return {
+        "requests": 40,
+        "regret": {"value": sum(lost)},
+        "stages": [
+            {"stage": name, "died": {"value": 0.5 * value}, "lost": {"value": value}}
+            for name, value in zip(names, lost, strict=True)
+        ],
+    }
+
+
+def _record(**changes: Any) -> dict[str, Any]:
+    looks = {"days": [1, 2], "lower": [-0.1, 0.02], "upper": [0.3, 0.2], "stopped_on": 2}
+    return {
+        "arms": {
+            "control": {"name": "old <1>", "release": "0123456789abcdef" * 4},
+            "treatment": {"name": "new", "release": "fedcba9876543210" * 4},
+        },
+        "rows": 60_000,
+        "seed": 3,
+        "first_day": 10,
+        "days": 4,
+        "sample_ratio": {
+            "control_users": 1200,
+            "treated_users": 1210,
+            "treated_share": 0.5,
+            "p_value": 0.84,
+            "is_mismatch": False,
+        },
+        "differences": {name: _difference() for name in METRICS},
+        "guarded": {"click_rate": looks, "hide_rate": None},
+        "losses": {"control": None, "treatment": _losses(0.0, 0.3, 0.1)},
+        **changes,
+    }
+
+
+def test_tables_hold_the_numbers_of_the_record() -> None:
+    columns, rows = difference_table(_record())
+    assert columns == ["metric", "control", "treatment", "lift", "p"]
+    assert rows[0] == [
+        "total value a request", "0.4", "0.5", "+25.0% [+12.5%, +37.5%]", "0.0032",
+    ]  # fmt: skip
+    assert len(rows) == len(METRICS)
+    assert loss_table(_record())[1] == [
+        ["treatment", "retrieval", "15.0%", "0.3", "75%"],
+        ["treatment", "auction", "5.0%", "0.1", "25%"],
+    ]
+    assert loss_table(_record(losses={"control": None, "treatment": None}))[1] == []
+
+
+def test_lift_over_nothing_is_left_out() -> None:
+    nothing = _difference(lift=None, lift_lower=None, lift_upper=None)
+    record = _record(differences=dict.fromkeys(METRICS, nothing))
+
+    assert difference_table(record)[1][0][3] == "-"
+    assert "<svg" in render(record)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "new earns more total value a request than old <1>"),
+        ({"difference": -0.1}, "new earns less total value a request than old <1>"),
+        ({"is_significant": False}, "no certain difference in total value a request"),
+    ],
+)
+def test_verdict_is_of_total_value(changes: dict[str, Any], said: str) -> None:
+    differences = {name: _difference() for name in METRICS}
+    differences["value_per_request"] |= changes
+
+    assert verdict(_record(differences=differences)) == said
+
+
+def test_arms_of_another_size_than_planned_are_not_believed() -> None:
+    ratio = {**_record()["sample_ratio"], "is_mismatch": True}
+
+    assert "trust no difference" in verdict(_record(sample_ratio=ratio))
+
+
+def test_page_names_both_arms_and_draws_each_metric_that_was_looked_at(tmp_path: Path) -> None:
+    write_ab_test(_record(), tmp_path)
+
+    assert json.loads((tmp_path / "ab-test.json").read_text()) == _record()
+    text = (tmp_path / "report.html").read_text()
+    assert "A/B test: new against old &lt;1&gt;" in text
+    assert text.count("<svg") == 1
+    assert "could stop after day 2" in text
+    assert "old <1>" not in text
