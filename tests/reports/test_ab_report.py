@@ -117,5 +117,5 @@ def test_page_names_both_arms_and_draws_each_metric_that_was_looked_at(tmp_path:
     text = (tmp_path / "report.html").read_text()
     assert "A/B test: new against old &lt;1&gt;" in text
     assert text.count("<svg") == 1
-    assert "could stop after day 2" in text
+    assert "decided on day 2" in text
     assert "old <1>" not in text

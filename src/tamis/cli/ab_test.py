@@ -59,7 +59,7 @@ def ab_test(
         for title, table in (
             (
                 f"{treatment} on {ratio['treated_users']:,} users against {control} on "
-                f"{ratio['control_users']:,}, {record['days']} days",
+                f"{ratio['control_users']:,}",
                 difference_table,
             ),
             ("Where value was lost, by the true probabilities", loss_table),
@@ -67,6 +67,8 @@ def ab_test(
             columns, cells = table(record)
             if cells:
                 print_table(current, title=title, columns=columns, rows=cells)
+        if None in record["losses"].values():
+            current.say("too few requests were judged to say what stages lost: lower --judge-every")
         current.say(verdict(record))
         current.say(f"report: {folder / 'report.html'}")
         current.finish(control=control, treatment=treatment, out=folder, **record)

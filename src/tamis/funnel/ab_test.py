@@ -18,7 +18,7 @@ from tamis.data.market import (
     merge_slates,
 )
 from tamis.data.market.tables import HOUR_MICROS
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, DataError
 from tamis.evaluation.experiment import (
     ArmDifference,
     ExperimentMetric,
@@ -117,8 +117,8 @@ class AbTest:
     conversions known at the look count. Value is per user and day here, so that a longer test has
     no larger difference to find."""
     control_losses: StageLosses | None
-    """What the control's stages truly lost; None where fewer than two of its requests were judged,
-    such as those of a policy that tells no candidates beside one that does."""
+    """What the control's stages truly lost; None where none of its requests were judged, such as
+    those of a policy that tells no candidates beside one that does."""
     treatment_losses: StageLosses | None
     """The same of the treatment."""
 
@@ -130,10 +130,8 @@ class AbTest:
 
         Returns:
             The split; by metric the differences of the arms, value per request among them; by
-            metric the looks; by arm what its stages lost, request by request on average.
-
-        Raises:
-            DataError: The candidates of an arm's judged requests are worth nothing.
+            metric the looks; by arm what its stages lost, request by request on average, where
+            enough requests were judged.
         """
         differences = (*self.result.differences, self.value_per_request)
         confidence = self.value_per_request.confidence
@@ -368,15 +366,16 @@ def guard(
 
 def _losses(judged: list[JudgedCandidates], ads: AdTable, value: Valuation) -> StageLosses | None:
     some = [part for part in judged if len(part.user)]
-    losses = true_losses(some, ads, value) if some else None
-    # One request has no interval, and a test of days must not end on that.
-    return None if losses is None or losses.died.size < 2 else losses
+    return true_losses(some, ads, value) if some else None
 
 
-def _losses_to_json(losses: StageLosses, seed: int, confidence: float) -> dict[str, Any]:
+def _losses_to_json(losses: StageLosses, seed: int, confidence: float) -> dict[str, Any] | None:
     ones = np.ones(losses.died.size)
-    regret = ratio_of_sums(losses.regret, ones, seed=seed, confidence=confidence)
-    stages = losses.summary(seed=seed, confidence=confidence)
+    try:
+        regret = ratio_of_sums(losses.regret, ones, seed=seed, confidence=confidence)
+        stages = losses.summary(seed=seed, confidence=confidence)
+    except DataError:  # too few requests for an interval, on which a test of days must not end
+        return None
     return {
         "requests": losses.died.size,
         "regret": regret.to_json(),

@@ -40,8 +40,8 @@ def render(record: Mapping[str, Any]) -> str:
     return page.page(
         title=f"A/B test: {treatment['name']} against {control['name']}",
         subtitle=(
-            f"{record['days']} days of the simulated market of {record['rows']:,} impressions and "
-            f"seed {record['seed']}, from day {record['first_day']} on; releases "
+            f"the simulated market of {record['rows']:,} impressions and seed {record['seed']}, "
+            f"days {record['first_day']} to {record['first_day'] + record['days'] - 1}; releases "
             f"{control['release'][:12]} and {treatment['release'][:12]}"
         ),
         sections=[
@@ -144,14 +144,14 @@ def _looks(record: Mapping[str, Any]) -> list[str]:
             continue
         what = f"{words} and day" if name == "value_per_user" else words
         stopped = found["stopped_on"]
-        when = "no day on which to stop" if stopped is None else f"could stop after day {stopped}"
+        when = "decided on none" if stopped is None else f"decided on day {stopped}"
         figures.append(
             intervals(
                 found["days"],
                 found["lower"],
                 found["upper"],
-                title=f"{what}: {when}",
-                xlabel="day of the test",
+                title=what,
+                xlabel=f"day of the test; {when}",
                 ylabel="difference",
             )
         )
