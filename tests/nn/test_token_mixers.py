@@ -288,13 +288,13 @@ def test_small_token_map_is_computed_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("has_mkl", [True, False], ids=["by row", "as one product"])
-@pytest.mark.parametrize("rows", [0, 1, 9])
+@pytest.mark.parametrize("rows", [0, 1, 9, 100])
 def test_token_map_and_its_gradients_are_those_of_its_formula(
     has_mkl: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
     token_map = TokenMap(6, 3, bias=True).double()
-    tokens = torch.randn(rows, 6, 4, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(rows, 6, 8, dtype=torch.float64, requires_grad=True)
     weight = token_map.weight.detach().clone().requires_grad_()
     same_tokens = tokens.detach().clone().requires_grad_()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -58,6 +59,12 @@ class MixerSizes:
     """Multiplies the weights that each module's last map starts from."""
 
 
+_LOOPS_BELOW, _LOOP_IS_FASTER_BELOW = 400, 96
+"""Multiplications of a batch's single product: with fewer than the first number PyTorch computes
+each on a CPU by a scalar loop, two to six times as slowly as MKL computes one that is made large
+enough; with fewer than the second the loop is faster nevertheless."""
+
+
 class TokenMap(nn.Module):
     """``u = W' X``: each of l output tokens is a weighted sum of the m tokens.
 
@@ -83,11 +90,20 @@ class TokenMap(nn.Module):
         """Mixed tokens."""
         if self._goes_by_row(tokens):
             with torch.autocast("cpu", enabled=False):
-                maps = self.weight.expand(tokens.shape[0], -1, -1)
-                mixed = torch.bmm(maps, tokens.to(maps.dtype))
+                count, missing = self.weight.shape[0], self._missing_rows(tokens)
+                maps = F.pad(self.weight, (0, 0, 0, missing)) if missing else self.weight
+                by_row = maps.expand(tokens.shape[0], -1, -1)
+                mixed = torch.bmm(by_row, tokens.to(maps.dtype))[:, :count]
         else:
             mixed = linear(tokens.mT, self.weight).mT
         return mixed if self.bias is None else mixed + self.bias
+
+    def _missing_rows(self, tokens: Tensor) -> int:
+        """Rows of zeros that make a row's product large enough for MKL; see ``_LOOPS_BELOW``."""
+        count, least = self.weight.shape[0], tokens.shape[1] * tokens.shape[2]
+        is_looped = _LOOP_IS_FASTER_BELOW <= count * least < _LOOPS_BELOW
+        # A few rows take no time, and operations are counted on them.
+        return -(-_LOOPS_BELOW // least) - count if is_looped and tokens.shape[0] >= 64 else 0
 
     def _goes_by_row(self, tokens: Tensor) -> bool:
         """Whether a product for each row takes less time than one of all tokens, transposed twice.
