@@ -6,7 +6,7 @@ Two towers and the three networks by themselves try every width of embeddings wi
 trains on the training split with seed 0 and is judged by the table's recall at 100 of some
 validation users, every item scored; test users are never looked at. Validation rows would choose
 otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be
-learnt lets the noise of all others into the lists. What was chosen for the small network, which
+learnt lets the noise of all others into the lists. What was chosen for the medium network, which
 scores the items of every index, is also what the rows with an index train with. All else stands in
 ``recipes/<folder>/<model>.toml`` and stays. ``tuning.json`` beside them keeps every trial, and one
 that stands in it is not done again. A million ads train as 200,000 do, and Gowalla as Sports.
@@ -42,7 +42,7 @@ EMBEDDING_DIMS = (32, 16)
 EMBEDDING_L2 = (0.001, 0.01, 0.0001)
 USERS = 60
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
-ITEMS_NETWORK = "monn-small"
+ITEMS_NETWORK = "monn-medium"
 
 Recipe = dict[str, Any]
 

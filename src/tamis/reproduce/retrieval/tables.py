@@ -98,7 +98,8 @@ _HSNN_ROWS = (
         for size in ("small", "medium", "large")
     ),
     SearchRow(name="ebr", model="two_tower", method="ann"),
-    SearchRow(name="rerank", model="monn-small", method="rerank"),
+    # By the network that scores the items of every index with two levels.
+    SearchRow(name="rerank", model="monn-medium", method="rerank"),
     *(
         SearchRow(name=f"hsnn-{levels}", model=f"hsnn-{levels}", method="network", is_checked=True)
         for levels in (2, 3)
