@@ -10,9 +10,12 @@ import pytest
 from typer.testing import Result
 
 from tamis import api
+from tamis.data.market import LiveMarket
+from tamis.errors import ConfigError
 
 _MARKET = ("--rows", "6000", "--seed", "4", "--threads", "1")  # of ``market_world``
 _WEIGHTS = "[value]\npenalties = {hide = 0.05}\n"
+_QUALITY = '[value]\nquality = "worth"\nquality_weight = 0.5\n'
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,7 @@ def _bundles(market_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "popular": data + popular.format(keep=8) + _WEIGHTS,
         "ranked": data + popular.format(keep=60) + final + _WEIGHTS,
         "other": data + popular.format(keep=8),
+        "quality": data + popular.format(keep=8) + _QUALITY,
     }
     for name, text in recipes.items():
         (folder / f"{name}.toml").write_text(text)
@@ -34,7 +38,7 @@ def _bundles(market_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def bundles(_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bundles ``popular``, ``ranked`` and ``other`` in the working directory."""
+    """Bundles ``popular``, ``ranked``, ``other`` and ``quality`` in the working directory."""
     shutil.copytree(_bundles, tmp_path / "bundles")
     monkeypatch.chdir(tmp_path / "bundles")
 
@@ -50,10 +54,11 @@ def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, A
     record = json.loads(Path("ab-tests/ranked-1/ab-test.json").read_text())
     assert {name: found[name] for name in record} == record
     assert (record["first_day"], record["days"]) == (12, 2)
-    assert {arm: found["name"] for arm, found in record["arms"].items()} == {
+    assert {arm: told["name"] for arm, told in record["arms"].items()} == {
         "control": "popular",
         "treatment": "ranked",
     }
+    assert record["arms"]["treatment"]["fallbacks"] == []
     users = record["sample_ratio"]
     assert min(users["control_users"], users["treated_users"]) > 100
     assert [stage["stage"] for stage in record["losses"]["treatment"]["stages"]] == [
@@ -77,7 +82,7 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
     assert ["metric", "control", "treatment", "lift", "p"] in words
     # One request in a thousand is none of an arm's, or one, which has no interval.
     assert None in json.loads(Path("here/ab-test.json").read_text())["losses"].values()
-    assert "lower --judge-every" in result.output
+    assert "Too few requests of" in result.output
     assert ["report:", "here/report.html"] in words
     assert json.loads(Path("here/ab-test.json").read_text())["days"] == 1
 
@@ -87,6 +92,7 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
     [
         (("popular", "other", *_MARKET, "--first-day", "12"), "must weigh total value alike"),
         (("popular", "ranked", *_MARKET, "--first-day", "14"), "must be some of the market's 14"),
+        (("quality", "quality", *_MARKET, "--first-day", "12"), "got 'worth'"),
         (
             ("popular", "ranked", "--rows", "6000", "--seed", "5", "--first-day", "1"),
             "must be those of the market of 6,000 rows and seed 5",
@@ -96,10 +102,25 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
 )
 @pytest.mark.usefixtures("bundles")
 def test_arms_that_cannot_be_compared_are_refused_before_anything_is_served(
-    tamis: Callable[..., Result], arguments: tuple[str, ...], message: str
+    tamis: Callable[..., Result],
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def served(*_: object) -> None:
+        raise AssertionError("an hour was served")
+
+    monkeypatch.setattr(LiveMarket, "serve_hour", served)
+
     result = tamis("ab-test", *arguments)
 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert not Path("ab-tests").exists()
+
+
+@pytest.mark.usefixtures("bundles")
+@pytest.mark.parametrize("wrong", [{"first_day": 0}, {"first_day": 3, "judge_every": 0}])
+def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        api.ab_test("popular", "ranked", 6000, **wrong)

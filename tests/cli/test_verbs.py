@@ -50,7 +50,7 @@ def test_help_names_every_verb() -> None:
     output = _tamis("--help").output
 
     verbs = ("quickstart", "simulate", "ingest", "train", "evaluate", "predict", "compare")
-    for verb in (*verbs, "publish", "replay"):
+    for verb in (*verbs, "publish", "cascade", "replay", "ab-test"):
         assert verb in output
 
 

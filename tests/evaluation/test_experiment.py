@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from tamis.errors import DataError
-from tamis.evaluation.experiment import arm_difference, compare_arms, sample_ratio, user_totals
+from tamis.evaluation.experiment import (
+    UserTotals,
+    arm_difference,
+    compare_arms,
+    sample_ratio,
+    user_totals,
+)
 
 NAN = math.nan
 
@@ -85,6 +91,22 @@ def test_metrics_of_four_users_by_hand() -> None:
     assert not value.is_significant
     # 2 clicks of 3 impressions: residuals 2 - 4/3 and -2/3, then sqrt(2/1 * 8/9) / 3.
     assert click.control.standard_error == pytest.approx(math.sqrt(2 * 8 / 9) / 3)
+
+
+def test_conversions_are_left_out_where_an_arm_has_no_settled_click() -> None:
+    totals = UserTotals(
+        is_treated=np.array([False, False, True, True]),
+        impressions=np.array([2.0, 1.0, 2.0, 1.0]),
+        clicks=np.array([1.0, 0.0, 1.0, 1.0]),
+        settled_clicks=np.array([1.0, 0.0, 0.0, 0.0]),
+        conversions=np.zeros(4),
+        hides=np.zeros(4),
+        value=np.ones(4),
+    )
+
+    metrics = [found.metric for found in compare_arms(totals).differences]
+
+    assert metrics == ["click_rate", "hide_rate", "value_per_user"]
 
 
 def test_difference_of_ones_equals_welch_without_its_small_sample_correction() -> None:

@@ -69,6 +69,22 @@ def test_candidates_of_the_index_are_those_that_its_beams_reach(
             assert not np.isnan(part.scores.predictions["click"]).all()
 
 
+def test_budgets_of_time_are_lifted(searched: Blueprint) -> None:
+    hurried = replace(
+        searched,
+        stages=tuple(
+            replace(stage, budget=replace(stage.budget, budget_ms=1e-6))
+            for stage in searched.stages
+        ),
+    )
+    market = _market()
+    policy = bundle_policy(hurried, market)
+
+    list(market.serve(policy, days=1))
+
+    assert not policy.fallbacks
+
+
 def test_truth_says_where_the_value_was_lost(
     searched: Blueprint, served: tuple[LiveMarket, list[ServedHour]]
 ) -> None:

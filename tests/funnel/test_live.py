@@ -280,8 +280,11 @@ def test_step_that_falls_back_hides_nothing_of_the_others(
         ads = ad_table(requests.ad_features)
         return ServedFunnel(funnel=Funnel(steps, ads, VALUE), ad=requests.ad.astype(int))
 
-    hours = list(_market().serve(FunnelPolicy(serve, judge_every=1), days=1))
+    policy = FunnelPolicy(serve, judge_every=1)
+    hours = list(_market().serve(policy, days=1))
 
+    odd_requests = sum((np.unique(hour.candidates[0].request_id) % 2).sum() for hour in hours)
+    assert policy.fallbacks == {("second", "RuntimeError: broken"): odd_requests}
     for hour in hours:
         (part,) = hour.candidates
         second = part.scores.scores[:, 2].reshape(hour.requests, -1)[:, -50:]

@@ -9,8 +9,10 @@ import pytest
 from tamis.reports.ab_report import (
     METRICS,
     difference_table,
+    fallback_table,
     loss_table,
     render,
+    unjudged,
     verdict,
     write_ab_test,
 )
@@ -18,9 +20,11 @@ from tamis.reports.ab_report import (
 
 def _difference(**changes: Any) -> dict[str, Any]:
     return {
-        "control": {"value": 0.4},
+        "control": {"value": 0.4, "lower": 0.3},
         "treatment": {"value": 0.5},
         "difference": 0.1,
+        "lower": 0.05,
+        "upper": 0.15,
         "p_value": 0.00321,
         "is_significant": True,
         "lift": 0.25,
@@ -46,8 +50,8 @@ def _record(**changes: Any) -> dict[str, Any]:
     looks = {"days": [1, 2], "lower": [-0.1, 0.02], "upper": [0.3, 0.2], "stopped_on": 2}
     return {
         "arms": {
-            "control": {"name": "old <1>", "release": "0123456789abcdef" * 4},
-            "treatment": {"name": "new", "release": "fedcba9876543210" * 4},
+            "control": {"name": "old <1>", "release": "0123456789abcdef" * 4, "fallbacks": []},
+            "treatment": {"name": "new", "release": "fedcba9876543210" * 4, "fallbacks": []},
         },
         "rows": 60_000,
         "seed": 3,
@@ -69,9 +73,9 @@ def _record(**changes: Any) -> dict[str, Any]:
 
 def test_tables_hold_the_numbers_of_the_record() -> None:
     columns, rows = difference_table(_record())
-    assert columns == ["metric", "control", "treatment", "lift", "p"]
+    assert columns == ["metric", "control", "treatment", "difference", "lift", "p"]
     assert rows[0] == [
-        "total value a request", "0.4", "0.5", "+25.0% [+12.5%, +37.5%]", "0.0032",
+        "total value a request", "0.4", "0.5", "+0.1 [+0.05, +0.15]", "+25.0%", "0.0032",
     ]  # fmt: skip
     assert len(rows) == len(METRICS)
     assert loss_table(_record())[1] == [
@@ -81,12 +85,54 @@ def test_tables_hold_the_numbers_of_the_record() -> None:
     assert loss_table(_record(losses={"control": None, "treatment": None}))[1] == []
 
 
-def test_lift_over_nothing_is_left_out() -> None:
-    nothing = _difference(lift=None, lift_lower=None, lift_upper=None)
-    record = _record(differences=dict.fromkeys(METRICS, nothing))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lift": None, "lift_lower": None, "lift_upper": None},
+        # A lift over next to nothing is any number.
+        {"control": {"value": 0.001, "lower": -0.2}, "lift": 267.0},
+    ],
+)
+def test_lift_over_nothing_is_left_out_and_the_difference_stays(changes: dict[str, Any]) -> None:
+    record = _record(differences={name: _difference(**changes) for name in METRICS})
 
-    assert difference_table(record)[1][0][3] == "-"
-    assert "<svg" in render(record)
+    assert difference_table(record)[1][0][3:5] == ["+0.1 [+0.05, +0.15]", "-"]
+    assert "from +0.05 to +0.15; lift -" in render(record)
+
+
+def test_metric_that_could_not_be_compared_is_left_out() -> None:
+    differences = {name: _difference() for name in METRICS if name != "conversion_rate"}
+
+    rows = difference_table(_record(differences=differences))[1]
+
+    assert len(rows) == len(METRICS) - 1
+
+
+def test_answers_that_a_stage_did_not_order_are_told() -> None:
+    record = _record()
+    record["arms"]["treatment"]["fallbacks"] = [
+        {"stage": "early", "reason": "RuntimeError: <x>", "requests": 1234}
+    ]
+
+    assert fallback_table(record)[1] == [["treatment", "early", "RuntimeError: <x>", "1,234"]]
+    assert "RuntimeError: &lt;x&gt;" in render(record)
+    assert fallback_table(_record())[1] == []
+
+
+def test_why_losses_are_not_known_stands_on_the_page() -> None:
+    assert "Too few requests of control were asked" in render(_record())
+    assert (
+        unjudged(_record(losses={arm: _losses(0, 1, 1) for arm in ("control", "treatment")})) == ""
+    )
+
+
+def test_looks_that_contradict_each_other_are_not_drawn() -> None:
+    looks = {"days": [1, 2], "lower": [0.1, 0.3], "upper": [0.5, 0.2], "stopped_on": 1}
+
+    text = render(_record(guarded={"click_rate": looks}))
+
+    assert "decided on day 1; the days after 1 contradict" in text
+    assert "Too few events for total value a user, conversions a click, hides" in text
 
 
 @pytest.mark.parametrize(

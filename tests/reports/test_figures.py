@@ -3,6 +3,8 @@
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from tamis.reports import figures
 
 
@@ -84,10 +86,19 @@ def test_matrix_has_room_for_long_names_beside_a_single_column() -> None:
 
 
 def test_intervals_stand_at_their_positions_beside_zero() -> None:
-    svg = figures.intervals(
-        [1, 2], [-0.1, 0.2], [0.3, 0.4], title="clicks", xlabel="day", ylabel="difference"
-    )
+    def ends(lower: float, upper: float) -> list[tuple[float, float]]:
+        """Where the bar of a figure begins and ends, in the figure's own units."""
+        svg = figures.intervals(
+            [1, 2], [lower, -1.0], [upper, 1.0], title="clicks", xlabel="day", ylabel="difference"
+        )
+        bars = re.search(r'id="LineCollection_1".*?</g>', svg, flags=re.S)
+        assert bars is not None
+        found = re.findall(r"M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)", bars.group(0))
+        assert len(found) == 2
+        return [(float(low), float(high)) for _, low, _, high in found]
 
-    assert ElementTree.fromstring(svg).get("aria-label") == "clicks"
-    assert "var(--series-1)" in svg
-    assert "var(--muted)" in svg
+    (low, high), (least, most) = ends(0.0, 0.5)
+    # Heights grow downwards: from 0 to .5 is the upper half of what -1 to 1 takes, halved.
+    assert low == pytest.approx((least + most) / 2, abs=0.01)
+    assert low - high == pytest.approx((least - most) / 4, abs=0.01)
+    assert ends(-0.5, 0.5)[0] != (low, high)

@@ -17,14 +17,17 @@ def ab_test(
     ],
     first_day: Annotated[
         int,
-        typer.Option(min=1, help="Day on which the test begins, after those they learnt from."),
+        typer.Option(
+            min=1, help="Day, from 0, on which the test begins, after those they learnt from."
+        ),
     ],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market.")] = 0,
     days: Annotated[
         int | None, typer.Option(min=1, help="Days of the test; all that are left if absent.")
     ] = None,
     judge_every: Annotated[
-        int, typer.Option(min=1, help="One request in so many tells what each stage truly lost.")
+        int,
+        typer.Option(min=1, help="One request in so many is asked what each stage truly lost."),
     ] = 100,
     out: Annotated[
         Path | None, typer.Option(help="Folder for ab-test.json and report.html.")
@@ -35,11 +38,17 @@ def ab_test(
 ) -> None:
     """Compare two funnels on simulated users: clicks, conversions, hides, total value.
 
-    Until the first day the market serves itself, as it did when the log was written.
+    Until the first day the market's own policy serves.
     """
     with session("ab-test", as_json=as_json, debug=debug) as current:
         from tamis import api
-        from tamis.reports.ab_report import difference_table, loss_table, verdict
+        from tamis.reports.ab_report import (
+            difference_table,
+            fallback_table,
+            loss_table,
+            unjudged,
+            verdict,
+        )
 
         api.prepare_process(threads)
         with current.progress() as bars:
@@ -62,13 +71,14 @@ def ab_test(
                 f"{ratio['control_users']:,}",
                 difference_table,
             ),
-            ("Where value was lost, by the true probabilities", loss_table),
+            ("What the best ad that is left loses at each stage, by the truth", loss_table),
+            ("Answers that a stage did not order itself", fallback_table),
         ):
             columns, cells = table(record)
             if cells:
                 print_table(current, title=title, columns=columns, rows=cells)
-        if None in record["losses"].values():
-            current.say("too few requests were judged to say what stages lost: lower --judge-every")
+        if missing := unjudged(record):
+            current.say(missing)
         current.say(verdict(record))
         current.say(f"report: {folder / 'report.html'}")
         current.finish(control=control, treatment=treatment, out=folder, **record)

@@ -153,7 +153,8 @@ class ExperimentResult:
     sample_ratio: SampleRatio
     """The split. With a mismatch, the differences below may be of the users, not of the arms."""
     differences: tuple[ArmDifference, ...]
-    """Click rate, conversion rate, hide rate and value per user. Each p-value stands for itself:
+    """Click rate, conversion rate (where both arms have settled clicks), hide rate and value per
+    user. Each p-value stands for itself:
     of four metrics without any effect, one in twenty each is significant at 95 %."""
 
 
@@ -239,19 +240,24 @@ def compare_arms(
         confidence: Coverage of the intervals, in (0, 1).
 
     Returns:
-        The split and the differences.
+        The split and the differences; without that of conversions where an arm has no settled
+        click.
 
     Raises:
-        DataError: An arm has fewer than two users, or no impression or settled click.
+        DataError: An arm has fewer than two users, or no impression.
     """
-    treated_users = int(np.count_nonzero(totals.is_treated))
+    is_treated = totals.is_treated
+    treated_users = int(np.count_nonzero(is_treated))
+    arms = (is_treated, ~is_treated)
+    has_settled = all(totals.settled_clicks[arm].any() for arm in arms)
     return ExperimentResult(
         sample_ratio=sample_ratio(
-            totals.is_treated.size - treated_users, treated_users, treated_share=treated_share
+            is_treated.size - treated_users, treated_users, treated_share=treated_share
         ),
         differences=tuple(
-            arm_difference(metric, totals.is_treated, *totals.ratio(metric), confidence=confidence)
+            arm_difference(metric, is_treated, *totals.ratio(metric), confidence=confidence)
             for metric in get_args(ExperimentMetric)
+            if has_settled or metric != "conversion_rate"
         ),
     )
 

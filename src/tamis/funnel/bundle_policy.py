@@ -1,6 +1,7 @@
 """A published funnel as the policy of a live market: its models around the ads of each hour."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def bundle_policy(
     Every hour the models stay, and the ads are those that live then, with the bids of the market
     and features as they are: an index is built anew of them, so that ads which were born after the
     publishing are found by their content, and dead ones never. Popularity stays as it was
-    published; ads that it does not know have none.
+    published; ads that it does not know have none. Budgets of milliseconds are lifted: what users
+    see must not depend on the machine that simulates them.
 
     Args:
         blueprint: Of ``read_bundle``.
@@ -52,6 +54,13 @@ def bundle_policy(
     encoders = blueprint.encoders
     _check_fields(encoders)
     _check_ads(blueprint, market)
+    patient = replace(
+        blueprint,
+        stages=tuple(
+            replace(stage, budget=replace(stage.budget, budget_ms=None))
+            for stage in blueprint.stages
+        ),
+    )
 
     def serve(requests: LiveRequests) -> ServedFunnel:
         codes = _codes_of(requests.ad_features)
@@ -61,7 +70,7 @@ def bundle_policy(
             rows=ad_rows(requests, encoders),
             popularity=_popularity_of(codes, blueprint.inventory),
         )
-        funnel = blueprint.of_ads(inventory).build()
+        funnel = patient.of_ads(inventory).build()
         return ServedFunnel(funnel=funnel, ad=requests.ad.astype(np.int64))
 
     return FunnelPolicy(serve, encoders=encoders, judge_every=judge_every)

@@ -1,5 +1,6 @@
 """A funnel as the policy of a live market, and what its stages truly lose there."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,10 @@ from tamis.errors import ConfigError, DataError
 from tamis.evaluation.candidates import rank_candidates, request_offsets
 from tamis.evaluation.stages import StageLosses, stage_losses
 from tamis.funnel.ads import AdTable, Valuation
-from tamis.funnel.auction import Slate
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.request import Request
-from tamis.funnel.trace import AUCTION
+from tamis.funnel.trace import AUCTION, Trace
 
 KNOWN = "known"
 """Name of the stage before a funnel's first: ads that are not in its table are lost there."""
@@ -77,6 +77,8 @@ class FunnelPolicy:
         if judge_every < 1:
             raise ConfigError(f"FunnelPolicy.judge_every: must be at least 1, got {judge_every}.")
         self._serve, self._encoders, self._judge_every = serve, encoders, judge_every
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
+        """Requests so far that a stage did not order itself, by its name and the reason."""
 
     def __call__(self, requests: LiveRequests) -> Slates:
         """Slates with the auction's prices; candidates of some requests."""
@@ -95,9 +97,13 @@ class FunnelPolicy:
                 candidates=rows,
             )
             if request.request_id % self._judge_every == 0:
-                slate = recorder.answer(at, request)
+                trace = recorder.answer(at, request)
             else:
-                slate = served.funnel.answer(request).slate
+                trace = served.funnel.answer(request)
+            self.fallbacks.update(
+                (stage.name, stage.fallback) for stage in trace.stages if stage.fallback
+            )
+            slate = trace.slate
             ads[at, : len(slate.ads)] = served.ad[slate.ads]
             prices[at, : len(slate.ads)] = slate.prices
         return Slates(ads=ads, prices=prices, candidates=recorder.candidates())
@@ -192,8 +198,8 @@ class _Recorder:
         self._rows = rows
         self._parts: list[CandidateScores] = []
 
-    def answer(self, at: int, request: Request) -> Slate:
-        """The funnel's slate for the request at a place of the hour."""
+    def answer(self, at: int, request: Request) -> Trace:
+        """How the funnel answers the request at a place of the hour."""
         seen: list[Candidates] = []
         trace = self._served.funnel.answer(request, observe=seen.append)
         num_ads = len(self._requests.ad)
@@ -220,7 +226,7 @@ class _Recorder:
                 predictions=predictions,
             )
         )
-        return trace.slate
+        return trace
 
     def candidates(self) -> tuple[CandidateScores, ...]:
         """All that was kept, as one part; it has no rows where no request was judged."""

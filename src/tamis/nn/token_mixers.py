@@ -63,6 +63,8 @@ _LOOPS_BELOW, _LOOP_IS_FASTER_BELOW = 400, 96
 """Multiplications of a batch's single product: with fewer than the first number PyTorch computes
 each on a CPU by a scalar loop, two to six times as slowly as MKL computes one that is made large
 enough; with fewer than the second the loop is faster nevertheless."""
+_MANY_ROWS = 512
+"""Rows from which on products are made large enough. Either way rounds differently."""
 
 
 class TokenMap(nn.Module):
@@ -102,8 +104,9 @@ class TokenMap(nn.Module):
         """Rows of zeros that make a row's product large enough for MKL; see ``_LOOPS_BELOW``."""
         count, least = self.weight.shape[0], tokens.shape[1] * tokens.shape[2]
         is_looped = _LOOP_IS_FASTER_BELOW <= count * least < _LOOPS_BELOW
-        # A few rows take no time, and operations are counted on them.
-        return -(-_LOOPS_BELOW // least) - count if is_looped and tokens.shape[0] >= 64 else 0
+        # Operations are counted on fewer rows, and zeros are none of the model's.
+        is_many = tokens.shape[0] >= _MANY_ROWS
+        return -(-_LOOPS_BELOW // least) - count if is_looped and is_many else 0
 
     def _goes_by_row(self, tokens: Tensor) -> bool:
         """Whether a product for each row takes less time than one of all tokens, transposed twice.

@@ -17,7 +17,24 @@ METRICS = {
 }
 """What each metric is called, the one that decides first."""
 _ARMS = ("control", "treatment")
-_LOSS_COLUMNS = ("arm", "stage", "best ad dies here", "value lost", "of all loss")
+_DIFFERENCES_LEAD = (
+    "Users are the units; intervals hold 95 %. Each p-value stands alone: where nothing differs, "
+    "each metric still falls below .05 once in 20 tests, so that of five metrics one often does. "
+    "The lift is the difference over the control, where that is clearly above 0."
+)
+_LOOKS_LEAD = (
+    "Treatment minus control after each day, counted from the first day of the test. The 95 % "
+    "interval of a metric stays valid for it alone however often it is looked at, about so below "
+    "some hundred users an arm: who stops on the first day whose interval leaves out 0 is wrong in "
+    "one test of 20 at most. It only ever narrows; where days contradict each other nothing is "
+    "left of it. Value is per user and day here, so that days compare; clicks wait two days for "
+    "their conversion."
+)
+_LOSSES_LEAD = (
+    "By the true probabilities, on some requests of each arm: how often a stage drops the ad that "
+    "is worth most, how much less the best ad that is left is worth after it, and what share that "
+    "is of all that the funnel lost."
+)
 
 
 def write_ab_test(record: Mapping[str, Any], folder: Path) -> None:
@@ -37,34 +54,27 @@ def write_ab_test(record: Mapping[str, Any], folder: Path) -> None:
 def render(record: Mapping[str, Any]) -> str:
     """The page as HTML."""
     control, treatment = (record["arms"][arm] for arm in _ARMS)
+    figures, unseen = _looks(record)
+    left_out = f" Too few events for {', '.join(unseen)}." if unseen else ""
     return page.page(
         title=f"A/B test: {treatment['name']} against {control['name']}",
         subtitle=(
             f"the simulated market of {record['rows']:,} impressions and seed {record['seed']}, "
-            f"days {record['first_day']} to {record['first_day'] + record['days'] - 1}; releases "
-            f"{control['release'][:12]} and {treatment['release'][:12]}"
+            f"days {record['first_day']} to {record['first_day'] + record['days'] - 1}, counted "
+            f"from 0; releases {control['release'][:12]} and {treatment['release'][:12]}"
         ),
         sections=[
             page.cards(_headline(record)),
             page.section(
-                "Differences",
-                page.table(*difference_table(record)),
-                lead="Users are the units. Every p-value stands for itself: of five metrics "
-                "without any difference, one in twenty each has a p-value below .05.",
+                "Differences", page.table(*difference_table(record)), lead=_DIFFERENCES_LEAD
             ),
-            page.section(
-                "Day by day",
-                page.figures(_looks(record)),
-                lead="Treatment minus control after each day, in intervals that stay valid however "
-                "often they are looked at: whoever stops as soon as one leaves 0 is wrong no more "
-                "often than they say.",
-            ),
+            page.section("Day by day", page.figures(figures), lead=_LOOKS_LEAD + left_out),
             page.section(
                 "Where value was lost",
                 page.table(*loss_table(record)),
-                lead="By the true probabilities, on the requests that were judged: how often each "
-                "stage drops the most valuable ad, and what the best ad that is left loses there.",
+                lead=f"{_LOSSES_LEAD} {unjudged(record)}".strip(),
             ),
+            page.section("Fallbacks", page.table(*fallback_table(record))),
         ],
     )
 
@@ -81,22 +91,31 @@ def verdict(record: Mapping[str, Any]) -> str:
     return f"{names[0]} earns {more} total value a request than {names[1]}"
 
 
+def unjudged(record: Mapping[str, Any]) -> str:
+    """Why it is not known what the stages of an arm lost; empty where it is known of both."""
+    arms = [arm for arm in _ARMS if record["losses"][arm] is None]
+    if not arms:
+        return ""
+    return (
+        f"Too few requests of {' and '.join(arms)} were asked for that: ask every so many fewer, "
+        f"or take more days."
+    )
+
+
 def difference_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: each metric in both arms, and the difference."""
     rows = []
     for name, words in METRICS.items():
-        found = record["differences"][name]
-        lift = "-"
-        if found["lift"] is not None:
-            low, high = found["lift_lower"], found["lift_upper"]
-            lift = f"{found['lift']:+.1%} [{low:+.1%}, {high:+.1%}]"
+        found = record["differences"].get(name)
+        if found is None:
+            continue
         values = [f"{found[arm]['value']:.4g}" for arm in _ARMS]
-        rows.append([words, *values, lift, f"{found['p_value']:.2g}"])
-    return ["metric", *_ARMS, "lift", "p"], rows
+        rows.append([words, *values, _difference(found), _lift(found), f"{found['p_value']:.2g}"])
+    return ["metric", *_ARMS, "difference", "lift", "p"], rows
 
 
 def loss_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: what each stage of each arm lost; no rows where nothing was judged."""
+    """Columns and rows: what each stage of each arm lost; no rows where nothing is known."""
     rows = []
     for arm in _ARMS:
         losses = record["losses"][arm]
@@ -111,48 +130,67 @@ def loss_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             rows.append(
                 [arm, stage["stage"], f"{stage['died']['value']:.1%}", f"{lost:.4g}", share]
             )
-    return list(_LOSS_COLUMNS), rows
+    return ["arm", "stage", "drops the best ad", "value lost", "share of loss"], rows
+
+
+def fallback_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: answers that a stage did not order itself; no rows where all did."""
+    rows = [
+        [arm, found["stage"], found["reason"], f"{found['requests']:,}"]
+        for arm in _ARMS
+        for found in record["arms"][arm]["fallbacks"]
+    ]
+    return ["arm", "stage", "reason", "requests"], rows
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    return f"{found['difference']:+.3g} [{found['lower']:+.3g}, {found['upper']:+.3g}]"
+
+
+def _lift(found: Mapping[str, Any]) -> str:
+    is_clear = found["lift"] is not None and found["control"]["lower"] > 0
+    return f"{found['lift']:+.1%}" if is_clear else "-"
 
 
 def _headline(record: Mapping[str, Any]) -> list[page.Card]:
     found, ratio = record["differences"]["value_per_request"], record["sample_ratio"]
-    cards = [
+    return [
         page.Card(name="verdict", value=verdict(record), note=f"p = {found['p_value']:.2g}"),
+        page.Card(
+            name="total value a request",
+            value=f"{found['difference']:+.3g}",
+            note=f"from {found['lower']:+.3g} to {found['upper']:+.3g}; lift {_lift(found)}",
+        ),
         page.Card(
             name="users",
             value=f"{ratio['control_users']:,} and {ratio['treated_users']:,}",
             note=f"planned share {ratio['treated_share']:.0%}, p = {ratio['p_value']:.2g}",
         ),
     ]
-    if found["lift"] is not None:
-        cards.insert(
-            1,
-            page.Card(
-                name="total value a request",
-                value=f"{found['lift']:+.1%}",
-                note=f"from {found['lift_lower']:+.1%} to {found['lift_upper']:+.1%}",
-            ),
-        )
-    return cards
 
 
-def _looks(record: Mapping[str, Any]) -> list[str]:
-    figures = []
+def _looks(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """A figure for each metric that was looked at, and names of those that had too few events."""
+    figures, unseen = [], []
     for name, words in METRICS.items():
+        if name == "value_per_request":  # looked at per user and day
+            continue
         found = record["guarded"].get(name)
         if found is None:
+            unseen.append(words)
             continue
-        what = f"{words} and day" if name == "value_per_user" else words
+        rows = zip(found["days"], found["lower"], found["upper"], strict=True)
+        agreeing = [(day, low, high) for day, low, high in rows if low <= high]
         stopped = found["stopped_on"]
         when = "decided on none" if stopped is None else f"decided on day {stopped}"
+        if len(agreeing) < len(found["days"]):
+            when += f"; the days after {len(agreeing)} contradict"
         figures.append(
             intervals(
-                found["days"],
-                found["lower"],
-                found["upper"],
-                title=what,
+                *(list(column) for column in zip(*agreeing, strict=True)),
+                title=f"{words} and day" if name == "value_per_user" else words,
                 xlabel=f"day of the test; {when}",
                 ylabel="difference",
             )
         )
-    return figures
+    return figures, unseen
