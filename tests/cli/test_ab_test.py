@@ -79,7 +79,7 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
 
     assert result.exit_code == 0, result.output
     words = [line.split() for line in result.output.splitlines()]
-    assert ["metric", "control", "treatment", "lift", "p"] in words
+    assert ["metric", "control", "treatment", "difference", "lift", "p"] in words
     # One request in a thousand is none of an arm's, or one, which has no interval.
     assert None in json.loads(Path("here/ab-test.json").read_text())["losses"].values()
     assert "Too few requests of" in result.output
