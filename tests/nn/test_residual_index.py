@@ -343,6 +343,62 @@ def test_codebooks_are_parameters_with_lti_and_constants_else() -> None:
         assert {"codebook0", "codebook1"} <= index.state_dict().keys()
 
 
+def _with_dead_centres(**settings: int) -> ResidualIndex:
+    """Two levels whose codebooks have each lost half of their centres."""
+    index = ResidualIndex((8, 4), 6, alpha_steps=10, cluster_rows=256, start_steps=1, **settings)
+    index.fit(_clustered(200), seed=0)
+    with torch.no_grad():
+        for centres in index.codebooks:
+            centres[len(centres) // 2 :] = 100.0
+    return index
+
+
+def _dead(index: ResidualIndex, vectors: torch.Tensor) -> list[int]:
+    codes, _ = nearest_path(vectors, index.codebooks)
+    return [
+        int((torch.bincount(codes[:, level], minlength=size) == 0).sum())
+        for level, size in enumerate(index.sizes)
+    ]
+
+
+def test_nodes_without_items_begin_anew_while_memberships_grow_sharp() -> None:
+    vectors = _clustered(200)
+    index = _with_dead_centres(revive_steps=3)
+    index.step.fill_(1)  # the first batch's k-means is over
+    living = [centres[: len(centres) // 2].clone() for centres in index.codebooks]
+    assert _dead(index, vectors) == [4, 2]
+
+    index.advance(vectors)
+    assert _dead(index, vectors) == [4, 2]  # the second batch looks at nothing
+    index.advance(vectors)
+
+    assert _dead(index, vectors) == [0, 0]
+    for centres, kept in zip(index.codebooks, living, strict=True):
+        assert torch.equal(centres[: len(kept)], kept)
+    # What begins anew is an item, or what is left of one.
+    assert (index.codebooks[0][4:].unsqueeze(1) == vectors).all(2).any(1).all()
+
+
+@pytest.mark.parametrize(("revive_steps", "step"), [(0, 2), (3, 11), (3, 12)])
+def test_nodes_without_items_stay_where_nothing_looks(revive_steps: int, step: int) -> None:
+    vectors = _clustered(200)
+    index = _with_dead_centres(revive_steps=revive_steps)
+    index.step.fill_(step - 1)
+
+    index.advance(vectors)
+
+    assert _dead(index, vectors) == [4, 2]
+
+
+def test_fewer_different_items_than_lost_nodes_revive_none() -> None:
+    index = _with_dead_centres(revive_steps=3)
+    index.step.fill_(2)
+
+    index.advance(index.codebooks[0][:1].detach().repeat(5, 1))
+
+    assert _dead(index, _clustered(200)) == [4, 2]
+
+
 def test_lti_is_moved_by_no_k_means_after_the_first_batch() -> None:
     index = ResidualIndex((4,), 6, cluster_steps=2).train()
     random = index.codebooks[0].detach().clone()

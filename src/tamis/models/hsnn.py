@@ -105,6 +105,9 @@ class HSNNConfig:
     unlabelled_weight: float = 1.0
     """Factor on the cross entropy of index levels with the items' prediction, in rows without any
     label."""
+    revive_steps: int = 0
+    """Batches between two looks for nodes without items, which then begin anew where items are far
+    from theirs, while memberships grow sharp (``lti``); 0: none."""
     cluster_steps: int = 500
     """Batches between two k-means (``em``), or before the only one (``sil``)."""
     cluster_rows: int = 4096
@@ -113,7 +116,7 @@ class HSNNConfig:
     """Standard deviation that embeddings start from."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, may_be_zero=("negatives",))
+        check_ranges(self, may_be_zero=("negatives", "revive_steps"))
         if len(self.levels) != len(self.codebooks) + 1:
             raise ConfigError(
                 f"model.levels: must be one more than the {len(self.codebooks)} codebooks, got "
@@ -209,6 +212,7 @@ class HSNN(nn.Module):
             start_steps=config.start_steps,
             cluster_steps=config.cluster_steps,
             cluster_rows=config.cluster_rows,
+            revive_steps=config.revive_steps,
         )
         self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
         if config.negatives:

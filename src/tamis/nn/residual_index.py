@@ -137,7 +137,9 @@ class ResidualIndex(nn.Module):
         there. Distances are divided by the running mean of all distances of the level, so that the
         temperature means the same on every level. The gradient of blends is divided by the
         temperature's alpha on its way to item vectors. Each k-means sees the latest vectors of the
-        rows that count; :meth:`fit` takes those of a corpus.
+        rows that count; :meth:`fit` takes those of a corpus. With ``revive_steps``, nodes that no
+        latest vector is nearest to begin anew where vectors are far from theirs, until memberships
+        are as sharp as they get.
     """
 
     step: Tensor
@@ -157,6 +159,7 @@ class ResidualIndex(nn.Module):
         start_steps: int = 1,
         cluster_steps: int = 500,
         cluster_rows: int = 4096,
+        revive_steps: int = 0,
     ) -> None:
         """Build codebooks of random unit vectors.
 
@@ -171,11 +174,14 @@ class ResidualIndex(nn.Module):
             start_steps: Batch with the first k-means (``lti``, ``em``).
             cluster_steps: Batches between two k-means (``em``) or before the only one (``sil``).
             cluster_rows: Latest item vectors that k-means sees.
+            revive_steps: Batches between two looks for nodes without items, while memberships grow
+                sharp (``lti``); 0: none.
         """
         super().__init__()
         self.sizes, self.learning = tuple(sizes), learning
         self.alpha_max, self.alpha_exponent = alpha_max, alpha_exponent
         self.alpha_steps, self.cluster_steps = alpha_steps, cluster_steps
+        self.revive_steps = revive_steps
         self.start_steps = cluster_steps if learning == "sil" else start_steps
         for level, size in enumerate(sizes):
             centres = F.normalize(torch.randn(size, width), dim=1)
@@ -189,7 +195,8 @@ class ResidualIndex(nn.Module):
         )
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scales", torch.zeros(len(sizes)))
-        rows = 0 if is_learnt and start_steps == 1 else cluster_rows
+        keeps = not is_learnt or start_steps > 1 or revive_steps > 0
+        rows = cluster_rows if keeps else 0
         self.register_buffer("latest", torch.zeros(rows, width))
 
     @property
@@ -277,6 +284,8 @@ class ResidualIndex(nn.Module):
         elif step == self.start_steps:
             self.fit(self._seen(), seed=step)
             self.scales.zero_()  # distances to what the codebooks were before mean nothing
+        elif self.learning == "lti" and self.revive_steps and self._is_forming():
+            self._revive(self._seen(), seed=step)
         elif self.learning == "em" and step > self.start_steps and step % self.cluster_steps == 0:
             # From where they are: nodes keep their numbers, and networks what they learnt of them.
             self.fit(self._seen(), seed=step, is_warm=True)
@@ -295,6 +304,28 @@ class ResidualIndex(nn.Module):
             start = centres if is_warm else None
             centres.copy_(kmeans(left, len(centres), seed=seed + level, start=start))
             left = vectors - nearest_path(vectors, self.codebooks[: level + 1])[1][-1]
+
+    def _is_forming(self) -> bool:
+        age = int(self.age)
+        return 0 < age <= self.alpha_steps and age % self.revive_steps == 0
+
+    def _revive(self, vectors: Float[Tensor, "N D"], *, seed: int) -> None:
+        """Put centres that no vector is nearest to where vectors are far from theirs.
+
+        Chances grow with the squared distance, as where k-means++ begins.
+        """
+        generator = torch.Generator(vectors.device).manual_seed(seed)
+        left = vectors
+        for level, centres in enumerate(self.codebooks):
+            codes, nodes = nearest_path(vectors, self.codebooks[: level + 1])
+            is_dead = torch.bincount(codes[:, level], minlength=len(centres)) == 0
+            far = (vectors - nodes[-1]).square().sum(1)
+            count = int(is_dead.sum())
+            if count and int((far > 0).sum()) >= count:
+                chosen = torch.multinomial(far, count, generator=generator)
+                centres[is_dead] = left[chosen]
+                nodes = nearest_path(vectors, self.codebooks[: level + 1])[1]
+            left = vectors - nodes[-1]
 
     def _seen(self) -> Tensor:
         """Latest vectors, without the places that no row has filled yet."""
