@@ -194,6 +194,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
             "cross_layers": 2,
             "alpha_max": 20.0,
             "alpha_exponent": 2.0,
+            "revive_steps": 2,
             "alpha_steps": 10,
             "warmup_steps": 1,
             "queue_batches": 2,
