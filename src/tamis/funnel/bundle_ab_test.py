@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tamis.data.market import LiveMarket, LiveRequests, LoggingPolicy, Policy, Slates
+from tamis.data.market import LiveMarket, LoggingPolicy
 from tamis.errors import ConfigError
 from tamis.funnel.ab_test import SplitByUser, run_ab_test, smallest_differences
 from tamis.funnel.bundle import read_bundle
-from tamis.funnel.bundle_policy import bundle_policy, end_of_days
+from tamis.funnel.bundle_policy import bundle_policy, end_of_days, telling
 from tamis.funnel.live import FunnelPolicy, ad_table
 from tamis.funnel.value import ValueFunction, ValueWeights
 
@@ -73,22 +73,18 @@ def ab_test_bundles(
         for arm, bundle in bundles.items()
     }
 
-    def telling(policy: Policy) -> Policy:
-        def told(requests: LiveRequests) -> Slates:
-            if progress is not None:
-                progress(requests.hour + 1, 24 * last_day)
-            return policy(requests)
-
-        return told
-
-    before = list(market.serve(telling(LoggingPolicy(market, seed=seed)), days=first_day))
+    warm_up, of_control, of_treatment = (
+        telling(policy, progress, hours=24 * last_day)
+        for policy in (LoggingPolicy(market, seed=seed), arms["control"], arms["treatment"])
+    )
+    before = list(market.serve(warm_up, days=first_day))
     ads, value = ad_table(market.ads()), ValueFunction(weights)
     smallest = smallest_differences(before, market, ads, value, days=first_day, share=_MATTERS)
     del before  # days of logs, beside those of the test
     test = run_ab_test(
         market,
-        telling(arms["control"]),
-        telling(arms["treatment"]),
+        of_control,
+        of_treatment,
         days=last_day - first_day,
         split=SplitByUser(salt=seed),
         value=value,

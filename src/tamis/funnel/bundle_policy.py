@@ -15,6 +15,7 @@ from tamis.data.market import (
     LiveRequests,
     LoggingPolicy,
     MarketSummary,
+    Policy,
     Slates,
     simulate_served,
 )
@@ -111,19 +112,29 @@ def serve_market(
     blueprint = read_bundle(bundle).blueprint
     market = LiveMarket(rows, seed=seed)
     last_day = end_of_days(market, first_day, days)
-    policy = bundle_policy(blueprint, market, judge_every=judge_every)
-    warm_up = LoggingPolicy(market, seed=seed)
+    policy, warm_up = (
+        telling(one, progress, hours=24 * last_day)
+        for one in (
+            bundle_policy(blueprint, market, judge_every=judge_every),
+            LoggingPolicy(market, seed=seed),
+        )
+    )
+    if first_day:
+        for _ in market.serve(warm_up, days=first_day):
+            pass
+    return simulate_served(market, policy, out, days=last_day - first_day)
+
+
+def telling(policy: Policy, progress: Callable[[int, int], None] | None, *, hours: int) -> Policy:
+    """The same policy, which tells how many hours of how many are over when it is asked."""
+    if progress is None:
+        return policy
 
     def told(requests: LiveRequests) -> Slates:
-        if progress is not None:
-            progress(requests.hour, 24 * last_day)
-        is_warm = requests.hour >= 24 * first_day
-        return policy(requests) if is_warm else warm_up(requests)
+        progress(requests.hour, hours)
+        return policy(requests)
 
-    if first_day:
-        for _ in market.serve(told, days=first_day):
-            pass
-    return simulate_served(market, told, out, days=last_day - first_day)
+    return told
 
 
 def end_of_days(market: LiveMarket, first_day: int, days: int | None) -> int:
