@@ -121,6 +121,8 @@ def test_answers_that_a_stage_did_not_order_are_told() -> None:
 
 def test_why_losses_are_not_known_stands_on_the_page() -> None:
     assert "Too few requests of control were asked" in render(_record())
+    neither = _record(losses={"control": None, "treatment": None})
+    assert "Too few requests of control and treatment were asked" in render(neither)
     assert (
         unjudged(_record(losses={arm: _losses(0, 1, 1) for arm in ("control", "treatment")})) == ""
     )

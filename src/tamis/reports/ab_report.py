@@ -72,7 +72,8 @@ def render(record: Mapping[str, Any]) -> str:
             page.section(
                 "Where value was lost",
                 page.table(*loss_table(record)),
-                lead=f"{_LOSSES_LEAD} {unjudged(record)}".strip(),
+                page.paragraph(unjudged(record)),
+                lead=_LOSSES_LEAD,
             ),
             page.section("Fallbacks", page.table(*fallback_table(record))),
         ],

@@ -112,6 +112,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def paragraph(text: str) -> str:
+    """A paragraph of plain text; empty without any."""
+    return f"<p>{html.escape(text)}</p>" if text else ""
+
+
 def folded(summary: str, content: str) -> str:
     """Content that opens on a click."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
