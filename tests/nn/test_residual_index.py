@@ -109,6 +109,13 @@ def test_schedule_follows_the_power_of_the_step_and_then_holds() -> None:
     assert found == pytest.approx([2.5, 10.0, 22.5, 40.0, 40.0, 40.0])
 
 
+def test_power_of_zero_is_as_sharp_from_the_first_batch_on_and_forms_as_long() -> None:
+    index = ResidualIndex((3,), 4, alpha_max=40.0, alpha_exponent=0.0, alpha_steps=4)
+    assert index.alpha.item() == 40.0
+    index.advance(_unit(8, 4))
+    assert index.alpha.item() == 40.0
+
+
 def _trained(**options: object) -> ResidualIndex:
     index = ResidualIndex((4, 3), 6, **options)
     index.train()

@@ -80,7 +80,7 @@ class HSNNConfig:
     alpha_max: float = 50.0
     """Sharpness of memberships at the end; distances are in units of their mean."""
     alpha_exponent: float = 1.0
-    """Power by which sharpness grows with the step."""
+    """Power by which sharpness grows with the step; 0: it is there from the first batch on."""
     alpha_steps: int = 1000
     """Batches of the index until memberships are as sharp as they get."""
     start_steps: int = 1

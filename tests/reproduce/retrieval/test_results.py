@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 _SETTINGS = {
     "hsnn-2-sil": ("index_learning", "sil"),
     "hsnn-2-em": ("index_learning", "em"),
-    "hsnn-2-no-schedule": ("alpha_steps", 1),
+    "hsnn-2-no-schedule": ("alpha_exponent", 0.0),
     "hsnn-2-no-balance": ("balance_weight", 0.0),
     "hsnn-2-no-warmup": ("warmup_steps", 1),
     "hsnn-2-short-queue": ("queue_batches", 1),
@@ -77,6 +77,8 @@ def _rows(
                 "pairs": 10.0,
                 "latency": latency,
                 "cpu_ms": latency,
+                "cold_recall@100": unseen and 1.05 * unseen["cold"],
+                "warm_recall@100": unseen and unseen["warm"],
             }
             if loss is not None:
                 metrics["index_loss"] = loss
@@ -118,7 +120,8 @@ def _claim(rows: list[dict[str, Any]], words: str) -> dict[str, Any]:
         ("loses at most 3%", 0.02),
         # Against 0.25, the best width that takes no more than 2.0: 0.29 / 0.25 - 1 and 0.291 / ...
         ("at equal latency", 0.162),
-        ("never shown", 0.8),
+        ("never shown at least 80% as well among themselves", 0.8),
+        ("never shown at least 80% as well in lists of all items", 0.84),
         ("without balance", 0.75),
         ("end at different weights", 1.0),
         ("with half the beams", 0.2),
@@ -144,7 +147,8 @@ def test_each_claim_holds_with_the_number_that_it_should_have(words: str, estima
         ("at equal latency", {"joint": {"value_recall@100": 0.26}}),
         # Faster than every width of the rival: compared with its fastest, of 0.19 recall.
         ("at equal latency", {"joint": {"value_recall@100": 0.2, "latency": 0.4}}),
-        ("never shown", {"unseen": {"cold": 0.19, "warm": 0.25}}),
+        ("as well among themselves", {"unseen": {"cold": 0.19, "warm": 0.25}}),
+        ("as well in lists of all", {"unseen": {"cold": 0.19, "warm": 0.25}}),
     ],
 )
 def test_each_claim_fails_just_below_its_bar(words: str, changes: dict[str, Any]) -> None:

@@ -276,20 +276,29 @@ def _at_equal_latency(first: Sequence[Row], rival: Sequence[Row]) -> dict[str, A
 
 
 def _cold(first: Sequence[Row]) -> list[dict[str, Any]]:
-    shares = [
-        row["unseen"]["cold"] / row["unseen"]["warm"]
+    """Items that were never shown against others, by themselves and in the lists that are served.
+
+    By themselves is what content alone can tell. In a list of all items those with a record of many
+    clicks stand first, as they should where nothing but content is known of the others.
+    """
+    name = first[0]["model"]
+    alone = [(row["unseen"]["cold"], row["unseen"]["warm"]) for row in first if row.get("unseen")]
+    served = [
+        (cold, row["metrics"][f"warm_{_CLICKS}"])
         for row in first
-        if row.get("unseen") and row["unseen"]["warm"]
+        if (cold := row["metrics"][f"cold_{_CLICKS}"]) is not None
     ]
-    if not shares:
-        return []
     return [
         _bar(
-            f"{first[0]['model']} recalls items that were never shown at least "
-            f"{_COLD_SHARE:.0%} as well among themselves as others of the same categories",
-            shares,
+            f"{name} recalls items that were never shown at least {_COLD_SHARE:.0%} as well {how}",
+            [cold / warm for cold, warm in pairs if warm],
             lambda share: share >= _COLD_SHARE,
         )
+        for how, pairs in (
+            ("among themselves as others of the same categories", alone),
+            ("in lists of all items as others", served),
+        )
+        if any(warm for _, warm in pairs)
     ]
 
 
