@@ -26,7 +26,7 @@ def _ingested(tmp_path: Path, prepared: PublicSet) -> Any:
     return ingest(prepared.files, tmp_path / "dataset", schema=prepared.schema)
 
 
-def _criteo(rows: int = 30) -> dict[str, list[Any]]:
+def _criteo(label: str, rows: int = 30) -> dict[str, list[Any]]:
     numbers: dict[str, list[Any]] = {
         f"I{n}": [[None, -2, 0, 1, 2, 3, 1000][(row + n) % 7] for row in range(rows)]
         for n in range(1, 14)
@@ -34,24 +34,26 @@ def _criteo(rows: int = 30) -> dict[str, list[Any]]:
     categories: dict[str, list[Any]] = {
         f"C{n}": [f"{(row * n) % 3:08x}" for row in range(rows)] for n in range(1, 27)
     }
-    return {"label": [row % 2 for row in range(rows)], **numbers, **categories}
+    return {label: [row % 2 for row in range(rows)], **numbers, **categories}
 
 
 def test_criteo_x4_buckets_numbers_as_published(tmp_path: Path) -> None:
-    _write(tmp_path / "Criteo_x4", ("train", "valid", "test"), _criteo())
+    # BARS writes the header Label,I1,...,I13,C1,...,C26.
+    _write(tmp_path / "Criteo_x4", ("train", "valid", "test"), _criteo("Label"))
     prepared = prepare("criteo_x4", tmp_path, tmp_path / "out")
     found = pq.read_table(prepared.files["train"])["I13"].to_pylist()
 
-    # floor(ln(3) ** 2) = 1 and floor(ln(1000) ** 2) = 47; up to 2 the number itself.
-    meaning = {None: None, -2: -2, 0: 0, 1: 1, 2: 2, 3: 1, 1000: 47}
-    assert found == [meaning[value] for value in _criteo()["I13"]]
+    # floor(ln(3) ** 2) = 1 and floor(ln(1000) ** 2) = 47; up to 2 the number itself; none is 0.
+    meaning = {None: 0, -2: -2, 0: 0, 1: 1, 2: 2, 3: 1, 1000: 47}
+    assert found == [meaning[value] for value in _criteo("Label")["I13"]]
     dataset = _ingested(tmp_path, prepared)
     assert len(dataset.spec.categorical) == 39
+    assert [task.name for task in dataset.spec.tasks] == ["Label"]
     assert dataset.split("test").num_rows == 30
 
 
 def test_criteo_x1_is_used_as_it_is(tmp_path: Path) -> None:
-    columns = {key: [0.5] * 30 if key[0] == "I" else v for key, v in _criteo().items()}
+    columns = {key: [0.5] * 30 if key[0] == "I" else v for key, v in _criteo("label").items()}
     _write(tmp_path / "Criteo_x1", ("train", "valid", "test"), columns)
     prepared = prepare("criteo_x1", tmp_path, tmp_path / "out")
     dataset = _ingested(tmp_path, prepared)

@@ -52,12 +52,13 @@ def criteo_x1(folder: Path, out: Path) -> tuple[Files, Schema]:
 def criteo_x4(folder: Path, out: Path) -> tuple[Files, Schema]:
     """Criteo's display ads, 8:1:1: numbers above 2 become ``floor(ln(v) ** 2)``, all categories.
 
-    Categories seen in fewer than ten training rows share a row (``x4_001``).
+    A missing number is the bucket of 0, as in BARS. Categories seen in fewer than ten training rows
+    share a row (``x4_001``).
     """
     files = _converted(_three(folder), out, _criteo_buckets)
     names = (*_CRITEO_NUMBERS, *_CRITEO_CATEGORIES)
     fields = tuple(Field(name=name, kind="categorical", min_count=10) for name in names)
-    return files, Schema(fields=fields, tasks=(Task(name="label"),))
+    return files, Schema(fields=fields, tasks=(Task(name="Label"),))
 
 
 def avazu_x1(folder: Path, out: Path) -> tuple[Files, Schema]:
@@ -178,10 +179,10 @@ def _users(user: str, is_valid: bool, table: pa.Table) -> pa.Table:
 
 def _criteo_buckets(table: pa.Table) -> pa.Table:
     for name in _CRITEO_NUMBERS:
-        values = pc.cast(table[name], pa.float64()).to_numpy()
+        values = pc.fill_null(pc.cast(table[name], pa.float64()), 0.0).to_numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             buckets = np.where(values > 2, np.floor(np.log(values) ** 2), np.trunc(values))
-        column = pc.cast(pa.array(buckets, from_pandas=True), pa.int64())
+        column = pc.cast(pa.array(buckets), pa.int64())
         table = table.set_column(table.column_names.index(name), name, column)
     return table
 
