@@ -1,9 +1,11 @@
 """Readers of sets in reczoo's layout, on small files of that layout."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -122,29 +124,50 @@ def test_protocol_of_bars_validates_on_the_test_file(tmp_path: Path) -> None:
     assert _ingested(tmp_path, prepared).split("valid").num_rows == 200
 
 
-def test_taobao_has_three_aligned_histories(tmp_path: Path) -> None:
-    rows = 60
-    columns: dict[str, list[Any]] = {
+def _taobao(rows: int = 60) -> dict[str, list[Any]]:
+    return {
         "clk": [row % 2 for row in range(rows)],
+        **{f"{name}_his": ["1^2^3"] * rows for name in ("btag", "cate", "brand")},
+        "userid": [row % 6 for row in range(rows)],
         **{name: [row % 4 for row in range(rows)] for name in reczoo._TAOBAO_USER[1:]},
-        "userid": list(range(rows)),
         **{name: [row % 4 for row in range(rows)] for name in reczoo._TAOBAO_ITEM},
+        "price": [float(row) for row in range(rows)],
         "pid": ["430548_1007"] * rows,
         "btag": [1] * rows,
-        "price": [float(row) for row in range(rows)],
-        **{f"{name}_his": ["1^2^3"] * rows for name in ("cate", "brand", "btag")},
     }
-    _write(tmp_path / "TaobaoAd_x1", ("train", "test"), columns)
+
+
+def test_taobao_has_three_aligned_histories(tmp_path: Path) -> None:
+    _write(tmp_path / "TaobaoAd_x1", ("train", "test"), _taobao())
     dataset = _ingested(tmp_path, prepare("taobao_ad_x1", tmp_path, tmp_path / "out"))
 
     assert [group.tables for group in dataset.spec.sequences] == [("cate_id", "brand", "btag")]
     assert len(dataset.spec.categorical) == 16
 
 
-def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
-    rows = 60
-    columns: dict[str, list[Any]] = {
-        "user_id": list(range(rows)),
+def test_taobao_holds_out_every_twentieth_row_of_known_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "TaobaoAd_x1", ("train", "test"), _taobao())
+    blocks = reczoo._blocks
+
+    def in_small_blocks(path: Path) -> Iterator[pa.Table]:
+        for table in blocks(path):
+            yield from (table.slice(start, 13) for start in range(0, table.num_rows, 13))
+
+    monkeypatch.setattr(reczoo, "_blocks", in_small_blocks)
+    prepared = prepare("taobao_ad_x1", tmp_path, tmp_path / "out")
+    train, valid = (pq.read_table(prepared.files[split]) for split in ("train", "valid"))
+
+    assert valid["price"].to_pylist() == ["7.0", "27.0", "47.0"]
+    assert train.num_rows == 57
+    assert set(valid["userid"].to_pylist()) <= set(train["userid"].to_pylist())
+
+
+def _kuaishou(rows: int = 60) -> dict[str, list[Any]]:
+    return {
+        "timestamp": [1000 + row for row in range(rows)],
+        "user_id": [row % 6 for row in range(rows)],
         "item_id": [row % 4 for row in range(rows)],
         "is_click": [row % 2 for row in range(rows)],
         "is_like": [0] * rows,
@@ -152,12 +175,49 @@ def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
         "pos_items": ["1^2^3"] * rows,
         "neg_items": ["3"] * rows,
     }
-    _write(tmp_path / "KuaiVideo_x1", ("train", "test"), columns)
+
+
+def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
+    _write(tmp_path / "KuaiVideo_x1", ("train", "test"), _kuaishou())
     dataset = _ingested(tmp_path, prepare("kuai_video_x1", tmp_path, tmp_path / "out"))
 
     assert [group.tables for group in dataset.spec.sequences] == [("item_id",), ("item_id",)]
     # What happened after the click must not be an input.
     assert [item.name for item in dataset.spec.categorical] == ["user_id", "item_id"]
+
+
+def test_kuaishou_holds_out_the_last_rows_of_known_users(tmp_path: Path) -> None:
+    # Backwards: the time decides, not the place in the file.
+    columns = {name: values[::-1] for name, values in _kuaishou().items()}
+    _write(tmp_path / "KuaiVideo_x1", ("train", "test"), columns)
+    prepared = prepare("kuai_video_x1", tmp_path, tmp_path / "out")
+    train, valid = (pq.read_table(prepared.files[split]) for split in ("train", "valid"))
+
+    # Of 60 rows at 1000 to 1059 the 0.95 quantile is between 1056 and 1057.
+    assert valid["timestamp"].to_pylist() == ["1059", "1058", "1057"]
+    assert train.num_rows == 57
+    assert set(valid["user_id"].to_pylist()) <= set(train["user_id"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["5", "5"], r"timestamp must tell the last twentieth .* got 5 in at least 95 %"),
+        (["5", ""], "timestamp: must be a number in every row, got none in one of them"),
+        (["5", "noon"], "timestamp: must be a number in every row, got .*noon"),
+        ([], r"train\.csv: must hold rows, got none"),
+    ],
+)
+def test_training_files_without_times_are_refused(
+    tmp_path: Path, times: list[str], message: str
+) -> None:
+    folder = tmp_path / "KuaiVideo_x1"
+    _write(folder, ("test",), _kuaishou())
+    rows = "".join(f"{time},1\n" for time in times)
+    (folder / "train.csv").write_text(f"timestamp,user_id\n{rows}")
+
+    with pytest.raises(DataError, match=message):
+        prepare("kuai_video_x1", tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["criteo_x1", "criteo_x4", "taobao_ad_x1"])

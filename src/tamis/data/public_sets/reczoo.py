@@ -3,11 +3,11 @@
 Criteo and Avazu come as train, valid and test; ``x1`` are used as they are, ``x4`` pass the
 published preprocessing on the way to Parquet, block by block. Amazon electronics, Taobao's ads and
 Kuaishou's videos have no validation file: BARS picks epochs on the test file, so published figures
-are of that protocol (``_bars``), while the plain names hold out every twentieth user of the
-training file.
+are of that protocol (``_bars``), while the plain names hold out a twentieth of the training file.
 """
 
 import csv
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from tamis.errors import DataError
 
 Files = dict[str, Path]
 Convert = Callable[[pa.Table], pa.Table]
+HeldOut = Callable[[int, pa.Table], pa.Array]
+"""Which rows of a block of the training file are for validation; the block's first row is n-th."""
 
 _CRITEO_NUMBERS = tuple(f"I{number}" for number in range(1, 14))
 _CRITEO_CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
@@ -80,7 +82,10 @@ def avazu_x4(folder: Path, out: Path) -> tuple[Files, Schema]:
 
 
 def amazon_electronics_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
-    """Amazon electronics as DIN made it; the user groups rows and is no input, as in BARS."""
+    """Amazon electronics as DIN made it; the user groups rows and is no input, as in BARS.
+
+    Whole users are held out for validation: a model knows none of them but by the history.
+    """
     fields = (
         *(Field(name=name, kind="categorical", side="item") for name in ("item_id", "cate_id")),
         _history("item_history", "item_id", 100, "history"),
@@ -88,11 +93,14 @@ def amazon_electronics_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files
     )
     roles = Roles(user="user_id", item="item_id")
     schema = Schema(fields=fields, tasks=(Task(name="label"),), roles=roles)
-    return _two(folder, out, "user_id", bars=bars), schema
+    return _two(folder, out, lambda _: partial(_users, "user_id"), bars=bars), schema
 
 
 def taobao_ad_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
     """Taobao's display ads: eight days, the last one tested; histories of categories and brands.
+
+    The user is an input, so rows are held out for validation, not users: these would have ids that
+    training never saw, unlike most of the test file. No column says when a row was.
 
     Differs from the source:
         The price is standardised.
@@ -115,11 +123,14 @@ def taobao_ad_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]
     )
     roles = Roles(user="userid", item="adgroup_id")
     schema = Schema(fields=fields, tasks=(Task(name="clk"),), roles=roles)
-    return _two(folder, out, "userid", bars=bars), schema
+    return _two(folder, out, lambda _: _rows, bars=bars), schema
 
 
 def kuai_video_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema]:
     """Kuaishou's videos: what a user clicked, and what not, as two histories that are not aligned.
+
+    The user is an input, so the last rows by time are held out for validation, not users: these
+    would have ids that training never saw, unlike most of the test file.
 
     Differs from the source:
         The frozen visual vectors of the items are left out.
@@ -132,7 +143,7 @@ def kuai_video_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema
     )
     roles = Roles(user="user_id", item="item_id")
     schema = Schema(fields=fields, tasks=(Task(name="is_click"),), roles=roles)
-    return _two(folder, out, "user_id", bars=bars), schema
+    return _two(folder, out, partial(_latest, "timestamp"), bars=bars), schema
 
 
 def _history(name: str, shares: str, longest: int, group: str) -> Field:
@@ -151,30 +162,70 @@ def _three(folder: Path) -> Files:
     return {split: _existing(folder / f"{split}.csv") for split in ("train", "valid", "test")}
 
 
-def _two(folder: Path, out: Path, user: str, *, bars: bool) -> Files:
-    """Train and test, and for validation the test file or every twentieth user of training."""
+def _two(folder: Path, out: Path, hold_out: Callable[[Path], HeldOut], *, bars: bool) -> Files:
+    """Train and test, and for validation the test file or what is held out of the training file."""
     train, test = (_existing(folder / f"{split}.csv") for split in ("train", "test"))
     if bars:
         return {"train": train, "valid": test, "test": test}
-    parts = {"train": partial(_users, user, False), "valid": partial(_users, user, True)}
-    return {
-        split: _converted({split: train}, out, convert)[split] for split, convert in parts.items()
-    } | {"test": test}
+    is_held_out = hold_out(train)
+    valid = _write(_part(train, is_held_out), out / "valid.parquet")
+    rest = _part(train, lambda first, table: pc.invert(is_held_out(first, table)))
+    return {"train": _write(rest, out / "train.parquet"), "valid": valid, "test": test}
 
 
-def _users(user: str, is_valid: bool, table: pa.Table) -> pa.Table:
-    """Rows of the users whose number ends so; histories stay text."""
-    if user not in table.column_names:
-        raise DataError(
-            f"{user}: must be a column of the training file, got {', '.join(table.column_names)}."
-        )
-    are_numbers = pc.match_substring_regex(table[user], r"^\d+$")
-    wrong = table[user].filter(pc.invert(pc.fill_null(are_numbers, False)))
+def _part(train: Path, is_wanted: HeldOut) -> Iterator[pa.Table]:
+    """Rows of the training file; histories stay text."""
+    first = 0
+    for block in _blocks(train):
+        yield block.filter(is_wanted(first, block))
+        first += block.num_rows
+
+
+def _users(user: str, first: int, table: pa.Table) -> pa.Array:
+    """The rows of every twentieth user: those whose number ends so."""
+    del first
+    column = _column(table, user)
+    are_numbers = pc.match_substring_regex(column, r"^\d+$")
+    wrong = column.filter(pc.invert(pc.fill_null(are_numbers, False)))
     if len(wrong):
         raise DataError(f"{user}: must be a whole number in every row, got {wrong[0].as_py()!r}.")
-    digits = pc.cast(pc.utf8_slice_codeunits(pc.cast(table[user], pa.string()), -2), pa.int64())
-    is_held_out = pc.equal(pc.subtract(digits, pc.multiply(pc.divide(digits, 20), 20)), 7)
-    return table.filter(is_held_out if is_valid else pc.invert(is_held_out))
+    digits = pc.cast(pc.utf8_slice_codeunits(pc.cast(column, pa.string()), -2), pa.int64())
+    return pc.equal(pc.subtract(digits, pc.multiply(pc.divide(digits, 20), 20)), 7)
+
+
+def _rows(first: int, table: pa.Table) -> pa.Array:
+    """Every twentieth row."""
+    return pa.array(np.arange(first, first + table.num_rows) % 20 == 7)
+
+
+def _latest(time: str, train: Path) -> HeldOut:
+    """The last twentieth of the rows by time; rows of one time stay together."""
+    times = np.concatenate([_times(time, block) for block in _blocks(train)])
+    start = np.quantile(times, 0.95, method="higher")
+    if start == times.min():
+        raise DataError(
+            f"{train}: {time} must tell the last twentieth of the rows from the rest, got "
+            f"{start:g} in at least 95 % of them. Fetch the set anew."
+        )
+    return lambda _, table: pa.array(_times(time, table) >= start)
+
+
+def _times(name: str, table: pa.Table) -> np.ndarray:
+    try:
+        numbers: np.ndarray = pc.cast(_column(table, name), pa.float64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{name}: must be a number in every row, got {error}.") from error
+    if np.isnan(numbers).any():
+        raise DataError(f"{name}: must be a number in every row, got none in one of them.")
+    return numbers
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise DataError(
+            f"{name}: must be a column of the training file, got {', '.join(table.column_names)}."
+        )
+    return table[name]
 
 
 def _criteo_buckets(table: pa.Table) -> pa.Table:
@@ -201,24 +252,26 @@ def _avazu_hours(table: pa.Table) -> pa.Table:
 
 def _converted(files: Files, out: Path, convert: Convert) -> Files:
     """CSV files as Parquet, converted block by block, so that none is ever held whole."""
-    written = {}
-    for split, source in files.items():
-        written[split] = out / f"{split}.parquet"
-        with artifacts.atomic_path(written[split]) as temporary:
-            writer: pq.ParquetWriter | None = None
-            for block in _blocks(source):
-                table = convert(block)
-                if writer is None:
-                    writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                writer.write_table(table)
-            if writer is None:
-                raise DataError(f"{source}: must hold rows, got none.")
-            writer.close()
-    return written
+    return {
+        split: _write(map(convert, _blocks(source)), out / f"{split}.parquet")
+        for split, source in files.items()
+    }
+
+
+def _write(tables: Iterator[pa.Table], path: Path) -> Path:
+    first = next(tables)
+    with (
+        artifacts.atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer,
+    ):
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+    return path
 
 
 def _blocks(path: Path) -> Iterator[pa.Table]:
-    """Blocks of a CSV file; every column is text until it is converted or encoded."""
+    """Blocks of a CSV file, at least one; every column is text until it is converted or encoded."""
+    is_empty = True
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file), [])
@@ -231,9 +284,12 @@ def _blocks(path: Path) -> Iterator[pa.Table]:
         with pyarrow.csv.open_csv(path, reading, convert_options=converting) as reader:
             for batch in reader:
                 if batch.num_rows:
+                    is_empty = False
                     yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path}: must be a CSV file of UTF-8 text, got {error}") from error
+    if is_empty:
+        raise DataError(f"{path}: must hold rows, got none.")
 
 
 def _existing(path: Path) -> Path:
