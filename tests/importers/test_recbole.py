@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tamis.data.ingest import ingest
 from tamis.data.schema import Field
 from tamis.errors import DataError
 from tamis.importers import recbole
@@ -68,6 +69,67 @@ def test_other_columns_of_the_interactions_are_pointed_out(folder: Path, tmp_pat
 
     assert imported.notes[0].startswith("dwell: a column of the interactions is an input")
     assert imported.schema.roles.user == "user_id"  # behind a byte order mark
+
+
+_SESSIONS = """session_id:token\titem_id_list:token_seq\tclass_list:token_seq\ttag_list:token_seq\t\
+item_id:token\tclass:token\tlabel:float
+1\t242 302\tC D\tx\t377\tH\t1
+2\t377\tH\ty z\t242\tC\t0
+3\t\t\t\t302\tD\t1
+"""
+
+
+def test_lists_of_a_known_column_are_one_history_in_its_table(tmp_path: Path) -> None:
+    folder = tmp_path / "sessions"
+    folder.mkdir()
+    for part in ("train", "valid", "test"):
+        (folder / f"sessions.{part}.inter").write_text(_SESSIONS)
+    imported = recbole.read(folder, label="label", threshold=None, out=tmp_path / "out")
+    by_name = {field.name: field for field in imported.schema.fields}
+
+    assert by_name["item_id_list"] == Field(
+        name="item_id_list",
+        kind="sequence",
+        side="user",
+        separator=" ",
+        shares="item_id",
+        group="history",
+    )
+    assert (by_name["class_list"].shares, by_name["class_list"].group) == ("class", "history")
+    assert by_name["tag_list"] == Field(
+        name="tag_list", kind="sequence", side="context", separator=" "
+    )
+    assert (
+        "tag_list: there is no column tag of tokens whose table it could share; it has its own."
+        in imported.notes
+    )
+    # A history is what was known before: no warning for it.
+    assert not any(note.startswith(("item_id_list", "class_list")) for note in imported.notes)
+
+    dataset = ingest(imported.files, tmp_path / "dataset", schema=imported.schema)
+    groups = {group.name: (group.tables, group.side) for group in dataset.spec.sequences}
+    assert groups == {
+        "history": (("item_id", "class"), "user"),
+        "tag_list": (("tag_list",), "context"),
+    }
+
+
+def test_list_of_an_item_shares_a_table_but_is_no_history(folder: Path, tmp_path: Path) -> None:
+    (folder / "ml-100k.item").write_text("item_id:token\titem_id_list:token_seq\n242\t302 377\n")
+    imported = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+    assert imported.schema.fields[-1] == Field(
+        name="item_id_list", kind="sequence", side="item", separator=" ", shares="item_id"
+    )
+
+
+def test_list_of_labels_does_not_share_the_label(folder: Path, tmp_path: Path) -> None:
+    inter = "user_id:token\titem_id:token\tclick:token\tclick_list:token_seq\n1\t2\t1\t0 1\n"
+    (folder / "ml-100k.inter").write_text(inter)
+    imported = recbole.read(folder, label="click", threshold=None, out=tmp_path / "out")
+
+    (listed,) = (field for field in imported.schema.fields if field.name == "click_list")
+    assert (listed.shares, listed.group, listed.side) == ("", "", "context")
 
 
 def test_benchmark_files_keep_their_split(folder: Path, tmp_path: Path) -> None:

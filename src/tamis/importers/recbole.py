@@ -1,6 +1,7 @@
 """RecBole: a folder of atomic files (``.inter``, ``.user``, ``.item``) to a log and its schema."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +16,16 @@ from tamis.importers.imported import Imported
 
 _USER, _ITEM, _TIME = "user_id", "item_id", "timestamp"
 _TYPES = ("token", "float", "token_seq", "float_seq")
+_LIST = "_list"
+"""RecBole's LIST_SUFFIX: ``item_id_list`` holds the earlier values of ``item_id``, oldest first."""
 
 
 def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imported:
     """Join the atomic files of a data set into one log for each split.
+
+    A list of tokens beside the column that it lists, such as ``item_id_list`` beside ``item_id``,
+    is a history of the user: it shares the table of that column, and all of them list one sequence
+    of events.
 
     Args:
         folder: Holds ``<name>.inter`` or ``<name>.train.inter`` and so on, and, where there are
@@ -49,12 +56,7 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
             f"{folder}: label must be a column of numbers of the interactions, got {label!r}. "
             f"Columns: {', '.join(types)}."
         )
-    notes = [
-        f"{column}: a column of the interactions is an input; take it out of the schema if it is "
-        f"known only afterwards."
-        for column in types
-        if column not in (_USER, _ITEM, _TIME, label)
-    ]
+    of_interactions = tuple(types)
     about: tuple[tuple[str, str, Side], ...] = (("user", _USER, "user"), ("item", _ITEM, "item"))
     for suffix, key, side in about:
         path = folder / f"{name}.{suffix}"
@@ -65,11 +67,12 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         _check_joinable(path, table, key, before, types)
         sides |= {column: side for column in table.column_names if column != key}
         logs = {split: _joined(log, table, key) for split, log in logs.items()}
-    notes += [
-        f"{column}: lists of numbers are not carried over."
+    inputs = {
+        column: kind
         for column, kind in types.items()
-        if kind == "float_seq"
-    ]
+        if column not in (label, _TIME) and kind != "float_seq"
+    }
+    fields = tuple(_field(column, inputs, sides.get(column, "context")) for column in inputs)
     labelled = {
         split: log.set_column(
             log.column_names.index(label), label, _label(log[label], threshold, files[split])
@@ -80,18 +83,14 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
     written = {split: out / f"{split or 'log'}.parquet" for split in labelled}
     for split, log in labelled.items():
         pq.write_table(log, written[split])
-    fields = tuple(
-        _field(column, kind, sides.get(column, "context"))
-        for column, kind in types.items()
-        if column not in (label, _TIME) and kind != "float_seq"
-    )
     roles = Roles(
         user=_USER if _USER in types else "",
         item=_ITEM if _ITEM in types else "",
         time=_TIME if _TIME in types else "",
     )
     schema = Schema(fields=fields, tasks=(Task(name=label),), roles=roles)
-    return Imported(files=written.get("", written), schema=schema, notes=tuple(notes))
+    notes = _notes(fields, types, [name for name in of_interactions if name != label])
+    return Imported(files=written.get("", written), schema=schema, notes=notes)
 
 
 def _read(path: Path, types: dict[str, str]) -> pa.Table:
@@ -178,9 +177,45 @@ def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.C
     return numbers
 
 
-def _field(name: str, kind: str, side: Side) -> Field:
-    if kind == "float":
+def _notes(
+    fields: Sequence[Field], types: Mapping[str, str], of_interactions: Sequence[str]
+) -> tuple[str, ...]:
+    """What a reader of the schema should know, one sentence each."""
+    shares = {field.name: field.shares for field in fields}
+    known_later = (
+        f"{name}: a column of the interactions is an input; take it out of the schema if it is "
+        f"known only afterwards."
+        for name in of_interactions
+        if name not in (_USER, _ITEM, _TIME) and not shares.get(name)
+    )
+    alone = (
+        f"{field.name}: there is no column {field.name.removesuffix(_LIST)} of tokens whose table "
+        f"it could share; it has its own."
+        for field in fields
+        if field.kind == "sequence" and field.name.endswith(_LIST) and not field.shares
+    )
+    dropped = (
+        f"{name}: lists of numbers are not carried over."
+        for name, kind in types.items()
+        if kind == "float_seq"
+    )
+    return (*known_later, *alone, *dropped)
+
+
+def _field(name: str, kinds: Mapping[str, str], side: Side) -> Field:
+    """The field of a column among ``kinds``; a list in the file about items describes an item."""
+    if kinds[name] == "float":
         return Field(name=name, kind="numeric", side=side)
-    if kind == "token_seq":
-        return Field(name=name, kind="sequence", side=side, separator=" ")
-    return Field(name=name, kind="categorical", side=side)
+    if kinds[name] == "token":
+        return Field(name=name, kind="categorical", side=side)
+    listed = name.removesuffix(_LIST)
+    shares = listed if listed != name and kinds.get(listed) == "token" else ""
+    is_history = bool(shares) and side != "item"
+    return Field(
+        name=name,
+        kind="sequence",
+        side="user" if is_history else side,
+        shares=shares,
+        separator=" ",
+        group="history" if is_history else "",
+    )
