@@ -1,5 +1,6 @@
 """FuxiCTR configs in the layout of its model zoo and of BARS."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,33 @@ def test_data_set_alone_has_no_recipe(folder: Path) -> None:
 
     assert imported.recipe is None
     assert {field.group for field in imported.schema.fields if field.is_jagged} == {""}
+
+
+@pytest.mark.parametrize(
+    ("column", "user", "note"),
+    [
+        ("copy_from(userid)", "userid", "userid: no group_id says who the user is; it is taken"),
+        ("copy_from(UID)", "UID", "UID: no group_id says who the user is; it is taken"),
+        (
+            "copy_from(session)",
+            "",
+            r"no group_id says who the user is, nor is a meta column \(day, group_id\) named",
+        ),
+    ],
+)
+def test_without_a_group_the_user_is_a_meta_column_named_so_or_nobody(
+    folder: Path, column: str, user: str, note: str
+) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text(path.read_text().replace("group_id: group_id", "group_id: null"))
+    path = folder / "dataset_config.yaml"
+    path.write_text(path.read_text().replace("copy_from(userid)", column))
+    imported = fuxictr.read(folder, "DIN_test")
+
+    assert imported.schema.roles.user == user
+    # The first meta column is the day, which is nobody.
+    assert "day" in [ignored.column for ignored in imported.schema.ignored]
+    assert any(re.match(note, said) for said in imported.notes)
 
 
 def test_defaults_are_those_of_fuxictr(folder: Path) -> None:

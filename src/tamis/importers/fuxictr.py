@@ -138,6 +138,7 @@ _AS_HERE: dict[str, Any] = {
     "feature_specs": None,
     "every_x_epochs": 1,
 }
+_USER_NAMES = ("user_id", "userid", "uid")
 _SEQUENCE_KEYS = (
     *("din_sequence_field", "bst_sequence_field", "dien_sequence_field"),
     *("sequence_field", "sequence_item_field"),
@@ -254,8 +255,7 @@ def _dataset(
             ignored.append(Ignored(column=column["name"], reason="not among use_features"))
         else:
             fields.append(_field(column, table, source, groups, notes))
-    group = model.get("group_id") or next(iter(meta), "")
-    user = meta.get(group, group)
+    user = _user(meta, model, notes)
     read = {field.source for field in fields}
     ignored += [
         Ignored(column=other, reason="meta in FuxiCTR")
@@ -276,6 +276,26 @@ def _dataset(
     if not files:
         raise ConfigError(f"data set {name!r}: must name train_data, got none.")
     return files, schema, notes
+
+
+def _user(meta: Mapping[str, str], model: Mapping[str, Any], notes: list[str]) -> str:
+    """Column of the user: what the model groups by, else a meta column that is named like one.
+
+    Other meta columns are days or ids of rows: a metric by user over them would mean nothing.
+    """
+    group = model.get("group_id")
+    if group:
+        return meta.get(group, group)
+    named = [source for source in meta.values() if source.lower() in _USER_NAMES]
+    if named:
+        notes.append(f"{named[0]}: no group_id says who the user is; it is taken by its name.")
+        return named[0]
+    if meta:
+        notes.append(
+            f"no group_id says who the user is, nor is a meta column ({', '.join(meta)}) named "
+            f"like one; set roles.user of the schema for metrics by user."
+        )
+    return ""
 
 
 def _tasks(labels: object, model: Mapping[str, Any]) -> tuple[Task, ...]:
