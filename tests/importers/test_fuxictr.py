@@ -262,26 +262,145 @@ def test_without_a_group_the_user_is_a_meta_column_named_so_or_nobody(
     assert any(re.match(note, said) for said in imported.notes)
 
 
-def test_defaults_are_those_of_fuxictr(folder: Path) -> None:
+# The defaults of the constructors in FuxiCTR's model zoo, at 2c89b9d; DIEN's and DIN's at b0bdfa1.
+_HEAD = {"activation": "relu", "norm": "none", "dropout": 0.0}
+_DEFAULTS = {
+    "AutoInt": {
+        "name": "autoint",
+        "embedding_dim": 10,
+        "hidden_units": [64, 64, 64],
+        "num_layers": 2,
+        "num_heads": 1,
+        "attention_dim": 8,
+        "scale": False,
+        "layer_norm": False,
+        **_HEAD,
+    },
+    "BST": {
+        "name": "bst",
+        "embedding_dim": 10,
+        "hidden_units": [256, 128, 64],
+        "num_heads": 2,
+        "num_layers": 1,
+        "attention_dropout": 0.0,
+        "pooling": "mean",
+        **_HEAD,
+    },
+    "DCNv2": {
+        "name": "dcn_v2",
+        "embedding_dim": 10,
+        "num_cross_layers": 3,
+        "structure": "parallel",
+        "hidden_units": [9],  # not a default
+        **_HEAD,
+    },
+    "DIEN": {
+        "name": "dien",
+        "embedding_dim": 16,
+        "hidden_units": [200, 80],
+        "auxiliary_weight": 0.0,
+        **_HEAD,
+        "norm": "batch",
+    },
+    "DIN": {
+        "name": "din",
+        "embedding_dim": 10,
+        "hidden_units": [512, 128, 64],
+        "attention_units": [64],
+        "attention_activation": "dice",
+        "softmax": False,
+        **_HEAD,
+    },
+    "DLRM": {
+        "name": "dlrm",
+        "embedding_dim": 10,
+        "top_units": [64, 64, 64],
+        "bottom_units": [64, 64, 64],
+        **_HEAD,
+    },
+    "DMIN": {
+        "name": "dmin",
+        "embedding_dim": 10,
+        "hidden_units": [512, 128, 64],
+        "num_heads": 4,
+        "attention_units": [80, 40],
+        "attention_activation": "relu",
+        "position_dim": 8,
+        "auxiliary_weight": 0.0,
+        **_HEAD,
+        "activation": "dice",
+        "norm": "batch",
+    },
+    "DMR": {
+        "name": "dmr",
+        "embedding_dim": 10,
+        "hidden_units": [512, 128, 64],
+        "auxiliary_weight": 0.0,
+        **_HEAD,
+        "norm": "batch",
+    },
+    "DeepFM": {"name": "deepfm", "embedding_dim": 10, "hidden_units": [64, 64, 64], **_HEAD},
+    "FM": {"name": "fm", "embedding_dim": 10},
+    "FinalMLP": {
+        "name": "final_mlp",
+        "embedding_dim": 10,
+        "first_units": [64, 64, 64],
+        "second_units": [64, 64, 64],
+        "first_dropout": 0.0,
+        "second_dropout": 0.0,
+        "gating": True,
+        "gate_units": [64],
+        "first_context": [],
+        "second_context": [],
+        "num_heads": 1,
+        "activation": "relu",
+        "norm": "none",
+    },
+    "LR": {"name": "lr"},
+    "TransAct": {
+        "name": "transact",
+        "embedding_dim": 64,
+        "hidden_units": [],
+        "num_heads": 1,
+        "num_layers": 1,
+        "attention_dropout": 0.0,
+        "feed_forward": 512,
+        "recent_tokens": 1,
+        "num_cross_layers": 3,
+        **_HEAD,
+    },
+    "xDeepFM": {
+        "name": "xdeepfm",
+        "embedding_dim": 10,
+        "hidden_units": [64, 64, 64],
+        "cin_maps": [16, 16, 16],
+        "split_half": False,  # how it computes
+        **_HEAD,
+    },
+}
+
+
+@pytest.mark.parametrize("name", fuxictr._MODELS)
+def test_defaults_are_those_of_fuxictr(folder: Path, name: str) -> None:
     """An experiment that sets nothing but its model and its data."""
     # A DCNv2 of cross layers alone, which is FuxiCTR's default, tamis has not.
-    own = {"DCNv2": ", parallel_dnn_hidden_units: [9]"}
-    (folder / "model_config.yaml").write_text(
-        "\n".join(
-            f"{name}: {{model: {name}, dataset_id: tiny_seq{own.get(name, '')}}}"
-            for name in fuxictr._MODELS
-        )
-    )
-    models = {
-        name: run_config_from_table(fuxictr.read(folder, name).recipe).model
-        for name in fuxictr._MODELS
-    }
+    own = {"DCNv2": ", parallel_dnn_hidden_units: [9]"}.get(name, "")
+    experiment = f"x: {{model: {name}, dataset_id: tiny_seq{own}}}"
+    (folder / "model_config.yaml").write_text(experiment)
+    recipe = fuxictr.read(folder, "x").recipe
+    started = {} if name == "LR" else {"init_std": 1e-4}  # how FuxiCTR starts embeddings
 
-    assert all(model.embedding_dim == 10 for name, model in models.items() if name != "LR")
-    assert models["xDeepFM"].split_half is False
-    assert (models["AutoInt"].num_layers, models["AutoInt"].num_heads) == (2, 1)
-    assert models["DIEN"].norm == "batch"
-    assert models["DIN"].hidden_units == (512, 128, 64)
+    assert recipe["model"] == _DEFAULTS[name] | started
+    run_config_from_table(recipe)
+
+
+def test_null_for_hidden_layers_is_none_not_the_default(folder: Path) -> None:
+    nulls = "dnn_hidden_units: null, num_heads: null"
+    experiment = f"x: {{model: AutoInt, dataset_id: tiny_seq, {nulls}}}"
+    (folder / "model_config.yaml").write_text(experiment)
+    model = run_config_from_table(fuxictr.read(folder, "x").recipe).model
+
+    assert (model.hidden_units, model.num_heads) == ((), 1)
 
 
 def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: Path) -> None:

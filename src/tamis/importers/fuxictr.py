@@ -34,7 +34,7 @@ _MODELS = {
 # FuxiCTR's key, ours, and FuxiCTR's default where it is not ours.
 _KEYS: dict[str, dict[str, tuple[str, Any]]] = {
     "autoint": {
-        "dnn_hidden_units": ("hidden_units", []),
+        "dnn_hidden_units": ("hidden_units", [64, 64, 64]),
         "attention_layers": ("num_layers", 2),
         "num_heads": ("num_heads", 1),
         "attention_dim": ("attention_dim", 8),
@@ -65,15 +65,15 @@ _KEYS: dict[str, dict[str, tuple[str, Any]]] = {
         "bottom_mlp_units": ("bottom_units", [64, 64, 64]),
     },
     "dmin": {
-        "dnn_hidden_units": ("hidden_units", [200, 80]),
+        "dnn_hidden_units": ("hidden_units", [512, 128, 64]),
         "num_heads": ("num_heads", 4),
         "attention_hidden_units": ("attention_units", [80, 40]),
-        "attention_activation": ("attention_activation", "Dice"),
+        "attention_activation": ("attention_activation", "ReLU"),
         "pos_emb_dim": ("position_dim", 8),
         "aux_loss_lambda": ("auxiliary_weight", 0.0),
     },
     "dmr": {
-        "dnn_hidden_units": ("hidden_units", [512, 256, 128]),
+        "dnn_hidden_units": ("hidden_units", [512, 128, 64]),
         "aux_loss_beta": ("auxiliary_weight", 0.0),
     },
     "final_mlp": {
@@ -101,6 +101,9 @@ _KEYS: dict[str, dict[str, tuple[str, Any]]] = {
         "cin_hidden_units": ("cin_maps", [16, 16, 16]),
     },
 }
+# Where FuxiCTR's default is neither 10 nor ReLU.
+_EMBEDDING_DIMS = {"dien": 16, "transact": 64}
+_HEAD_ACTIVATIONS = {"dmin": "Dice"}
 _ACTIVATIONS = {
     "relu": "relu",
     "leakyrelu": "leaky_relu",
@@ -426,12 +429,15 @@ def _recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     name = _MODELS[kind]
     settings: dict[str, Any] = {"name": name}
     if name != "lr":
-        settings["embedding_dim"] = int(_number(model, "embedding_dim", 10))
+        default_dim = _EMBEDDING_DIMS.get(name, 10)
+        settings["embedding_dim"] = int(_number(model, "embedding_dim", default_dim))
         settings["init_std"] = 1e-4  # FuxiCTR's
     keys = _KEYS.get(name, {})
     for key, (ours, default) in keys.items():
-        value = model.get(key)
-        settings[ours] = _value(key, default if value is None else value, notes)
+        value = model.get(key, default)
+        if value is None:  # no layers, where it is a list of them
+            value = [] if isinstance(default, list) else default
+        settings[ours] = _value(key, value, notes)
     if name == "xdeepfm":
         settings["split_half"] = False
     if name == "dcn_v2":
@@ -462,7 +468,8 @@ def _cross(model: Mapping[str, Any]) -> dict[str, Any]:
 def _head(name: str, model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     own = {"final_mlp": "mlp1_hidden_activations", "dlrm": "top_mlp_activations"}
     keys = (own.get(name, ""), "dnn_activations", "hidden_activations")
-    activation = next((model[key] for key in keys if model.get(key)), "relu")
+    set_here = (model[key] for key in keys if model.get(key))
+    activation = next(set_here, _HEAD_ACTIVATIONS.get(name, "relu"))
     default = name in ("dien", "dmin", "dmr")  # as in FuxiCTR
     norms = [model.get(key) for key in ("batch_norm", "mlp1_batch_norm")]
     is_normed = next((bool(norm) for norm in norms if norm is not None), default)
