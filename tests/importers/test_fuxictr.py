@@ -360,7 +360,7 @@ _DEFAULTS = {
     "TransAct": {
         "name": "transact",
         "embedding_dim": 64,
-        "hidden_units": [],
+        "hidden_units": [256, 128, 64],
         "num_heads": 1,
         "num_layers": 1,
         "attention_dropout": 0.0,
@@ -392,6 +392,42 @@ def test_defaults_are_those_of_fuxictr(folder: Path, name: str) -> None:
 
     assert recipe["model"] == _DEFAULTS[name] | started
     run_config_from_table(recipe)
+
+
+@pytest.mark.parametrize(
+    ("own", "widths", "note"),
+    [
+        # As the model zoo's TransAct_default has it.
+        (
+            "dcn_hidden_units: [1024, 512, 256], mlp_hidden_units: []",
+            (1024, 512, 256),
+            "dcn_hidden_units = [1024, 512, 256] became hidden_units: the network that FuxiCTR has "
+            "beside the cross layers follows them.",
+        ),
+        (
+            "mlp_hidden_units: [32]",
+            (32,),
+            "dcn_hidden_units = [256, 128, 64] has no counterpart in transact.",
+        ),
+    ],
+)
+def test_transact_has_one_deep_network(
+    folder: Path, own: str, widths: tuple[int, ...], note: str
+) -> None:
+    experiment = f"x: {{model: TransAct, dataset_id: tiny_seq, {own}}}"
+    (folder / "model_config.yaml").write_text(experiment)
+    imported = fuxictr.read(folder, "x")
+
+    assert run_config_from_table(imported.recipe).model.hidden_units == widths
+    assert [said for said in imported.notes if "dcn_hidden_units" in said] == [note]
+
+
+def test_fillings_of_missing_values_are_said(folder: Path) -> None:
+    path = folder / "dataset_config.yaml"
+    text = path.read_text().replace("name: age, active", "name: age, na_value: 0, active")
+    path.write_text(text)
+
+    assert "age: na_value = 0 is not carried over." in fuxictr.read(folder, "DIN_test").notes
 
 
 def test_null_for_hidden_layers_is_none_not_the_default(folder: Path) -> None:

@@ -124,7 +124,7 @@ _ELSEWHERE = {
     *("mlp1_batch_norm", "mlp2_batch_norm", "mlp1_hidden_activations", "top_mlp_dropout"),
     *("top_mlp_activations", "din_sequence_field", "bst_sequence_field", "dien_sequence_field"),
     *("sequence_field", "sequence_item_field", "din_target_field", "bst_target_field"),
-    *("dien_target_field", "target_field", "target_item_field"),
+    *("dien_target_field", "target_field", "target_item_field", "dcn_hidden_units"),
 }
 # What other keys must be to change nothing: it is how tamis computes.
 _AS_HERE: dict[str, Any] = {
@@ -344,7 +344,7 @@ def _field(
     notes: list[str],
 ) -> Field:
     name, kind = column["name"], column["type"]
-    for key in ("pretrained_emb", "embedding_dim", "preprocess", "fill_na"):
+    for key in ("pretrained_emb", "embedding_dim", "preprocess", "fill_na", "na_value"):
         if column.get(key) not in (None, "") and not (key == "preprocess" and source):
             notes.append(f"{name}: {key} = {column[key]!r} is not carried over.")
     common: dict[str, Any] = {"name": name, "column": source}
@@ -438,6 +438,8 @@ def _recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         if value is None:  # no layers, where it is a list of them
             value = [] if isinstance(default, list) else default
         settings[ours] = _value(key, value, notes)
+    if name == "transact":
+        settings["hidden_units"] = _widths_of_transact(model, settings["hidden_units"], notes)
     if name == "xdeepfm":
         settings["split_half"] = False
     if name == "dcn_v2":
@@ -449,6 +451,19 @@ def _recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         if not is_known and value not in (None, "") and value != _AS_HERE.get(key, object()):
             notes.append(f"{key} = {value!r} has no counterpart in {name}.")
     return {"model": settings, **_training(model, notes)}
+
+
+def _widths_of_transact(model: Mapping[str, Any], on_top: list[int], notes: list[str]) -> list[int]:
+    """Widths of the one MLP: FuxiCTR's after the cross layers or, without it, that beside them."""
+    beside = model.get("dcn_hidden_units") or [256, 128, 64]
+    if on_top:
+        notes.append(f"dcn_hidden_units = {beside!r} has no counterpart in transact.")
+        return on_top
+    notes.append(
+        f"dcn_hidden_units = {beside!r} became hidden_units: the network that FuxiCTR has beside "
+        f"the cross layers follows them."
+    )
+    return list(beside)
 
 
 def _cross(model: Mapping[str, Any]) -> dict[str, Any]:
