@@ -45,10 +45,52 @@ def test_columns_become_fields() -> None:
 
 
 def test_columns_may_share_a_table_that_is_no_columns_own() -> None:
-    columns = [_sparse("a", 3, embedding_name="t"), _sparse("b", 3, embedding_name="t")]
+    past = VarLenSparseFeat(_sparse("past", 3, embedding_name="t"), maxlen=4)
+    columns = [past, _sparse("a", 3, embedding_name="t"), _sparse("b", 3, embedding_name="t")]
     schema, _ = deepctr.read(columns, ["y"])
 
-    assert [(field.name, field.shares) for field in schema.fields] == [("a", ""), ("b", "a")]
+    # A history owns no table that others use.
+    shares = {field.name: field.shares for field in schema.fields}
+    assert shares == {"past": "a", "a": "", "b": "a"}
+
+
+def test_a_hashed_table_is_hashed_by_its_owner() -> None:
+    columns = [
+        _sparse("a", 50, use_hash=True, embedding_name="t"),
+        _sparse("b", 80, use_hash=True, embedding_name="t"),
+    ]
+    schema, notes = deepctr.read(columns, ["y"])
+
+    assert schema.fields == (
+        Field(name="a", kind="categorical", encoding="hashing", num_buckets=80),
+        Field(name="b", kind="categorical", shares="a"),
+    )
+    assert not any("hashed" in note for note in notes)
+
+
+def test_a_table_hashed_for_one_of_its_columns_is_hashed_for_all() -> None:
+    past = VarLenSparseFeat(_sparse("past", 9, use_hash=True, embedding_name="item"), maxlen=4)
+    schema, notes = deepctr.read([_sparse("item", 9), past], ["y"])
+
+    assert schema.fields == (
+        Field(name="item", kind="categorical", encoding="hashing", num_buckets=9),
+        Field(name="past", kind="sequence", shares="item", max_length=4),
+    )
+    assert "item: hashed, as past of the same table is." in notes
+
+
+def test_histories_alone_keep_a_table_each() -> None:
+    columns = [
+        VarLenSparseFeat(_sparse(name, 9, use_hash=True, embedding_name="old"), maxlen=4)
+        for name in ("old", "new")
+    ]
+    schema, notes = deepctr.read(columns, ["y"])
+
+    assert schema.fields == tuple(
+        Field(name=name, kind="sequence", max_length=4, encoding="hashing", num_buckets=9)
+        for name in ("old", "new")
+    )
+    assert "old, new: histories alone share table 'old'; each has its own." in notes
 
 
 def test_other_poolings_are_said() -> None:

@@ -32,20 +32,42 @@ def read(feature_columns: Sequence[Any], labels: Sequence[str]) -> tuple[Schema,
         field = _field(column, notes)
         if fields.setdefault(field.name, field) != field:
             raise ConfigError(f"{field.name}: must be one column, got two of that name.")
-    for name in list(fields):
-        field = fields[name]
-        if field.shares and field.shares not in fields:
-            # Columns that share a table which is no column's own: the first of them owns it.
-            fields[name] = replace(field, shares="")
-            fields |= {
-                other: replace(item, shares=name)
-                for other, item in fields.items()
-                if item.shares == field.shares and other != name
-            }
+    tables: dict[str, list[Field]] = {}
+    for field in fields.values():
+        if field.kind != "numeric":
+            tables.setdefault(field.shares or field.name, []).append(field)
+    for table, members in tables.items():
+        fields |= _sharing(table, members, notes)
     schema = Schema(
         fields=tuple(fields.values()), tasks=tuple(Task(name=label) for label in labels)
     )
     return schema, tuple(dict.fromkeys(notes))
+
+
+def _sharing(table: str, members: Sequence[Field], notes: list[str]) -> dict[str, Field]:
+    """The fields of one table, by name: one owns and encodes it, the others share it.
+
+    The owner is the category that the table is named after, else the first category. A history owns
+    no table that others use, so histories alone keep one each.
+    """
+    categories = [field for field in members if field.kind == "categorical"]
+    owner = min(categories, key=lambda field: field.name != table, default=None)
+    hashed = [field for field in members if field.encoding == "hashing"]
+    own: dict[str, Any] = {"shares": ""}
+    if hashed:
+        # As large as the largest: DeepCTR makes one table and indexes it with every column.
+        buckets = max(field.num_buckets for field in hashed)
+        own |= {"encoding": "hashing", "num_buckets": buckets}
+    if owner is None:
+        if len(members) > 1:
+            names = ", ".join(field.name for field in members)
+            notes.append(f"{names}: histories alone share table {table!r}; each has its own.")
+        return {field.name: replace(field, **own) for field in members}
+    if hashed and owner not in hashed:
+        names = ", ".join(field.name for field in hashed)
+        notes.append(f"{owner.name}: hashed, as {names} of the same table is.")
+    shared = {"shares": owner.name, "encoding": "vocabulary", "num_buckets": 0}
+    return {field.name: replace(field, **(own if field is owner else shared)) for field in members}
 
 
 def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of another library)
@@ -73,7 +95,7 @@ def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of
     options: dict[str, Any] = {"name": sparse.name}
     if sparse.embedding_name != sparse.name:
         options["shares"] = sparse.embedding_name
-    elif sparse.use_hash:
+    if sparse.use_hash:
         options |= {"encoding": "hashing", "num_buckets": sparse.vocabulary_size}
     if kind == "SparseFeat":
         return Field(kind="categorical", **options)
