@@ -1,10 +1,14 @@
 """DeepCTR's feature columns; the stand-ins below have the attributes of DeepCTR-Torch 0.2.9."""
 
 from collections import namedtuple
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tamis.data.schema import Field
+from tamis import api
+from tamis.data.schema import Field, Schema
 from tamis.errors import ConfigError
 from tamis.importers import deepctr
 
@@ -17,10 +21,16 @@ DenseFeat = namedtuple("DenseFeat", "name dimension dtype", defaults=(1, "float3
 VarLenSparseFeat = namedtuple(
     "VarLenSparseFeat", "sparsefeat maxlen combiner length_name", defaults=("mean", None)
 )
+_LOG = Path("log.parquet")
 
 
 def _sparse(name: str, size: int, **options: object) -> SparseFeat:
     return SparseFeat(name, size, **{"embedding_name": name, **options})
+
+
+def _read(columns: list[object]) -> tuple[Schema, tuple[str, ...]]:
+    imported = deepctr.read(columns, labels=["y"], files=_LOG)
+    return imported.schema, imported.notes
 
 
 def test_columns_become_fields() -> None:
@@ -31,7 +41,8 @@ def test_columns_become_fields() -> None:
         DenseFeat("price"),
         VarLenSparseFeat(_sparse("hist_item", 100, embedding_name="item"), maxlen=4),
     ]
-    schema, notes = deepctr.read(columns, ["click", "buy"])
+    imported = deepctr.read(columns, labels=["click", "buy"], files=_LOG)
+    schema, notes = imported.schema, imported.notes
 
     assert schema.fields == (
         Field(name="user", kind="categorical"),
@@ -47,7 +58,7 @@ def test_columns_become_fields() -> None:
 def test_columns_may_share_a_table_that_is_no_columns_own() -> None:
     past = VarLenSparseFeat(_sparse("past", 3, embedding_name="t"), maxlen=4)
     columns = [past, _sparse("a", 3, embedding_name="t"), _sparse("b", 3, embedding_name="t")]
-    schema, _ = deepctr.read(columns, ["y"])
+    schema = _read(columns)[0]
 
     # A history owns no table that others use.
     shares = {field.name: field.shares for field in schema.fields}
@@ -59,7 +70,7 @@ def test_a_hashed_table_is_hashed_by_its_owner() -> None:
         _sparse("a", 50, use_hash=True, embedding_name="t"),
         _sparse("b", 80, use_hash=True, embedding_name="t"),
     ]
-    schema, notes = deepctr.read(columns, ["y"])
+    schema, notes = _read(columns)
 
     assert schema.fields == (
         Field(name="a", kind="categorical", encoding="hashing", num_buckets=80),
@@ -70,7 +81,7 @@ def test_a_hashed_table_is_hashed_by_its_owner() -> None:
 
 def test_a_table_hashed_for_one_of_its_columns_is_hashed_for_all() -> None:
     past = VarLenSparseFeat(_sparse("past", 9, use_hash=True, embedding_name="item"), maxlen=4)
-    schema, notes = deepctr.read([_sparse("item", 9), past], ["y"])
+    schema, notes = _read([_sparse("item", 9), past])
 
     assert schema.fields == (
         Field(name="item", kind="categorical", encoding="hashing", num_buckets=9),
@@ -84,7 +95,7 @@ def test_histories_alone_keep_a_table_each() -> None:
         VarLenSparseFeat(_sparse(name, 9, use_hash=True, embedding_name="old"), maxlen=4)
         for name in ("old", "new")
     ]
-    schema, notes = deepctr.read(columns, ["y"])
+    schema, notes = _read(columns)
 
     assert schema.fields == tuple(
         Field(name=name, kind="sequence", max_length=4, encoding="hashing", num_buckets=9)
@@ -95,9 +106,52 @@ def test_histories_alone_keep_a_table_each() -> None:
 
 def test_other_poolings_are_said() -> None:
     column = VarLenSparseFeat(_sparse("past", 9), maxlen=4, combiner="sum")
-    _, notes = deepctr.read([column], ["y"])
+    _, notes = _read([column])
 
     assert "past: combiner 'sum' became the mean." in notes
+
+
+def test_a_log_is_ingested_by_feature_columns(tmp_path: Path) -> None:
+    names = [f"i{n}" for n in range(4)]
+    log = pa.table(
+        {
+            "user": [f"u{n % 3}" for n in range(40)],
+            "item": [names[n % 4] for n in range(40)],
+            "past": [names[: n % 5] for n in range(40)],
+            "price": [n / 10 for n in range(40)],
+            "click": [n % 2 for n in range(40)],
+        }
+    )
+    parts = {"train": log, "valid": log.slice(0, 10), "test": log.slice(10, 10)}
+    for split, part in parts.items():
+        pq.write_table(part, tmp_path / f"{split}.parquet")
+    columns = [
+        _sparse("user", 3),
+        _sparse("item", 100, use_hash=True, embedding_name="things"),
+        DenseFeat("price"),
+        VarLenSparseFeat(_sparse("past", 100, use_hash=True, embedding_name="things"), maxlen=3),
+    ]
+    imported = api.import_deepctr(
+        columns,
+        labels=["click"],
+        files={split: str(tmp_path / f"{split}.parquet") for split in parts},
+    )
+    dataset = api.ingest(imported.files, tmp_path / "dataset", schema=imported.schema)
+    train = dataset.split("train")
+
+    assert dataset.spec.num_rows_by_table == {"user": 4, "item": 100}
+    (history,) = dataset.spec.sequences
+    assert (history.tables, history.max_length) == (("item",), 3)
+    # Row 3 has past i0, i1, i2; rows 0 to 2 have these as their items.
+    events, _ = train.columns.read_jagged("past", 3, 4)
+    assert events.tolist() == train.ids("item")[:3].tolist()
+    assert dataset.split("test").num_rows == 10
+
+
+def test_one_log_for_all_splits_may_be_named(tmp_path: Path) -> None:
+    imported = api.import_deepctr([DenseFeat("a")], labels=["y"], files=str(tmp_path / "log.csv"))
+
+    assert imported.files == tmp_path / "log.csv"
 
 
 @pytest.mark.parametrize(
@@ -109,11 +163,11 @@ def test_other_poolings_are_said() -> None:
 )
 def test_columns_that_cannot_be_imported_are_refused(column: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        deepctr.read([column], ["y"])
+        _read([column])
 
 
 def test_names_and_labels_must_be_clear() -> None:
     with pytest.raises(ConfigError, match="a: must be one column, got two of that name"):
-        deepctr.read([_sparse("a", 3), DenseFeat("a")], ["y"])
+        _read([_sparse("a", 3), DenseFeat("a")])
     with pytest.raises(ConfigError, match="labels: must be a list of columns, got the text 'y'"):
-        deepctr.read([_sparse("a", 3)], "y")
+        deepctr.read([_sparse("a", 3)], labels="y", files=_LOG)

@@ -5,6 +5,7 @@ Everything here wires the layers below; the command line calls the same function
 
 from tamis.api.datasets import (
     dataset_folder_for,
+    import_deepctr,
     import_fuxictr,
     import_recbole,
     infer_schema,
@@ -45,6 +46,7 @@ __all__ = [
     "dataset_of",
     "default_batch_size",
     "evaluate",
+    "import_deepctr",
     "import_fuxictr",
     "import_recbole",
     "infer_schema",

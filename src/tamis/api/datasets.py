@@ -131,6 +131,23 @@ def ingest(
         return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
 
 
+def import_deepctr(
+    feature_columns: Sequence[Any],
+    *,
+    labels: Sequence[str],
+    files: Path | str | Mapping[str, Path | str],
+) -> "Imported":
+    """Feature columns of DeepCTR; see :func:`tamis.importers.deepctr.read`."""
+    from tamis.importers import deepctr
+
+    logs: Path | dict[str, Path]
+    if isinstance(files, Mapping):
+        logs = {split: Path(file) for split, file in files.items()}
+    else:
+        logs = Path(files)
+    return deepctr.read(feature_columns, labels=labels, files=logs)
+
+
 def import_fuxictr(folder: Path | str, experiment: str) -> "Imported":
     """An experiment of FuxiCTR; see :func:`tamis.importers.fuxictr.read`."""
     from tamis.importers import fuxictr

@@ -1,25 +1,29 @@
 """DeepCTR and DeepCTR-Torch: feature columns to a schema."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tamis.data.schema import Field, Schema, Task
 from tamis.errors import ConfigError
+from tamis.importers.imported import Imported
 
 
-def read(feature_columns: Sequence[Any], labels: Sequence[str]) -> tuple[Schema, tuple[str, ...]]:
+def read(
+    feature_columns: Sequence[Any],
+    *,
+    labels: Sequence[str],
+    files: Path | Mapping[str, Path],
+) -> Imported:
     """The schema that a list of ``SparseFeat``, ``DenseFeat`` and ``VarLenSparseFeat`` describes.
-
-    Give it to :func:`tamis.ingest` with a file of raw values: DeepCTR's own input has been encoded
-    by hand already, and histories padded with zeros, which would become a category.
 
     Args:
         feature_columns: As DeepCTR's models take them; the linear and the deep list may be joined.
         labels: Label columns.
-
-    Returns:
-        The schema, and what could not be carried over, one sentence each.
+        files: The log, or the log of each split, with raw values and lists of them as histories:
+            DeepCTR's own input has been encoded by hand already, and histories padded with zeros,
+            which would become a category.
 
     Raises:
         ConfigError: A column is of another class, a vector, or there twice with two meanings.
@@ -41,7 +45,7 @@ def read(feature_columns: Sequence[Any], labels: Sequence[str]) -> tuple[Schema,
     schema = Schema(
         fields=tuple(fields.values()), tasks=tuple(Task(name=label) for label in labels)
     )
-    return schema, tuple(dict.fromkeys(notes))
+    return Imported(files=files, schema=schema, notes=tuple(dict.fromkeys(notes)))
 
 
 def _sharing(table: str, members: Sequence[Field], notes: list[str]) -> dict[str, Field]:
