@@ -77,23 +77,26 @@ def towers(reference, model: torch.nn.Module, vectors: list[np.ndarray]) -> np.n
         {"task_experts": (2,), "native": "unit", "gate": "raw"},
         {"task_experts": (2,), "native": "none", "gate": "constant"},
         {"task_experts": (2,), "gate": "none"},
+        {"level_experts": ((3, 1), (1, 2))},
+        {"level_experts": ((3, 1, 1), (1, 2, 2)), "native": "official"},
     ],
 )
 def test_logits_equal_the_equations_in_two_terms(reference, options: dict) -> None:
     settings = AdaTTConfig(**(_SMALL | options))
     model = reference.build(AdaTT, settings)
-    counts = [*settings.counts(2), *([settings.shared_experts] if settings.shared_experts else [])]
-    owner = [unit for unit, count in enumerate(counts) for _ in range(count)]
+    of_levels = settings.counts(2)
+    num_units = len(of_levels[0])
 
     def logits(row: int) -> np.ndarray:
         x = flat(reference, model, row)
-        f = [x] * len(counts)  # equation (2)
+        f = [x] * num_units  # equation (2)
         for place, level in enumerate(model.stack.levels):
+            owner = [unit for unit, count in enumerate(of_levels[place]) for _ in range(count)]
             outputs = [
                 expert_output(reference, level.experts, expert, f[unit])
                 for expert, unit in enumerate(owner)
             ]
-            fusing = 2 if place == 1 else len(counts)
+            fusing = 2 if place == 1 else num_units
             fused = []
             for unit in range(fusing):
                 total = np.zeros_like(outputs[0])
@@ -120,6 +123,30 @@ def test_logits_equal_the_equations_in_two_terms(reference, options: dict) -> No
         return towers(reference, model, f)
 
     reference.check(model, logits)
+
+
+def test_experts_of_each_level_alike_are_those_of_all_levels() -> None:
+    spec = numbers_only(4, 2)
+    alike = AdaTTConfig(**(_SMALL | {"task_experts": (2, 1), "shared_experts": 2}))
+    by_level = AdaTTConfig(**(_SMALL | {"level_experts": ((2, 1, 2), (2, 1, 2))}))
+
+    assert alike.counts(2) == by_level.counts(2)
+    shapes = [
+        {name: value.shape for name, value in AdaTT(config, spec).state_dict().items()}
+        for config in (alike, by_level)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_inspections_name_the_experts_of_their_level() -> None:
+    spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
+    config = AdaTTConfig(expert_units=((8,), (8,)), level_experts=((2, 1), (1, 1)))
+    found = AdaTT(config, spec).eval().inspections(batch)
+
+    assert [inspection.columns for inspection in found[::2]] == [
+        ("task0 1", "task0 2", "task1 1"),
+        ("task0", "task1"),
+    ]
 
 
 def test_weights_of_native_experts_follow_the_rule() -> None:
@@ -389,6 +416,13 @@ def test_ple_gates_see_own_and_shared_experts(reference) -> None:
         ({"gate": "none", "native": "none"}, r"model.native: must not be 'none' together"),
         ({"expert_units": ()}, r"model.expert_units: must hold a list of widths for each level"),
         ({"expert_units": ((8,), ())}, r"model.expert_units: .* got \(\(8,\), \(\)\)"),
+        ({"level_experts": ((1, 1),)}, r"level_experts: must hold a list for each of the 2 levels"),
+        ({"level_experts": ((1, 1), (1, 0))}, r"level_experts: must be at least 1 everywhere"),
+        ({"level_experts": ((1, 1), (1, 1, 1))}, r"must hold 2 numbers in every level, one for"),
+        (
+            {"level_experts": ((1,), (1,))},
+            r"must hold 2 numbers in every level, .* \[\[1\], \[1\]\]",
+        ),
         ({"shared_experts": -1}, r"model.shared_experts: must be at least 0, got -1"),
     ],
 )

@@ -27,6 +27,9 @@ class AdaTTConfig(MultiTaskConfig):
     """Experts that each task owns in every level: one number for all tasks, or one for each."""
     shared_experts: int = 0
     """Experts of the shared unit in every level; 0 is AdaTT-sp, which has no shared unit."""
+    level_experts: tuple[tuple[int, ...], ...] = ()
+    """For each level the experts of each task, and behind them those of the shared unit where there
+    is one. Empty: the two numbers above, in every level; else they are not read."""
     gate: Literal["own", "raw", "constant", "none"] = "own"
     """What gates read: their unit's own vector, the model's input, or nothing (weights that are the
     same for all rows); ``none`` leaves them out, so that tasks share nothing but the input."""
@@ -42,24 +45,46 @@ class AdaTTConfig(MultiTaskConfig):
         check_levels(self.expert_units)
         if not self.task_experts:
             raise ConfigError("model.task_experts: must hold a number, got none.")
+        if self.level_experts and len(self.level_experts) != len(self.expert_units):
+            raise ConfigError(
+                f"model.level_experts: must hold a list for each of the {len(self.expert_units)} "
+                f"levels of model.expert_units, got {len(self.level_experts)}."
+            )
+        if any(count < 1 for counts in self.level_experts for count in counts):
+            raise ConfigError(
+                f"model.level_experts: must be at least 1 everywhere, got {self.level_experts}."
+            )
         if self.gate == "none" and self.native == "none":
             raise ConfigError(
                 "model.native: must not be 'none' together with model.gate, got 'none' for both: "
                 "no expert would reach a task."
             )
 
-    def counts(self, num_tasks: int) -> tuple[int, ...]:
-        """Experts of each task.
+    def counts(self, num_tasks: int) -> tuple[tuple[int, ...], ...]:
+        """For each level the experts of each unit: those of the tasks, then the shared one.
 
         Raises:
-            ConfigError: ``task_experts`` holds neither one number nor one for each task.
+            ConfigError: ``task_experts`` holds neither one number nor one for each task, or
+                ``level_experts`` has other units than tasks and at most one shared, in all levels.
         """
+        if self.level_experts:
+            units = {len(counts) for counts in self.level_experts}
+            if len(units) > 1 or not units <= {num_tasks, num_tasks + 1}:
+                raise ConfigError(
+                    f"model.level_experts: must hold {num_tasks} numbers in every level, one for "
+                    f"each task, or one more in every level for the shared unit, got "
+                    f"{[list(counts) for counts in self.level_experts]}."
+                )
+            return self.level_experts
         if len(self.task_experts) not in (1, num_tasks):
             raise ConfigError(
                 f"model.task_experts: must hold one number or one for each of {num_tasks} tasks, "
                 f"got {list(self.task_experts)}."
             )
-        return self.task_experts * (num_tasks if len(self.task_experts) == 1 else 1)
+        counts = self.task_experts * (num_tasks if len(self.task_experts) == 1 else 1)
+        if self.shared_experts:
+            counts = (*counts, self.shared_experts)
+        return (counts,) * len(self.expert_units)
 
 
 class AdaTT(FusionRanker):
@@ -81,15 +106,14 @@ class AdaTT(FusionRanker):
     def __init__(self, config: AdaTTConfig, spec: InputSpec) -> None:
         """Build the levels and towers for the tasks of ``spec``."""
         num_tasks = len(spec.tasks)
-        counts = config.counts(num_tasks)
-        if config.shared_experts:
-            counts = (*counts, config.shared_experts)
         inputs = multi_task_inputs(config, spec)
         raw_dim = width = inputs.out_dim
         levels = []
-        for place, units in enumerate(config.expert_units):
-            is_last = place == len(config.expert_units) - 1
-            fusing = num_tasks if is_last else len(counts)
+        of_levels = config.counts(num_tasks)
+        num_units = len(of_levels[0])
+        for place, (units, counts) in enumerate(zip(config.expert_units, of_levels, strict=True)):
+            is_last = place == len(of_levels) - 1
+            fusing = num_tasks if is_last else num_units
             gates = native = None
             if config.gate != "none":
                 gates = Gates(
@@ -103,12 +127,12 @@ class AdaTT(FusionRanker):
                 native = NativePaths(width, counts, num_fusing=fusing, kind=config.native)
             levels.append(Fusion(Experts(width, units, counts), gates, native))
             width = units[-1]
-        stack = FusionStack(levels, num_units=len(counts))
+        stack = FusionStack(levels, num_units=num_units)
         towers = TaskTowers(width, config.tower_units, num_tasks)
         super().__init__(
             inputs,
             stack,
             towers,
-            owners=unit_names(spec, is_shared=bool(config.shared_experts)),
+            owners=unit_names(spec, is_shared=num_units > num_tasks),
             spec=spec,
         )

@@ -119,7 +119,7 @@ class FusionRanker(nn.Module):
         """Mean weights of every level, and how often an expert says nothing at all."""
         found = []
         for place, (weights, outputs) in enumerate(self.stack.trace(self.inputs(batch)), start=1):
-            experts = self._names_of_experts()
+            experts = self._names_of_experts(self.stack.counts[place - 1])
             is_last = place == len(self.stack.levels)
             found.append(
                 Inspection(
@@ -140,10 +140,10 @@ class FusionRanker(nn.Module):
             )
         return found
 
-    def _names_of_experts(self) -> tuple[str, ...]:
-        if all(count == 1 for count in self.stack.counts):
+    def _names_of_experts(self, counts: Sequence[int]) -> tuple[str, ...]:
+        if all(count == 1 for count in counts):
             return self.owners
-        units = zip(self.owners, self.stack.counts, strict=True)
+        units = zip(self.owners, counts, strict=True)
         return tuple(f"{owner} {number + 1}" for owner, count in units for number in range(count))
 
 

@@ -251,7 +251,7 @@ class FusionStack(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(levels)
         self.num_units = num_units
-        self.counts = levels[0].experts.counts
+        self.counts = tuple(level.experts.counts for level in levels)
 
     def forward(self, x: Float[Tensor, "B W"]) -> list[Float[Tensor, "B O"]]:
         """The vectors that the last level fuses."""
