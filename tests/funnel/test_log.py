@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from tamis.data.batch import Batch
+from tamis.data.columns import as_codes
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.ingest import ingest
 from tamis.data.loader import Loader
@@ -313,8 +315,35 @@ def test_log_without_users_and_times_is_read(
 
     requests = list(logged_requests(split, spec, _CODES))
 
-    assert [request.user for request in requests] == [request.request_id for request in requests]
+    assert [request.user for request in requests] == [~request.request_id for request in requests]
     assert {request.time_micros for request in requests} == {0}
+
+
+def test_request_of_nobody_is_never_taken_for_that_of_a_user(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    # Request 17 of nobody, and then request 3 of the user 17, whose code is the same.
+    codes = as_codes(pa.array([17, 3]))
+    user = np.repeat([-1, codes[0]], 2)
+    rows = _rows().select(np.arange(sum(_SIZES)) < 4)
+    roles = {**rows.roles, "request": codes.repeat(2), "user": user}
+    split = _dataset(replace(rows, roles=roles), tmp_path / "data", schema, spec).split("test")
+
+    nobody, known = logged_requests(split, spec, _CODES)
+
+    assert (nobody.request_id, known.user) == (codes[0], codes[0])
+    assert nobody.user < 0 <= known.user
+
+
+def test_without_times_nothing_that_is_remembered_of_a_user_serves_another_request(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    rows = _with_roles(user=np.full(sum(_SIZES), 5), time=None)
+    split = _dataset(rows, tmp_path / "data", schema, spec).split("test")
+
+    users = [request.user for request in logged_requests(split, spec, _CODES)]
+
+    assert len(set(users)) == len(_SIZES)
 
 
 def test_row_without_a_request_is_named(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:

@@ -78,7 +78,9 @@ def logged_requests(
     A request is made of rows that follow one another with the same code of the ``request`` role: a
     log split at random has few such rows. It asks for as many ads as were shown; user and context
     are those of its first row; each impression keeps those of its own. Whoever is not known counts
-    as a user of one request, so that no cache takes two for one. Memory does not grow with the log.
+    as a user of one request, so that no cache takes two for one; so does everybody in a log without
+    times, which does not tell how old what a cache remembers would be. Memory does not grow with
+    the log.
 
     Args:
         split: Rows with the roles ``request`` and ``item``; ``user`` and ``time`` where there are.
@@ -203,7 +205,7 @@ def _histories_at(
 
 
 def _roles(split: Split, start: int, stop: int) -> dict[str, NDArray[np.int64]]:
-    """Codes of some rows; where there is no time it is 0, where there is no user the request."""
+    """Codes of some rows; a user of one request has a code that is no user's, as it is below 0."""
     found = {}
     for role in ("request", "item", "user", "time"):
         column = np.full((stop - start, 1), 0 if role == "time" else -1, np.int64)
@@ -211,7 +213,9 @@ def _roles(split: Split, start: int, stop: int) -> dict[str, NDArray[np.int64]]:
             split.columns.read_into([f"role:{role}"], start, stop, column)
         found[role] = column[:, 0]
     split.columns.release()
-    found["user"] = np.where(found["user"] < 0, found["request"], found["user"])
+    # Codes are hashes of texts: as it is, request 17's would be that of the user 17.
+    is_of_one_request = (found["user"] < 0) | (not split.columns.has("role:time"))
+    found["user"] = np.where(is_of_one_request, ~found["request"], found["user"])
     return found
 
 

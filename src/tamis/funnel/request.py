@@ -43,7 +43,8 @@ class Request:
     request_id: int
     """Number of the request; it also decides ties between equal scores. At least 0."""
     user: int
-    """Number of the user, by which caches know users."""
+    """Number of the user, by which caches know users. Below 0 of one who is not known, such as
+    ``~request_id``: a log's codes of users are at least 0."""
     time_micros: int
     """When it was asked, in microseconds since 1970 UTC."""
     slots: int

@@ -201,7 +201,7 @@ class _Source:
         """Ads that were not shown, the pool of each, and its chance of being drawn."""
         # Everybody is a user of his own, as a stage may remember what it made of one.
         trace = self.earlier.answer(
-            Request(request_id=request, user=request, time_micros=0, slots=1, features=features)
+            Request(request_id=request, user=~request, time_micros=0, slots=1, features=features)
         )
         for stage in trace.stages:
             if stage.fallback:

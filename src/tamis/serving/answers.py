@@ -92,18 +92,19 @@ def answer_all(
     needs_past = bool(served.online.names)
     pasts = [past_of(query.user) if needs_past else Past() for query in queries]
     rows = [_columns(live, query, past) for query, past in zip(queries, pasts, strict=True)]
-    codes = codes_of([query.request_id for query in queries]).tolist()
-    # Who is not known is a user of one request, so that no cache takes two for one; the control
-    # character, which no id holds, keeps the request's id from being that of a user.
-    users = codes_of([query.user or f"\x00{query.request_id}" for query in queries]).tolist()
+    codes = codes_of([query.request_id for query in queries])
+    # Who is not known is a user of one request, so that no cache takes two for one, by a code that
+    # no user has.
+    is_known = np.array([bool(query.user) for query in queries], np.bool_)
+    users = np.where(is_known, codes_of([query.user or "" for query in queries]), ~codes)
     candidates = [_candidates(live, query) for query in queries]
     seen: list[list[Candidates]] = [[] for _ in queries]
     traces: Sequence[Trace | None] = [None] * len(queries)
     if live.funnel is not None:
         requests = [
             Request(
-                request_id=code,
-                user=user,
+                request_id=int(code),
+                user=int(user),
                 time_micros=query.time_micros,
                 slots=query.slots,
                 features=features,
