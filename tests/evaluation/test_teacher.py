@@ -7,7 +7,7 @@ import pytest
 
 from tamis.errors import DataError
 from tamis.evaluation.loss import normalised_entropy
-from tamis.evaluation.teacher import check_teacher, check_trained_before
+from tamis.evaluation.teacher import check_teacher
 
 _PER_REQUEST = 5
 
@@ -60,13 +60,6 @@ def test_interval_is_as_wide_as_draws_of_whole_requests_spread() -> None:
         width = (check.upper - check.lower) / 2
     # One standard deviation; 300 draws know it to 4 % at one sigma, a single width to some more.
     assert width == pytest.approx(np.std(differences), rel=0.25)
-
-
-def test_rows_of_the_teachers_own_days_are_refused() -> None:
-    times = np.array([30, 20, 10, 40])
-    check_trained_before(times, 9)
-    with pytest.raises(DataError, match=r"last training row at 20, got 20 in row 1 \(2 such rows"):
-        check_trained_before(times, 20)
 
 
 def test_settings_and_labels_out_of_range_are_refused() -> None:

@@ -80,26 +80,6 @@ def check_teacher(
     )
 
 
-def check_trained_before(event_time: NDArray[np.int64], trained_until: int) -> None:
-    """Refuses rows from a time that the teacher was trained on.
-
-    Args:
-        event_time: (n,) microseconds since 1970 of the rows that the teacher predicts.
-        trained_until: Time of the last row that it was trained on.
-
-    Raises:
-        DataError: A row is not later.
-    """
-    early = event_time <= trained_until
-    if early.any():
-        row = int(np.argmax(early))
-        raise DataError(
-            f"teacher: rows must be later than its last training row at {trained_until}, got "
-            f"{event_time[row].item()} in row {row} ({np.count_nonzero(early)} such rows). Train "
-            f"the teacher on earlier days, or predict later ones."
-        )
-
-
 def _ne_and_variance(
     labels: ArrayLike, probabilities: ArrayLike, requests: ArrayLike
 ) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Stages of a cascade: what they may see, how large they must be, and what an ad is worth."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +125,20 @@ def test_a_final_stage_of_the_same_size_is_refused(tmp_path: Path) -> None:
     recipes = _recipes(tmp_path, "[64, 32]")
     wide = RECIPE.replace("tower_units = [8]", "tower_units = [512]")
     (recipes / "early_stage.toml").write_text(wide)
-    with pytest.raises(ConfigError, match="at least 2 times the dense"):
+    with pytest.raises(ConfigError, match="must have 2 times as many parameters"):
         train_stages(_write_log(tmp_path), SCHEMA, early_schema(SCHEMA), recipes, tmp_path / "work")
+    # Before hours of training, not after.
+    assert not (tmp_path / "work" / "final").exists()
 
 
 def test_a_final_stage_that_sees_no_more_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must see more than the early one"):
-        train_stages({}, SCHEMA, SCHEMA, tmp_path, tmp_path / "work")
+    recipes, files = _recipes(tmp_path, "[64, 32]"), _write_log(tmp_path)
+    with pytest.raises(ConfigError, match="must see more, got the same 3 features"):
+        train_stages(files, SCHEMA, SCHEMA, recipes, tmp_path / "work")
+
+
+def test_an_early_stage_that_sees_something_else_is_refused(tmp_path: Path) -> None:
+    recipes, files = _recipes(tmp_path, "[64, 32]"), _write_log(tmp_path)
+    without_users = replace(SCHEMA, fields=SCHEMA.fields[1:])
+    with pytest.raises(ConfigError, match="must be among the final stage's, got user which"):
+        train_stages(files, without_users, early_schema(SCHEMA), recipes, tmp_path / "work")

@@ -9,19 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from torch import nn
 
-from tamis import api, artifacts
-from tamis.data.schema import Schema
-from tamis.errors import ConfigError
+from tamis import api, artifacts, config
+from tamis.data.schema import InputSpec, Schema
 from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction, ValueWeights
+from tamis.models import catalog
 from tamis.reproduce.early.pairs import BoundPairs, PairPredictor, Predictions
+from tamis.training.asymmetry import check_asymmetry
+from tamis.training.config import run_config_from_table
 from tamis.training.cost import count_parameters
 from tamis.training.predict import load_trained
 
 QUALITY_SHARE = 0.15
 """What quality is worth of the bids' value, on average."""
-_LEAST_RATIO = 2.0
 _RECORD = "stages.json"
 _BID_SD = 0.5
 
@@ -63,20 +65,21 @@ def train_stages(
         work: For datasets and runs, which are kept.
 
     Raises:
-        ConfigError: The final stage is not the larger one by a factor of 2, or sees no more.
+        ConfigError: The early stage sees no less than the final one, or something else, or has
+            more than half its size. Nothing is trained then.
     """
-    if not {item.name for item in fewer.fields} < {item.name for item in schema.fields}:
-        raise ConfigError(
-            f"cascade: the final stage must see more than the early one, got the same "
-            f"{len(schema.fields)} fields. Give its schema a history."
-        )
-    weights = [1.0, *(0.0 for _ in schema.tasks[1:])]
-    for name, fields, recipe, settings in (
-        ("final", schema, "teacher", []),
-        ("early", fewer, "early_stage", [f"training.task_weights={weights}"]),
-    ):
+    for name, fields in (("final", schema), ("early", fewer)):
         if not api.is_dataset(work / f"dataset-{name}"):
             api.ingest(dict(log), work / f"dataset-{name}", schema=fields)
+    check_asymmetry(
+        *_untrained(work / "dataset-early", recipes / "early_stage.toml"),
+        *_untrained(work / "dataset-final", recipes / "teacher.toml"),
+    )
+    weights = [1.0, *(0.0 for _ in schema.tasks[1:])]
+    for name, recipe, settings in (
+        ("final", "teacher", []),
+        ("early", "early_stage", [f"training.task_weights={weights}"]),
+    ):
         api.train(
             work / f"dataset-{name}",
             recipe=recipes / f"{recipe}.toml",
@@ -181,6 +184,12 @@ class Stages:
         return self.ads.total_value(self.value, {**filled, **predictions}, ad)
 
 
+def _untrained(dataset: Path, recipe: Path) -> tuple[nn.Module, InputSpec]:
+    """What a training by a recipe starts from, and its inputs."""
+    settings, spec = run_config_from_table(config.read_toml(recipe)), api.open_dataset(dataset).spec
+    return catalog.entry(settings.model_name).model(settings.model, spec), spec
+
+
 def _rates(path: Path, schema: Schema) -> dict[str, float]:
     tasks = [task.name for task in schema.tasks]
     log = pq.read_table(path, columns=tasks)
@@ -193,12 +202,6 @@ def _notes(work: Path, click: str) -> dict[str, Any]:
         name: count_parameters(load_trained(work / name).module)["dense"]
         for name in ("final", "early")
     }
-    if sizes["final"] < _LEAST_RATIO * sizes["early"]:
-        raise ConfigError(
-            f"cascade: the final stage must have at least {_LEAST_RATIO:g} times the dense "
-            f"parameters of the early one, got {sizes['final']:,} and {sizes['early']:,}. There is "
-            f"nothing to distil from a model of the same size; widen teacher.toml."
-        )
     found = {
         name: artifacts.read_json(work / name / "metrics.json")["metrics"]["test"]
         for name in ("final", "early")
