@@ -45,8 +45,10 @@ def test_one_model_tells_recall_by_head_and_costs(make: Any) -> None:
 def test_served_heads_are_calibrated_to_the_final_stage(make: Any) -> None:
     for task, head in make(OneModel(tasks=3))["heads"].items():
         # On other requests than those that calibrated it, of which there are 30.
-        for rows in ("imitation", "imitation, paid by click", "imitation, paid by conversion"):
-            assert head[rows]["calibration"] == pytest.approx(1.0, abs=0.15), (task, rows)
+        found = head["calibration"]["served"]
+        for name, part in (*found["all"].items(), *found["billing"].items()):
+            assert part["ratio"] == pytest.approx(1.0, abs=0.15), (task, name)
+        assert head["imitation"]["calibration"] == pytest.approx(found["all"]["all"]["ratio"])
 
 
 def test_heads_that_are_not_served_cost_nothing(make: Any) -> None:
@@ -68,8 +70,9 @@ def test_labels_alone_learn_nothing_from_the_final_stage(make: Any) -> None:
     row = make(OneModel(tasks=2, pools="impressed", distillation="none"))
     assert "soft_recall_by_head" not in row
     head = row["heads"]["click"]
-    # The head that serves is that of the label, and calibration is all that parts them.
-    assert head["served"]["auc"] == pytest.approx(head["label"]["auc"])
+    # The head that serves is that of the label.
+    assert head["served"] == head["label"]
+    assert head["calibration"]["served"] == head["calibration"]["label"]
     assert set(row["heads"]) == {"click", "conversion"}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tamis.errors import ConfigError
 from tamis.reproduce import make
+from tamis.reproduce.early import table
 from tamis.reproduce.early.rounds_table import RoundsRows
 from tamis.reproduce.early.table import EarlyRows, mean_and_sd
 from tamis.reproduce.early.variants import (
@@ -103,6 +104,16 @@ def test_another_recipe_or_variant_is_another_row(tmp_path: Path) -> None:
     assert first["incumbent"] == second["incumbent"] == third["incumbent"]
 
 
+def test_rows_that_say_something_else_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "early_stage.toml").write_text(RECIPE)
+    now = EarlyRows(TABLE).recipes(tmp_path)
+    monkeypatch.setattr(table, "ROW_VERSION", 0)
+    before = EarlyRows(TABLE).recipes(tmp_path)
+    assert all(now[name] != before[name] for name in TABLE.models)
+
+
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"early_stage\.toml: must exist"):
         EarlyRows(TABLE).recipes(tmp_path)
@@ -110,8 +121,8 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
-    for table in ("tiny", "tiny-rounds"):
-        folder = tmp_path / "recipes" / table
+    for name in ("tiny", "tiny-rounds"):
+        folder = tmp_path / "recipes" / name
         folder.mkdir(parents=True)
         (folder / "teacher.toml").write_text(TEACHER)
         (folder / "early_stage.toml").write_text(RECIPE)
@@ -209,8 +220,7 @@ def test_a_cascade_over_a_public_set_has_real_and_drawn_labels(
         negatives=2,
         quality_task="cart",
     )
-    table = replace(TABLE, cascade=cascade)
-    monkeypatch.setattr(make, "TABLES", {"tiny": table})
+    monkeypatch.setattr(make, "TABLES", {"tiny": replace(TABLE, cascade=cascade)})
     payload = _make("tiny", tmp_path, tmp_path / "data")
 
     assert payload["complete"]

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tamis import api, artifacts, config
 from tamis.errors import TamisError
+from tamis.evaluation import evaluate_task
+from tamis.reproduce.early import trained
+from tamis.reproduce.early.calibration import ValidationRows
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.trained import cost_of, serve, train_tasks, with_tasks
 from tamis.reproduce.early.variants import OneModel
@@ -15,6 +19,7 @@ from tamis.training.consolidation import Load, request_cost
 from tamis.training.predict import load_trained
 
 MODEL = OneModel(tasks=2, distil_weight=3.0)
+KINDS = ("label", "prediction")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,37 @@ def test_the_mean_of_two_heads_is_that_of_their_logits(study: Study, run: Path) 
     for kind in ("click", "conversion"):
         own = study.judged().billing == kind
         assert (np.argsort(odds[own]) == np.argsort(served[own])).all()
+
+
+def test_the_head_of_the_label_is_calibrated_apart_from_the_one_that_serves(
+    study: Study, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = {}
+    for split in ("valid", "test"):
+        table = read_predictions(run / "predictions", split)
+        # As if the head of the label had learned half of every chance.
+        half = pa.array(0.5 * table["label:final_click"].to_numpy().astype(np.float64))
+        at = table.column_names.index("prediction:click")
+        tables[split] = table.set_column(at, "prediction:click", half)
+    monkeypatch.setattr(trained, "read_predictions", lambda folder, split: tables[split])
+    found = serve(study, run, ["click"], pools="rejected", head="distilled").heads["click"]
+
+    judged, rows = study.judged(), ValidationRows(study, "rejected")
+    label = tables["test"]["label:click"].to_numpy()
+    shown = ~np.isnan(label)
+    # That of the label on impressions, the imitation on all that the final stage scored.
+    for name, task, own in (("label", "click", shown), ("served", "final_click", judged.pool < 2)):
+        calibrator = rows.fit(*(tables["valid"][f"{kind}:{task}"].to_numpy() for kind in KINDS))
+        assert calibrator is not None
+        values = calibrator.apply(tables["test"][f"prediction:{task}"].to_numpy(), judged.billing)
+        expected = evaluate_task(label[shown], values[shown])
+        assert found[name]["ne"] == pytest.approx(expected.ne)
+        assert found["is_calibrated"][name]
+        target = tables["test"][f"label:{task}"].to_numpy()[own].sum(dtype=np.float64)
+        assert found["calibration"][name]["all"]["all"] == {
+            "ratio": pytest.approx(values[own].sum() / target),
+            "targets": pytest.approx(target),
+        }
 
 
 def test_only_the_asked_tasks_are_served(study: Study, run: Path) -> None:

@@ -6,10 +6,13 @@ from tamis.reproduce.early.variants import (
     CLAIMS,
     FULL,
     VARIANTS,
+    CalibrationClaim,
     CascadeSizes,
     EarlyClaim,
     EarlyTable,
+    Head,
     OneModel,
+    Parts,
     early_tables,
     variant_from_json,
     variant_to_json,
@@ -30,6 +33,12 @@ def test_the_bar_of_the_specification_is_claimed() -> None:
     assert EarlyClaim(better=FULL, worse="click", at_least=0.03) in CLAIMS
     assert VARIANTS[FULL] == OneModel(tasks=3, pools="rejected", distillation="separate")
     assert VARIANTS["click"] == OneModel(tasks=1, pools="impressed", distillation="none")
+
+
+@pytest.mark.parametrize("head", ["served", "label"])
+@pytest.mark.parametrize("by", ["all", "billing", "bid decile"])
+def test_every_head_is_claimed_to_be_calibrated(head: Head, by: Parts) -> None:
+    assert CalibrationClaim(model=FULL, head=head, by=by) in CLAIMS
 
 
 def test_one_name_makes_all_tables() -> None:

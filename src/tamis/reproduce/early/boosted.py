@@ -11,9 +11,9 @@ from tamis import api
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
-from tamis.reproduce.early.cascade import REJECTED
+from tamis.reproduce.early.calibration import ValidationRows
 from tamis.reproduce.early.study import Study
-from tamis.reproduce.early.trained import fit_calibration, timed_ms
+from tamis.reproduce.early.trained import timed_ms
 from tamis.reproduce.early.variants import Boosted, Pools
 
 _ROUNDS = 300
@@ -91,16 +91,12 @@ def _value_of_parts(
 ) -> NDArray[np.float64]:
     """Total values of a model for each task, calibrated on the rows that calibrate our heads."""
     valid, _ = _inputs(api.open_dataset(study.dataset(_POOLS)), "valid")
-    log, (_, billing), candidates = study.log(_POOLS, "valid"), study.ads(), study.judged()
-    is_scored = log.pool < REJECTED
+    target, candidates = study.log(_POOLS, "valid").final, study.judged()
+    rows = ValidationRows(study, _POOLS)
     predictions = {}
     for task in study.tasks:
         values = fit.trained("cross_entropy", final[task], judged)
-        calibrator = fit_calibration(
-            log.final[task][is_scored],
-            fit.predict(fit.boosters[-1], valid)[is_scored],
-            billing[log.candidate][is_scored],
-        )
+        calibrator = rows.fit(target[task], fit.predict(fit.boosters[-1], valid))
         if calibrator is not None:
             values = calibrator.apply(values, candidates.billing)
         predictions[task] = values

@@ -32,6 +32,8 @@ from tamis.training.config import run_config_from_table
 from tamis.training.consolidation import Load, RequestCost, equal_cost_config
 
 ROW = "metrics.json"
+ROW_VERSION = 2
+"""Of what rows say and how it is measured; those of another one are made anew."""
 _ORDER = "order.json"
 _HEADS: tuple[ServedHead, ...] = ("label", "distilled", "mean")
 

@@ -10,9 +10,10 @@ import numpy as np
 from tamis import config
 from tamis.errors import ConfigError
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.early.calibration import calibration_claims
 from tamis.reproduce.early.market import make_market_study
 from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
-from tamis.reproduce.early.row import RowOrder, make_row
+from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row
 from tamis.reproduce.early.study import Study, is_study
 from tamis.reproduce.early.variants import (
     EarlyClaim,
@@ -51,9 +52,11 @@ class EarlyRows:
         stage = read_recipe(folder, RECIPE)
         return {
             name: config.fingerprint(
-                variant_to_json(variant)
-                if isinstance(variant, Given)
-                else [stage, variant_to_json(variant)]
+                [
+                    ROW_VERSION,
+                    variant_to_json(variant),
+                    *([] if isinstance(variant, Given) else [stage]),
+                ]
             )
             for name, variant in self._table.variants.items()
         }
@@ -94,8 +97,14 @@ class EarlyRows:
         return []
 
     def claims(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Paired over seeds."""
-        return [_claim(claim, rows) for claim in self._table.claims]
+        """Paired over seeds, and of calibration for each seed."""
+        made = []
+        for claim in self._table.claims:
+            if isinstance(claim, EarlyClaim):
+                made.append(_claim(claim, rows))
+            else:
+                made += calibration_claims(claim, self.tasks, rows)
+        return made
 
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         """One line per model: means and standard deviations over seeds."""
@@ -126,7 +135,9 @@ class EarlyRows:
             f"The early stage keeps {sizes.keep} of a request's candidates; recalls are of these, "
             f"hard recall of the {sizes.slots} most valuable ones by the final stage. "
             f"Means ± standard deviations over {self.seeds} seeds on the test days; NE is of the "
-            f"head that serves, on impressions. MFLOP are modelled, times measured."
+            f"head that serves, on impressions. MFLOP are modelled, times measured. Claims "
+            f"of calibration give the ratio farthest from 1, and the lowest and the highest, over "
+            f"seeds and parts."
         )
         if isinstance(cascade, PublicCascade):
             about += " Labels of candidates that the set does not tell are drawn by an oracle."

@@ -17,10 +17,11 @@ from tamis.data.batch import blank_batch
 from tamis.data.cascade_log import FINAL_PREFIX
 from tamis.data.schema import InputSpec
 from tamis.data.sides import side_spec
-from tamis.errors import DataError, TamisError
-from tamis.evaluation import GroupedCalibrator, evaluate_imitation, evaluate_task, fit_by_group
+from tamis.errors import TamisError
+from tamis.evaluation import evaluate_imitation, evaluate_task
 from tamis.models.early_serving import ServedHead, served_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
+from tamis.reproduce.early.calibration import ValidationRows, calibration_ratios
 from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Judged, Study
 from tamis.reproduce.early.variants import OneModel, Pools
@@ -39,7 +40,7 @@ class Served:
     predictions: Mapping[str, NDArray[np.float64]]
     """(N,) by task, calibrated."""
     heads: Mapping[str, Any]
-    """By task, metrics of the label's head and of the one that serves, on impressions."""
+    """By task, metrics of the label's head and of the one that serves, each calibrated apart."""
 
 
 def train_tasks(
@@ -95,9 +96,9 @@ def serve(
 ) -> Served:
     """Calibrated predictions of a training for the judged candidates.
 
-    A head is calibrated by Platt's map, one for each way to pay, on validation rows, which trained
-    nothing: one that imitates on rows that the final stage scored when the log was made, one of a
-    label on impressions.
+    Each head is calibrated on :class:`ValidationRows`: one that imitates on all of them, one of a
+    label on the impressions among them. That of the label is so even where it does not serve, as
+    nobody may be billed by an imitation.
 
     Args:
         study: The cascade.
@@ -109,26 +110,28 @@ def serve(
     spec = api.open_dataset(study.dataset(pools)).spec
     valid = read_predictions(run / "predictions", "valid")
     test = read_predictions(run / "predictions", "test")
-    log, (_, billing) = study.log(pools, "valid"), study.ads()
-    is_scored = log.pool < REJECTED
-    valid_billing = billing[log.candidate][is_scored]
-    judged = study.judged()
+    rows, judged = ValidationRows(study, pools), study.judged()
     names = [task.name for task in spec.tasks]
     predictions, heads = {}, {}
     label_tasks = [task.name for task in spec.tasks if not task.distils]
     for task, places in zip(label_tasks, served_tasks(spec.tasks, head), strict=True):
         if task not in tasks:
             continue
-        served = [names[place] for place in places]
-        target = valid[f"label:{served[-1]}"].to_numpy()
-        raw = _mean_logit(valid, served)
-        calibrator = fit_calibration(target[is_scored], raw[is_scored], valid_billing)
-        values = _mean_logit(test, served)
-        if calibrator is not None:
-            values = calibrator.apply(values, judged.billing)
-        predictions[task] = values
-        heads[task] = _head_metrics(test, task, values, judged) | {
-            "is_calibrated": calibrator is not None
+        parts = {"label": [task], "served": [names[place] for place in places]}
+        found = {
+            name: _calibrated(columns, valid, test, rows, judged) for name, columns in parts.items()
+        }
+        predictions[task] = found["served"].values
+        heads[task] = {
+            **_on_impressions(test[f"label:{task}"].to_numpy(), found),
+            "imitation": _imitation(judged, task, found["served"].values),
+            "is_calibrated": {name: head.is_calibrated for name, head in found.items()},
+            "calibration": {
+                name: calibration_ratios(
+                    head.target, head.values, billing=judged.billing, bid=judged.bid
+                )
+                for name, head in found.items()
+            },
         }
     return Served(predictions=predictions, heads=heads)
 
@@ -212,46 +215,52 @@ def _mean_logit(table: pa.Table, tasks: Sequence[str]) -> NDArray[np.float64]:
     return probability
 
 
-def fit_calibration(
-    target: NDArray[np.float32], predicted: NDArray[np.float64], billing: NDArray[np.str_]
-) -> GroupedCalibrator | None:
-    """A calibration, or None where a head learned too little to have one."""
-    try:
-        return fit_by_group("platt", target, predicted, billing)
-    except DataError:
-        return None
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Head:
+    """What a head says of the N judged candidates."""
+
+    values: NDArray[np.float64]
+    """(N,) probabilities."""
+    target: NDArray[np.float32]
+    """(N,) what it is calibrated to; NaN where there is none, or the final stage did not score."""
+    is_calibrated: bool
+    """Whether it learned enough for that."""
 
 
-def _head_metrics(
-    table: pa.Table, task: str, served: NDArray[np.float64], judged: Judged
+def _calibrated(
+    columns: Sequence[str], valid: pa.Table, test: pa.Table, rows: ValidationRows, judged: Judged
+) -> _Head:
+    """The mean of some tasks' logits, calibrated."""
+    # The last is the one that imitates, where one does.
+    target = f"label:{columns[-1]}"
+    calibrator = rows.fit(valid[target].to_numpy(), _mean_logit(valid, columns))
+    values = _mean_logit(test, columns)
+    return _Head(
+        values=values if calibrator is None else calibrator.apply(values, judged.billing),
+        target=np.where(judged.pool < REJECTED, test[target].to_numpy(), np.float32(np.nan)),
+        is_calibrated=calibrator is not None,
+    )
+
+
+def _on_impressions(
+    label: NDArray[np.float32], heads: Mapping[str, _Head]
 ) -> dict[str, dict[str, float | None]]:
-    """Metrics on impressions, and of imitation on what the final stage scored for the log."""
-    label = table[f"label:{task}"].to_numpy()
+    """Metrics of heads on impressions."""
     is_shown = ~np.isnan(label)
-    found = {
+    return {
         name: {
-            key: evaluate_task(label[is_shown], values[is_shown]).to_json()[key]
+            key: evaluate_task(label[is_shown], head.values[is_shown]).to_json()[key]
             for key in ("ne", "auc", "calibration")
         }
-        for name, values in (
-            ("label", table[f"prediction:{task}"].to_numpy()),
-            ("served", served),
-        )
+        for name, head in heads.items()
     }
+
+
+def _imitation(judged: Judged, task: str, served: NDArray[np.float64]) -> dict[str, float | None]:
+    """How close a head comes to the final stage on what that scored for the log."""
     is_scored = judged.pool < REJECTED
-    for name, rows in (
-        ("imitation", is_scored),
-        *(
-            (f"imitation, paid by {kind}", is_scored & (judged.billing == kind))
-            for kind in np.unique(judged.billing)
-        ),
-    ):
-        copied = evaluate_imitation(judged.final[task][rows], served[rows])
-        found[name] = {
-            "divergence": _known(copied.divergence),
-            "calibration": _known(copied.calibration),
-        }
-    return found
+    copied = evaluate_imitation(judged.final[task][is_scored], served[is_scored])
+    return {"divergence": _known(copied.divergence), "calibration": _known(copied.calibration)}
 
 
 def _known(value: float) -> float | None:

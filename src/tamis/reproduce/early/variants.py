@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tamis import config
 
 Pools = Literal["impressed", "scored", "rejected"]
 """The furthest pool that is trained on; those before it are too."""
+Head = Literal["served", "label"]
+"""The head that serves, or that of the label; each is calibrated to its own targets."""
+Parts = Literal["all", "billing", "bid decile"]
+"""What parts the rows on which a head is calibrated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +164,28 @@ class EarlyClaim:
     metric: Literal["soft_recall", "hard_recall", "golden_rejected"] = "soft_recall"
     """What is compared; more is better."""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Rows that it is about."""
+        return self.better, self.worse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationClaim:
+    """A claim that what a ranker predicts adds up to its targets, for each task and seed."""
+
+    model: str
+    """Row that it is about."""
+    head: Head
+    """Head of the ranker."""
+    by: Parts
+    """Parts of the judged rows, each of which adds up."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Rows that it is about."""
+        return (self.model,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyTable:
@@ -171,14 +197,14 @@ class EarlyTable:
     """What they are trained and judged on."""
     variants: Mapping[str, Variant]
     """By row name."""
-    claims: tuple[EarlyClaim, ...]
+    claims: tuple[EarlyClaim | CalibrationClaim, ...]
     """What is claimed of them."""
     seeds: int = 5
     """Seeds 0 to seeds - 1 of the trainings; the cascade is one and the same."""
 
     def __post_init__(self) -> None:
         assert self.seeds > 1, "a standard deviation needs two seeds"
-        named = {name for claim in self.claims for name in (claim.better, claim.worse)}
+        named = {name for claim in self.claims for name in claim.models}
         assert named <= set(self.variants), f"{self.name}: unknown {named - set(self.variants)}"
 
     @property
@@ -246,7 +272,7 @@ VARIANTS: dict[str, Variant] = {
 }
 """The rows of every table; quality is hides, or carts where there are no hides."""
 
-CLAIMS = (
+CLAIMS: tuple[EarlyClaim | CalibrationClaim, ...] = (
     EarlyClaim(better=FULL, worse="click", at_least=0.03),
     EarlyClaim(better="click+conversion", worse="click"),
     EarlyClaim(better="click+conversion+quality", worse="click+conversion"),
@@ -260,6 +286,11 @@ CLAIMS = (
     EarlyClaim(better=FULL, worse="one model each, equal cost"),
     EarlyClaim(better=FULL, worse="lightgbm, value"),
     EarlyClaim(better=FULL, worse="incumbent"),
+    *(
+        CalibrationClaim(model=FULL, head=head, by=by)
+        for head in get_args(Head)
+        for by in get_args(Parts)
+    ),
 )
 """What the specification asks of every cascade, and what its tables claim."""
 
