@@ -1,6 +1,7 @@
 """LightGBM's inputs, and what is said where it is not installed."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from tamis import api
 from tamis.errors import ConfigError
-from tamis.reproduce.early.boosted import _Fit, _inputs, boosted_scores
+from tamis.reproduce.early.boosted import _Fit, _inputs, _with_bids, boosted_scores
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import Boosted
 
@@ -28,6 +29,33 @@ def test_inputs_are_those_of_the_early_stage_row_by_row(study: Study) -> None:
     candidate = study.log("rejected", "valid").candidate
     twice = (found[:, 3:] == 2).any(axis=1)
     np.testing.assert_array_equal(twice, candidate % 4 == candidate % 3)
+
+
+@pytest.mark.parametrize("objective", ["value", "rank"])
+def test_trees_that_learn_values_see_bids_and_how_they_are_billed(
+    study: Study, monkeypatch: pytest.MonkeyPatch, objective: Any
+) -> None:
+    pytest.importorskip("lightgbm")
+    judged = study.judged()
+    others = {
+        "higher": replace(judged, bid=judged.bid * 1.5),
+        "by click": replace(judged, billing=np.full(len(judged.bid), "click")),
+    }
+    scores = {}
+    for name, candidates in {"as they are": judged, **others}.items():
+        monkeypatch.setattr(Study, "judged", lambda _, candidates=candidates: candidates)
+        scores[name] = boosted_scores(study, Boosted(objective=objective), seed=0).score
+
+    assert (scores["higher"] - scores["as they are"]).mean() > 0
+    # Who pays by conversion is worth less than one who pays as much by click.
+    by_conversion = judged.billing == "conversion"
+    assert (scores["by click"] - scores["as they are"])[by_conversion].mean() > 0
+
+
+def test_bids_are_columns_of_their_own() -> None:
+    inputs = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    found = _with_bids(inputs, np.array([1.0, np.e]), np.array(["conversion", "click"]))
+    np.testing.assert_allclose(found, [[1, 2, 0, 1], [3, 4, 1, 0]], rtol=1e-6)
 
 
 def test_models_of_parts_are_calibrated_as_our_heads_are(

@@ -35,6 +35,11 @@ def test_the_bar_of_the_specification_is_claimed() -> None:
     assert VARIANTS["click"] == OneModel(tasks=1, pools="impressed", distillation="none")
 
 
+@pytest.mark.parametrize("rival", ["lightgbm, value", "lightgbm, parts"])
+def test_trees_are_what_is_to_be_beaten(rival: str) -> None:
+    assert EarlyClaim(better=FULL, worse=rival) in CLAIMS
+
+
 @pytest.mark.parametrize("head", ["served", "label"])
 @pytest.mark.parametrize("by", ["all", "billing", "bid decile"])
 def test_every_head_is_claimed_to_be_calibrated(head: Head, by: Parts) -> None:

@@ -11,6 +11,7 @@ from tamis import api
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
+from tamis.funnel.value import BILLING
 from tamis.reproduce.early.calibration import ValidationRows
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.trained import timed_ms
@@ -49,6 +50,9 @@ class BoostedScores:
 def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScores:
     """Train on the rows of all pools and score the judged candidates.
 
+    Trees that learn a total value, or its order, also see the bid and how it is billed: the value
+    function, which applies both exactly everywhere else, has no part in what they say.
+
     Args:
         study: The cascade.
         variant: What is learned.
@@ -61,12 +65,18 @@ def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScore
     inputs, categories = _inputs(dataset, "train")
     judged, _ = _inputs(dataset, "test")
     log = study.log(_POOLS, "train")
+    bids, billings = study.ads()
+    bid, billing = bids[log.candidate], billings[log.candidate]
+    if variant.objective != "parts":
+        of_judged = study.judged()
+        categories = [*categories, inputs.shape[1] + 1]
+        inputs = _with_bids(inputs, bid, billing)
+        judged = _with_bids(judged, of_judged.bid, of_judged.billing)
     fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), seed)
     if variant.objective == "parts":
         score = _value_of_parts(study, fit, log.final, judged)
     else:
-        bid, billing = study.ads()
-        value = study.value.score(log.final, bid[log.candidate], billing[log.candidate])
+        value = study.value.score(log.final, bid, billing)
         score = (
             fit.trained("regression", value, judged)
             if variant.objective == "value"
@@ -198,3 +208,11 @@ def _inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int
                 columns.append(counts)
         parts.append(np.concatenate(columns, axis=1, dtype=np.float32))
     return np.concatenate(parts), list(range(len(spec.categorical)))
+
+
+def _with_bids(
+    inputs: NDArray[np.float32], bid: NDArray[np.float64], billing: NDArray[np.str_]
+) -> NDArray[np.float32]:
+    """Inputs (n, C) and two columns more: the logarithm of the bid, and the billed event's code."""
+    code = np.searchsorted(BILLING, billing)
+    return np.column_stack([inputs, np.log(bid), code]).astype(np.float32)

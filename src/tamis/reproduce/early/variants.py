@@ -119,7 +119,8 @@ class Boosted:
     """LightGBM on the early stage's inputs, distilled."""
 
     objective: Literal["value", "rank", "parts"]
-    """Total value by least squares, its order by lambdarank, or a model for each prediction."""
+    """Total value by least squares, its order by lambdarank, or a model for each prediction; the
+    first two see bid and billing too, which the value function applies to the parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,6 +286,7 @@ CLAIMS: tuple[EarlyClaim | CalibrationClaim, ...] = (
     EarlyClaim(better=FULL, worse="pool I", metric="golden_rejected"),
     EarlyClaim(better=FULL, worse="one model each, equal cost"),
     EarlyClaim(better=FULL, worse="lightgbm, value"),
+    EarlyClaim(better=FULL, worse="lightgbm, parts"),
     EarlyClaim(better=FULL, worse="incumbent"),
     *(
         CalibrationClaim(model=FULL, head=head, by=by)
