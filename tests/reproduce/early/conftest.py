@@ -151,7 +151,7 @@ def study(
         value=world.weights,
         constants={"click": 0.3, "conversion": 0.4, "hide": 0.1},
         sizes=SIZES,
-        notes={"made": "for a test"},
+        notes={"simulated_labels": 0.25},
     )
     return Study(folder)
 

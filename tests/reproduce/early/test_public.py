@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from tamis.data.public_sets.behaviours import Behaviours, retailrocket_multibehavior
 from tamis.data.public_sets.files import SPLITS
 from tamis.errors import DataError
+from tamis.reproduce.early.cascade import Rows
 from tamis.reproduce.early.public import _Simulator, _World, make_public_study
 from tamis.reproduce.early.variants import CascadeSizes, PublicCascade
 
@@ -172,6 +174,30 @@ def test_popular_items_are_drawn_more_often(found: Behaviours) -> None:
     times = np.bincount(drawn.ravel(), minlength=NUM_ITEMS)[free]
     popularity = world.log_popularity[free]
     assert np.corrcoef(times, np.exp(popularity))[0, 1] > 0.9
+
+
+def test_drawn_labels_are_counted_among_impressions_of_each_part(found: Behaviours) -> None:
+    world = _World(found, CASCADE)
+    simulator = _Simulator(world, CASCADE, *[cast(Any, None)] * 4)
+    never_met = NUM_ITEMS - 1
+    generator = np.random.default_rng(0)
+    for part, shown in ((1, [0, 1, 2]), (2, [0])):
+        events = np.flatnonzero(found.part == part)[:3]
+        # The item of each event, and one that nobody meets then, of which some are not shown.
+        rows = Rows(
+            row=np.tile(np.arange(3), 2),
+            place=np.zeros(6, np.int64),
+            pool=np.array([0, 0, 0, *(0 if at in shown else 1 for at in range(3))], np.int8),
+            sampling_rate=np.ones(6),
+            final={},
+        )
+        candidate = np.concatenate([found.item[events], np.full(3, never_met)])
+        chances = {task: np.full(6, 0.5) for task in found.tasks}
+        simulator._labels(events, rows, candidate, chances, generator)
+
+    # Three of six impressions of one part, one of four of the other.
+    assert simulator.simulated_share(1) == 0.5
+    assert simulator.simulated_share(2) == 0.25
 
 
 def test_a_set_that_is_not_at_hand_is_named(tmp_path: Path) -> None:

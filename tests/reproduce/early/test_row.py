@@ -40,6 +40,7 @@ def test_one_model_tells_recall_by_head_and_costs(make: Any) -> None:
     assert row["request_cost"]["source"] == "modelled"
     assert row["latency_ms"]["source"] == "measured"
     assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"]
+    assert row["simulated_labels"] == 0.25
 
 
 def test_served_heads_are_calibrated_to_the_final_stage(make: Any) -> None:

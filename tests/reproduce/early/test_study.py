@@ -118,7 +118,7 @@ def test_a_log_of_impressions_alone_is_refused(
 
 def test_a_cascade_of_another_version_is_refused(study: Study, tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "cascade.json", {**study.record, "version": 0})
-    with pytest.raises(ArtifactError, match="must be a cascade of version 1, got 0"):
+    with pytest.raises(ArtifactError, match="must be a cascade of version 2, got 0"):
         Study(tmp_path)
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from tamis.errors import ConfigError
 from tamis.reproduce import make
-from tamis.reproduce.early import table
+from tamis.reproduce.early import table as early_table
 from tamis.reproduce.early.rounds_table import RoundsRows
 from tamis.reproduce.early.table import EarlyRows, mean_and_sd
 from tamis.reproduce.early.variants import (
+    CalibrationClaim,
     CascadeSizes,
     EarlyClaim,
     EarlyTable,
@@ -42,6 +43,14 @@ TABLE = EarlyTable(
     claims=(EarlyClaim(better="full", worse="incumbent", at_least=0.03),),
     seeds=2,
 )
+PUBLIC = PublicCascade(
+    sizes=CascadeSizes(keep=12, slots=4, train_requests=150, test_requests=30),
+    dataset="retailrocket_multibehavior",
+    candidates=40,
+    teacher_events=1500,
+    negatives=2,
+    quality_task="cart",
+)
 ROUNDS = RoundsTable(name="tiny-rounds", cascade=CASCADE, rounds=3, days=1, seeds=2)
 
 
@@ -66,6 +75,17 @@ def test_a_claim_asks_for_an_interval_above_0_and_for_its_points(gain: float, ho
     assert claim["interval"][0] > 0
     assert claim["holds"] == holds
     assert claim["claim"] == "full has a higher soft recall than incumbent by at least 0.03"
+
+
+def test_a_page_tells_the_share_of_drawn_labels_where_a_set_does_not_tell_all() -> None:
+    rows = [{"commit": None, "simulated_labels": 0.875}]
+    payload = {"table": "tiny", "command": "make it", "rows": rows, "claims": []}
+    public, market = (
+        EarlyRows(replace(TABLE, cascade=cascade)).markdown(payload, [], [])
+        for cascade in (PUBLIC, CASCADE)
+    )
+    assert "drawn by an oracle: 87.5% of the labels of judged impressions" in public
+    assert "oracle" not in market
 
 
 def test_what_is_not_known_is_left_empty() -> None:
@@ -109,7 +129,7 @@ def test_rows_that_say_something_else_are_made_anew(
 ) -> None:
     (tmp_path / "early_stage.toml").write_text(RECIPE)
     now = EarlyRows(TABLE).recipes(tmp_path)
-    monkeypatch.setattr(table, "ROW_VERSION", 0)
+    monkeypatch.setattr(early_table, "ROW_VERSION", 0)
     before = EarlyRows(TABLE).recipes(tmp_path)
     assert all(now[name] != before[name] for name in TABLE.models)
 
@@ -212,15 +232,9 @@ def test_a_cascade_over_a_public_set_has_real_and_drawn_labels(
         ),
         folder / "train.parquet",
     )
-    cascade = PublicCascade(
-        sizes=CascadeSizes(keep=12, slots=4, train_requests=150, test_requests=30),
-        dataset="retailrocket_multibehavior",
-        candidates=40,
-        teacher_events=1500,
-        negatives=2,
-        quality_task="cart",
-    )
-    monkeypatch.setattr(make, "TABLES", {"tiny": replace(TABLE, cascade=cascade)})
+    claims = (CalibrationClaim(model="full", head="served", by="bid decile"),)
+    table = replace(TABLE, cascade=PUBLIC, claims=claims)
+    monkeypatch.setattr(make, "TABLES", {"tiny": table})
     payload = _make("tiny", tmp_path, tmp_path / "data")
 
     assert payload["complete"]
@@ -228,7 +242,12 @@ def test_a_cascade_over_a_public_set_has_real_and_drawn_labels(
     record = json.loads(study.read_text())
     assert record["tasks"] == ["click", "conversion", "cart"]
     assert record["value"]["quality"] == "cart"
-    assert 0.1 < record["notes"]["simulated_labels"] < 1.0
+    share = record["notes"]["simulated_labels"]
+    assert 0.1 < share < 1.0
+    assert share != record["notes"]["simulated_labels_of_log"]
+    assert {row["simulated_labels"] for row in payload["rows"]} == {share}
     assert record["candidates"] == 40
     page = (tmp_path / "results" / "tiny.md").read_text()
-    assert "drawn by an oracle" in page
+    assert "| full: what its served head predicts of cart is 0.97 to 1.03 of its targets in" in page
+    assert [claim["claim"].split()[7] for claim in payload["claims"]] == record["tasks"]
+    assert f"is drawn by an oracle: {share:.1%} of the labels of judged impressions" in page

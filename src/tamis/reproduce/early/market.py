@@ -41,7 +41,7 @@ from tamis.reproduce.early.stages import (
     train_stages,
     value_weights,
 )
-from tamis.reproduce.early.study import Part, write_study
+from tamis.reproduce.early.study import SIMULATED, Part, write_study
 from tamis.reproduce.early.variants import CascadeSizes, MarketCascade
 
 TASKS = ("click", "conversion", "hide")
@@ -245,7 +245,7 @@ def make_market_study(cascade: MarketCascade, recipes: Path, work: Path, out: Pa
         value=value.weights,
         constants=earlier.rates,
         sizes=cascade.sizes,
-        notes={**earlier.notes, "simulated_labels": 1.0},
+        notes={**earlier.notes, SIMULATED: 1.0},
     )
 
 

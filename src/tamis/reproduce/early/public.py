@@ -3,9 +3,11 @@
 Nobody logged the candidates that these users had, so a request is an event of the set, and its
 candidates are the event's item and a draw of others. What really happened is the label wherever it
 is known; elsewhere it is drawn with the chances that the oracle gives, a model of its own that was
-trained on everything and that no ranker sees. The share of drawn labels is reported.
+trained on everything and that no ranker sees. Tables tell the share of drawn labels among those of
+the judged impressions.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from tamis.reproduce.early.stages import (
     train_stages,
     value_weights,
 )
-from tamis.reproduce.early.study import Part, write_study
+from tamis.reproduce.early.study import SIMULATED, Part, write_study
 from tamis.reproduce.early.variants import PublicCascade
 
 ROWS_VERSION = 2
@@ -91,7 +93,11 @@ def make_public_study(
         value=weights,
         constants=earlier.rates,
         sizes=cascade.sizes,
-        notes={**earlier.notes, "simulated_labels": simulator.simulated_share},
+        notes={
+            **earlier.notes,
+            SIMULATED: simulator.simulated_share(2),
+            f"{SIMULATED}_of_log": simulator.simulated_share(1),
+        },
     )
 
 
@@ -204,12 +210,12 @@ class _Simulator:
         self._world, self._cascade, self._earlier = world, cascade, earlier
         self._oracle, self._ads, self._value = oracle, ads, value
         self._fields = [field.source for field in world.early_schema.fields]
-        self._drawn = self._shown = 0
+        # By part of the events.
+        self._drawn, self._shown = Counter[int](), Counter[int]()
 
-    @property
-    def simulated_share(self) -> float:
-        """Share of the impressions so far whose labels were drawn."""
-        return self._drawn / self._shown
+    def simulated_share(self, part: int) -> float:
+        """Share of the impressions so far, in a part of the events, whose labels were drawn."""
+        return self._drawn[part] / self._shown[part]
 
     def parts(self, part: int, wanted: int, *, tells_all: bool) -> list[Part]:
         """Rows of requests of a part of the events, in order of time."""
@@ -286,16 +292,16 @@ class _Simulator:
         click, conversion, quality = world.found.tasks
         event = world.event_of(world.found.user[events][rows.row], candidate)
         # Those of its own part alone: else requests of the log would have more than test ones.
-        part = world.found.part
-        event = np.where((event >= 0) & (part[event] == part[events][rows.row]), event, -1)
+        part, own = world.found.part, int(world.found.part[events[0]])
+        event = np.where((event >= 0) & (part[event] == own), event, -1)
         is_real = event >= 0
         real = world.labels(event)
         happens = {
             task: generator.random(len(candidate)) < chance for task, chance in chances.items()
         }
         is_shown = rows.pool == IMPRESSED
-        self._shown += int(np.count_nonzero(is_shown))
-        self._drawn += int(np.count_nonzero(is_shown & ~is_real))
+        self._shown[own] += int(np.count_nonzero(is_shown))
+        self._drawn[own] += int(np.count_nonzero(is_shown & ~is_real))
         drawn: dict[str, NDArray[Any]] = {
             click: happens[click],
             conversion: np.where(happens[click], happens[conversion], np.nan),

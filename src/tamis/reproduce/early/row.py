@@ -16,7 +16,7 @@ from tamis.models.early_serving import ServedHead
 from tamis.models.early_stage import EarlyStage
 from tamis.reproduce.early.boosted import boosted_scores
 from tamis.reproduce.early.judge import judge
-from tamis.reproduce.early.study import Judged, Study
+from tamis.reproduce.early.study import SIMULATED, Judged, Study
 from tamis.reproduce.early.trained import cost_of, latency_ms, serve, train_tasks, with_tasks
 from tamis.reproduce.early.variants import (
     Boosted,
@@ -78,6 +78,7 @@ def make_row(run: Path) -> dict[str, Any]:
     row = _Row(study, run, config.read_toml(Path(order["recipe"])), order["seed"])
     made = row.make(variant_from_json(order["variant"]))
     made |= {
+        SIMULATED: study.record["notes"][SIMULATED],
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": runlog.peak_rss_bytes(),
         "commit": runlog.source_commit(),

@@ -30,7 +30,9 @@ from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.reproduce.early.cascade import IMPRESSED
 from tamis.reproduce.early.variants import CascadeSizes, Pools
 
-STUDY_VERSION = 1
+STUDY_VERSION = 2
+SIMULATED = "simulated_labels"
+"""Note of a cascade, and figure of its rows: share of drawn labels among judged impressions'."""
 _RECORD = "cascade.json"
 _TRUE = "truth"
 _INCUMBENT = "incumbent"
@@ -155,7 +157,7 @@ def write_study(
         value: Weights of the total value.
         constants: By task what stands for a prediction that nobody makes.
         sizes: Of the cascade.
-        notes: What was checked of it; JSON values.
+        notes: What was checked of it, and how much of it is :data:`SIMULATED`; JSON values.
 
     Raises:
         DataError: A pool has nothing to distil, or the final stage has seen the labels that are

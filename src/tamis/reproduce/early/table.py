@@ -14,7 +14,7 @@ from tamis.reproduce.early.calibration import calibration_claims
 from tamis.reproduce.early.market import make_market_study
 from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
 from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row
-from tamis.reproduce.early.study import Study, is_study
+from tamis.reproduce.early.study import SIMULATED, Study, is_study
 from tamis.reproduce.early.variants import (
     EarlyClaim,
     EarlyTable,
@@ -140,7 +140,11 @@ class EarlyRows:
             f"seeds and parts."
         )
         if isinstance(cascade, PublicCascade):
-            about += " Labels of candidates that the set does not tell are drawn by an oracle."
+            share = payload["rows"][0][SIMULATED]
+            about += (
+                f" What the set does not tell is drawn by an oracle: {share:.1%} of the labels of "
+                f"judged impressions, and the true value of every candidate."
+            )
         return page(payload, columns, display, about)
 
 
