@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamis.errors import ArtifactError, DataError
+from tamis.retrieval import search
 from tamis.retrieval.search import BeamSearcher, Retriever, best_places
 from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot
@@ -91,6 +92,19 @@ def test_search_equals_a_slow_walk_down_the_tree(
 
     assert found.ids.tolist() == ids
     assert [level.pairs for level in found.trace.levels] == counts
+
+
+def test_pairs_a_few_at_a_time_score_as_all_at_once(
+    world: Any, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = world.request(4)
+    whole = retriever.exact(request, 20)
+    monkeypatch.setattr(search, "_PAIRS_AT_ONCE_ON_CPU", 7)
+    parts = retriever.exact(request, 20)
+
+    assert parts.ids.tolist() == whole.ids.tolist()
+    assert parts.trace == whole.trace
+    torch.testing.assert_close(parts.scores, whole.scores)
 
 
 @pytest.mark.parametrize("beams", [(1, 1), (2, 3), (100, 2), (100, 100)])

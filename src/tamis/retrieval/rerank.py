@@ -7,7 +7,7 @@ import torch
 from tamis.errors import DataError
 from tamis.retrieval.item_vectors import ItemVectors
 from tamis.retrieval.scorer import Scorer
-from tamis.retrieval.search import best_places, total_scores
+from tamis.retrieval.search import best_places, logits_of_pairs, pairs_at, total_scores
 from tamis.retrieval.searcher import (
     Found,
     LevelTrace,
@@ -87,10 +87,16 @@ class Reranker:
         check_one_user(request, k)
         found = self.first.search(request, self.num_candidates)
         with torch.inference_mode():
-            vectors = self.items.vectors.index_select(0, self.items.places(found.ids))
-            pairs = None if request.pairs is None else request.pairs(found.ids)
+            places = self.items.places(found.ids)
             (user,) = self.scorer.encode_user(request.user)
-            own = self.scorer.pair_logits(0, user, vectors, pairs).unsqueeze(1)
+            own = logits_of_pairs(
+                self.scorer,
+                0,
+                user,
+                self.items.vectors,
+                places,
+                pairs=pairs_at(request, self.items.ids),
+            )
             scores = total_scores(self.scorer, 0, own, self.task_weights)
             kept = best_places(scores, k)
             order = kept[torch.argsort(-scores.index_select(0, kept), stable=True)]
@@ -99,7 +105,7 @@ class Reranker:
             pairs=len(found.ids),
             kept=len(order),
             flops=len(found.ids) * self._pair_flops,
-            bytes=tensor_bytes([vectors]),
+            bytes=len(places) * tensor_bytes([self.items.vectors[:1]]),
         )
         trace = Trace(
             levels=(*found.trace.levels, level),

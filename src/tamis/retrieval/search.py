@@ -7,13 +7,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tamis.data.batch import Batch
 from tamis.errors import DataError
 from tamis.retrieval.prefix_tree import PrefixTree
 from tamis.retrieval.scorer import Scorer
 from tamis.retrieval.searcher import Found, LevelTrace, Request, Trace, check_one_user, tensor_bytes
 from tamis.retrieval.snapshot import SearchTree, check_versions
 
-_PAIRS_AT_ONCE = 1 << 16
+# What a network makes of 4096 pairs stays in a core's caches; of 16 times as many it does not, and
+# takes twice as long. A GPU wants many at once.
+_PAIRS_AT_ONCE_ON_CPU, _PAIRS_AT_ONCE = 1 << 12, 1 << 16
 
 ScoringFunction = Callable[[int, Tensor, Tensor], Tensor]
 """From a level, C of its nodes (items, by their places in the tree, at the last level), and the
@@ -120,7 +123,14 @@ class Retriever:
             outputs = None
             for level, width in enumerate((*beams, k)):
                 is_item = level == index_levels
-                own = self._score(level, users[level], candidates, request if is_item else None)
+                own = logits_of_pairs(
+                    self.scorer,
+                    level,
+                    users[level],
+                    self.vectors[level],
+                    candidates,
+                    pairs=pairs_at(request, members.ids) if is_item else None,
+                )
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
                 probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
                 scores = self._score_of(level, candidates, probabilities)
@@ -153,19 +163,6 @@ class Retriever:
         del level, places
         return weighted_sum(probabilities, self.task_weights)
 
-    def _score(
-        self, level: int, user: Tensor, places: Tensor, request: Request | None
-    ) -> Float[Tensor, "C 1 T"]:
-        """A level's own logits of its nodes or items; features of pairs for a request."""
-        members, parts = self.snapshot.members, []
-        for some in places.split(_PAIRS_AT_ONCE):
-            pairs = None
-            if request is not None and request.pairs is not None:
-                pairs = request.pairs(members.ids.index_select(0, some))
-            vectors = self.vectors[level].index_select(0, some)
-            parts.append(self.scorer.pair_logits(level, user, vectors, pairs))
-        return torch.cat(parts).unsqueeze(1)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeamSearcher:
@@ -196,6 +193,45 @@ class BeamSearcher:
     def search(self, request: Request, k: int) -> Found:
         """The best k items under the nodes that are kept."""
         return self.retriever.search(request, k, self.beams, allowed=self.allowed)
+
+
+def pairs_at(
+    request: Request, ids: Int[Tensor, " V"]
+) -> Callable[[Int[Tensor, " C"]], Batch] | None:
+    """From places among items of these ids to the pairs' context side; None where there is none."""
+    of_ids = request.pairs
+    if of_ids is None:
+        return None
+    return lambda places: of_ids(ids.index_select(0, places))
+
+
+def logits_of_pairs(
+    scorer: Scorer,
+    level: int,
+    user: Tensor,
+    vectors: Float[Tensor, "V W"],
+    places: Int[Tensor, " C"],
+    *,
+    pairs: Callable[[Int[Tensor, " C"]], Batch] | None,
+) -> Float[Tensor, "C 1 T"]:
+    """A level's own logits of a user with some nodes or items, a few at a time.
+
+    Args:
+        scorer: The model.
+        level: Its level.
+        user: What that level reads of the user.
+        vectors: Of all nodes or items.
+        places: Those that are scored.
+        pairs: From places to the context side of pairs; None: there is none.
+    """
+    on_cpu = vectors.device.type == "cpu"
+    parts = [
+        scorer.pair_logits(
+            level, user, vectors.index_select(0, some), None if pairs is None else pairs(some)
+        )
+        for some in places.split(_PAIRS_AT_ONCE_ON_CPU if on_cpu else _PAIRS_AT_ONCE)
+    ]
+    return torch.cat(parts).unsqueeze(1)
 
 
 def total_scores(
