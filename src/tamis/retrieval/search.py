@@ -14,8 +14,8 @@ from tamis.retrieval.scorer import Scorer
 from tamis.retrieval.searcher import Found, LevelTrace, Request, Trace, check_one_user, tensor_bytes
 from tamis.retrieval.snapshot import SearchTree, check_versions
 
-# What a network makes of 4096 pairs stays in a core's caches; of 16 times as many it does not, and
-# takes twice as long. A GPU wants many at once.
+# What a network makes of 16 times as many pairs is memory that a process which gives back what it
+# frees gets from the system each time, and that takes as long as the network. A GPU wants many.
 _PAIRS_AT_ONCE_ON_CPU, _PAIRS_AT_ONCE = 1 << 12, 1 << 16
 
 ScoringFunction = Callable[[int, Tensor, Tensor], Tensor]
