@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tamis.errors import DataError
 
-CUTOFFS = (50, 100, 500)
+CUTOFFS = (20, 50, 100, 500)
 """Lengths of lists at which recall is reported."""
 NDCG_AT = 20
 """Length of lists at which NDCG is reported."""

@@ -7,6 +7,7 @@ import pytest
 
 from tamis import config
 from tamis.reproduce.retrieval.results import claims_of, display_of
+from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import (
     Better,
     RetrievalTable,
@@ -71,7 +72,7 @@ def _rows(
         for name, (recall, ne, flops, latency, loss, perplexity) in NUMBERS.items():
             metrics = {
                 "value_recall@100": recall + 0.001 * seed,
-                **{f"recall@{k}": 0.01 for k in (50, 100, 500)},
+                **{f"recall@{k}": 0.01 for k in (20, 50, 100, 500)},
                 "ndcg@20": 0.01,
                 "ne": ne + 0.001 * seed,
                 "flops": flops,
@@ -222,6 +223,20 @@ def test_display_gives_mean_and_deviation_and_leaves_out_what_a_row_has_not() ->
     assert cells["value@100"] == "0.2005 ± 0.0007"
     assert cells["index loss"] == ""
     assert dict(zip(columns, display[3], strict=True))["index loss"] == "0.020 ± 0.000"
+
+
+def test_rows_from_before_a_metric_stay_and_their_cell_of_it_is_blank() -> None:
+    rows = _rows()
+    for row in rows:
+        # Both of one row, and one seed of another.
+        if row["model"] == "base" or (row["model"], row["seed"]) == ("ann", 1):
+            del row["metrics"]["recall@20"]
+    columns, display = display_of(TABLE, rows)
+    base, ann, large = (dict(zip(columns, cells, strict=True)) for cells in display[:3])
+
+    assert all(RetrievalRows(TABLE).is_current(row) for row in rows)
+    assert [cells["recall@20"] for cells in (base, ann, large)] == ["", "", "0.0100 ± 0.0000"]
+    assert base["recall@50"] == ann["recall@50"] == "0.0100 ± 0.0000"
 
 
 def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:

@@ -36,6 +36,7 @@ def test_market_goes_through_the_whole_table(
     rows = {row["model"]: row for row in payload["rows"] if row["seed"] == 0}
     for row in rows.values():
         assert 0 <= row["metrics"]["value_recall@100"] <= 1
+        assert 0 <= row["metrics"]["recall@20"] <= row["metrics"]["recall@50"]
         assert row["metrics"]["p50_ms"] > 0
         assert sum(point["is_main"] for point in row["points"]) == 1
     # Everything is scored where there is no index, and less under one.
@@ -61,7 +62,7 @@ def test_market_goes_through_the_whole_table(
     assert "permuted features of pairs raise the NE" in said
     assert set(rows["joint"]["forward"]) == {"soft", "hard", "representative"}
     page = made.path.with_suffix(".md").read_text()
-    assert "| row | value@100 | recall@50 |" in page
+    assert "| row | value@100 | recall@20 | recall@50 |" in page
     assert "joint takes at most 15% of the operations of alone" in page
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tamis import artifacts
+from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
@@ -116,11 +117,15 @@ def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]
 
 
 def display_of(table: RetrievalTable, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table, one line per row."""
+    """Heads and cells of the table, one line per row.
+
+    A cell is of all seeds or blank: rows that were measured before a metric was lack it, and a mean
+    of the others would be beside means of other seeds.
+    """
     has_values = any(_VALUE in row["metrics"] for row in rows)
     shown: list[tuple[str, str, Callable[[float], str]]] = [
         *([(_VALUE, "value@100", _four)] if has_values else []),
-        *((f"recall@{k}", f"recall@{k}", _four) for k in (50, 100, 500)),
+        *((f"recall@{k}", f"recall@{k}", _four) for k in CUTOFFS),
         ("ndcg@20", "NDCG@20", _four),
         ("ne", "NE", _four),
         ("index_loss", "index loss", lambda value: f"{value:.3f}"),
@@ -135,7 +140,8 @@ def display_of(table: RetrievalTable, rows: Sequence[Row]) -> tuple[list[str], l
         cells = [row.name]
         for name, _, form in shown:
             values = [metrics[name] for metrics in own if metrics.get(name) is not None]
-            cells.append(_mean_and_sd(values, form) if values else "")
+            is_whole = values and len(values) == len(own)
+            cells.append(_mean_and_sd(values, form) if is_whole else "")
         display.append(cells)
     return ["row", *(head for _, head, _ in shown)], display
 
