@@ -16,6 +16,8 @@ from tamis.reproduce.tables import ResultTable
 from tamis.training.compare import read_predictions
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
+_HEADS = {"auc": "AUC", "log_loss": "log loss", "ndcg@20": "NDCG@20"}
+"""How metrics of published figures are written, where not as they are named."""
 
 
 def row_of(cell: Cell, *, tasks: tuple[str, ...]) -> dict[str, Any]:
@@ -203,13 +205,7 @@ def markdown_of(
         "",
     ]
     if payload["published"]:
-        lines += ["| published | AUC | log loss | protocol |", "|---|---|---|---|"]
-        lines += [
-            f"| {p['model']}{_on(p.get('task', ''))} | {p['auc']} | "
-            f"{'' if p['log_loss'] is None else p['log_loss']} | {p['protocol']} |"
-            for p in payload["published"]
-        ]
-        lines.append("")
+        lines += [*_published_lines(payload["published"]), ""]
     lines += ["| claim | estimate | interval | holds |", "|---|---|---|---|"]
     for claim in payload["claims"]:
         interval = claim["interval"]
@@ -217,3 +213,14 @@ def markdown_of(
         verdict = "yes" if claim["holds"] else "no"
         lines.append(f"| {claim['claim']} | {claim['estimate']:+.5f} | {shown} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def _published_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    metrics = [name for name in figures[0] if name not in ("model", "task", "protocol")]
+    heads = ["published", *(_HEADS.get(name, name) for name in metrics), "protocol"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for figure in figures:
+        shown = ["" if figure[name] is None else str(figure[name]) for name in metrics]
+        cells = [f"{figure['model']}{_on(figure.get('task', ''))}", *shown, figure["protocol"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -239,6 +239,32 @@ def test_rows_from_before_a_metric_stay_and_their_cell_of_it_is_blank() -> None:
     assert base["recall@50"] == ann["recall@50"] == "0.0100 ± 0.0000"
 
 
+def test_published_figures_of_gowalla_stand_beside_ours_with_what_differs() -> None:
+    published = {table.name: RetrievalRows(table).published() for table in retrieval_tables()}
+    figures = published.pop("hsnn-gowalla")
+    light = next(figure for figure in figures if figure["model"] == "LightGCN")
+
+    assert (light["recall@20"], light["ndcg@20"]) == (0.1830, 0.1554)
+    assert "trained without the fifth of them that validates" in light["protocol"]
+    assert "tested on 500 of the users" in light["protocol"]
+    assert not any(published.values())
+
+
+def test_page_shows_published_figures_by_their_own_metrics() -> None:
+    figure = {"model": "LightGCN", "recall@20": 0.183, "ndcg@20": 0.1554, "protocol": "theirs"}
+    payload = {
+        "table": "made-up",
+        "command": "tamis reproduce made-up",
+        "rows": [],
+        "published": [figure],
+        "claims": [],
+    }
+    page = RetrievalRows(TABLE).markdown(payload, ["row"], [["base"]]).splitlines()
+
+    assert "| published | recall@20 | NDCG@20 | protocol |" in page
+    assert "| LightGCN | 0.183 | 0.1554 | theirs |" in page
+
+
 def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:
     tables = {table.name: table for table in retrieval_tables()}
     assert [*tables] == ["hsnn-market", "hsnn-million", "hsnn-sports", "hsnn-gowalla"]

@@ -94,7 +94,8 @@ def gowalla(folder: Path) -> RetrievalSet:
     """Check-ins of Gowalla in LightGCN's split, users and places by their ids alone.
 
     LightGCN trains on what is ``train`` and ``valid`` here; ``valid`` is a fifth of each user's
-    training places, for tuning. The test masks both.
+    training places, for tuning. The test masks both, so what is to be found is what it was for
+    published figures, by models that were trained on a fifth less.
 
     Source:
         He et al., LightGCN, SIGIR 2020, section 4.1; the data are of Cho, Myers and Leskovec, KDD

@@ -106,8 +106,16 @@ class RetrievalRows:
         return bool(row.get("points"))
 
     def published(self) -> list[dict[str, Any]]:
-        """None: published recall is of other rows or other lengths of lists."""
-        return []
+        """Figures on the same test."""
+        return [
+            {
+                "model": figure.model,
+                "recall@20": figure.recall,
+                "ndcg@20": figure.ndcg,
+                "protocol": figure.protocol,
+            }
+            for figure in self._table.published
+        ]
 
     def claims(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Comparisons, bars and checks."""
@@ -118,7 +126,7 @@ class RetrievalRows:
         return display_of(self._table, rows)
 
     def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:
-        """The table and what is claimed."""
+        """The table, published figures and what is claimed."""
         return markdown_of(payload, columns, display)
 
     @property
