@@ -10,7 +10,7 @@ from tamis.errors import ConfigError, DataError, TamisError
 from tamis.evaluation.retrieval import ItemLists, full_corpus_scores
 from tamis.models.lightgcn import LightGCN, LightGCNConfig
 from tamis.retrieval.exact import exact_top_k
-from tamis.training.bpr import BPRConfig, TripleSampler, bpr_loss, train_bpr
+from tamis.training.bpr import BPRConfig, BPRTraining, TripleSampler, bpr_loss, train_bpr
 
 _USERS, _ITEMS, _GROUPS = 60, 80, 4
 
@@ -135,6 +135,30 @@ def test_same_seed_gives_the_same_vectors_and_another_one_others() -> None:
 
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1, 3])
+def test_training_that_was_put_away_goes_on_bit_for_bit(epochs_before: int) -> None:
+    users, items, _ = _interactions()
+    settings = BPRConfig(lr=0.01, batch_size=256)
+    whole = _build(users, items)
+    uninterrupted = BPRTraining(whole, users, items, settings)
+    losses = [uninterrupted.run_epoch() for _ in range(5)]
+
+    first = BPRTraining(_build(users, items), users, items, settings)
+    for _ in range(epochs_before):
+        first.run_epoch()
+    state = first.state()
+    first.run_epoch()  # what is put away is a copy
+    model = _build(users, items)
+    with torch.no_grad():
+        model.weight.zero_()
+    second = BPRTraining(model, users, items, settings)
+    second.load_state(state)
+
+    assert second.epochs == epochs_before
+    assert [second.run_epoch() for _ in range(5 - epochs_before)] == losses[epochs_before:]
+    assert torch.equal(model.weight, whole.weight)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Bayesian personalised ranking of items by ids alone: the trainer of LightGCN."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +130,86 @@ def bpr_loss(
     return loss
 
 
+class BPRTraining:
+    """A model in training, an epoch at a time; between two epochs it can be put away.
+
+    What :meth:`state` gives, put back by :meth:`load_state` into a training of the same model,
+    interactions and settings, goes on as if nothing had been between.
+    """
+
+    def __init__(
+        self,
+        model: LightGCN,
+        users: Int[Tensor, " N"],
+        items: Int[Tensor, " N"],
+        config: BPRConfig,
+    ) -> None:
+        """Get ready for the first epoch.
+
+        Args:
+            model: On any device; what is drawn does not depend on it.
+            users: User of each interaction that the model's graph was built from.
+            items: Item of each interaction.
+            config: Step size, regularisation and seed; its length is for the caller.
+
+        Raises:
+            DataError: A user touched every item.
+        """
+        self.epochs = 0
+        self._model, self._config, self._triples = model, config, len(users)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._sampler = TripleSampler(
+            users.cpu(), items.cpu(), num_items=model.num_items, generator=self._generator
+        )
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+
+    def run_epoch(self) -> float:
+        """Train on as many triples as there are interactions; their mean loss.
+
+        Raises:
+            TamisError: The loss is no finite number.
+        """
+        losses = []
+        device = self._model.weight.device
+        triples = [part.to(device) for part in self._sampler.draw(self._triples)]
+        for batch in zip(*(part.split(self._config.batch_size) for part in triples), strict=True):
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = bpr_loss(self._model, *batch, l2=self._config.l2)
+            loss.backward()
+            self._optimizer.step()
+            losses.append(loss.detach())
+        self.epochs += 1
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise TamisError(
+                f"bpr epoch {self.epochs}: the loss must be finite, got {mean}. Lower lr."
+            )
+        return mean
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        moments = self._optimizer.state[self._model.weight]
+        return {
+            "weight": self._model.weight.detach().clone(),
+            **{f"adam.{name}": value.clone() for name, value in moments.items()},
+            "generator": self._generator.get_state(),
+            "epochs": torch.tensor(self.epochs),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        with torch.no_grad():
+            self._model.weight.copy_(state["weight"])
+        moments = {
+            name.removeprefix("adam."): value
+            for name, value in state.items()
+            if name.startswith("adam.")
+        }
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: moments}})
+        self._generator.set_state(state["generator"])
+        self.epochs = int(state["epochs"])
+
+
 def train_bpr(
     model: LightGCN,
     users: Int[Tensor, " N"],
@@ -151,23 +232,8 @@ def train_bpr(
         DataError: A user touched every item.
         TamisError: The loss is no finite number.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    sampler = TripleSampler(
-        users.cpu(), items.cpu(), num_items=model.num_items, generator=generator
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    device = model.weight.device
-    for epoch in range(1, config.max_epochs + 1):
-        losses = []
-        triples = [part.to(device) for part in sampler.draw(len(users))]
-        for batch in zip(*(part.split(config.batch_size) for part in triples), strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            loss = bpr_loss(model, *batch, l2=config.l2)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        mean = float(torch.stack(losses).mean())
-        if not torch.isfinite(torch.tensor(mean)):
-            raise TamisError(f"bpr epoch {epoch}: the loss must be finite, got {mean}. Lower lr.")
-        if after_epoch is not None and after_epoch(epoch, mean):
+    training = BPRTraining(model, users, items, config)
+    while training.epochs < config.max_epochs:
+        loss = training.run_epoch()
+        if after_epoch is not None and after_epoch(training.epochs, loss):
             return
