@@ -5,11 +5,12 @@
 Two towers and the three networks by themselves try every width of embeddings with every L2. A trial
 trains on the training split with seed 0 and is judged by the table's recall at 100 of some
 validation users, every item scored; test users are never looked at. Validation rows would choose
-otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be
-learnt lets the noise of all others into the lists. What was chosen for the medium network, which
-scores the items of every index, is also what the rows with an index train with. All else stands in
-``recipes/<folder>/<model>.toml`` and stays. ``tuning.json`` beside them keeps every trial, and one
-that stands in it is not done again. A million ads train as 200,000 do, and Gowalla as Sports.
+otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be learnt
+lets the noise of all others into the lists. What was chosen for the medium network, which scores
+the items of every index, is also what the rows with an index train with. All else stands in
+``recipes/<folder>/<model>.toml`` and stays, LightGCN's published settings among it. ``tuning.json``
+beside them keeps every trial, and one that stands in it is not done again. A million ads train as
+200,000 do, and Gowalla as Sports.
 """
 
 import argparse
@@ -119,7 +120,8 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(work, itertools.product(EMBEDDING_DIMS, EMBEDDING_L2, TUNED)))
     chosen = {model: ledger.best(model, "recall")["recipe"] for model in TUNED}
-    for model in table.models:
+    indexed = [model for model in table.models if model not in (*TUNED, "lightgcn")]
+    for model in (*TUNED, *indexed):
         path, best = recipes / f"{model}.toml", chosen.get(model, chosen[ITEMS_NETWORK])
         text = path.read_text()
         for section, name in (("model", "embedding_dim"), ("optimizer", "embedding_l2")):

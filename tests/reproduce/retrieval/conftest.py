@@ -41,6 +41,20 @@ RECIPES = {
         f"cluster_steps = 4\n{LEVEL}{LEVEL}"
     ),
 }
+LIGHTGCN = """
+[model]
+embedding_dim = 8
+num_layers = 2
+
+[training]
+lr = 0.02
+batch_size = 128
+max_epochs = 15
+
+[stopping]
+evaluate_every = 4
+patience = 2
+"""
 TABLE = RetrievalTable(
     name="tiny",
     dataset="market_ads:400",
@@ -73,6 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipes.mkdir(parents=True)
     for name, text in RECIPES.items():
         (recipes / f"{name}.toml").write_text(text + TRAINING)
+    (recipes / "lightgcn.toml").write_text(LIGHTGCN)
     return folder
 
 

@@ -16,7 +16,7 @@ from tamis.errors import ConfigError, DataError
 from tamis.reproduce.make import MadeTable
 from tamis.reproduce.retrieval.beams import CHOICES
 from tamis.reproduce.retrieval.row import RowOrder
-from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.reproduce.retrieval.tables import RetrievalTable, SearchRow
 
 MakeTiny = Callable[[RetrievalTable], MadeTable]
 
@@ -113,11 +113,12 @@ def test_public_set_goes_through_the_whole_table(
 ) -> None:
     _write_published(place / "published" / "gowalla")
     few = ("popularity", "two_tower", "ann", "alone", "joint", "apart")
+    lightgcn = SearchRow(name="lightgcn", model="lightgcn", method="lightgcn")
     table = replace(
         tiny_table,
         name="public",
         dataset="gowalla",
-        rows=tuple(row for row in tiny_table.rows if row.name in few),
+        rows=(*(row for row in tiny_table.rows if row.name in few), lightgcn),
         indexed=("joint",),
         rivals=("ann",),
     )
@@ -131,6 +132,12 @@ def test_public_set_goes_through_the_whole_table(
     assert "permuted features of pairs raise the NE" not in {
         check["check"] for check in row["checks"]
     }
+    row = next(row for row in payload["rows"] if row["model"] == "lightgcn")
+    # 8 dimensions of 60 users and 120 places.
+    assert (row["parameters"], row["dense_parameters"]) == (8 * 180, 0)
+    assert row["metrics"]["ne"] is None
+    assert row["metrics"]["pairs"] == 120
+    assert row["curve"][0][0] == 4
 
 
 def test_missing_recipe_and_missing_data_are_told(

@@ -21,7 +21,9 @@ _BARS, _CHECKS = "bars of the specification", "checks of the specification"
 Row = Mapping[str, Any]
 
 
-def search_row_of(name: str, seed: int, found: Row, run: Path | None) -> dict[str, Any]:
+def search_row_of(
+    name: str, seed: int, found: Row, run: Path | None, *, has_ne: bool
+) -> dict[str, Any]:
     """What the table keeps of a searched row.
 
     Args:
@@ -29,6 +31,7 @@ def search_row_of(name: str, seed: int, found: Row, run: Path | None) -> dict[st
         seed: Seed of its model.
         found: What its process measured.
         run: Run of its model; None for popularity.
+        has_ne: Whether what the run predicted of test rows is what the row would.
     """
     main = next(point for point in found["points"] if point["is_main"])
     metrics = {name: value for name, value in main.items() if name not in ("setting", "is_main")}
@@ -45,9 +48,12 @@ def search_row_of(name: str, seed: int, found: Row, run: Path | None) -> dict[st
     }
     if run is None:
         return result
-    trained, record = (artifacts.read_json(run / name) for name in ("run.json", "metrics.json"))
-    (task,) = record["metrics"]["test"].values()
-    result["metrics"] |= {"ne": task["ne"], "calibration": task["calibration"]}
+    trained = artifacts.read_json(run / "run.json")
+    if has_ne:
+        (task,) = artifacts.read_json(run / "metrics.json")["metrics"]["test"].values()
+        result["metrics"] |= {"ne": task["ne"], "calibration": task["calibration"]}
+    if "curve" in trained:
+        result["curve"] = trained["curve"]
     return result | {
         "parameters": trained["parameters"]["total"],
         "dense_parameters": trained["parameters"]["dense"],

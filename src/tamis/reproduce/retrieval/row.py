@@ -21,6 +21,7 @@ from tamis.process import prepare_process
 from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.beams import Tried, choose_share
 from tamis.reproduce.retrieval.checks import checks_of
+from tamis.reproduce.retrieval.lightgcn import train_lightgcn
 from tamis.reproduce.retrieval.scores import Measurer
 from tamis.reproduce.retrieval.searchers import Point, Prepared
 from tamis.reproduce.retrieval.tables import Method
@@ -67,13 +68,11 @@ def make_row(folder: Path) -> dict[str, Any]:
     searchers.use_one_thread()
     order = config.from_table(RowOrder, artifacts.read_json(folder / ORDER), where="order")
     started = time.perf_counter()
-    for recipe, run in (
-        (order.reference_recipe, order.reference_run),
-        (order.recipe, order.run),
-    ):
-        if run:
-            _train(order, recipe, Path(run), _Told(started))
-            _say(started, f"{run} is trained")
+    _train(order, order.reference_recipe, Path(order.reference_run), started)
+    if order.method == "lightgcn":
+        _train_lightgcn(order, started)
+    elif order.run:
+        _train(order, order.recipe, Path(order.run), started)
     found = _measured(order, started)
     artifacts.write_json(folder / ROW, found)
     return found
@@ -96,19 +95,37 @@ class _Told:
         _say(self._started, f"step {record['step']}: NE {task['ne']:.4f} on the validation rows")
 
 
-def _train(order: RowOrder, recipe: str, run: Path, told: _Told) -> None:
+def _train(order: RowOrder, recipe: str, run: Path, started: float) -> None:
     """Train a model, go on with it, or wait for the row that is training it."""
     settings = [f"training.seed={order.seed}"]
     dataset = Path(order.inputs) / "dataset"
     while True:
         try:
             api.train(
-                dataset, recipe=recipe, settings=settings, run=run, observer=told, report=False
+                dataset,
+                recipe=recipe,
+                settings=settings,
+                run=run,
+                observer=_Told(started),
+                report=False,
             )
         except RunInUseError:
             time.sleep(_PATIENCE_SECONDS)
         else:
+            _say(started, f"{run} is trained")
             return
+
+
+def _train_lightgcn(order: RowOrder, started: float) -> None:
+    """Train LightGCN; no other row searches its run, so there is none to wait for."""
+    folder, run = Path(order.inputs), Path(order.run)
+    dataset, task = Dataset.open(folder / "dataset"), read_task(folder / "task")
+
+    def say(text: str) -> None:
+        _say(started, text)
+
+    train_lightgcn(dataset, task, Path(order.recipe), run, seed=order.seed, say=say)
+    _say(started, f"{run} is trained")
 
 
 def _measured(order: RowOrder, started: float) -> dict[str, Any]:
@@ -165,6 +182,8 @@ def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[P
         return searchers.popular_points(task)
     if order.method == "exact":
         return searchers.exact_points(run, prepared)
+    if order.method == "lightgcn":
+        return searchers.lightgcn_points(run, task, prepared)
     if order.method == "ann":
         return searchers.ann_points(run, prepared, longest=task.longest)
     return searchers.rerank_points(run, reference, prepared, longest=task.longest)

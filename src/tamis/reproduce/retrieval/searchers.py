@@ -21,6 +21,7 @@ from tamis.errors import ConfigError
 from tamis.models.hsnn import HSNN
 from tamis.models.two_tower import TwoTower
 from tamis.reproduce.retrieval.beams import BEAM_SHARES
+from tamis.reproduce.retrieval.lightgcn import vectors_of
 from tamis.retrieval.encoded import encoded_rows, pairs_by_features
 from tamis.retrieval.exact import ExactSearcher, Queries
 from tamis.retrieval.faiss_index import HNSW, FaissSearcher, IVFFlat
@@ -127,6 +128,20 @@ def ann_points(run: Path, prepared: Prepared, *, longest: int) -> Iterator[Point
     for width in (longest * factor for factor in WIDTHS):
         searcher = FaissSearcher(items, queries, HNSW(search_width=width))
         yield Point(setting=f"hnsw, width {width}", searcher=searcher)
+
+
+def lightgcn_points(run: Path, task: StoredTask, prepared: Prepared) -> Iterator[Point]:
+    """LightGCN, every item multiplied."""
+    of_users, items = vectors_of(run, task)
+    # A row need not hold the user's number: in Sports users are known by their histories alone. So
+    # it is the very row that asks which tells who asks.
+    places = {id(request.user): place for place, request in enumerate(prepared.requests)}
+
+    def encode(users: Batch) -> Tensor:
+        return of_users[places[id(users)]].unsqueeze(0)
+
+    searcher = ExactSearcher(items, Queries(encode=encode, flops=0))
+    yield Point(setting="all", searcher=searcher, is_main=True)
 
 
 def num_lists(num_items: int) -> int:

@@ -96,9 +96,12 @@ class RetrievalRows:
     def row(self, cell: Cell) -> dict[str, Any]:
         """What was measured, beside what its training says."""
         order = artifacts.read_json(cell.run / "order.json")
-        run = Path(order["run"]) if order["run"] else None
         return search_row_of(
-            cell.model, cell.seed, artifacts.read_json(cell.run / "metrics.json"), run
+            cell.model,
+            cell.seed,
+            artifacts.read_json(cell.run / "metrics.json"),
+            Path(order["run"]) if order["run"] else None,
+            has_ne=self._table.row(cell.model).has_ne,
         )
 
     def is_current(self, row: Row) -> bool:
