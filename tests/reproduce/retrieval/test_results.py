@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tamis import config
-from tamis.reproduce.retrieval.results import claims_of, display_of
+from tamis import artifacts, config
+from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import (
     Better,
@@ -278,6 +278,37 @@ def test_tables_cover_the_ladder_the_ways_to_learn_and_the_removals() -> None:
     for table in tables.values():
         assert {"hsnn-2-sil", "hsnn-2-em", "hsnn-2-no-balance"} <= set(table.models)
         assert table.balance_removed == "hsnn-2-no-balance"
+
+
+def test_rivals_that_need_ids_or_an_index_are_where_these_are() -> None:
+    rows = {table.name: {row.name: row for row in table.rows} for table in retrieval_tables()}
+
+    assert [name for name in rows if "lightgcn" in rows[name]] == ["hsnn-sports", "hsnn-gowalla"]
+    trees = {name: rows[name].get("kmeans_tree") for name in rows}
+    # It searches a run that is there already.
+    assert {name: tree and tree.model for name, tree in trees.items()} == {
+        "hsnn-market": "hsnn-2",
+        "hsnn-million": None,
+        "hsnn-sports": "hsnn-2",
+        "hsnn-gowalla": "hsnn-2",
+    }
+
+
+def test_row_whose_run_predicted_something_else_has_no_ne(tmp_path: Path) -> None:
+    run = {"parameters": {"total": 6, "dense": 0}, "samples_per_second": 2.6, "commit": "abc"}
+    run |= {"environment": {"device_name": "a CPU"}, "precision": "float32", "curve": [[4, 0.1]]}
+    artifacts.write_json(tmp_path / "run.json", run)
+    task = {"ne": 0.9, "calibration": 1.0}
+    artifacts.write_json(tmp_path / "metrics.json", {"metrics": {"test": {"click": task}}})
+    found = {"points": [{"setting": "all", "is_main": True, "recall@100": 0.2}]}
+    with_ne, without = (
+        search_row_of("made-up", 0, found, tmp_path, has_ne=has_ne) for has_ne in (True, False)
+    )
+
+    assert with_ne["metrics"] == {"recall@100": 0.2, **task}
+    assert without["metrics"] == {"recall@100": 0.2, "ne": None}
+    assert without["curve"] == [[4, 0.1]]
+    assert (without["parameters"], without["samples_per_second"]) == (6, 3)
 
 
 @pytest.mark.parametrize("folder", sorted({table.recipes for table in retrieval_tables()}))

@@ -61,6 +61,13 @@ def test_market_goes_through_the_whole_table(
     assert "shuffled codes of the second level leave more over" in said
     assert "permuted features of pairs raise the NE" in said
     assert set(rows["joint"]["forward"]) == {"soft", "hard", "representative"}
+    # The same networks, and another index of as many levels and no more nodes.
+    assert rows["kmeans"]["weights"] == rows["deep"]["weights"]
+    assert rows["kmeans"]["exhaustive"] != rows["deep"]["exhaustive"]
+    shares = [len(point["setting"].split("-")) for point in rows["kmeans"]["points"]]
+    assert shares == [2] * 5
+    assert rows["kmeans"]["metrics"]["ne"] is None
+    assert rows["kmeans"]["metrics"]["pairs"] < num_items + 4 + 4 * 3
     page = made.path.with_suffix(".md").read_text()
     assert "| row | value@100 | recall@20 | recall@50 |" in page
     assert "joint takes at most 15% of the operations of alone" in page

@@ -138,14 +138,12 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
     measurer = Measurer(task, prepared.requests, reference)
     _say(started, f"{task.num_items:,} items and {len(prepared.requests):,} requests are encoded")
     found: dict[str, Any] = {"checks": [], "levels": []}
-    if order.method == "network":
-        model, snapshot = searchers.published(Path(order.run), prepared, dataset)
-        retriever = Retriever(model, snapshot)
-        found["weights"] = snapshot.weights_version
-        if snapshot.tree.num_nodes:
-            found["levels"] = [dataclasses.asdict(level) for level in occupancy(snapshot)]
-            found["checks"], found["forward"] = checks_of(model, snapshot, prepared, dataset)
+    if order.method in ("network", "kmeans_tree"):
+        retriever, of_index = _network(order, prepared, dataset)
+        found |= {**of_index, "weights": retriever.snapshot.weights_version}
+        if of_index:
             _say(started, f"levels {found['levels']}, checks {found['checks']}")
+        if retriever.snapshot.tree.num_nodes:
             tuning = read_task(folder / "task-valid")
             requests = searchers.encoded_requests(tuning, encoders, dataset.spec)
             chosen, tried = _chosen(retriever, Measurer(tuning, requests, reference))
@@ -165,6 +163,22 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
         found["points"].append(measurer.measure(point))
         _say(started, f"{point.setting}: {found['points'][-1]}")
     return found
+
+
+def _network(
+    order: RowOrder, prepared: Prepared, dataset: Dataset
+) -> tuple[Retriever, dict[str, Any]]:
+    """The row's network and what it walks, and what an index of its own is like."""
+    run = Path(order.run)
+    if order.method == "kmeans_tree":
+        return Retriever(*searchers.over_kmeans(run, prepared, dataset, seed=order.seed)), {}
+    model, snapshot = searchers.published(run, prepared, dataset)
+    retriever = Retriever(model, snapshot)
+    if not snapshot.tree.num_nodes:
+        return retriever, {}
+    checks, forward = checks_of(model, snapshot, prepared, dataset)
+    levels = [dataclasses.asdict(level) for level in occupancy(snapshot)]
+    return retriever, {"levels": levels, "checks": checks, "forward": forward}
 
 
 def _chosen(retriever: Retriever, measurer: Measurer) -> tuple[float, Sequence[Tried]]:

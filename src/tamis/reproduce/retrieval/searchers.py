@@ -26,6 +26,7 @@ from tamis.retrieval.encoded import encoded_rows, pairs_by_features
 from tamis.retrieval.exact import ExactSearcher, Queries
 from tamis.retrieval.faiss_index import HNSW, FaissSearcher, IVFFlat
 from tamis.retrieval.item_vectors import ItemVectors
+from tamis.retrieval.kmeans_tree import KMeansTree
 from tamis.retrieval.rerank import Reranker
 from tamis.retrieval.search import BeamSearcher, Retriever
 from tamis.retrieval.searcher import Request, Searcher
@@ -231,9 +232,17 @@ def beams_of(num_nodes: tuple[int, ...], share: float) -> tuple[int, ...]:
 
 def published(run: Path, prepared: Prepared, dataset: Dataset) -> tuple[HSNN, IndexSnapshot]:
     """A trained network, shifted to rows that trained it, and the index of a corpus."""
-    network = _network(run)
-    network.shift_to(shifting_rows(dataset)[0])
+    network = _shifted(run, dataset)
     return network, IndexSnapshot.publish(network, prepared.corpus)
+
+
+def over_kmeans(
+    run: Path, prepared: Prepared, dataset: Dataset, *, seed: int
+) -> tuple[HSNN, KMeansTree]:
+    """The same network over k-means of its item vectors, with as many nodes as its own index."""
+    network = _shifted(run, dataset)
+    branching = [len(centres) for centres in network.codebooks]
+    return network, KMeansTree.build(network, prepared.corpus, branching, seed=seed)
 
 
 def shifting_rows(dataset: Dataset) -> tuple[list[Batch], list[Batch]]:
@@ -262,6 +271,12 @@ def _two_tower(run: Path, prepared: Prepared) -> tuple[TwoTower, ItemVectors]:
     if not isinstance(model, TwoTower):
         raise ConfigError(f"{run}: must be a run of two_tower, got {type(model).__name__}.")
     return model, ItemVectors.encode(model, prepared.corpus)
+
+
+def _shifted(run: Path, dataset: Dataset) -> HSNN:
+    network = _network(run)
+    network.shift_to(shifting_rows(dataset)[0])
+    return network
 
 
 def _network(run: Path) -> HSNN:
