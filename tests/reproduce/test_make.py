@@ -274,3 +274,22 @@ def test_members_are_compared_with_a_model_alone() -> None:
     assert claim["claim"] == "lr has a higher AUC than the members of pair"
     assert claim["estimate"] == pytest.approx(0.101)
     assert claim["holds"]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("auc", 1), ("ne", -1)])
+@pytest.mark.parametrize(("margin", "holds"), [(0.0, True), (0.005, False)])
+def test_a_claim_with_a_margin_asks_for_more_than_any_difference(
+    metric: Any, sign: int, margin: float, holds: bool
+) -> None:
+    # Differences 0.005, 0.006 and 0.007: mean 0.006, and with two degrees of freedom the interval
+    # reaches 4.303 * 0.001 / sqrt(3) = 0.0025 to either side, above 0 but not above 0.005.
+    rows = []
+    for seed in range(3):
+        away = sign * (0.005 + 0.001 * seed)
+        rows.append({"model": "lr", "metrics": {metric: 0.7}})
+        rows.append({"model": "dhen", "metrics": {metric: 0.7 + away}})
+    comparison = Comparison(better="dhen", worse="lr", metric=metric, margin=margin)
+    (claim,) = claims_of(replace(TABLE, published=(), comparisons=(comparison,)), rows)
+
+    assert claim["holds"] is holds
+    assert claim["claim"].endswith("by more than 0.005" if margin else "than lr")

@@ -148,14 +148,15 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
         ]
         test = paired_t_test(claim.metric, pair[0], pair[1])
         is_less = claim.metric == "ne"
+        margin = f" by more than {claim.margin:g}" if claim.margin else ""
         claims.append(
             {
                 "claim": f"{claim.better} has a {'lower' if is_less else 'higher'} "
                 f"{claim.metric.upper()}{_on(claim.task)} than "
-                f"{'the members of ' if claim.members_of_worse else ''}{claim.worse}",
+                f"{'the members of ' if claim.members_of_worse else ''}{claim.worse}{margin}",
                 "estimate": test.difference,
                 "interval": [test.lower, test.upper],
-                "holds": test.upper < 0 if is_less else test.lower > 0,
+                "holds": test.upper < -claim.margin if is_less else test.lower > claim.margin,
                 "how": f"paired t test over {test.units} seeds",
             }
         )
