@@ -1,6 +1,7 @@
 """Choose the recipes of a table: the same number of random trials for every model.
 
     python recipes/tune.py criteo-attribution --trials 6 --workers 1
+    python recipes/tune.py movielens1m --untuned
 
 The first trial of a model is the field's common setting for such data: on the public sets Adam at
 1e-3, batch norm, dropout and strong L2 on embeddings, FinalMLP as published for Frappe; on the
@@ -15,7 +16,8 @@ on the market); the test split is never looked at. The best trial becomes
 ``recipes/<table>/<model>.toml``, on Frappe with twice the patience: a run passes through all
 weights of a less patient one, so its best can only be better on the validation split.
 ``recipes/<table>/tuning.json`` keeps every trial; it is written after each one, and a trial that
-stands in it is not done again.
+stands in it is not done again. ``--untuned`` trains nothing: it writes every model's first trial as
+its recipe, so that a table can be made before anyone had the time to tune it.
 """
 
 import argparse
@@ -42,6 +44,7 @@ from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
 
 _INTERRUPTED = 130
+_UNTUNED = "# Untuned: the first trial of recipes/tune.py.\n"
 
 
 def fitted(recipe: Recipe, spec: InputSpec, size: int) -> Recipe:
@@ -123,6 +126,20 @@ class Ledger:
         return min(finished, key=lambda trial: trial["log_loss"])
 
 
+def write_untuned(table: str, models: list[str], out: Path) -> None:
+    """Write the first trial of each model as its recipe; a recipe that is there stays.
+
+    Raises:
+        ValueError: The models of the table are scaled to one size, which takes its dataset.
+    """
+    if "dense_parameters" in SIZES[table]:
+        raise ValueError(f"{table}: must be of models of any size, got one for all. Tune it.")
+    for model in models:
+        path = out / f"{model}.toml"
+        if not path.exists():
+            artifacts.write_text(path, _UNTUNED + config.write_toml(draw(model, table, 0)))
+
+
 def main() -> None:
     """Run the trials that are missing and write the recipes."""
     parser = argparse.ArgumentParser(
@@ -134,15 +151,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--untuned", action="store_true")
     arguments = parser.parse_args()
     table = TABLES[arguments.table]
-    dataset = table_dataset(table, arguments.data, arguments.work)
     out = Path(__file__).parent / table.name
+    models = arguments.models or list(table.models)
+    if arguments.untuned:
+        write_untuned(table.name, models, out)
+        return
+    dataset = table_dataset(table, arguments.data, arguments.work)
     spec = Dataset.open(dataset).spec
     size, monitor = SIZES[table.name].get("dense_parameters"), SIZES[table.name]["monitor"]
     assert spec.tasks[0].name == table.tasks[0], "early stopping looks at the first task"
     api.prepare_process(1)
-    models = arguments.models or list(table.models)
     ledger = Ledger(out / "tuning.json", command=f"python recipes/tune.py {table.name}")
 
     def try_out(model: str, recipe: Recipe, **about: str) -> None:
