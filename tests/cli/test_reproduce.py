@@ -50,4 +50,4 @@ def test_group_makes_its_tables_one_after_the_other(
     assert row["other_tasks"]["hide"]["auc"] != row["metrics"]["auc"]
     assert made["two"]["claims"][0]["claim"] == "fm has a higher AUC on hide than lr"
     page = Path("results", "two.md").read_text()
-    assert "| model | AUC click | AUC hide | dense |" in page
+    assert "| model | AUC click | AUC hide | parameters | dense |" in page

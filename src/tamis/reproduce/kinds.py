@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from tamis import api, config
 from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
-from tamis.reproduce.results import claims_of, display_of, markdown_of, row_of
+from tamis.reproduce.results import claims_of, display_of, page_of, row_of
 from tamis.reproduce.runner import Cell
 from tamis.reproduce.tables import Average, ResultTable
 
@@ -143,9 +143,9 @@ class TrainedRows:
         """One line per model."""
         return display_of(self._table, rows)
 
-    def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:
-        """With published figures and claims."""
-        return markdown_of(payload, columns, display)
+    def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:  # noqa: ARG002
+        """Wider than what is printed, with published figures and claims."""
+        return page_of(self._table, payload)
 
 
 def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:

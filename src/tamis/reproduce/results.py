@@ -1,7 +1,8 @@
 """What is read off a table's finished trainings: rows, claims, the printed form, Markdown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,23 +171,88 @@ def _on(task: str) -> str:
 def display_of(
     table: ResultTable, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table, one line per model."""
-    shown = [("auc", "AUC", ""), ("log_loss", "log loss", ""), ("ne", "NE", "")]
-    if len(table.tasks) > 1:
-        shown = [("auc", f"AUC {task}", table.key_of(task)) for task in table.tasks]
-    columns = ["model", *(head for _, head, _ in shown), "dense", "MFLOP/row", "rows/s"]
-    display = []
-    for model in (*table.models, *(average.name for average in table.averages)):
-        cells = [model]
-        for metric, _, task in shown:
-            values = _values(rows, model, metric, task)
-            cells.append(f"{np.mean(values):.5f} ± {np.std(values, ddof=1):.5f}")
-        chosen = [row for row in rows if row["model"] == model]
-        cells.append(f"{chosen[0]['dense_parameters']:,}")
-        cells.append(f"{chosen[0]['forward_flops_per_row'] / 1e6:.2f}")
-        cells.append(f"{np.median([row['samples_per_second'] for row in chosen]):,.0f}")
-        display.append(cells)
-    return columns, display
+    """Heads and cells of the printed table, one line per model, within 100 columns.
+
+    Only an AUC has its standard deviation here; every metric has one on the page.
+    """
+    return _lines(table, rows, is_page=False)
+
+
+def page_of(table: ResultTable, payload: Mapping[str, Any]) -> str:
+    """The table as Markdown, with published figures and claims."""
+    return markdown_of(payload, *_lines(table, payload["rows"], is_page=True))
+
+
+def _lines(
+    table: ResultTable, rows: Sequence[Mapping[str, Any]], *, is_page: bool
+) -> tuple[list[str], list[list[str]]]:
+    models = (*table.models, *(average.name for average in table.averages))
+    rows_of = {model: [row for row in rows if row["model"] == model] for model in models}
+    is_single = len(table.tasks) == 1
+    # Three AUCs, each with its spread and a published one, leave no room for the fifth digit.
+    digits = 5 if is_page or is_single else 4
+    columns, lines = ["model"], [[model] for model in models]
+
+    def add(head: str, cell: Callable[[str], str]) -> None:
+        columns.append(head)
+        for line in lines:
+            line.append(cell(line[0]))
+
+    def metric(name: str, task: str = "", *, has_spread: bool) -> Callable[[str], str]:
+        def cell(model: str) -> str:
+            values = _values(rows, model, name, task)
+            mean, spread = (f"{f(values):.{digits}f}" for f in (np.mean, _spread))
+            return mean + (" ± " if is_page else "±") + spread if has_spread else mean
+
+        return cell
+
+    for task in table.tasks:
+        key = table.key_of(task)
+        add("AUC" if is_single else f"AUC {task}", metric("auc", key, has_spread=True))
+        figures = _published(table, key)
+        if figures:
+            add("published" if is_page else "publ.", partial(_cell_of, figures))
+    if is_single:
+        add("log loss", metric("log_loss", has_spread=is_page))
+        add("NE", metric("ne", has_spread=is_page))
+        if all(row["metrics"].get("gauc") is not None for row in rows):
+            add("GAUC", metric("gauc", has_spread=is_page))
+    first = {model: found[0] for model, found in rows_of.items()}
+    count = "{:,}".format if is_page else _three_digits
+    add("parameters" if is_page else "params", lambda model: count(first[model]["parameters"]))
+    add("dense", lambda model: count(first[model]["dense_parameters"]))
+    if is_page:
+        add("MFLOP/row", lambda model: f"{first[model]['forward_flops_per_row'] / 1e6:.2f}")
+    add(
+        "rows/s",
+        lambda model: f"{np.median([row['samples_per_second'] for row in rows_of[model]]):,.0f}",
+    )
+    return columns, lines
+
+
+def _spread(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1))
+
+
+def _published(table: ResultTable, key: str) -> dict[str, float]:
+    """The published AUC of each model that has one on a task, the first of several."""
+    figures: dict[str, float] = {}
+    for figure in table.published:
+        if table.key_of(figure.task) == key:
+            figures.setdefault(figure.model, figure.auc)
+    return figures
+
+
+def _cell_of(figures: Mapping[str, float], model: str) -> str:
+    return str(figures.get(model, ""))
+
+
+def _three_digits(count: int) -> str:
+    """A count in thousands, millions or billions: ``5.39k``."""
+    for power, letter in ((9, "G"), (6, "M"), (3, "k")):
+        if count >= 0.9995 * 10**power:
+            return f"{count / 10**power:.3g}{letter}"
+    return str(count)
 
 
 def markdown_of(
