@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tamis.reproduce import make, tables
-from tamis.reproduce.tables import Comparison, ResultTable
+from tamis.reproduce.result_table import Comparison, ResultTable
 
 pytestmark = pytest.mark.slow
 

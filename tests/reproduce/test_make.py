@@ -13,9 +13,9 @@ from tamis import artifacts
 from tamis.errors import DataError, TamisError
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable, make_table
+from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable
 from tamis.reproduce.results import claims_of
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import Average, Comparison, Published, ResultTable
 from tamis.training.evaluate import PREDICTIONS_VERSION
 
 TABLE = ResultTable(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from tamis.reproduce import results
+from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable
 from tamis.reproduce.results import display_of, page_of
-from tamis.reproduce.tables import TABLES, Average, Comparison, Published, ResultTable
+from tamis.reproduce.tables import TABLES
 
 _TABLE = ResultTable(
     name="tiny",

@@ -8,7 +8,8 @@ import pytest
 
 from tamis import config
 from tamis.reproduce.make import check_recipes
-from tamis.reproduce.tables import GROUPS, TABLES, ResultTable
+from tamis.reproduce.result_table import ResultTable
+from tamis.reproduce.tables import GROUPS, TABLES
 from tamis.training.config import read_run_config
 
 _RECIPES = Path(__file__).parents[2] / "recipes"

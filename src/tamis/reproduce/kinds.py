@@ -7,9 +7,9 @@ from typing import Any, Protocol
 from tamis import api, config
 from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
+from tamis.reproduce.result_table import Average, ResultTable
 from tamis.reproduce.results import claims_of, display_of, page_of, row_of
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import Average, ResultTable
 
 Row = Mapping[str, Any]
 

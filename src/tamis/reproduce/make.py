@@ -13,11 +13,12 @@ from tamis.reproduce.early.rounds_table import RoundsRows
 from tamis.reproduce.early.table import EarlyRows
 from tamis.reproduce.early.variants import EarlyTable, RoundsTable
 from tamis.reproduce.kinds import TableKind, TrainedRows
+from tamis.reproduce.result_table import ResultTable
 from tamis.reproduce.results import row_of_average
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.reproduce.runner import Cell, cells_of, run_cells
-from tamis.reproduce.tables import GROUPS, TABLES, ResultTable
+from tamis.reproduce.tables import GROUPS, TABLES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from tamis import artifacts
 from tamis.errors import ArtifactError
 from tamis.evaluation import evaluate_task
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.result_table import ResultTable
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import ResultTable
 from tamis.training.compare import read_predictions
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")

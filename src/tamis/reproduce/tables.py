@@ -1,10 +1,8 @@
 """The tables that ``tamis reproduce`` makes, with the published figures that stand beside ours."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 from tamis.reproduce.ab.tables import AbTable, ab_tables
 from tamis.reproduce.early.variants import EarlyTable, RoundsTable, early_tables
+from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable, beats
 from tamis.reproduce.retrieval.tables import RetrievalTable, retrieval_tables
 
 RANKERS = ("lr", "fm", "deepfm", "dcn_v2", "final_mlp", "autoint", "wukong", "dhen")
@@ -26,95 +24,6 @@ DHEN_VARIANTS = (
     *(f"norm-{name}" for name in ("off", "pre_sum")),
     *(f"control-{name}" for name in ("towers", "wide", "moe")),
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """A figure that somebody else reported."""
-
-    model: str
-    """Model it is about, by its name in the catalog."""
-    auc: float
-    """Test AUC."""
-    log_loss: float | None
-    """Test log loss, nats, where it was reported."""
-    protocol: str
-    """Who measured it, and in what the set-up differs from ours."""
-    task: str = ""
-    """Task it is about. Empty: the first of the table."""
-    tolerance: float = 0.0005
-    """How far below it our mean AUC may be."""
-    both_ways: bool = False
-    """Whether our mean AUC may be no further above it either."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """A claim that one model is better than another, tested over seeds."""
-
-    better: str
-    """Model that is claimed to be better."""
-    worse: str
-    """Model that it is compared with."""
-    metric: Literal["ne", "auc"] = "ne"
-    """NE, where less is better, or AUC."""
-    task: str = ""
-    """Task that is compared. Empty: the first of the table."""
-    members_of_worse: bool = False
-    """Whether the mean of the members of ``worse``, an ensemble, is compared instead of itself."""
-    margin: float = 0.0
-    """By how much at least. Not negative."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Average:
-    """A row without a training of its own: the mean prediction of models trained apart."""
-
-    name: str
-    """Its name in the table."""
-    of: tuple[str, ...]
-    """Models whose predictions are averaged, all of the row's seed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResultTable:
-    """One table: models on a dataset, over seeds."""
-
-    name: str
-    """Name of the table and of its files in ``results/``."""
-    dataset: str
-    """Public set, or ``market:ROWS`` for the simulated market with that many impressions."""
-    models: tuple[str, ...]
-    """Recipes ``recipes/<name>/<model>.toml``, in the order of the table."""
-    tasks: tuple[str, ...]
-    """Tasks whose metrics are shown; the first one's are kept in full."""
-    comparisons: tuple[Comparison, ...]
-    """What is claimed of the models."""
-    seeds: int = 5
-    """Seeds 0 to seeds - 1."""
-    published: tuple[Published, ...] = ()
-    """Figures of others on the same rows."""
-    averages: tuple[Average, ...] = ()
-    """Rows that are averages of the models' predictions."""
-
-    def __post_init__(self) -> None:
-        assert self.seeds > 1, "a standard deviation needs two seeds"
-        names = {*self.models, *(average.name for average in self.averages)}
-        claimed = {name for claim in self.comparisons for name in (claim.better, claim.worse)}
-        parts = {name for average in self.averages for name in average.of}
-        unknown = (claimed | parts | {figure.model for figure in self.published}) - names
-        assert not unknown, f"{self.name}: not among its models: {sorted(unknown)}"
-        tasks = {claim.task for claim in self.comparisons} - {""}
-        tasks |= {figure.task for figure in self.published} - {""}
-        assert tasks <= set(self.tasks), f"{self.name}: not among its tasks: {sorted(tasks)}"
-        assert not any(claim.members_of_worse and claim.task for claim in self.comparisons), (
-            "members are compared on the first task"
-        )
-        assert all(claim.margin >= 0 for claim in self.comparisons), "a margin is a distance"
-
-    def key_of(self, task: str) -> str:
-        """How a row names a task: the first one's metrics stand by themselves, under no name."""
-        return "" if task == self.tasks[0] else task
 
 
 # Those that average the history first, those that look at it event by event, and InterFormer.
@@ -161,10 +70,6 @@ ENSEMBLE_VARIANTS = (
 )
 
 
-def _dhen_beats(models: tuple[str, ...]) -> tuple[Comparison, ...]:
-    return tuple(Comparison(better="dhen", worse=name) for name in models if name != "dhen")
-
-
 _MULTI_TASK = ("shared_bottom", "cross_stitch", "mmoe", "ml_mmoe", "ple", "adatt")
 _CENSUS_TASKS = ("education", "income", "marital")
 _ADATT_TABLE_5 = tuple(
@@ -198,7 +103,7 @@ _TRAINED: dict[str, ResultTable] = {
             dataset="frappe",
             models=RANKERS,
             tasks=("label",),
-            comparisons=_dhen_beats(RANKERS),
+            comparisons=beats("dhen", RANKERS),
             published=(
                 Published(model="lr", auc=0.9356, log_loss=0.3076, protocol=_BARS),
                 Published(model="fm", auc=0.9671, log_loss=0.2065, protocol=_BARS),
@@ -214,14 +119,14 @@ _TRAINED: dict[str, ResultTable] = {
             dataset="movielens_1m",
             models=RANKERS,
             tasks=("click",),
-            comparisons=_dhen_beats(RANKERS),
+            comparisons=beats("dhen", RANKERS),
         ),
         ResultTable(
             name="criteo-attribution",
             dataset="criteo_attribution_5cat",
             models=RANKERS,
             tasks=("click",),
-            comparisons=_dhen_beats(RANKERS),
+            comparisons=beats("dhen", RANKERS),
             published=(
                 Published(
                     model="lr",
@@ -236,14 +141,14 @@ _TRAINED: dict[str, ResultTable] = {
             dataset="market:5000000",
             models=_MARKET_RANKERS,
             tasks=("click",),
-            comparisons=_dhen_beats(_MARKET_RANKERS),
+            comparisons=beats("dhen", _MARKET_RANKERS),
         ),
         ResultTable(
             name="dhen-ablations",
             dataset="market:1000000",
             models=DHEN_VARIANTS,
             tasks=("click",),
-            comparisons=_dhen_beats(DHEN_VARIANTS),
+            comparisons=beats("dhen", DHEN_VARIANTS),
             seeds=3,
         ),
         *(
@@ -252,10 +157,7 @@ _TRAINED: dict[str, ResultTable] = {
                 dataset=dataset,
                 models=SEQUENCE_RANKERS,
                 tasks=("click",),
-                comparisons=tuple(
-                    Comparison(better="interformer", worse=rival, metric="auc")
-                    for rival in SEQUENCE_RANKERS[:-1]
-                ),
+                comparisons=beats("interformer", SEQUENCE_RANKERS, metric="auc"),
             )
             for name, dataset in (
                 ("beauty", "amazon_beauty"),

@@ -9,12 +9,12 @@ from tamis.data.market.retrieval import ROWS_PER_AD, market_retrieval
 from tamis.data.public_sets.retrieval import RetrievalSet, amazon, gowalla
 from tamis.data.retrieval_task import is_task, write_task
 from tamis.errors import ConfigError, DataError
+from tamis.reproduce.result_table import Average
 from tamis.reproduce.results import markdown_of
 from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.reproduce.runner import Cell
-from tamis.reproduce.tables import Average
 
 Row = Mapping[str, Any]
 
