@@ -85,6 +85,31 @@ def test_a_page_has_every_spread_and_every_published_figure() -> None:
     assert "| dhen | 0.71 |  | another |" in page
 
 
+def test_a_published_gauc_stands_beside_ours_too() -> None:
+    figure = Published(model="dhen", auc=0.7123, gauc=0.61, log_loss=0.1, protocol="a paper")
+    columns, lines = display_of(replace(_TABLE, published=(figure,)), _rows(_TABLE))
+
+    assert columns[5:8] == ["GAUC", "publ.", "params"]
+    assert [line[6] for line in lines] == ["", "0.61"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "chosen_on"), [("market:10", "validation"), ("kuai_video_x1_bars", "test")]
+)
+def test_a_page_says_which_split_chose_the_weights(dataset: str, chosen_on: str) -> None:
+    payload = {
+        "table": "tiny",
+        "command": "tamis reproduce tiny",
+        "rows": _rows(_TABLE),
+        "published": [],
+        "claims": [],
+    }
+
+    page = page_of(replace(_TABLE, dataset=dataset), payload)
+
+    assert f"test split, weights chosen on the {chosen_on} split." in page
+
+
 def test_each_task_has_its_published_figure() -> None:
     table = replace(
         _TABLE,

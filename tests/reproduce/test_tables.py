@@ -32,7 +32,7 @@ def test_a_table_has_all_of_its_recipes(name: str) -> None:
     table = TABLES[name]
     if isinstance(table, ResultTable):
         for model in table.models:
-            recipe = read_run_config(_RECIPES / name / f"{model}.toml")
+            recipe = read_run_config(_RECIPES / (table.recipes or name) / f"{model}.toml")
             assert set(recipe.training.monitor_tasks) <= set(table.tasks)
 
 

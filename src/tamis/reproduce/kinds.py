@@ -99,7 +99,7 @@ class TrainedRows:
 
     def recipes(self, folder: Path) -> dict[str, str]:
         """A recipe for each model."""
-        paths = {model: folder / f"{model}.toml" for model in self.models}
+        paths = {model: self._recipe(folder, model) for model in self.models}
         for path in paths.values():
             if not path.exists():
                 raise ConfigError(f"{path}: must exist, got no such recipe.")
@@ -114,7 +114,7 @@ class TrainedRows:
         """One training of one thread."""
         return [
             *("-m", "tamis", "train", str(inputs)),
-            *("--recipe", str(recipes / f"{cell.model}.toml")),
+            *("--recipe", str(self._recipe(recipes, cell.model))),
             *("--set", f"training.seed={cell.seed}"),
             *("--run", str(cell.run), "--threads", "1", "--no-report"),
         ]
@@ -132,6 +132,7 @@ class TrainedRows:
         return [
             {"model": p.model, "auc": p.auc, "log_loss": p.log_loss, "protocol": p.protocol}
             | ({"task": p.task} if p.task else {})
+            | ({} if p.gauc is None else {"gauc": p.gauc})
             for p in self._table.published
         ]
 
@@ -146,6 +147,10 @@ class TrainedRows:
     def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:  # noqa: ARG002
         """Wider than what is printed, with published figures and claims."""
         return page_of(self._table, payload)
+
+    def _recipe(self, folder: Path, model: str) -> Path:
+        """Recipes of two tables may be the same, and stand beside the folder of each."""
+        return folder.parent / (self._table.recipes or self.name) / f"{model}.toml"
 
 
 def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:

@@ -18,6 +18,8 @@ class Published:
     """Who measured it, and in what the set-up differs from ours."""
     task: str = ""
     """Task it is about. Empty: the first of the table."""
+    gauc: float | None = None
+    """Test GAUC, where it was reported."""
     tolerance: float = 0.0005
     """How far below it our mean AUC may be."""
     both_ways: bool = False
@@ -61,7 +63,7 @@ class ResultTable:
     dataset: str
     """Public set, or ``market:ROWS`` for the simulated market with that many impressions."""
     models: tuple[str, ...]
-    """Recipes ``recipes/<name>/<model>.toml``, in the order of the table."""
+    """Recipes ``<model>.toml`` of the table's folder, in the order of the table."""
     tasks: tuple[str, ...]
     """Tasks whose metrics are shown; the first one's are kept in full."""
     comparisons: tuple[Comparison, ...]
@@ -72,6 +74,8 @@ class ResultTable:
     """Figures of others on the same rows."""
     averages: tuple[Average, ...] = ()
     """Rows that are averages of the models' predictions."""
+    recipes: str = ""
+    """Folder of the recipes below ``recipes/``. Empty: the table's name."""
 
     def __post_init__(self) -> None:
         assert self.seeds > 1, "a standard deviation needs two seeds"
@@ -87,6 +91,11 @@ class ResultTable:
             "members are compared on the first task"
         )
         assert all(claim.margin >= 0 for claim in self.comparisons), "a margin is a distance"
+
+    @property
+    def chosen_on(self) -> Literal["validation", "test"]:
+        """Split that chose the weights: BARS' own protocol has none but the test split."""
+        return "test" if self.dataset.endswith("_bars") else "validation"
 
     def key_of(self, task: str) -> str:
         """How a row names a task: the first one's metrics stand by themselves, under no name."""

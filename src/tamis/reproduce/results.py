@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -180,7 +179,8 @@ def display_of(
 
 def page_of(table: ResultTable, payload: Mapping[str, Any]) -> str:
     """The table as Markdown, with published figures and claims."""
-    return markdown_of(payload, *_lines(table, payload["rows"], is_page=True))
+    columns, lines = _lines(table, payload["rows"], is_page=True)
+    return markdown_of(payload, columns, lines, chosen_on=table.chosen_on)
 
 
 def _lines(
@@ -206,17 +206,21 @@ def _lines(
 
         return cell
 
+    def add_published(name: Literal["auc", "gauc"], task: str = "") -> None:
+        figures = _published(table, name, task)
+        if figures:
+            add("published" if is_page else "publ.", lambda model: figures.get(model, ""))
+
     for task in table.tasks:
         key = table.key_of(task)
         add("AUC" if is_single else f"AUC {task}", metric("auc", key, has_spread=True))
-        figures = _published(table, key)
-        if figures:
-            add("published" if is_page else "publ.", partial(_cell_of, figures))
+        add_published("auc", key)
     if is_single:
         add("log loss", metric("log_loss", has_spread=is_page))
         add("NE", metric("ne", has_spread=is_page))
         if all(row["metrics"].get("gauc") is not None for row in rows):
             add("GAUC", metric("gauc", has_spread=is_page))
+            add_published("gauc")
     first = {model: found[0] for model, found in rows_of.items()}
     count = "{:,}".format if is_page else _three_digits
     add("parameters" if is_page else "params", lambda model: count(first[model]["parameters"]))
@@ -234,17 +238,14 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1))
 
 
-def _published(table: ResultTable, key: str) -> dict[str, float]:
-    """The published AUC of each model that has one on a task, the first of several."""
-    figures: dict[str, float] = {}
+def _published(table: ResultTable, metric: Literal["auc", "gauc"], task: str) -> dict[str, str]:
+    """A published metric of each model that has one on a task, the first of several."""
+    found: dict[str, str] = {}
     for figure in table.published:
-        if table.key_of(figure.task) == key:
-            figures.setdefault(figure.model, figure.auc)
-    return figures
-
-
-def _cell_of(figures: Mapping[str, float], model: str) -> str:
-    return str(figures.get(model, ""))
+        value = figure.auc if metric == "auc" else figure.gauc
+        if value is not None and table.key_of(figure.task) == task:
+            found.setdefault(figure.model, str(value))
+    return found
 
 
 def _three_digits(count: int) -> str:
@@ -256,7 +257,11 @@ def _three_digits(count: int) -> str:
 
 
 def markdown_of(
-    payload: Mapping[str, Any], columns: Sequence[str], display: Sequence[Sequence[str]]
+    payload: Mapping[str, Any],
+    columns: Sequence[str],
+    display: Sequence[Sequence[str]],
+    *,
+    chosen_on: str = "validation",
 ) -> str:
     """The table as Markdown, with published figures and claims."""
     commits = ", ".join(sorted({row["commit"][:10] for row in payload["rows"] if row["commit"]}))
@@ -264,7 +269,7 @@ def markdown_of(
         f"# {payload['table']}",
         "",
         f"Made by `{payload['command']}` at commit {commits or 'unknown'}; mean ± standard "
-        f"deviation over seeds, test split, weights chosen on the validation split.",
+        f"deviation over seeds, test split, weights chosen on the {chosen_on} split.",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
