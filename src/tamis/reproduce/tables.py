@@ -2,6 +2,7 @@
 
 from tamis.reproduce.ab.tables import AbTable, ab_tables
 from tamis.reproduce.early.variants import EarlyTable, RoundsTable, early_tables
+from tamis.reproduce.originals import original_tables
 from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable, beats
 from tamis.reproduce.retrieval.tables import RetrievalTable, retrieval_tables
 
@@ -281,6 +282,7 @@ _TRAINED: dict[str, ResultTable] = {
                 ("census-clean", "census", _MULTI_TASK, ()),
             )
         ),
+        *original_tables(),
     )
 }
 TABLES: dict[str, ResultTable | RetrievalTable | EarlyTable | RoundsTable | AbTable] = {
@@ -295,6 +297,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in TABLES if name.startswith(f"{group}-"))
     for group in (
         *("sequence", "interformer-flows", "interformer-ablations"),
+        *("interformer-table3", "interformer-held-out"),
         *("ensemble", "hsnn", "early-stage"),
     )
 }
