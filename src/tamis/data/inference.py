@@ -23,6 +23,7 @@ from tamis.data.columns import (
     unusable,
 )
 from tamis.data.hashing import hash_integers
+from tamis.data.history_links import link_histories
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task
@@ -111,6 +112,7 @@ def infer_schema(
             f"{origin}: must hold a column that can be an input, got none beside the labels: "
             f"{'; '.join(warnings) or 'there are no other columns'}. Add columns to the log."
         )
+    fields = link_histories(table, fields, roles)
     schema = Schema(fields=tuple(fields), tasks=tasks, roles=roles, ignored=tuple(ignored))
     return InferredSchema(schema=schema, warnings=tuple(warnings))
 

@@ -1,0 +1,127 @@
+"""Which table a sequence shares, and which sequences are of the same events."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.inference import infer_schema
+from tamis.data.ingest import ingest
+from tamis.data.schema import Field
+
+COUNT, ITEMS = 600, 60
+Infer = Callable[..., dict[str, Field]]
+
+
+@pytest.fixture
+def infer(tmp_path: Path) -> Infer:
+    """Fields by name, inferred from a log of users, items, shops and the columns given."""
+
+    def run(**columns: Any) -> dict[str, Field]:
+        table = {**_log(), **columns}
+        pq.write_table(pa.table(table), tmp_path / "log.parquet")
+        fields = infer_schema(tmp_path / "log.parquet", ["click"]).schema.fields
+        return {field.name: field for field in fields}
+
+    return run
+
+
+def _log() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    item = np.arange(COUNT) % ITEMS
+    return {
+        "user_id": generator.integers(0, 40, COUNT),
+        "item_id": [f"i{k}" for k in item],
+        "shop": [f"s{k % 7}" for k in item],
+        "click": generator.integers(0, 2, COUNT),
+    }
+
+
+def _events(prefix: str = "", *, modulo: int = ITEMS, seed: int = 1) -> list[list[Any]]:
+    generator = np.random.default_rng(seed)
+    drawn = [generator.integers(0, ITEMS, k % 5) % modulo for k in range(COUNT)]
+    return [[f"{prefix}{k}" if prefix else int(k) for k in row] for row in drawn]
+
+
+def test_history_shares_the_table_of_the_items_and_is_the_users(infer: Infer) -> None:
+    past = infer(past=_events("i"))["past"]
+
+    assert (past.shares, past.side) == ("item_id", "user")
+    assert past.reason == "a list column; 100% of its events are values of 'item_id'"
+
+
+def test_history_in_text_shares_too(infer: Infer) -> None:
+    past = infer(past=["|".join(row) for row in _events("i")])["past"]
+
+    assert (past.kind, past.shares, past.side) == ("sequence", "item_id", "user")
+
+
+def test_columns_of_the_same_events_are_one_group(infer: Infer, tmp_path: Path) -> None:
+    items = _events("i")
+    shops = [[f"s{int(event[1:]) % 7}" for event in row] for row in items]
+    ages = [[f"{len(row) - k} d" for k in range(len(row))] for row in items]
+    fields = infer(
+        hist_items=items, hist_shops=shops, hist_ages=ages, other=[*_events("i")[1:], ["i3"]]
+    )
+
+    assert [fields[f"hist_{name}"].shares for name in ("items", "shops", "ages")] == [
+        "item_id",
+        "shop",
+        "",
+    ]
+    assert {fields[f"hist_{name}"].group for name in ("items", "shops", "ages")} == {"hist_items"}
+    assert {fields[f"hist_{name}"].side for name in ("items", "shops", "ages")} == {"user"}
+    assert "as long as 'hist_items' in every row" in fields["hist_shops"].reason
+    assert (fields["other"].group, fields["other"].shares) == ("", "item_id")
+    schema = infer_schema(tmp_path / "log.parquet", ["click"]).schema
+    groups = ingest(tmp_path / "log.parquet", tmp_path / "d", schema=schema).spec.sequences
+    assert [group.name for group in groups] == ["hist_items", "other"]
+
+
+def test_whole_numbers_share_where_name_or_number_speaks_for_it(infer: Infer) -> None:
+    item = np.arange(COUNT) % ITEMS
+    fields = infer(
+        item_id=item,
+        shop_id=item % 7,
+        past=_events(),
+        past_shops=_events(modulo=7, seed=2),
+        few=_events(modulo=5, seed=3),
+    )
+
+    assert fields["past"].shares == "item_id"
+    assert fields["past_shops"].shares == "shop_id"
+    assert fields["few"].shares == ""
+
+
+def test_history_of_more_than_the_sample_shows_shares_by_its_name(infer: Infer) -> None:
+    events = [
+        [f"i{int(event[1:]) + (k % 3 == 0) * 50}" for event in row]
+        for k, row in enumerate(_events("i"))
+    ]
+    fields = infer(clicked_items=events, past=events)
+
+    assert fields["clicked_items"].shares == "item_id"
+    assert fields["past"].shares == ""
+
+
+@pytest.mark.parametrize("holds_own", [True, False], ids=["own value", "same for each item"])
+def test_tags_of_the_item_are_no_history_of_the_user(infer: Infer, holds_own: bool) -> None:
+    shops = [[f"s{(k % ITEMS + 1) % 7}"] * (k % ITEMS % 3) for k in range(COUNT)]
+    if holds_own:
+        shops = [[f"s{k % ITEMS % 7}", *row] for k, row in enumerate(_events("s", modulo=7))]
+    tags = infer(tags=shops)["tags"]
+
+    assert (tags.shares, tags.side) == ("shop", "context")
+
+
+def test_lists_of_one_length_are_no_group_by_that_alone(infer: Infer) -> None:
+    generator = np.random.default_rng(4)
+    fields = infer(
+        **{name: generator.integers(0, 9, (COUNT, 2)).tolist() for name in ("sizes", "colours")}
+    )
+
+    assert {fields[name].group for name in ("sizes", "colours")} == {""}
