@@ -204,7 +204,8 @@ class CandidateInputs(nn.Module):
 
     The candidate's counterpart of a sequence column is the field that owns the column's table, or,
     where only others share it, the first of these. A column without any has a learned vector in its
-    place.
+    place. ``unmatched`` names the groups that have no column with one, so that nothing in them can
+    be compared with the candidate.
     """
 
     def __init__(self, spec: InputSpec, width: int, *, init_std: float = 0.01) -> None:
@@ -230,6 +231,11 @@ class CandidateInputs(nn.Module):
 
         self.counterparts = tuple(
             tuple(counterpart(table) for table in group.tables) for group in spec.sequences
+        )
+        self.unmatched = tuple(
+            name
+            for name, places in zip(self.names, self.counterparts, strict=True)
+            if all(place is None for place in places)
         )
         missing = sum(place is None for group in self.counterparts for place in group)
         self.missing = nn.Parameter(torch.empty(missing, width))

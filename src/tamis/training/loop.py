@@ -27,6 +27,7 @@ from tamis.training.checkpoint import Trainee, load_newest_checkpoint, save_chec
 from tamis.training.config import RunConfig
 from tamis.training.cost import count_forward_flops, count_parameters
 from tamis.training.evaluate import Predictor, evaluate_dataset, task_metrics
+from tamis.training.history_warnings import history_warnings
 from tamis.training.objective import training_loss
 from tamis.training.optimizers import build_optimizers, table_parameters
 from tamis.training.predict import (
@@ -205,6 +206,8 @@ class _Training:
     def work(self) -> TrainResult:
         """Train to the end or to an interrupt."""
         for message in begin_work(self.run, self.device):
+            self.observer.on_message(message)
+        for message in history_warnings(self.settings.model_name, self.model):
             self.observer.on_message(message)
         checkpoint, damaged = load_newest_checkpoint(self.run / "checkpoints", self.trainee)
         for message in damaged:

@@ -1,0 +1,31 @@
+"""What a person should know of a model that compares histories with the candidate and cannot."""
+
+from torch import nn
+
+from tamis.nn.sequence import CandidateInputs
+
+
+def history_warnings(name: str, model: nn.Module) -> list[str]:
+    """A line for each reason why a model, or a member of it, cannot do what it is for.
+
+    Args:
+        name: What the model is called.
+        model: It may hold several that read histories, or none.
+    """
+    readers = [part for part in model.modules() if isinstance(part, CandidateInputs)]
+    if not readers:
+        return []
+    if not any(reader.names for reader in readers):
+        return [
+            f"warning: {name} compares histories with the candidate, but the schema has no field "
+            f"of kind 'sequence': nothing but its MLP on the fields is left. Add a history to the "
+            f"log, or take a model that needs none, such as dhen"
+        ]
+    unmatched = sorted({group for reader in readers for group in reader.unmatched})
+    return [
+        f"warning: {name} compares histories with the candidate, but no field shares a table with "
+        f"sequence {group!r}, so that it cannot tell one candidate from another. Set shares in the "
+        f"schema to the categorical field whose values its events are (such as the item's id), and "
+        f"ingest anew"
+        for group in unmatched
+    ]
