@@ -19,7 +19,6 @@ from tamis.data.columns import (
     is_list,
     is_stringlike,
     plain,
-    split_items,
     unusable,
 )
 from tamis.data.hashing import hash_integers
@@ -27,6 +26,13 @@ from tamis.data.history_links import link_histories
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task
+from tamis.data.text_columns import (
+    infer_text_field,
+    is_separated,
+    mean_words,
+    number_doubt,
+    share_of,
+)
 from tamis.data.times import share_of_times
 from tamis.errors import DataError
 from tamis.evaluation import auc
@@ -42,7 +48,6 @@ _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?i
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
-_SEPARATORS = "|,;"
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
 _FEW_VALUES = 64
@@ -52,7 +57,6 @@ _NEARLY_ALL = 0.95
 _FEW_LABELS = 10
 _MOSTLY_BINARY = 0.9
 _DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
-_NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,17 +234,13 @@ def _is_unread_date(column: pa.Array) -> bool:
     """Whether a column holds dates or times of a form that cannot be read."""
     if not is_stringlike(column.type) or share_of_times(column, numbers=True, dates=True) >= 0.5:
         return False
-    return _share(pc.match_substring_regex(column.drop_null(), _DATE_LIKE)) >= 0.5
+    return share_of(column.drop_null(), _DATE_LIKE) >= 0.5
 
 
 def _num_distinct(column: pa.Array) -> int:
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
         return 0
     return int(pc.count_distinct(column).as_py())
-
-
-def _share(mask: pa.Array) -> float:
-    return float(pc.mean(mask.cast(pa.float64())).as_py() or 0.0)
 
 
 def _reason_to_ignore(
@@ -257,10 +257,9 @@ def _reason_to_ignore(
     if distinct <= 1:
         return "it has one value only"
     all_different = distinct >= 0.95 * len(column) and len(column) >= 100
-    is_number = pa.types.is_floating(column.type)
-    is_prose = is_stringlike(column.type) and _mean_words(column) >= 3
-    if all_different and not (is_number or is_prose or _USER_NAME.search(name)):
-        return "nearly every row has another value"
+    if all_different and not _may_differ_everywhere(name, column):
+        doubt = number_doubt(column) if is_stringlike(column.type) else ""
+        return "nearly every row has another value" + (f", and {doubt}" if doubt else "")
     if target is not None:
         strength = _strength(column, target)
         if strength >= _LEAK_AUC:
@@ -269,6 +268,14 @@ def _reason_to_ignore(
                 f"schema if it is known before the label"
             )
     return None
+
+
+def _may_differ_everywhere(name: str, column: pa.Array) -> bool:
+    """Whether a column is an input although nearly every row has another value."""
+    if is_stringlike(column.type):
+        is_read_in_parts = mean_words(column) >= 3 or is_separated(column)
+        return is_read_in_parts or bool(_USER_NAME.search(name))
+    return pa.types.is_floating(column.type) or bool(_USER_NAME.search(name))
 
 
 def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
@@ -301,7 +308,7 @@ def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
         return Field(name=name, kind="sequence", reason="a list column")
     distinct = int(pc.count_distinct(column).as_py())
     if is_stringlike(kind):
-        return _infer_text_field(name, column, distinct, warnings)
+        return infer_text_field(name, column, warnings)
     if pa.types.is_boolean(kind):
         return Field(name=name, kind="categorical", reason="true or false")
     if pa.types.is_integer(kind):
@@ -317,39 +324,3 @@ def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
     if len(finite) and finite.min() >= 0 and finite.max() > 20 * max(np.median(finite), 1e-12):
         return Field(name=name, kind="numeric", transform="log", reason="numbers with a long tail")
     return Field(name=name, kind="numeric", reason=f"numbers, {distinct} values")
-
-
-def _infer_text_field(name: str, column: pa.Array, distinct: int, warnings: list[str]) -> Field:
-    texts = column.drop_null()
-    bracketed = _share(pc.match_substring_regex(texts, r"^\s*\[.*\]\s*$")) >= _NEARLY_ALL
-    for separator in _SEPARATORS:
-        share = _share(pc.match_substring(texts, separator))
-        if share < (0.05 if bracketed else 0.3):
-            continue
-        parts = split_items(texts, separator).flatten()
-        words = int(pc.count_distinct(parts).as_py())
-        if bracketed or (words <= 2 * distinct and words < 0.5 * len(parts)):
-            reason = f"strings of {words} different parts between {separator!r}"
-            return Field(name=name, kind="sequence", separator=separator, reason=reason)
-    numbers = pc.match_substring_regex(texts, _NUMBER_LIKE)
-    if _NEARLY_ALL <= _share(numbers) < 1:
-        odd = texts[pc.index(numbers, pa.scalar(value=False)).as_py()].as_py()
-        warnings.append(
-            f"{name}: taken as a category, since {odd!r} is no number as nearly all other values "
-            f"are; mend it if the column is numeric"
-        )
-    if _mean_words(column) >= 4 and distinct > _FEW_VALUES:
-        return Field(
-            name=name,
-            kind="text",
-            encoding="hashing",
-            num_buckets=1 << 16,
-            max_length=64,
-            reason="long strings of words",
-        )
-    return Field(name=name, kind="categorical", reason=f"strings, {distinct} values")
-
-
-def _mean_words(column: pa.Array) -> float:
-    spaces = pc.count_substring(column.drop_null(), " ")
-    return float(pc.mean(spaces).as_py() or 0.0) + 1.0

@@ -35,7 +35,7 @@ _FORMATS: dict[str, Format] = {
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 _DELIMITERS = ",\t;|"
 # What counts as missing in text files; "NA" does not: it is Namibia's code, among others.
-NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
+NULLS = ["", "NULL", "null", "\\N", "NaN", "nan", "N/A", "n/a", "#N/A", "None", "-"]
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _SNIFFED_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 24

@@ -1,0 +1,108 @@
+"""What a column of texts is: a sequence, prose or categories, and what may have been meant."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.data.columns import split_items
+from tamis.data.schema import Field
+
+_SEPARATORS = "|,;"
+_FEW_VALUES = 64
+# Nearly all: a few bad values do not change what a column is; ingest names them.
+_NEARLY_ALL = 0.95
+# So many different texts among numbers are marks of something missing, and more are codes.
+_FEW_MARKS = 5
+_NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
+# Numbers as people write them: $12.50, 1,234.5, 12,5 and 30 %.
+_WRITTEN_NUMBER = r"^\s*[+-]?[$€£¥]?\s*\d+(?:[.,]\d{3})*(?:[.,]\d+)?\s*[$€£¥%]?\s*$"
+_DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
+
+
+def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
+    """The field of a column of texts.
+
+    Args:
+        name: The column's.
+        column: The sample of it.
+        warnings: What a person should look at is added to it.
+    """
+    distinct = int(pc.count_distinct(column).as_py())
+    found = _parts(column)
+    if found is not None:
+        separator, words = found
+        texts = column.drop_null()
+        if separator == "," and share_of(texts, _DECIMAL_COMMA) >= _NEARLY_ALL:
+            first = next(text for text in texts.to_pylist() if "," in text)
+            warnings.append(
+                f"{name}: taken as a sequence of what is between commas; if {first!r} is a number "
+                f"with a decimal comma, write it with a point"
+            )
+        reason = f"strings of {words} different parts between {separator!r}"
+        return Field(name=name, kind="sequence", separator=separator, reason=reason)
+    if doubt := number_doubt(column):
+        warnings.append(
+            f"{name}: taken as a category, since {doubt}; mend it if the column is numeric"
+        )
+    if mean_words(column) >= 4 and distinct > _FEW_VALUES:
+        return Field(
+            name=name,
+            kind="text",
+            encoding="hashing",
+            num_buckets=1 << 16,
+            max_length=64,
+            reason="long strings of words",
+        )
+    return Field(name=name, kind="categorical", reason=f"strings, {distinct} values")
+
+
+def is_separated(column: pa.Array) -> bool:
+    """Whether texts are sequences with a separator between their events."""
+    return _parts(column) is not None
+
+
+def number_doubt(column: pa.Array) -> str:
+    """Why texts that may be meant as numbers are none; empty where they are not meant so."""
+    texts = column.drop_null()
+    numbers = pc.match_substring_regex(texts, _NUMBER_LIKE)
+    odd = texts.filter(pc.invert(numbers))
+    share = float(pc.mean(numbers.cast(pa.float64())).as_py() or 0.0)
+    if not len(odd):
+        return ""
+    if share >= _NEARLY_ALL:
+        return f"{odd[0].as_py()!r} is no number as nearly all other values are"
+    if share >= 0.5 and pc.count_distinct(odd).as_py() <= _FEW_MARKS:
+        return f"{odd[0].as_py()!r} is no number as {share:.0%} of the values are"
+    if share_of(texts, _WRITTEN_NUMBER) >= 0.5:
+        written = pc.match_substring_regex(odd, _WRITTEN_NUMBER)
+        first = odd.filter(written)[0].as_py()
+        return f"{first!r} is a number with more than digits and a decimal point"
+    return ""
+
+
+def mean_words(column: pa.Array) -> float:
+    """Words of a text on average."""
+    spaces = pc.count_substring(column.drop_null(), " ")
+    return float(pc.mean(spaces).as_py() or 0.0) + 1.0
+
+
+def share_of(texts: pa.Array, pattern: str) -> float:
+    """Share of the texts that match a pattern."""
+    matches = pc.match_substring_regex(texts, pattern)
+    return float(pc.mean(matches.cast(pa.float64())).as_py() or 0.0)
+
+
+def _parts(column: pa.Array) -> tuple[str, int] | None:
+    """Separator of texts that are sequences, and how many different parts it leaves."""
+    texts = column.drop_null()
+    distinct = int(pc.count_distinct(texts).as_py())
+    bracketed = share_of(texts, r"^\s*\[.*\]\s*$") >= _NEARLY_ALL
+    for separator in _SEPARATORS:
+        matches = pc.match_substring(texts, separator)
+        share = float(pc.mean(matches.cast(pa.float64())).as_py() or 0.0)
+        if share < (0.05 if bracketed else 0.3):
+            continue
+        parts = split_items(texts, separator).flatten()
+        words = int(pc.count_distinct(parts).as_py())
+        if bracketed or (words <= 2 * distinct and words < 0.5 * len(parts)):
+            return separator, words
+    return None
