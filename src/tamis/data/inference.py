@@ -1,7 +1,7 @@
 """A schema from the data alone: what each column is, and why we think so."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tamis.data.columns import (
 )
 from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories
+from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task
@@ -111,6 +112,7 @@ def infer_schema(
             ignored.append(Ignored(column=name, reason="a date or time of no known form"))
         else:
             fields.append(_infer_field(name, column, warnings))
+            warnings += _outcome_doubts(name, column, target)
     if not fields:
         raise DataError(
             f"{origin}: must hold a column that can be an input, got none beside the labels: "
@@ -268,6 +270,20 @@ def _reason_to_ignore(
                 f"schema if it is known before the label"
             )
     return None
+
+
+def _outcome_doubts(
+    name: str, column: pa.Array, target: NDArray[np.float64] | None
+) -> Iterator[str]:
+    """A warning for an input that may be known only after the label."""
+    found = "" if target is None else value_of_one_label(column, target)
+    if is_named_like_an_outcome(name):
+        found = "its name is that of an outcome" + (f", and {found}" if found else "")
+    if found:
+        yield (
+            f"{name}: taken as an input, but {found}; if it is known only after the label, ingest "
+            f"with it under [[ignored]] of the schema, or as a label of its own with --label"
+        )
 
 
 def _may_differ_everywhere(name: str, column: pa.Array) -> bool:
