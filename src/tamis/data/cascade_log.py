@@ -277,8 +277,10 @@ def cascade_schema(schema: Schema, *, final: tuple[str, ...]) -> Schema:
     for field in schema.fields:
         if field.source in own:
             raise SchemaError(
-                f"field {field.name!r}: an early stage must not see what the cascade wrote, got "
-                f"column {field.source!r}. Take the field out, or rename its column."
+                f"field {field.name!r}: must read a column of another name than those that a "
+                f"cascade's log holds itself, of which an early stage must see none, got "
+                f"{field.source!r}. Take the field out of the schema; if your own log has a column "
+                f"of that name that is an input, rename it there and ingest anew."
             )
     distilled = tuple(
         Task(
