@@ -409,6 +409,35 @@ def test_texts_in_square_brackets_are_sequences_of_their_items(tmp_path: Path) -
     assert encoders.counts["past"].unknown == 0
 
 
+@pytest.mark.parametrize("name", ["campaign_id", "user_id", "item"])
+def test_whole_floats_named_like_an_id_are_categories(tmp_path: Path, name: str) -> None:
+    ids = pa.array([None if k % 9 == 0 else float(k % 80) for k in range(100)])
+
+    (_, field) = infer_schema(_write(tmp_path, **_good(), **{name: ids}), ["click"]).schema.fields
+
+    assert (field.kind, field.reason) == ("categorical", "whole numbers named like an id")
+
+
+def test_whole_floats_of_another_name_and_fractions_stay_numbers(tmp_path: Path) -> None:
+    columns = {"age": [float(k % 80) for k in range(100)], "bid": [k / 7 for k in range(100)]}
+
+    fields = infer_schema(_write(tmp_path, **_good(), **columns), ["click"]).schema.fields
+
+    assert [field.kind for field in fields] == ["categorical", "numeric", "numeric"]
+
+
+def test_request_groups_rows_and_is_no_input(tmp_path: Path) -> None:
+    requests = [f"r{k // 4}" for k in range(100)]
+
+    inferred = infer_schema(_csv(tmp_path, **_good(), request_id=requests), ["click"])
+
+    assert inferred.schema.roles.request == "request_id"
+    assert [field.name for field in inferred.schema.fields] == ["device"]
+    ignored = {item.column: item.reason for item in inferred.schema.ignored}
+    assert ignored["request_id"] == "groups rows, not an input"
+    assert inferred.warnings == ()
+
+
 def test_csv_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,click,a\n1,0,2\n2,1,3\n")
 

@@ -105,7 +105,9 @@ def infer_schema(
             ignored.append(Ignored(column=name, reason="the time of the impression; splits use it"))
             continue
         roles = _assign_role(roles, name)
-        if reason := _reason_to_ignore(name, column, target):
+        if name == roles.request:
+            ignored.append(Ignored(column=name, reason="groups rows, not an input"))
+        elif reason := _reason_to_ignore(name, column, target):
             warnings.append(f"{name}: left out, {reason}")
             ignored.append(Ignored(column=name, reason=reason))
         elif name in doubts and _is_unread_date(column):
@@ -291,7 +293,8 @@ def _may_differ_everywhere(name: str, column: pa.Array) -> bool:
     if is_stringlike(column.type):
         is_read_in_parts = mean_words(column) >= 3 or is_separated(column)
         return is_read_in_parts or bool(_USER_NAME.search(name))
-    return pa.types.is_floating(column.type) or bool(_USER_NAME.search(name))
+    is_number = pa.types.is_floating(column.type) and not _are_ids(name, column)
+    return is_number or bool(_USER_NAME.search(name))
 
 
 def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
@@ -318,6 +321,19 @@ def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
     return max(max(value, 1 - value) for value in reached)
 
 
+def _are_ids(name: str, column: pa.Array) -> bool:
+    """Whether a column holds whole numbers and is named like an id.
+
+    They may be floats: pandas writes integers so where some are missing.
+    """
+    if not any(pattern.search(name) for pattern in (_ID_NAME, _USER_NAME, _ITEM_NAME)):
+        return False
+    if not pa.types.is_floating(column.type):
+        return bool(pa.types.is_integer(column.type))
+    finite = column.filter(pc.is_finite(column))
+    return len(finite) > 0 and bool(pc.all(pc.equal(pc.round(finite), finite)).as_py())
+
+
 def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
     kind = column.type
     if is_list(kind):
@@ -327,11 +343,11 @@ def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
         return infer_text_field(name, column, warnings)
     if pa.types.is_boolean(kind):
         return Field(name=name, kind="categorical", reason="true or false")
-    if pa.types.is_integer(kind):
-        if _ID_NAME.search(name) or _USER_NAME.search(name) or _ITEM_NAME.search(name):
-            return Field(name=name, kind="categorical", reason="integers named like an id")
-        if distinct <= _FEW_VALUES:
-            return Field(name=name, kind="categorical", reason=f"integers, {distinct} values")
+    if _are_ids(name, column):
+        reason = "integers" if pa.types.is_integer(kind) else "whole numbers"
+        return Field(name=name, kind="categorical", reason=f"{reason} named like an id")
+    if pa.types.is_integer(kind) and distinct <= _FEW_VALUES:
+        return Field(name=name, kind="categorical", reason=f"integers, {distinct} values")
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Field(name=name, kind="categorical", reason="a date beside the time column")
     values = as_floats(column, origin=Origin(file="", column=name))
