@@ -1,5 +1,6 @@
 """Strict TOML: what is said about a file or a key that is not right."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,22 @@ def test_unknown_key_says_what_may_stand_there(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config.check_keys({"width": 1}, known, where=where)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {},
+        {"a": {}, "b": {"c": {"d": 1}}},
+        {"a b": {"c.d": [{"x": 1, "y": [{"z": 2}]}, {}], "e": []}},
+        {"a": [1, {"b": 2}], "c": [{"d": [{}]}]},
+    ],
+)
+def test_written_tables_are_read_as_they_were(table: dict[str, object]) -> None:
+    assert tomllib.loads(config.write_toml(table)) == table
+
+
+def test_lists_of_tables_are_never_inline() -> None:
+    text = config.write_toml({"a": {"b": [{"c": 1}, {"c": 2}]}, "v": 1})
+
+    assert text == "v = 1\n\n[[a.b]]\nc = 1\n\n[[a.b]]\nc = 2\n"

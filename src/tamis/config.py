@@ -49,8 +49,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(table: Mapping[str, Any]) -> str:
-    """Render a table as TOML text, keys in the given order."""
-    return tomli_w.dumps(dict(table))
+    """Render a table as TOML text, keys in the given order.
+
+    A list of tables is always written as ``[[key]]``, however short, so that a person can append
+    to it.
+    """
+    return "\n".join(_sections(table, path=""))
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
@@ -148,6 +152,24 @@ def override(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, 
                 raise ConfigError(f"--set {path}: {key!r} must be a table, got {node!r}.")
         node[keys[-1]] = _parse_value(text.strip())
     return result
+
+
+def _sections(table: Mapping[str, Any], *, path: str, header: str = "") -> list[str]:
+    """The text of a table, and those of the tables in it, which TOML puts after its values."""
+    values, inner = {}, []
+    for key, value in table.items():
+        where = _join(path, tomli_w.dumps({key: 0}).removesuffix(" = 0\n"))
+        if isinstance(value, Mapping):
+            inner += _sections(value, path=where, header=f"[{where}]\n")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            for item in value:
+                inner += _sections(item, path=where, header=f"[[{where}]]\n")
+        else:
+            values[key] = value
+    # A table of tables alone needs no header of its own.
+    is_needed = values or not inner or header.startswith("[[")
+    own = [header + tomli_w.dumps(values)] if is_needed and (header or values) else []
+    return own + inner
 
 
 def _parse_value(text: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tamis.config import read_toml
-from tamis.data.schema import Field, Schema, Task, load_schema, schema_from_table
+from tamis.data.schema import Field, Ignored, Schema, Task, load_schema, schema_from_table
 from tamis.errors import SchemaError
 
 _CLICK = Task(name="click", may_be_missing=True)
@@ -115,3 +115,15 @@ def test_counts_are_numbers_as_they_are() -> None:
         replace(_COUNT, transform="log")
     with pytest.raises(SchemaError, match="got kind 'categorical'"):
         replace(_KIND, counts="past")
+
+
+def test_short_schema_is_written_so_that_fields_and_tasks_can_be_appended(tmp_path: Path) -> None:
+    schema = replace(_schema(Task(name="click")), ignored=(Ignored(column="row"),))
+    path = tmp_path / "schema.toml"
+    more = '\n[[fields]]\nname = "price"\nkind = "numeric"\n\n[[ignored]]\ncolumn = "day"\n'
+    path.write_text(schema.to_toml() + more)
+
+    read = load_schema(path)
+
+    assert [field.name for field in read.fields] == ["ad", "price"]
+    assert [item.column for item in read.ignored] == ["row", "day"]
