@@ -1,5 +1,6 @@
 """``tamis ingest``: what it says about an inferred schema, and what it refuses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def test_ingest_says_how_the_rows_were_split(world: Path, tamis: Callable[..., R
     assert "split at random by user: 10 % validation, 10 % test" in result.output
 
 
+def test_ingest_says_the_labels_and_their_rates(world: Path, tamis: Callable[..., Result]) -> None:
+    result = tamis("ingest", "that.csv", "--label", "y", "--label", "price", "--out", "new")
+
+    assert re.search(r"label y \(binary\): base rate 0\.3\d\d\d in training", result.output)
+    assert re.search(r"label price \(regression\): mean \d\.\d+ in training", result.output)
+
+
 def test_json_of_ingest_holds_split_and_counts(
     world: Path, tamis_json: Callable[..., dict[str, Any]]
 ) -> None:
@@ -52,6 +60,7 @@ def test_json_of_ingest_holds_split_and_counts(
 
     assert found["split"]["by"] == "ratio"
     assert found["split"]["test"] == 0.2
+    assert 0.3 < found["label_rates"]["y"] < 0.4
     assert found["fields"]["price"]["missing"] == 0
     assert sum(found["rows"].values()) == found["fields"]["price"]["rows"] == 1200
 

@@ -67,6 +67,23 @@ def test_label_is_found_by_its_usual_name(tmp_path: Path, columns: dict[str, obj
     assert infer_schema(_write(tmp_path, **columns)).schema.tasks[0].name == "click"
 
 
+def test_label_that_is_guessed_among_several_is_said(
+    tmp_path: Path, columns: dict[str, object]
+) -> None:
+    other = np.random.default_rng(6).integers(0, 2, COUNT)
+    path = _write(tmp_path, **columns, label=other, purchase=other)
+
+    guessed = infer_schema(path)
+
+    assert [task.name for task in guessed.schema.tasks] == ["click"]
+    assert guessed.warnings[0] == (
+        "click: taken as the label, though label, purchase may be it too; name the right one with "
+        "--label, several times for several labels"
+    )
+    named = infer_schema(path, ["click"]).warnings
+    assert not any("taken as the label" in warning for warning in named)
+
+
 def test_column_that_gives_the_label_away_is_left_out_and_said(
     tmp_path: Path, columns: dict[str, object]
 ) -> None:

@@ -35,8 +35,21 @@ def ingest_progress(current: Session) -> Iterator[Callable[[str, int], None]]:
         yield draw
 
 
+def draw_tasks(current: Session, dataset: "Dataset") -> None:
+    """The labels that models learn, and how often or how much each is in the training rows."""
+    rates = dataset.manifest["report"]["label_rates"]
+    for task in dataset.schema.tasks:
+        what = "mean" if task.kind == "regression" else "base rate"
+        where = f" of rows with {task.observed_when} = 1" if task.observed_when else ""
+        current.say(
+            f"label {task.name} ({task.kind}): {what} {number(rates.get(task.name))} in training"
+            f"{where}"
+        )
+
+
 def draw_ingest(current: Session, dataset: "Dataset") -> None:
-    """What was met in each field."""
+    """The labels, and what was met in each field."""
+    draw_tasks(current, dataset)
     report = dataset.manifest["report"]
     sizes = dataset.spec.num_rows_by_table
     rows = []

@@ -255,6 +255,7 @@ def _finish(
         fingerprint=dataset.fingerprint,
         split=dataset.manifest["split"],
         warnings=warnings,
+        label_rates=report["label_rates"],
         fields=report["fields"],
         times_out_of_order=report["times_out_of_order"],
         **more,

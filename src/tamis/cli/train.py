@@ -44,6 +44,7 @@ def train(
             TrainingDisplay,
             draw_metrics,
             draw_split,
+            draw_tasks,
             draw_warnings,
             ingest_progress,
         )
@@ -69,6 +70,7 @@ def train(
             draw_warnings(current, warnings)
             with ingest_progress(current) as progress:
                 dataset = api.ingest(data, folder, schema=inferred.schema, progress=progress)
+            draw_tasks(current, dataset)
             draw_split(current, dataset)
             current.say(f"dataset: {folder}")
         with current.progress() as bars:

@@ -85,14 +85,14 @@ def infer_schema(
     file = discover(source)[0]
     origin = Origin(file=str(file.path))
     table = _readable(sample_table(file, rows=_SAMPLE_ROWS))
-    chosen = list(labels) or _guess_label(table, origin)
+    warnings: list[str] = []
+    chosen = list(labels) or [_guess_label(table, origin, warnings)]
     for label in chosen:
         if label not in table.column_names:
             raise DataError(
                 f"{origin}: must hold the label column {label!r}, got "
                 f"{', '.join(table.column_names)}. Name the right one with --label."
             )
-    warnings: list[str] = []
     tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
@@ -137,11 +137,18 @@ def _readable(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _guess_label(table: pa.Table, origin: Origin) -> list[str]:
+def _guess_label(table: pa.Table, origin: Origin, warnings: list[str]) -> str:
     by_lower = {name.lower(): name for name in table.column_names}
-    for name in _LABEL_NAMES:
-        if name in by_lower:
-            return [by_lower[name]]
+    found: list[str] = [by_lower[name] for name in _LABEL_NAMES if name in by_lower]
+    if found:
+        others = [name for name in table.column_names if name != found[0]]
+        others = [name for name in others if name in found or is_named_like_an_outcome(name)]
+        if others:
+            warnings.append(
+                f"{found[0]}: taken as the label, though {', '.join(others)} may be it too; name "
+                f"the right one with --label, several times for several labels"
+            )
+        return found[0]
     raise DataError(
         f"{origin}: must hold a label column named {', '.join(_LABEL_NAMES)}, got "
         f"{', '.join(table.column_names)}. Name it with --label."
