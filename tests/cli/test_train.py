@@ -151,6 +151,68 @@ def test_warnings_and_split_of_a_raw_log_are_in_json_and_report(
     assert "at random by row: 10 % validation, 10 % test" in page
 
 
+def test_run_that_was_begun_on_a_log_is_given_again_without_a_second_dataset(
+    world: Path, tamis: Callable[..., Result], tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    model = ("--model", "lr", "--set", "training.max_epochs=1", "--no-report")
+    first = tamis_json("train", "that.csv", "--label", "y", "--run", "r", *model)
+    again = tamis("train", "that.csv", "--label", "y", "--run", "r", *model)
+
+    assert again.exit_code == 0, again.output
+    assert f"dataset: {Path('datasets/that').resolve()}, with which r was begun" in again.output
+    assert tamis_json("train", "that.csv", "--run", "r", *model)["metrics"] == first["metrics"]
+    assert os.listdir("datasets") == ["that"]
+
+
+def test_killed_training_goes_on_with_the_dataset_of_its_log(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    tamis_json("train", "that.csv", "--label", "y", "--run", "r", "--no-report", *FAST)
+    for path in Path("r").iterdir():
+        if path.name not in ("run.json", "inputs"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    found = tamis_json("train", "that.csv", "--label", "y", "--run", "r", "--no-report", *FAST)
+
+    assert found["metrics"]["test"]["y"]["rows"] > 0
+    assert os.listdir("datasets") == ["that"]
+
+
+def test_other_config_is_found_before_the_log_is_read_again(
+    world: Path, refused: Callable[..., str], tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    tamis_json("train", "that.csv", "--label", "y", "--run", "r", "--no-report", *FAST)
+    Path("that.csv").unlink()
+
+    message = refused("train", "that.csv", "--label", "y", "--run", "r", "--model", "fm")
+
+    assert "r: must be resumed with its own config, got model.name='fm' instead of 'lr'" in message
+
+
+def test_log_or_labels_that_the_run_was_not_begun_with_are_refused(
+    world: Path, refused: Callable[..., str], tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    tamis_json("train", "that.csv", "--label", "y", "--run", "r", "--no-report", *FAST)
+    text = Path("that.csv").read_text()
+    Path("other.csv").write_text(text)
+
+    message = refused("train", "other.csv", "--label", "y", "--run", "r", *FAST)
+    assert "datasets/that: must be made of the log that is given, got other.csv of" in message
+    assert "Give the log that the run r was begun with, or another run name." in message
+    assert "r: must go on with its own labels, y, got price" in refused(
+        "train", "that.csv", "--label", "price", "--run", "r", *FAST
+    )
+    with Path("that.csv").open("a") as file:
+        file.write(text.splitlines()[-1] + "\n")
+    assert "bytes for a dataset of that.csv of" in refused(
+        "train", "that.csv", "--label", "y", "--run", "r", *FAST
+    )
+    shutil.rmtree("datasets")
+    message = refused("train", "that.csv", "--label", "y", "--run", "r", *FAST)
+    assert "r: the run's dataset must be in" in message
+    assert not Path("datasets").exists()
+
+
 def test_run_can_be_evaluated_from_any_folder(
     world: Path, tamis_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from tamis import artifacts
 from tamis.data.dataset import Dataset
 from tamis.data.inference import InferredSchema
 from tamis.data.inference import infer_schema as _infer_schema
-from tamis.data.ingest import MARKET_MANIFEST, Progress, Source
+from tamis.data.ingest import MARKET_MANIFEST, Progress, Source, describe_source
 from tamis.data.ingest import ingest as _ingest
 from tamis.data.market import MarketSummary, market_schema
 from tamis.data.market import simulate as _simulate
@@ -196,6 +196,29 @@ def open_dataset(path: Path | str, *, verify: bool = False) -> Dataset:
     return Dataset.open(Path(path), verify=verify)
 
 
+def check_made_of(dataset: Dataset, log: Source, *, advice: str) -> None:
+    """Check that a dataset was made of a log, by the names and sizes of its files.
+
+    A dataset of an earlier version does not say what it was made of, and passes.
+
+    Args:
+        dataset: The dataset.
+        log: Log file, several, or a folder of them.
+        advice: What to do otherwise, for the message.
+
+    Raises:
+        ConfigError: It was made of other files.
+        DataError: A file of the log is missing or empty.
+    """
+    check_log(log)
+    given, own = describe_source(log), dataset.manifest.get("source")
+    if own is not None and given != own:
+        raise ConfigError(
+            f"{dataset.path}: must be made of the log that is given, got {_named(given)} for a "
+            f"dataset of {_named(own)}. {advice}"
+        )
+
+
 def check_log(source: Source | Mapping[str, Source]) -> None:
     """Refuse folders that tamis wrote for something else, whose JSON would pass for a log."""
     if isinstance(source, Mapping):
@@ -206,3 +229,8 @@ def check_log(source: Source | Mapping[str, Source]) -> None:
         what = artifacts.describe_folder(path)
         if what:
             raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")
+
+
+def _named(files: Sequence[Mapping[str, Any]]) -> str:
+    first = f"{files[0]['name']} of {files[0]['bytes']:,} bytes"
+    return first if len(files) == 1 else f"{first} and {len(files) - 1:,} more files"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from tamis import artifacts, config
-from tamis.api.datasets import check_log, open_dataset
+from tamis.api.datasets import check_log, check_made_of, is_dataset, open_dataset
 from tamis.api.folders import next_folder
 from tamis.data.dataset import Dataset
-from tamis.data.ingest import Source
+from tamis.data.ingest import Source, market_of
 from tamis.data.schema import InputSpec
 from tamis.data.splits import SPLIT_NAMES
-from tamis.errors import ConfigError, DataError
+from tamis.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from tamis.training.compare import Comparison
@@ -115,10 +115,7 @@ def train(
     for name in SPLIT_NAMES[:2]:
         data.split(name)
     if not is_sized:
-        size = default_batch_size(data.split("train").num_rows)
-        chosen = dataclasses.replace(
-            chosen, training=dataclasses.replace(chosen.training, batch_size=size)
-        )
+        chosen = _sized(chosen, data.split("train").num_rows)
     name = f"{data.path.name}-{chosen.model_name}"
     folder = Path(run) if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
@@ -148,13 +145,61 @@ def check_settings(
     recipe: Path | str | None = None,
     member: int | None = None,
     settings: Sequence[str] = (),
+    run: Path | str | None = None,
 ) -> None:
-    """Check what :func:`train` would be given, before a log is read for it.
+    """Check what :func:`train` would be given, before a log or a dataset is read for it.
 
     Raises:
-        ConfigError: A setting is wrong, or both a model and a recipe are given.
+        ConfigError: A setting is wrong, both a model and a recipe are given, or the folder holds a
+            run of other settings or something else.
     """
-    _settings_of(model, recipe, member, settings)
+    from tamis.training.run_folder import check_config, is_opened
+
+    chosen, is_sized = _settings_of(model, recipe, member, settings)
+    if run is None:
+        return
+    check_run_folder(run)
+    if is_opened(Path(run)):
+        rows = artifacts.read_json(Path(run) / "run.json")["dataset"]["rows"]["train"]
+        check_config(chosen if is_sized else _sized(chosen, rows), Path(run))
+
+
+def dataset_to_go_on(run: Path | str, log: Source, *, labels: Sequence[str] = ()) -> Dataset | None:
+    """The dataset that a run was begun with, so that its log need not be ingested again.
+
+    Args:
+        run: Folder of a run, or free for one.
+        log: The log that is given for it.
+        labels: The labels that are given for it.
+
+    Returns:
+        The dataset, every file of it hashed; None where no run was begun.
+
+    Raises:
+        ArtifactError: The dataset is damaged, or not where it was.
+        ConfigError: It was made of another log, or has other labels.
+        DataError: A file of the log is missing or empty.
+    """
+    record = Path(run) / "run.json"
+    if not record.exists():
+        return None
+    path = Path(artifacts.read_json(record)["dataset"]["path"])
+    if not is_dataset(path):
+        raise ArtifactError(
+            f"{run}: the run's dataset must be in {path} to go on, got none there. Put it back, "
+            f"ingest the log into that folder, or give another run name."
+        )
+    dataset = open_dataset(path)
+    advice = f"Give the log that the run {run} was begun with, or another run name."
+    check_made_of(dataset, log, advice=advice)
+    tasks = [task.name for task in dataset.schema.tasks]
+    # A simulated market has its own labels, whichever are named.
+    if labels and set(labels) != set(tasks) and market_of(log) is None:
+        raise ConfigError(
+            f"{run}: must go on with its own labels, {', '.join(tasks)}, got {', '.join(labels)}. "
+            f"Leave --label out, or give another run name."
+        )
+    return open_dataset(path, verify=True)
 
 
 def default_batch_size(rows: int) -> int:
@@ -305,6 +350,12 @@ def _settings_of(
         if recipe is not None:
             read_run_config(Path(recipe))  # names the recipe where it is to blame
         raise
+
+
+def _sized(chosen: "RunConfig", rows: int) -> "RunConfig":
+    """The config with the batch size that so many training rows are given."""
+    training = dataclasses.replace(chosen.training, batch_size=default_batch_size(rows))
+    return dataclasses.replace(chosen, training=training)
 
 
 def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:

@@ -49,9 +49,12 @@ def train(
             ingest_progress,
         )
 
-        api.check_settings(model=model, recipe=recipe, member=member, settings=settings or ())
-        if run is not None:
-            api.check_run_folder(run)
+        api.check_settings(
+            model=model, recipe=recipe, member=member, settings=settings or (), run=run
+        )
+        begun = None
+        if run is not None and not api.is_dataset(data):
+            begun = api.dataset_to_go_on(run, data, labels=label or ())
         api.prepare_process(threads)
         warnings: tuple[str, ...] = ()
         if api.is_dataset(data):
@@ -61,6 +64,9 @@ def train(
                     f"{label[0]!r}. Leave it out, or ingest the log anew with it."
                 )
             dataset = api.open_dataset(data, verify=True)
+        elif begun is not None:
+            dataset = begun
+            current.say(f"dataset: {dataset.path}, with which {run} was begun")
         else:
             folder = api.dataset_folder_for(data)
             inferred = api.schema_of(data, label or ())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,8 @@ def ingest(
         progress: Told how far it is.
 
     Returns:
-        The dataset, whose manifest holds ``report``: counts of what was met in each field.
+        The dataset, whose manifest holds ``report``, counts of what was met in each field, and
+        ``source``, the files that it was made of.
 
     Raises:
         DataError: A log cannot be read, or a value has no meaning; file, column and row are named.
@@ -91,6 +93,7 @@ def ingest(
             _write(writer, rows, part)
         return writer.finish(
             {
+                "source": _names_and_sizes(log.files),
                 "split": config.to_table(log.split),
                 "report": {
                     "rows": log.rows,
@@ -102,6 +105,22 @@ def ingest(
                 },
             }
         )
+
+
+def describe_source(source: Source) -> list[dict[str, Any]]:
+    """Name and size of each file of a log, as the manifest of a dataset made of it has them.
+
+    Raises:
+        DataError: A file is missing, empty or of an unknown ending, or a folder has no logs.
+    """
+    return _names_and_sizes(_files_of(source))
+
+
+def market_of(source: Source) -> Path | None:
+    """The folder of a simulated market, where the source is one."""
+    if isinstance(source, (str, Path)) and (Path(source) / MARKET_MANIFEST).exists():
+        return Path(source)
+    return None
 
 
 def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
@@ -181,11 +200,9 @@ class _Log:
         self._bounds: tuple[int, int] = (0, 0)
 
     def _add(self, source: Source, split: int | None) -> None:
-        truth: Path | None = None
-        if isinstance(source, (str, Path)) and (Path(source) / MARKET_MANIFEST).exists():
-            truth = Path(source) / "truth"
-            source = Path(source) / "logs"
-        found = discover(source)
+        market = market_of(source)
+        truth = None if market is None else market / "truth"
+        found = _files_of(source)
         self.files += found
         self._split_of_file += [split] * len(found)
         self._truth += [None if truth is None else truth / file.path.name for file in found]
@@ -332,6 +349,16 @@ class _LabelCounts:
             name: self._sum[name] / count if count else None
             for name, count in self._observed.items()
         }
+
+
+def _files_of(source: Source) -> list[LogFile]:
+    market = market_of(source)
+    return discover(source if market is None else market / "logs")
+
+
+def _names_and_sizes(files: Sequence[LogFile]) -> list[dict[str, Any]]:
+    # Not where they are: the same logs give the same bytes in any folder.
+    return [{"name": file.path.name, "bytes": file.path.stat().st_size} for file in files]
 
 
 def _write(writer: DatasetWriter, rows: EncodedRows, part: _Part) -> None:

@@ -83,9 +83,7 @@ def check_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from:
     Raises:
         ConfigError: It is a run of another config, another dataset or another start.
     """
-    # Parsed, so that a setting that a later version added has its default on both sides.
-    found = read_run_config(run / _CONFIG).to_table()
-    _check_same(settings.to_table(), found, run)
+    check_config(settings, run)
     record = artifacts.read_json(run / "run.json")
     fingerprint, before = record["dataset"]["fingerprint"], record.get("started_from", "")
     if before != started_from:
@@ -103,6 +101,17 @@ def check_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from:
         verified_inputs(run)
     except ArtifactError:
         _write_inputs(dataset, run / "inputs")
+
+
+def check_config(settings: RunConfig, run: Path) -> None:
+    """Check that a run was opened with these settings.
+
+    Raises:
+        ConfigError: It was opened with others.
+    """
+    # Parsed, so that a setting that a later version added has its default on both sides.
+    found = read_run_config(run / _CONFIG).to_table()
+    _check_same(settings.to_table(), found, run)
 
 
 def verified_inputs(run: Path) -> dict[str, str]:
