@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv
 
 
@@ -20,7 +21,48 @@ def test_dataset_with_other_vocabularies_is_refused(
     message = refused("evaluate", "a", "--data", "other")
 
     assert "other: must be encoded with the run's own encoders, got another encoders/" in message
+    assert "Evaluate on the raw log itself, which is then encoded as the run's was." in message
     assert not Path("a", "evaluations").exists()
+
+
+def test_new_log_is_encoded_as_the_runs_was(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    own = tamis_json("evaluate", "a", "--split", "test")["metrics"]["test"]["y"]
+    rows = pa.ipc.open_file("d/splits/test/data.arrow").read_all()["row"].to_pylist()
+    table = pyarrow.csv.read_csv("that.csv")
+    pyarrow.csv.write_csv(table.take(rows), "new.csv")
+
+    found = tamis_json("evaluate", "a", "--data", "new.csv")
+
+    assert found["metrics"]["test"]["y"] == own
+    assert found["dataset"] == "new.csv"
+    assert found["fields"]["user_id"]["rows"] == len(rows)
+    assert [path for path in Path("a").iterdir() if path.name.startswith(".")] == []
+
+    # Labels of one class, and categories that training did not know.
+    strange = table.slice(0, 9).set_column(0, "user_id", [[f"new {k}" for k in range(9)]])
+    pyarrow.csv.write_csv(strange.set_column(3, "y", [[1] * 9]), "strange.csv")
+    found = tamis_json("evaluate", "a", "--data", "strange.csv")
+    assert found["metrics"]["test"]["y"]["rows"] == 9
+    assert found["fields"]["user_id"]["unknown"] == 9
+
+
+def test_log_without_labels_or_of_another_split_is_refused(
+    world: Path, refused: Callable[..., str]
+) -> None:
+    table = pyarrow.csv.read_csv("that.csv")
+    pyarrow.csv.write_csv(table.drop_columns(["y"]), "bare.csv")
+
+    assert "bare.csv: must hold column 'y', got user_id" in refused(
+        "evaluate", "a", "--data", "bare.csv"
+    )
+    assert "split: must be test for a raw log" in refused(
+        "evaluate", "a", "--data", "that.csv", "--split", "valid"
+    )
+    assert "none.csv: must exist, got no such file" in refused(
+        "evaluate", "a", "--data", "none.csv"
+    )
 
 
 def test_dataset_of_other_fields_is_refused(
@@ -30,7 +72,7 @@ def test_dataset_of_other_fields_is_refused(
     pyarrow.csv.write_csv(table, "other.csv")
     tamis_json("ingest", "other.csv", "--label", "y", "--out", "other")
 
-    assert "got other fields or tables. Evaluate on the run's own dataset" in refused(
+    assert "got other fields or tables. Evaluate on the raw log itself" in refused(
         "evaluate", "a", "--data", "other"
     )
 
@@ -48,8 +90,8 @@ def test_file_in_place_of_a_run_or_a_dataset_is_refused(
     world: Path, refused: Callable[..., str]
 ) -> None:
     assert "that.csv: must be a run folder, got a file" in refused("evaluate", "that.csv")
-    assert "that.csv: must be a finished dataset with a manifest.json, got none" in refused(
-        "evaluate", "a", "--data", "that.csv"
+    assert "b: must be a log file or a folder of logs, got a run" in refused(
+        "evaluate", "a", "--data", "b"
     )
 
 

@@ -1,6 +1,7 @@
 """Runs: train a model, evaluate it, predict with it, compare two, report on one."""
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from tamis import artifacts, config
 from tamis.api.datasets import check_log, check_made_of, is_dataset, open_dataset
 from tamis.api.folders import next_folder
 from tamis.data.dataset import Dataset
-from tamis.data.ingest import Source, market_of
-from tamis.data.schema import InputSpec
+from tamis.data.encoders import Encoders
+from tamis.data.ingest import Progress, Source, market_of
+from tamis.data.ingest import ingest as ingest_log
+from tamis.data.schema import InputSpec, load_schema
 from tamis.data.splits import SPLIT_NAMES
 from tamis.errors import ArtifactError, ConfigError, DataError
 
@@ -210,20 +213,62 @@ def default_batch_size(rows: int) -> int:
     return size
 
 
-def evaluate(run: Run | Path | str, data: Dataset | Path | str, *, split: str) -> dict[str, Any]:
-    """Evaluate a run's model on a split of a dataset with the same encoders.
+def evaluate(
+    run: Run | Path | str,
+    data: Dataset | Path | str,
+    *,
+    split: str = "test",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's model on a split of a dataset with the same encoders, or on a raw log.
+
+    Args:
+        run: A finished run.
+        data: A dataset or its folder; or a log with labels, all rows of which are encoded with the
+            run's encoders and are the test split.
+        split: Split of the dataset.
+        progress: Told how far the reading of a log is.
 
     Returns:
-        ``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task.
+        ``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task; of a log
+        also ``fields``, counts of what was met in each.
 
     Raises:
         ArtifactError: The run is unfinished, or run or dataset are damaged.
-        DataError: The dataset was encoded differently.
+        ConfigError: Another split than ``test`` is asked for of a log.
+        DataError: The dataset was encoded differently, or the log cannot be read.
+        SchemaError: The log lacks a column.
         StorageError: The disk is full or the run's folder cannot be written.
     """
+    folder = _finished_run(run)
+    if isinstance(data, Dataset) or artifacts.kind_of(Path(data)):
+        return _evaluate_dataset(folder, data, split=split)
+    if split != "test":
+        raise ConfigError(
+            f"split: must be test for a raw log, all rows of which are evaluated, got {split!r}. "
+            f"Leave it out."
+        )
+    check_log(data)
+    encoders = _run_encoders(folder)
+    with (
+        artifacts.disk_errors(folder),
+        tempfile.TemporaryDirectory(dir=folder, prefix=".evaluated-", suffix=".tmp") as draft,
+    ):
+        logs: Mapping[str, Source] = {"test": data}
+        dataset = ingest_log(
+            logs,
+            Path(draft) / "dataset",
+            schema=encoders.schema,
+            encoders=encoders,
+            progress=progress,
+        )
+        record = _evaluate_dataset(folder, dataset, split=split)
+    return {**record, "fields": dataset.manifest["report"]["fields"]}
+
+
+def _evaluate_dataset(folder: Path, data: Dataset | Path | str, *, split: str) -> dict[str, Any]:
     from tamis.training.evaluate import evaluate_dataset, load_predictor
 
-    folder = _finished_run(run)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
     predictor, spec = load_predictor(folder)
     _check_encoders(folder, spec, dataset)
@@ -374,11 +419,19 @@ def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:
     return found
 
 
+def _run_encoders(folder: Path) -> Encoders:
+    from tamis.training.run_folder import verified_inputs
+
+    verified_inputs(folder)
+    inputs = folder / "inputs"
+    return Encoders.load(inputs / "encoders", load_schema(inputs / "schema.toml"))
+
+
 def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:
     """Refuse a dataset whose ids and numbers mean something else than the run's."""
     from tamis.training.run_folder import verified_inputs
 
-    advice = "Evaluate on the run's own dataset, or predict the raw log."
+    advice = "Evaluate on the raw log itself, which is then encoded as the run's was."
     if spec != dataset.spec:
         raise DataError(
             f"{dataset.path}: must be encoded as the run's dataset was, got other fields or "

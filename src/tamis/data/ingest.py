@@ -57,7 +57,8 @@ def ingest(
         schema: What the columns mean.
         split: How to split; must be None where ``source`` is split already.
         encoders: Encoders that were fitted before, so that a model which was trained with them can
-            go on; their tables must be those of ``schema``. None: fitted on the training rows.
+            go on or be evaluated; their tables must be those of ``schema``. None: fitted on the
+            training rows.
         progress: Told how far it is.
 
     Returns:
@@ -75,13 +76,15 @@ def ingest(
     log.prepare_split()
     fit = EncodersFit(schema) if encoders is None else None
     label_counts = _LabelCounts(schema)
-    for part in log.parts("fit"):
+    learns = fit is not None or not isinstance(source, Mapping) or "train" in source
+    for part in log.parts("fit") if learns else ():
         table = part.table
         training = part.split_of_row == 0
         label_counts.add(read_labels(table, schema, origin=part.origin), training)
         if fit is not None and training.any():
             fit.add(table, origin=part.origin, training=None if training.all() else training)
-    label_counts.check(log.where)
+    if learns:  # rows that are only evaluated need no labels of both classes
+        label_counts.check(log.where)
     if fit is not None:
         encoders = fit.finish()
     assert encoders is not None
