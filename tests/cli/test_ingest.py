@@ -65,6 +65,13 @@ def test_json_of_ingest_holds_split_and_counts(
     assert sum(found["rows"].values()) == found["fields"]["price"]["rows"] == 1200
 
 
+def test_store_that_is_not_there_is_not_made(world: Path, refused: Callable[..., str]) -> None:
+    message = refused("ingest", "sqlite:///nothere.db", "--out", "x")
+
+    assert "nothere.db: must be a store that a server has kept, got no file nothere.db" in message
+    assert not Path("nothere.db").exists()
+
+
 def test_schema_beside_options_that_it_decides_is_refused(
     world: Path, refused: Callable[..., str]
 ) -> None:

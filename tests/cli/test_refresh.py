@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tamis.serving.store import Store
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("none", "--store", "sqlite:///s.db"), "none: must be a finished bundle"),
+        (("none", "--store", "sqlite:///nope.db"), "nope.db: must be a store that a server has"),
         (("none", "--store", "mysql://x"), "got the kind 'mysql'"),
         (("none", "--store", "sqlite:///s.db", "--server", "x"), "server: must be an address"),
         (("none", "--store", "sqlite:///s.db", "--tolerance", "-1"), "tolerance and settle_min"),
@@ -24,6 +27,8 @@ def test_what_cannot_be_refreshed_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Store("sqlite:///s.db").close()
 
     assert message in refused("refresh", *arguments)
     assert not (tmp_path / "none-refresh").exists()
+    assert not (tmp_path / "nope.db").exists()

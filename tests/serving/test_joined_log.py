@@ -140,12 +140,15 @@ def test_more_rows_than_one_part_holds(
     monkeypatch.setattr("tamis.serving.joined_log._ROWS_PER_GROUP", 7)
     store.append(
         [make_served(f"r{k}") for k in range(50)],
-        [make_event(f"e{k}", request_id=f"r{k}") for k in range(50)],
+        [
+            make_event(f"e{k}", kind=("impression", "click")[k % 2], request_id=f"r{k}")
+            for k in range(50)
+        ],
     )
 
     report = write_joined_log(store, market_schema(), tmp_path / "log.parquet")
 
-    assert report.rows == report.implied == 50
+    assert (report.rows, report.implied) == (50, 25)
     file = pq.ParquetFile(tmp_path / "log.parquet")
     assert file.num_row_groups == 8
     assert file.read()["request_id"].to_pylist() == [f"r{k}" for k in range(50)]
@@ -164,6 +167,28 @@ def test_store_without_a_seen_ad_is_refused(
     ):
         write_joined_log(store, market_schema(), tmp_path / "log.parquet")
     assert list(tmp_path.glob("*.parquet*")) == []
+
+
+def test_store_of_clicks_without_impressions_is_refused(
+    store: Store,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    tmp_path: Path,
+) -> None:
+    schema, log = replace(market_schema(), tasks=(Task(name="click"),)), tmp_path / "log.parquet"
+    served = make_served("r")
+    first = served.shown[0].ad
+    store.append([served], [make_event("e", kind="click", ad=first, request_id="r")])
+
+    with pytest.raises(
+        DataError, match=r"must hold impression events, .* no row has click = 0, got none among 1 "
+    ):
+        write_joined_log(store, schema, log)
+    assert list(tmp_path.glob("*.parquet*")) == []
+
+    seen = make_event("f", kind="impression", ad=first, request_id="r")
+    store.append([], [seen])
+    assert write_joined_log(store, schema, log).implied == 0
 
 
 def test_schema_that_no_store_can_fill_is_refused(store: Store, tmp_path: Path) -> None:

@@ -139,7 +139,10 @@ def _ingest_store(
         from tamis.serving.store import Store
 
     api.prepare_process(threads)
-    with contextlib.closing(Store(url)) as store, tempfile.TemporaryDirectory() as folder:
+    with (
+        contextlib.closing(Store(url, must_exist=True)) as store,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         chosen = _schema_of_store(store, schema)
         log = Path(folder) / "store.parquet"
         report = write_joined_log(store, chosen, log)

@@ -68,7 +68,10 @@ def refresh(
         )
         told = Server(server, token=os.environ.get("TAMIS_TOKEN", "")) if server else None
         prepare_process(threads)
-        with contextlib.closing(Store(store)) as opened, current.progress() as bars:
+        with (
+            contextlib.closing(Store(store, must_exist=True)) as opened,
+            current.progress() as bars,
+        ):
             found = _refresh(
                 bundle,
                 opened,

@@ -61,7 +61,7 @@ def write_joined_log(
         window: Which answered requests; of some only their own events are counted.
 
     Raises:
-        DataError: No ad was seen.
+        DataError: No ad was seen, or of the whole store only ads that a user acted on.
         SchemaError: A label is no kind of event, or rows have weights.
         StorageError: The disk is full or the folder cannot be written.
         StoreError: The store cannot be reached.
@@ -90,6 +90,8 @@ def write_joined_log(
                 f"answer."
             )
         writer.close()
+        if window == EVERYTHING:  # of a part they may be missing by chance
+            join.check_impressions(store.url)
     return join.report(store.num_events() if window == EVERYTHING else None)
 
 
@@ -100,6 +102,17 @@ class _Join:
         self._schema, self._columns = schema, Columns(schema)
         self._requests = self._rows = self._not_seen = self._implied = 0
         self._joined_events = self._of_other_ads = 0
+        self._positives = dict.fromkeys((task.name for task in schema.tasks), 0)
+
+    def check_impressions(self, url: str) -> None:
+        """Refuse a log in which a label is always 1, as nobody told of ads without an event."""
+        for name, positives in self._positives.items():
+            if self._implied == self._rows == positives:
+                raise DataError(
+                    f"{url}: must hold impression events, without which no row has {name} = 0, got "
+                    f"none among {self._joined_events:,} events of answered requests. Send an "
+                    f"impression for each ad that a user saw."
+                )
 
     def tables(self, requests: Iterator[JoinedRequest]) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
@@ -147,6 +160,8 @@ class _Join:
         roles, own = self._schema.roles, {} if seen is None else seen.columns
         columns: RawRow = {**request.columns, **shown.columns, **own}
         kinds = {event.kind for event in events}
+        for name in self._positives.keys() & kinds:
+            self._positives[name] += 1
         ids = {roles.user: request.user, roles.item: shown.ad, roles.request: request.request_id}
         return {
             **columns,

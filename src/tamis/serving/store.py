@@ -17,6 +17,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,14 +156,16 @@ class Store:
     default. Errors of the database name neither values nor users.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
         """Open a store, and make its tables where there are none.
 
         Args:
             url: ``sqlite:///file.db``, or ``postgresql://user:password@host/database``.
+            must_exist: Refuse a file that is not there, as whoever reads needs one; else it is
+                made.
 
         Raises:
-            ArtifactError: The store is of another version.
+            ArtifactError: The store is of another version, or its file must exist and does not.
             ConfigError: The URL is none that this store knows.
             StoreError: The database cannot be reached or written, or the file is no database.
         """
@@ -170,6 +173,11 @@ class Store:
         # What stands behind the question mark may be a password too.
         self.url = parsed.set(query={}).render_as_string(hide_password=True)
         self._is_sqlite = parsed.get_backend_name() == "sqlite"
+        if must_exist and self._is_sqlite and not Path(str(parsed.database)).exists():
+            raise ArtifactError(
+                f"{self.url}: must be a store that a server has kept, got no file "
+                f"{parsed.database}. Check the path; four slashes begin an absolute one."
+            )
         # A connection that the server dropped is found out before it is used; a file drops none.
         self._engine = sa.create_engine(
             parsed,
