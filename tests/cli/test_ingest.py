@@ -148,7 +148,11 @@ def test_data_set_of_recbole_is_ingested(
             ("--from", "fuxictr", "--experiment", "x", "--threshold", "1"),
             "takes no --label and no --threshold",
         ),
-        (("--from", "recbole"), "--from recbole: needs one --label and takes no --experiment"),
+        (("--from", "recbole"), "--from recbole: needs one --label, got 0 labels. Name the"),
+        (
+            ("--from", "recbole", "--label", "rating", "--experiment", "x"),
+            "--from recbole: takes no --experiment, which is FuxiCTR's, got 'x'. Leave it out.",
+        ),
         (("--from", "recbole", "--schema", "s.toml"), "--schema: must not be given with --from"),
         (("--from", "recbole", "--schema-only"), "--schema-only: must not be given with --from"),
         (("--experiment", "x"), "--experiment: goes with --from, got none"),

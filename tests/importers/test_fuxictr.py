@@ -134,7 +134,6 @@ def test_data_set_becomes_a_schema(folder: Path) -> None:
     assert [ignored.column for ignored in imported.schema.ignored] == ["pid", "day"]
     assert imported.notes == (
         "hour: preprocess = 'convert_hour' is not carried over.",
-        "attention_dropout = 0 has no counterpart in din.",
         "monitor = {'AUC': 1, 'logloss': -1} became auc.",
     )
     assert set(imported.files) == {"train", "valid", "test"}
@@ -454,6 +453,45 @@ def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: 
     assert "use_residual = False has no counterpart in din." in imported.notes
     assert "feature_specs = ['x'] has no counterpart in din." in imported.notes
     assert "monitor = {'gAUC': 1, 'AUC': 1} became auc." in imported.notes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "dataset_config.yaml",
+            "max_len: 20",
+            "max_len: ten",
+            r"dataset_config\.yaml: column 'click_sequence': max_len: must be a number, got 'ten'",
+        ),
+        (
+            "model_config.yaml",
+            "epochs: 40",
+            "epochs: many",
+            r"model_config\.yaml: DIN_test: epochs: must be a number, got 'many'",
+        ),
+    ],
+)
+def test_wrong_number_names_its_file_and_entry(
+    folder: Path, file: str, old: str, new: str, message: str
+) -> None:
+    text = (folder / file).read_text()
+    (folder / file).write_text(text.replace(old, new))
+
+    with pytest.raises(ConfigError, match=message):
+        fuxictr.read(folder, "DIN_test")
+
+
+def test_dropout_of_din_is_told_only_where_there_is_one(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    assert not any("dropout" in note for note in fuxictr.read(folder, "DIN_test").notes)
+
+    path.write_text(path.read_text().replace("attention_dropout: 0", "attention_dropout: 0.1"))
+
+    assert (
+        "attention_dropout = 0.1 has no counterpart in din."
+        in fuxictr.read(folder, "DIN_test").notes
+    )
 
 
 def test_histories_keep_the_separator_and_say_which_end_they_keep(folder: Path) -> None:

@@ -160,6 +160,13 @@ def test_files_that_are_not_atomic_are_refused(
         recbole.read(folder, label="rating", threshold=None, out=tmp_path / "out")
 
 
+def test_file_in_place_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    file = next(folder.glob("*.inter"))
+
+    with pytest.raises(DataError, match=r"inter: must be the folder .* got a file\. Name "):
+        recbole.read(file, label="rating", threshold=4, out=tmp_path / "log")
+
+
 def test_folder_without_interactions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
 

@@ -211,10 +211,15 @@ def _ingest_imported(
         if imported.recipe is not None:  # before the work, not after it
             api.check_recipe(imported.recipe)
     else:
-        if len(label) != 1 or experiment is not None:
+        if experiment is not None:
             raise ConfigError(
-                f"--from recbole: needs one --label and takes no --experiment, got "
-                f"{len(label)} labels."
+                f"--from recbole: takes no --experiment, which is FuxiCTR's, got {experiment!r}. "
+                f"Leave it out."
+            )
+        if len(label) != 1:
+            raise ConfigError(
+                f"--from recbole: needs one --label, got {len(label)} labels. Name the column of "
+                f"the interactions that is predicted."
             )
         logs = out.with_name(f"{out.name}-log")
         imported = api.import_recbole(source[0], label=label[0], threshold=threshold, out=logs)

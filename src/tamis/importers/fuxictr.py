@@ -4,6 +4,7 @@ Meanings are those of FuxiCTR 2.3. Whatever has no counterpart here becomes a no
 setting that the file leaves to FuxiCTR's default where tamis has another.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -128,6 +129,7 @@ _ELSEWHERE = {
 }
 # What other keys must be to change nothing: it is how tamis computes.
 _AS_HERE: dict[str, Any] = {
+    "attention_dropout": 0,
     "use_residual": True,
     "use_position_emb": True,
     "use_pos_emb": True,
@@ -171,11 +173,13 @@ def read(folder: Path, experiment: str) -> Imported:
         ConfigError: A file or an entry is missing or of another shape, or the experiment needs what
             tamis has not.
     """
-    datasets = _yaml(folder / "dataset_config.yaml")
+    of_datasets, of_models = folder / "dataset_config.yaml", folder / "model_config.yaml"
+    datasets = _yaml(of_datasets)
     if experiment in datasets:
-        files, schema, notes = _dataset(folder, experiment, datasets[experiment], model={})
+        with _blamed_on(of_datasets):
+            files, schema, notes = _dataset(folder, experiment, datasets[experiment], model={})
         return Imported(files=files, schema=schema, notes=tuple(notes))
-    models = _yaml(folder / "model_config.yaml")
+    models = _yaml(of_models)
     if experiment not in models:
         raise ConfigError(
             f"{folder}: must hold the experiment, got {experiment!r}. It holds "
@@ -186,12 +190,23 @@ def read(folder: Path, experiment: str) -> Imported:
     name = model.get("dataset_id")
     if not isinstance(name, str) or name not in datasets:
         raise ConfigError(
-            f"{folder / 'dataset_config.yaml'}: must hold the data set {name!r} of experiment "
+            f"{of_datasets}: must hold the data set {name!r} of experiment "
             f"{experiment!r}, got {', '.join(datasets)}."
         )
-    files, schema, notes = _dataset(folder, name, datasets[name], model=model)
-    recipe = _recipe(model, notes)
+    with _blamed_on(of_datasets):
+        files, schema, notes = _dataset(folder, name, datasets[name], model=model)
+    with _blamed_on(of_models, experiment):
+        recipe = _recipe(model, notes)
     return Imported(files=files, schema=schema, recipe=recipe, notes=tuple(notes))
+
+
+@contextlib.contextmanager
+def _blamed_on(*where: Path | str) -> Iterator[None]:
+    """Put the file, and perhaps an entry of it, before what is wrong in it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{': '.join(map(str, where))}: {error}") from error
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def _number(table: Mapping[str, Any], key: str, default: float) -> float:
     try:
         return float(default if value is None else value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{key}: must be a number, got {value!r}.") from None
+        raise ConfigError(f"{key}: must be a number, got {value!r}. Mend it.") from None
 
 
 def _dataset(
@@ -257,7 +272,8 @@ def _dataset(
         elif wanted and column["name"] not in wanted:
             ignored.append(Ignored(column=column["name"], reason="not among use_features"))
         else:
-            fields.append(_field(column, table, source, groups, notes))
+            with _blamed_on(f"column {column['name']!r}"):
+                fields.append(_field(column, table, source, groups, notes))
     user = _user(meta, model, notes)
     read = {field.source for field in fields}
     ignored += [
@@ -389,7 +405,7 @@ def _field(
         )
     if kind != "categorical":
         raise ConfigError(
-            f"{name}: type must be categorical, numeric, sequence or meta, got {kind!r}."
+            f"type: must be categorical, numeric, sequence or meta, got {kind!r}. Mend it."
         )
     return Field(kind="categorical", **common)
 

@@ -38,6 +38,11 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
     Raises:
         DataError: A file is missing or not atomic, or the label has no meaning.
     """
+    if folder.is_file():
+        raise DataError(
+            f"{folder}: must be the folder that holds the files of the data set, got a file. Name "
+            f"{folder.parent}."
+        )
     name = folder.resolve().name
     files = {split: folder / f"{name}.{split}.inter" for split in SPLITS}
     there = [split for split, path in files.items() if path.exists()]
