@@ -85,6 +85,25 @@ def test_matrix_has_room_for_long_names_beside_a_single_column() -> None:
     assert all(name in figure for name in ("level 1", "3.6"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_script_and_length_are_drawn_without_a_warning() -> None:
+    short, long = "ユーザー", "a_column_" * 30
+    names = [short, long, "列" * 90]
+    panel = figures.Panel(xlabel="share", values=[0.1, 0.2, 0.3], labels=["", "", ""])
+
+    for svg in (
+        figures.bars(names, [0.1, 0.2, 0.3], title=short, xlabel="NE"),
+        figures.matrix(names, names, [[0.1] * 3] * 3, title=short),
+        figures.matrix(names, names * 2, [[0.1] * 6] * 3, title=short),
+        figures.bar_panels(names, [panel, panel], title=short),
+    ):
+        words = [node.text for node in ElementTree.fromstring(svg).iter() if node.text]
+        assert short in words
+        assert f"{long[:39]}…" in words
+        assert f"{'列' * 19}…" in words
+        assert long not in words
+
+
 def test_intervals_stand_at_their_positions_beside_zero() -> None:
     def ends(lower: float, upper: float) -> list[tuple[float, float]]:
         """Where the bar of a figure begins and ends, in the figure's own units."""

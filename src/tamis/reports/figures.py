@@ -3,6 +3,8 @@
 import html
 import io
 import math
+import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ _STYLE: Any = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+
+_LONGEST_NAME = 40
+"""Letters of a name beside an axis; what is longer would take the room of the figure itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +142,7 @@ def intervals(
 
 def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: str) -> str:
     """Horizontal bars, the first name on top, each with its value."""
+    names = [_shortened(name) for name in names]
     with _axes(width=6.4, height=0.9 + 0.24 * len(names)) as (figure, axes):
         positions = range(len(names))
         axes.barh(list(positions), values, color=_SERIES[0], height=0.62)
@@ -163,11 +169,14 @@ def matrix(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], *, title: str
 ) -> str:
     """A matrix as squares, the larger in magnitude the darker, each with its value."""
+    rows, columns = [_shortened(name) for name in rows], [_shortened(name) for name in columns]
     size = max((abs(value) for row in values for value in row), default=0.0) or 1.0
     # Room for the longest name of a row beside the squares, at 0.07 inches a letter.
-    names = max(1.6, 0.6 + 0.07 * max(map(len, rows), default=0))
+    names = max(1.6, 0.6 + 0.07 * max(map(_letters, rows), default=0))
     width = max(3.2, names + 0.72 * len(columns))
-    with _axes(width=width, height=0.9 + 0.42 * len(rows)) as (figure, axes):
+    # Turned names of columns stand below the squares, at half their length.
+    below = 0.035 * max(map(_letters, columns), default=0) if len(columns) > 4 else 0.0
+    with _axes(width=width, height=0.9 + 0.42 * len(rows) + below) as (figure, axes):
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 # The series colour, let through by the magnitude; readable in light and dark.
@@ -202,6 +211,7 @@ class Panel:
 
 def bar_panels(names: Sequence[str], panels: Sequence[Panel], *, title: str) -> str:
     """Horizontal bars of the same names in two panels or more, the first name on top."""
+    names = [_shortened(name) for name in names]
     width, height = 2.4 + 2.1 * len(panels), 1.1 + 0.34 * len(names)
     with _axes(width=width, height=height, columns=len(panels)) as (figure, columns):
         for color, axes, panel in zip(_SERIES, columns, panels, strict=False):
@@ -244,6 +254,19 @@ def _draw_bars(axes: Any, panel: Panel, color: str) -> None:  # noqa: ANN401  (m
         axes.set_xticks([0.0, 0.5, 1.0], ["0%", "50%", "100%"])
 
 
+def _letters(name: str) -> int:
+    """Width of a name in Latin letters; those of Chinese, Japanese and Korean are twice as wide."""
+    return len(name) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in name)
+
+
+def _shortened(name: str) -> str:
+    if _letters(name) <= _LONGEST_NAME:
+        return name
+    while _letters(name) >= _LONGEST_NAME:
+        name = name[:-1]
+    return f"{name}…"
+
+
 def _square(x: float, y: float, *, alpha: float) -> Any:  # noqa: ANN401  (matplotlib is untyped)
     from matplotlib.patches import Rectangle
 
@@ -263,7 +286,10 @@ def _axes(*, width: float, height: float, columns: int = 1) -> Iterator[tuple[An
 
 def _svg(figure: Any, title: str) -> str:  # noqa: ANN401  (matplotlib is untyped)
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Text stays text, and whoever shows the page has fonts of their own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     for color, variable in _VARIABLES.items():
