@@ -1,5 +1,6 @@
 """Wrong usage, with and without ``--json``."""
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 
@@ -48,3 +49,11 @@ def test_wrong_usage_without_json_leaves_standard_output_alone(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Missing argument" in result.stderr
+
+
+def test_version_is_printed(tamis: Callable[..., Result]) -> None:
+    result = tamis("--version")
+
+    assert result.exit_code == 0
+    assert result.stdout == f"tamis {importlib.metadata.version('tamis')}\n"
+    assert "--version" in tamis("--help").stdout

@@ -1,7 +1,8 @@
 """The ``tamis`` command: its verbs and nothing else."""
 
+import importlib.metadata
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -65,6 +66,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"tamis {importlib.metadata.version('tamis')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    del version  # its callback has printed it
+
+
 for _verb in (
     quickstart,
     simulate,
