@@ -73,7 +73,7 @@ def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, A
 @pytest.mark.usefixtures("bundles")
 def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result]) -> None:
     result = tamis(
-        "ab-test", "popular", "popular", *_MARKET, "--first-day", "11", "--days", "1",
+        "ab-test", "popular", "popular", *_MARKET, "--first-day", "12", "--days", "1",
         "--judge-every", "1000", "--out", "here",
     )  # fmt: skip
 
@@ -93,6 +93,11 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
         (("popular", "other", *_MARKET, "--first-day", "12"), "must weigh total value alike"),
         (("popular", "ranked", *_MARKET, "--first-day", "14"), "must be some of the market's 14"),
         (("quality", "quality", *_MARKET, "--first-day", "12"), "got 'worth'"),
+        (
+            ("popular", "ranked", *_MARKET, "--first-day", "5"),
+            "first_day: must come after the days that popular was trained on, the last of which is "
+            "day 11, got 5. Begin on day 12 or later.",
+        ),
         (
             ("popular", "ranked", "--rows", "6000", "--seed", "5", "--first-day", "1"),
             "must be those of the market of 6,000 rows and seed 5",

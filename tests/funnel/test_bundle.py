@@ -97,18 +97,20 @@ def test_online_features_are_published_and_checked(blueprint: Blueprint, tmp_pat
         write_bundle(tmp_path / "refused", replace(blueprint, online=unknown))
 
 
-def test_bundle_that_says_nothing_of_online_features_has_none(
+def test_bundle_of_an_earlier_version_says_less(
     blueprint: Blueprint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json = artifacts.write_json
 
     def without(path: Path, record: dict) -> None:
-        write_json(path, {name: item for name, item in record.items() if name != "online"})
+        later = ("online", "trained_until")
+        write_json(path, {name: item for name, item in record.items() if name not in later})
 
     monkeypatch.setattr(artifacts, "write_json", without)
     write_bundle(tmp_path / "older", blueprint)
 
-    assert read_bundle(tmp_path / "older").blueprint.online == OnlineFeatures()
+    found = read_bundle(tmp_path / "older").blueprint
+    assert (found.online, found.trained_until) == (OnlineFeatures(), None)
 
 
 def test_release_names_the_contents(published: Path, blueprint: Blueprint, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tamis.data.loader import Loader
 from tamis.data.market.schema import market_schema
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
 from tamis.evaluation.calibrators import IsotonicCalibrator
-from tamis.funnel.bundle import read_bundle
+from tamis.funnel.bundle import read_bundle, write_bundle
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan, ReadsPart
 from tamis.funnel.ranker import RankerStage
@@ -240,3 +240,13 @@ def test_publication_is_what_stands_on_disk(market_world: Path, tmp_path: Path) 
     found = read_bundle(made.path)
     assert found.release == made.release
     assert len(found.blueprint.inventory) == len(made.blueprint.inventory)
+
+
+def test_bundle_says_until_when_its_stages_were_trained(market_world: Path, tmp_path: Path) -> None:
+    times = Dataset.open(market_world / "data").split("train").role("time")
+    assert times is not None
+    made = make_blueprint(_recipe(market_world))
+    write_bundle(tmp_path / "bundle", made)
+
+    assert made.trained_until == times.max()
+    assert read_bundle(tmp_path / "bundle").blueprint.trained_until == times.max()

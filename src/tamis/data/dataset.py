@@ -305,6 +305,11 @@ class Dataset:
         """Folder of the fitted encoders."""
         return self.path / "encoders"
 
+    def trained_until(self) -> int | None:
+        """Time of the last training row, microseconds since 1970 UTC; None where rows have none."""
+        times = self.split("train").role("time") if "train" in self.split_names else None
+        return None if times is None else int(times.max())
+
     def split(self, name: str) -> "Split":
         """A split by name.
 

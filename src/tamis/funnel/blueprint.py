@@ -68,6 +68,9 @@ class Blueprint:
     """Least price of a billed event, money. At least 0."""
     online: OnlineFeatures = field(default_factory=OnlineFeatures)
     """Fields that a server makes from events."""
+    trained_until: int | None = None
+    """Time of the last row that a stage was trained on, microseconds since 1970 UTC; None: not
+    known."""
 
     def of_ads(self, inventory: Inventory) -> "Blueprint":
         """The same models around other ads, or around the same with other features.

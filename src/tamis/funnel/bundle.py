@@ -100,9 +100,11 @@ def read_bundle(path: Path) -> Bundle:
         )
         weights = config.from_table(ValueWeights, record["value"], where="value")
         reserve = float(record["reserve"])
-        # Bundles published before there were any do not say so.
+        # Bundles published before there were any do not say so; nor until when they learnt.
         online = config.from_table(OnlineFeatures, record.get("online", {}), where="online")
-    except (ConfigError, KeyError, TypeError) as error:
+        until = record.get("trained_until")
+        trained_until = None if until is None else int(until)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path / _FUNNEL}: must describe stages that this tamis knows, got {error}. Read it "
             f"with the tamis that published it, or publish anew."
@@ -114,6 +116,7 @@ def read_bundle(path: Path) -> Bundle:
         stages=stages,
         reserve=reserve,
         online=online,
+        trained_until=trained_until,
     )
     return Bundle(release=release, blueprint=blueprint)
 
@@ -182,6 +185,7 @@ def _write_parts(draft: Path, blueprint: Blueprint) -> list[str]:
         "reserve": blueprint.reserve,
         "value": config.to_table(blueprint.weights),
         "online": config.to_table(blueprint.online),
+        "trained_until": blueprint.trained_until,
     }
     artifacts.write_json(draft / _FUNNEL / "funnel.json", record)
     schema = blueprint.encoders.schema

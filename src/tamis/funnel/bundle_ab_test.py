@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tamis.data.market import LiveMarket, LoggingPolicy
+from tamis.data.market.tables import HOUR_MICROS, START_MICROS
 from tamis.errors import ConfigError
 from tamis.funnel.ab_test import SplitByUser, run_ab_test, smallest_differences
 from tamis.funnel.bundle import read_bundle
@@ -53,8 +54,9 @@ def ab_test_bundles(
 
     Raises:
         ArtifactError: A folder is no bundle, or it is damaged.
-        ConfigError: A number is out of its range, the funnels weigh total value differently, or
-            they weigh what no simulated user does.
+        ConfigError: A number is out of its range, a funnel was trained on a day of the test or
+            later, the funnels weigh total value differently, or they weigh what no simulated user
+            does. Bundles of earlier versions do not say until when they were trained.
         DataError: A bundle's ads are of another market, the market has not so many days, or an arm
             has no impression.
         SchemaError: A bundle reads fields that the market does not show.
@@ -72,6 +74,8 @@ def ab_test_bundles(
         arm: bundle_policy(bundle.blueprint, market, judge_every=judge_every)
         for arm, bundle in bundles.items()
     }
+    for path, bundle in zip((control, treatment), bundles.values(), strict=True):
+        _check_learnt_before(path, bundle.blueprint.trained_until, first_day)
 
     warm_up, of_control, of_treatment = (
         telling(policy, progress, hours=24 * last_day)
@@ -108,6 +112,18 @@ def ab_test_bundles(
         "smallest": smallest,
         **test.to_json(seed=seed),
     }
+
+
+def _check_learnt_before(path: Path, trained_until: int | None, first_day: int) -> None:
+    """Refuse a funnel that has learnt from days that it would be judged on."""
+    if trained_until is None:
+        return
+    last = (trained_until - START_MICROS) // (24 * HOUR_MICROS)
+    if last >= first_day:
+        raise ConfigError(
+            f"first_day: must come after the days that {path} was trained on, the last of which is "
+            f"day {last}, got {first_day}. Begin on day {last + 1} or later."
+        )
 
 
 def _shared_weights(control: ValueWeights, treatment: ValueWeights) -> ValueWeights:

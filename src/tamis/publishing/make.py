@@ -1,5 +1,6 @@
 """From a recipe and finished runs to a blueprint, from which a funnel is built or published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,19 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
         stages=stages,
         reserve=recipe.reserve,
         online=recipe.online,
+        trained_until=_trained_until(dataset, runs),
     )
+
+
+def _trained_until(dataset: Dataset, runs: Sequence[Path]) -> int | None:
+    """Last time of the training rows of the funnel's dataset and of the stages', if still there."""
+    datasets = [dataset]
+    for run in runs:
+        path = _dataset_of(run)
+        if path != dataset.path.resolve() and artifacts.kind_of(path) == "dataset":
+            datasets.append(Dataset.open(path))
+    times = [until for item in datasets if (until := item.trained_until()) is not None]
+    return max(times, default=None)
 
 
 def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:

@@ -108,6 +108,7 @@ def learn(
         TamisError: A training was interrupted, or its loss is no finite number.
     """
     stages, losses = {stage.budget.name: stage for stage in base.stages}, []
+    times = {base.trained_until}
     order = [stage for stage in base.stages if isinstance(stage.plan, RankerPlan)]
     order += [stage for stage in base.stages if isinstance(stage.plan, EarlyStagePlan)]
     for stage in order:
@@ -123,8 +124,14 @@ def learn(
             raise TamisError(f"{run}: stopped with a checkpoint; give the command again to go on.")
         new = _plan(plan, run, dataset, base.inventory, say)
         losses += _compared(name, plan, new, dataset, base.inventory)
+        times.add(dataset.trained_until())
         stages[name] = replace(stage, plan=new)
-    return Learnt(blueprint=replace(base, stages=tuple(stages.values())), losses=tuple(losses))
+    learnt = replace(
+        base,
+        stages=tuple(stages.values()),
+        trained_until=max((time for time in times if time is not None), default=None),
+    )
+    return Learnt(blueprint=learnt, losses=tuple(losses))
 
 
 def _dataset(now: Blueprint, name: str, plan: Trainable, lesson: Lesson) -> Dataset:
