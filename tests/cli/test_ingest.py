@@ -1,5 +1,6 @@
 """``tamis ingest``: what it says about an inferred schema, and what it refuses."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 from typer.testing import Result
+
+from tamis.data.market.schema import market_schema
+from tamis.serving.records import Event, ServedRequest, ShownAd
+from tamis.serving.store import Store
+
+_JANUARY = 1_704_067_200_000_000
 
 
 @pytest.fixture
@@ -70,6 +77,28 @@ def test_store_that_is_not_there_is_not_made(world: Path, refused: Callable[...,
 
     assert "nothere.db: must be a store that a server has kept, got no file nothere.db" in message
     assert not Path("nothere.db").exists()
+
+
+def test_what_is_wrong_with_a_store_names_the_store(
+    world: Path, refused: Callable[..., str]
+) -> None:
+    Path("schema.toml").write_text(market_schema().to_toml())
+    served = ServedRequest(
+        request_id="r", user="u", time_micros=_JANUARY, release="f" * 64, columns={},
+        shown=(ShownAd(ad="7", columns={}),),
+    )  # fmt: skip
+    seen = Event(
+        event_id="e", kind="impression", ad="7", user="u", request_id="r", time_micros=_JANUARY
+    )
+    with contextlib.closing(Store("sqlite:///s.db")) as store:
+        store.append([served], [seen])
+
+    message = refused(
+        "ingest", "sqlite:///s.db", "--schema", "schema.toml", "--split", "ratio", "--out", "x"
+    )
+
+    assert "sqlite:///s.db" in message
+    assert "store.parquet" not in message
 
 
 def test_schema_beside_options_that_it_decides_is_refused(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tamis.cli.console import Debug, Json, Session, Threads, print_table, session
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tamis.data.dataset import Dataset
@@ -146,14 +146,18 @@ def _ingest_store(
         chosen = _schema_of_store(store, schema)
         log = Path(folder) / "store.parquet"
         report = write_joined_log(store, chosen, log)
-        with ingest_progress(current) as progress:
-            dataset = api.ingest(
-                log,
-                out,
-                schema=chosen,
-                split=api.split_config(split[0], valid=split[1], test=split[2]),
-                progress=progress,
-            )
+        try:
+            with ingest_progress(current) as progress:
+                dataset = api.ingest(
+                    log,
+                    out,
+                    schema=chosen,
+                    split=api.split_config(split[0], valid=split[1], test=split[2]),
+                    progress=progress,
+                )
+        except DataError as error:
+            # The log of the store is gone when this is read.
+            raise DataError(str(error).replace(str(log), store.url)) from error
     current.say(
         f"joined: {report.rows:,} ads that were seen in {report.requests:,} answers "
         f"({report.implied:,} without an impression); {report.not_seen:,} were not seen"
