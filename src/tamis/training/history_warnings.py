@@ -24,7 +24,7 @@ def history_warnings(name: str, model: nn.Module) -> list[str]:
     unmatched = sorted({group for reader in readers for group in reader.unmatched})
     return [
         f"warning: {name} compares histories with the candidate, but no field shares a table with "
-        f"sequence {group!r}, so that it cannot tell one candidate from another. Set shares in the "
+        f"sequence {group!r}, which it then reads alike for every candidate. Set shares in the "
         f"schema to the categorical field whose values its events are (such as the item's id), and "
         f"ingest anew"
         for group in unmatched
