@@ -81,7 +81,7 @@ def test_ingest_writes_a_schema_for_editing_and_reads_it_back(clicks: Path) -> N
     _tamis("ingest", "that.csv", "--label", "y", "--schema-only", "--out", "schema.toml")
     text = Path("schema.toml").read_text()
     Path("schema.toml").write_text(
-        text.replace('name = "user_id"', 'name = "user_id", min_count = 3')
+        text.replace('name = "user_id"', 'name = "user_id"\nmin_count = 3')
     )
 
     result = _json(_tamis("ingest", "that.csv", "--schema", "schema.toml", "--out", "d", "--json"))
