@@ -108,6 +108,18 @@ def test_history_of_more_than_the_sample_shows_shares_by_its_name(infer: Infer) 
     assert fields["past"].shares == ""
 
 
+def test_histories_of_a_large_catalogue_share_and_are_sequences_in_text(infer: Infer) -> None:
+    generator = np.random.default_rng(5)
+    item = generator.integers(0, 9 * COUNT, COUNT)
+    drawn = generator.integers(0, 9 * COUNT, (COUNT, 45)).tolist()
+    fields = infer(item_id=item, items_seen=["|".join(map(str, row)) for row in drawn])
+
+    assert fields["items_seen"].shares == "item_id"
+    assert fields["items_seen"].reason.endswith(
+        "of its events are values of 'item_id', named alike"
+    )
+
+
 @pytest.mark.parametrize("holds_own", [True, False], ids=["own value", "same for each item"])
 def test_tags_of_the_item_are_no_history_of_the_user(infer: Infer, holds_own: bool) -> None:
     shops = [[f"s{(k % ITEMS + 1) % 7}"] * (k % ITEMS % 3) for k in range(COUNT)]

@@ -18,7 +18,7 @@ from tamis.data.hashing import hash_integers
 from tamis.data.schema import Field, Roles
 
 _NEARLY_ALL = 0.95
-# Events of a sequence that is named like the field: histories tell of more than the sample shows.
+# Where a sequence is named like the field: histories tell of more than the sample shows.
 _NAMED = 0.5
 # Small whole numbers of any two columns overlap by chance; so many of them do not.
 _LEAST_NUMBERS = 10
@@ -47,7 +47,8 @@ class _History:
 def link_histories(table: pa.Table, fields: Sequence[Field], roles: Roles) -> list[Field]:
     """Fields with ``shares``, ``group`` and ``side`` of sequences as far as the sample shows them.
 
-    A sequence shares the table of the categorical field whose values nearly all of its events are.
+    A sequence shares the table of the categorical field whose values nearly all of its events are,
+    or half of them where both are named alike.
     It is one of the user, unless its events describe the row's own item. Sequences that are equally
     long in every row are columns of the same events.
 
@@ -87,7 +88,8 @@ def _with_owner(
             continue
         named = bool(_words(history.field.name) & _words(name))
         share, cover = _overlap(history.categories, owner)
-        if share < (_NAMED if named else _NEARLY_ALL):
+        # Of a large catalogue a sample shows few items, and its histories show most of these.
+        if max(share, cover) < _NAMED if named else share < _NEARLY_ALL:
             continue
         by_chance = cover < 0.5 or len(history.categories.values) < _LEAST_NUMBERS
         if _are_numbers(owner.values) and by_chance and not named:
@@ -97,8 +99,9 @@ def _with_owner(
             best = (rank, name, share)
     if best is None:
         return history
-    _, name, share = best
-    reason = f"{history.field.reason}; {share:.0%} of its events are values of {name!r}"
+    (named, _, _), name, share = best
+    alike = ", named alike" if named else ""
+    reason = f"{history.field.reason}; {share:.0%} of its events are values of {name!r}{alike}"
     field = replace(history.field, shares=name, reason=reason)
     if not _is_of_the_row(history, owners[name], owners.get(roles.item)):
         field = replace(field, side="user")

@@ -16,6 +16,7 @@ _NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 # Numbers as people write them: $12.50, 1,234.5, 12,5 and 30 %.
 _WRITTEN_NUMBER = r"^\s*[+-]?[$€£¥]?\s*\d+(?:[.,]\d{3})*(?:[.,]\d+)?\s*[$€£¥%]?\s*$"
 _DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
+_ID_LIKE = r"^[\w.:-]*$"
 
 
 def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
@@ -103,6 +104,8 @@ def _parts(column: pa.Array) -> tuple[str, int] | None:
             continue
         parts = split_items(texts, separator).flatten()
         words = int(pc.count_distinct(parts).as_py())
-        if bracketed or (words <= 2 * distinct and words < 0.5 * len(parts)):
+        # Many different parts are those of prose, or ids of a large catalogue.
+        are_few = words <= 2 * distinct or share_of(parts, _ID_LIKE) >= _NEARLY_ALL
+        if bracketed or (are_few and words < 0.5 * len(parts)):
             return separator, words
     return None
