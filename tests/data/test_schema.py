@@ -121,9 +121,22 @@ def test_short_schema_is_written_so_that_fields_and_tasks_can_be_appended(tmp_pa
     schema = replace(_schema(Task(name="click")), ignored=(Ignored(column="row"),))
     path = tmp_path / "schema.toml"
     more = '\n[[fields]]\nname = "price"\nkind = "numeric"\n\n[[ignored]]\ncolumn = "day"\n'
-    path.write_text(schema.to_toml() + more)
+    path.write_text(schema.to_editable_toml() + more)
 
     read = load_schema(path)
 
     assert [field.name for field in read.fields] == ["ad", "price"]
     assert [item.column for item in read.ignored] == ["row", "day"]
+
+
+def test_text_in_datasets_keeps_its_layout_and_says_what_the_editable_one_says(
+    tmp_path: Path,
+) -> None:
+    # Fingerprints of datasets hold its bytes, and rows of results those fingerprints.
+    schema = replace(_schema(Task(name="click")), ignored=(Ignored(column="row"),))
+    kept, edited = tmp_path / "kept.toml", tmp_path / "edited.toml"
+    kept.write_text(schema.to_toml())
+    edited.write_text(schema.to_editable_toml())
+
+    assert 'tasks = [\n    { name = "click", kind = "binary" },\n]' in kept.read_text()
+    assert load_schema(kept) == load_schema(edited) == schema

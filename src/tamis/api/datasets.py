@@ -65,7 +65,7 @@ def write_schema(schema: Schema, out: Path) -> Path:
             f"such as {out.with_suffix('.toml')}."
         )
     path = out / "schema.toml" if out.suffix != ".toml" or out.is_dir() else out
-    artifacts.write_text(path, schema.to_toml())
+    artifacts.write_text(path, schema.to_editable_toml())
     return path
 
 

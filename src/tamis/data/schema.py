@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
+
 from tamis import config
 from tamis.errors import ConfigError, SchemaError
 
@@ -245,7 +247,19 @@ class Schema:
         return {name: tuple(members) for name, members in groups.items()}
 
     def to_toml(self) -> str:
-        """The text of ``schema.toml``; defaults are left out so that it stays readable."""
+        """The text that datasets, runs and bundles keep.
+
+        Its bytes are part of a dataset's fingerprint, by which rows of results are known: its
+        layout must stay. :meth:`to_editable_toml` says the same for a person.
+        """
+        return tomli_w.dumps(self._table())
+
+    def to_editable_toml(self) -> str:
+        """The text of a ``schema.toml`` that a person goes on with: each list in sections."""
+        return config.write_toml(self._table())
+
+    def _table(self) -> dict[str, Any]:
+        """The schema as a table; defaults are left out so that it stays readable."""
         table = config.to_table(self)
         default = config.to_table(Field(name="x", kind="numeric"))
         table["fields"] = [
@@ -255,7 +269,7 @@ class Schema:
         table["roles"] = {k: v for k, v in table["roles"].items() if v}
         table["tasks"] = [{k: v for k, v in task.items() if v} for task in table["tasks"]]
         order = ("version", "roles", "tasks", "fields", "ignored")
-        return config.write_toml({key: table[key] for key in order if table[key]})
+        return {key: table[key] for key in order if table[key]}
 
 
 def load_schema(path: Path) -> Schema:
