@@ -13,10 +13,9 @@ from tamis import artifacts, config
 from tamis.api.datasets import check_log, check_made_of, is_dataset, open_dataset
 from tamis.api.folders import next_folder
 from tamis.data.dataset import Dataset
-from tamis.data.encoders import Encoders
 from tamis.data.ingest import Progress, Source, market_of
 from tamis.data.ingest import ingest as ingest_log
-from tamis.data.schema import InputSpec, load_schema
+from tamis.data.schema import InputSpec
 from tamis.data.splits import SPLIT_NAMES
 from tamis.errors import ArtifactError, ConfigError, DataError
 
@@ -248,8 +247,11 @@ def evaluate(
             f"split: must be test for a raw log, all rows of which are evaluated, got {split!r}. "
             f"Leave it out."
         )
+    from tamis.training.run_folder import run_encoders, verified_inputs
+
     check_log(data)
-    encoders = _run_encoders(folder)
+    verified_inputs(folder)
+    encoders = run_encoders(folder)
     with (
         artifacts.disk_errors(folder),
         tempfile.TemporaryDirectory(dir=folder, prefix=".evaluated-", suffix=".tmp") as draft,
@@ -417,14 +419,6 @@ def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:
         )
     found: Mapping[str, Any] = members[member]
     return found
-
-
-def _run_encoders(folder: Path) -> Encoders:
-    from tamis.training.run_folder import verified_inputs
-
-    verified_inputs(folder)
-    inputs = folder / "inputs"
-    return Encoders.load(inputs / "encoders", load_schema(inputs / "schema.toml"))
 
 
 def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:

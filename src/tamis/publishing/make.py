@@ -11,7 +11,6 @@ from tamis import artifacts
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
-from tamis.data.schema import load_schema
 from tamis.errors import DataError
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
@@ -38,7 +37,7 @@ from tamis.publishing.calibrate import fit_calibration
 from tamis.publishing.recipe import FunnelRecipe, StageRecipe, read_recipe
 from tamis.training.cost import count_call_flops
 from tamis.training.predict import load_trained
-from tamis.training.run_folder import check_finished, verified_inputs
+from tamis.training.run_folder import check_finished, run_encoders, verified_inputs
 
 _CANDIDATES = 1000
 """Candidates over which the cost of the request's part of an early stage is shared."""
@@ -156,7 +155,7 @@ def _given(stage: StageRecipe, *names: str) -> dict[str, Any]:
 def _encoders_of(run: Path, funnels: Encoders, name: str) -> Encoders | None:
     """What a run was trained with; None where the funnel's own encoders do the same."""
     verified_inputs(run)
-    own = Encoders.load(run / "inputs" / "encoders", load_schema(run / "inputs" / "schema.toml"))
+    own = run_encoders(run)
     selection = InputSelection(funnels, own, where=f"stage {name!r}, {run}")
     return None if selection.changes_nothing else own
 

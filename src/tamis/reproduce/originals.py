@@ -200,10 +200,8 @@ def _table_3() -> tuple[ResultTable, ...]:
             tasks=(task,),
             comparisons=beats("interformer", tuple(_PAPER[name]), metric="auc"),
             published=(
-                *_figures(
-                    _PAPER[name], f"InterFormer, table 3, epochs chosen on the test split{by}"
-                ),
-                *_figures(_BARS[name], f"BARS, 1 run, epochs chosen on the test split{by}"),
+                *_figures(_PAPER[name], f"InterFormer, table 3, {_EPOCHS}{by}"),
+                *_figures(_BARS[name], f"BARS, 1 run, {_EPOCHS}{by}"),
             ),
         )
         for name, dataset, task, by in _SEQUENCES

@@ -11,15 +11,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.encoders import Encoders
 from tamis.data.ingest import Source, encode_log
 from tamis.data.loader import batches_of_rows
 from tamis.data.readers import LogFile, discover
-from tamis.data.schema import load_schema
 from tamis.data.vocabulary import FieldCounts
 from tamis.errors import ConfigError, DataError
 from tamis.training.evaluate import load_predictor
 from tamis.training.predict import predict
+from tamis.training.run_folder import run_encoders
 
 _ENDINGS = (".parquet", ".pq", ".csv")
 
@@ -52,8 +51,7 @@ def predict_log(run: Path, source: Source, out: Path | None) -> Prediction:
     if out is not None:
         _check_out(out, files)
     predictor, spec = load_predictor(run)
-    schema = load_schema(run / "inputs" / "schema.toml")
-    encoders = Encoders.load(run / "inputs" / "encoders", schema)
+    encoders = run_encoders(run)
     parts, rows_seen = [], []
     for rows in encode_log(source, encoders):
         if not rows.num_rows:

@@ -10,6 +10,8 @@ import torch
 
 from tamis import artifacts, config
 from tamis.data.dataset import Dataset
+from tamis.data.encoders import Encoders
+from tamis.data.schema import load_schema
 from tamis.errors import ArtifactError, ConfigError
 from tamis.training import runlog
 from tamis.training.checkpoint import newest_step
@@ -129,6 +131,12 @@ def verified_inputs(run: Path) -> dict[str, str]:
         )
     manifest = artifacts.read_manifest(folder, kind="inputs", version=INPUTS_VERSION, verify=True)
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
+
+
+def run_encoders(run: Path) -> Encoders:
+    """The encoders of a run's ``inputs/``, which :func:`verified_inputs` checks."""
+    folder = run / "inputs"
+    return Encoders.load(folder / "encoders", load_schema(folder / "schema.toml"))
 
 
 def open_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: str = "") -> None:

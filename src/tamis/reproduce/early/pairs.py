@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from tamis.data.batch import Batch
 from tamis.data.columns import Origin
 from tamis.data.dataset import EncodedRows
-from tamis.data.encoders import Encoders, required_columns
+from tamis.data.encoders import required_columns
 from tamis.data.loader import batches_of_rows
-from tamis.data.schema import load_schema
 from tamis.data.sides import side_batch
 from tamis.funnel.ranker import AdFeatures
 from tamis.models.early_serving import ServedHead
@@ -22,6 +21,7 @@ from tamis.models.early_stage import EarlyStage
 from tamis.models.output import probabilities_of
 from tamis.training.evaluate import load_predictor
 from tamis.training.predict import predict
+from tamis.training.run_folder import run_encoders
 
 _PAIRS_AT_A_TIME = 32_768
 Predictions = dict[str, NDArray[np.float64]]
@@ -49,8 +49,8 @@ class PairPredictor:
             ArtifactError: The run is unfinished or damaged.
         """
         self._predictor, self._spec = load_predictor(run)
-        self._schema = load_schema(run / "inputs" / "schema.toml")
-        self._encoders = Encoders.load(run / "inputs" / "encoders", self._schema)
+        self._encoders = run_encoders(run)
+        self._schema = self._encoders.schema
         self._head: ServedHead = head
 
     def bind(self, requests: pa.Table, ads: pa.Table) -> BoundPairs:
