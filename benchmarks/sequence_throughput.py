@@ -97,26 +97,32 @@ def measure(
                 contender.epoch()
                 if model == "interformer":
                     peaks[name].append(peak_flops(contender.worker.hello["precision"]))
-        rows = [{**contender.row(), **about} for contender in contenders.values()]
-    failed = [row["error"] for row in rows if "error" in row]
+        rows = {name: {**contender.row(), **about} for name, contender in contenders.items()}
+    failed = [row["error"] for row in rows.values() if "error" in row]
     if failed:
         raise peers.PeerError(failed[0])
     flops = interformer_flops(cache) if model == "interformer" else 0.0
     ratios = {}
     for suffix, wanted in (("", "tamis"), ("/fp32", "tamis_fp32")):
         ours = contenders.get(wanted, contenders["tamis"])
-        if "fuxictr" in contenders:
-            name, beside = f"fuxictr/{model}/{histories}", contenders["fuxictr"].seconds[1:]
+        if model == "interformer":
+            share = share_of_peak(ours, flops, peaks[ours.name])
+            ratios[f"peak/{model}{suffix}"] = share
+            rows[ours.name] |= {
+                "mflop_per_row": flops / 1e6,
+                "peak_flops": peaks[ours.name],
+                "share_of_peak": share.median,
+            }
         else:
-            name = f"peak/{model}"
-            beside = [3 * flops * ours.rows / peak for peak in peaks[ours.name][1:]]
-        pairs = list(zip(beside, ours.seconds[1:], strict=True))
-        ratios[f"{name}{suffix}"] = harness.ratio_of(pairs)
-        for row in rows:
-            if flops and row["contender"] == ours.name:
-                row |= {"mflop_per_row": flops / 1e6, "peak_flops": peaks[ours.name]}
-                row["share_of_peak"] = ratios[f"{name}{suffix}"].median
-    return rows, ratios
+            pairs = zip(contenders["fuxictr"].seconds[1:], ours.seconds[1:], strict=True)
+            ratios[f"fuxictr/{model}/{histories}{suffix}"] = harness.ratio_of(list(pairs))
+    return list(rows.values()), ratios
+
+
+def share_of_peak(contender: Contender, flops: float, peaks: Sequence[float]) -> harness.Ratio:
+    """Seconds that an epoch's operations take at the peak's rate, over those that it took."""
+    at_peak = [3 * flops * contender.rows / peak for peak in peaks[1:]]
+    return harness.ratio_of(list(zip(at_peak, contender.seconds[1:], strict=True)))
 
 
 def peak_flops(precision: str) -> float:
@@ -161,16 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             rows += more_rows
             ratios |= more_ratios
+            if options.json:  # after each model, as all of them take an hour
+                harness.write_json(
+                    options.json,
+                    "sequence_throughput",
+                    quick=options.quick,
+                    rows=rows,
+                    ratios=ratios,
+                )
     columns = {"histories": str, **COLUMNS, "share_of_peak": lambda value: f"{100 * value:.0f} %"}
-    harness.report(
-        options,
-        "sequence_throughput",
-        f"training on histories of up to {HISTORY}",
-        columns,
-        rows=rows,
-        ratios=ratios,
-        bars=BARS,
-    )
+    console = harness.console()
+    title = f"training on histories of up to {HISTORY}"
+    console.print(harness.table_of(title, columns, rows))
+    console.print(harness.ratio_table(ratios, BARS))
     return 0
 
 
