@@ -294,3 +294,23 @@ def test_report_without_the_dataset_says_what_it_lacks(
     assert result.exit_code == 0
     assert "no dataset any more; the report is without diagnostics" in result.output
     assert Path("r", "report.html").exists()
+
+
+def test_teacher_is_a_finished_run_on_the_same_encoders(
+    world: Path, refused: Callable[..., str], tamis: Callable[..., Result]
+) -> None:
+    Path("empty").mkdir()
+    assert "empty: must be a run folder with run.json" in refused(
+        "train", "d", "--teacher", "empty", "--run", "r", *FAST
+    )
+    assert tamis("train", "d", "--run", "teacher", "--no-report", *FAST).exit_code == 0
+
+    done = tamis("train", "d", "--teacher", "teacher", "--run", "r", "--no-report", *FAST)
+
+    assert done.exit_code == 0
+    weights = json.loads(Path("r", "run.json").read_text())["taught_by"]
+    assert len(weights) == 64
+    assert "taught_by" not in json.loads(Path("teacher", "run.json").read_text())
+    assert "must be resumed with the weights that taught it, got none instead of" in refused(
+        "train", "d", "--run", "r", "--no-report", *FAST
+    )

@@ -568,6 +568,24 @@ def test_index_clusters_what_was_drawn_from_the_corpus_not_what_was_shown() -> N
     assert (model.index.latest[:-70] == 0).all()
 
 
+def test_rows_that_a_teacher_labelled_stand_for_the_corpus_and_teach_every_level() -> None:
+    model = _build(replace(_CONFIG, start_steps=1, id_dropout=0.0, unlabelled_weight=1.0)).train()
+    batch = _batch(50, seed=2)
+    is_taught = torch.arange(50) >= 30
+    labels = batch.labels.masked_fill(is_taught.unsqueeze(1), 0.25)
+
+    output = model(replace(batch, labels=labels, is_taught=is_taught))
+
+    drawn = model.index.latest[-20:]
+    torch.testing.assert_close(drawn, model.encode_items(batch)[30:])
+    compared = [item for item in output.compared if item.labels is not None]
+    assert len(output.compared) == len(compared)
+    targets = torch.stack([item.labels for item in compared])  # type: ignore[misc]
+    # Raw and calibrated logits of every level learn from the teacher; nothing teaches itself.
+    assert bool((targets[: 2 * model.num_levels, 30:] == 0.25).all())
+    assert bool(targets[2 * model.num_levels :].isnan().all())
+
+
 def test_few_rows_without_label_are_not_taken_for_the_corpus() -> None:
     model = _build(replace(_CONFIG, start_steps=3, id_dropout=0.0)).train()
     batch = _batch(50, seed=2)

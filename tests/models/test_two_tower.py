@@ -184,6 +184,19 @@ def test_rows_without_a_label_are_negatives_of_the_others_and_nothing_else() -> 
     assert bool((24 * losses > 18 * model(fewer).auxiliary_losses["softmax"]).all())
 
 
+def test_rows_that_a_teacher_labelled_are_no_positives_of_the_softmax() -> None:
+    model = _build(replace(_CONFIG, id_dropout=0.0))
+    batch = _batch()
+    is_taught = batch.labels.isnan().all(1)
+    labels = batch.labels.masked_fill(is_taught.unsqueeze(1), 0.4)
+
+    untaught = model(batch).auxiliary_losses["softmax"]
+    model = _build(replace(_CONFIG, id_dropout=0.0))
+    taught = model(replace(batch, labels=labels, is_taught=is_taught)).auxiliary_losses["softmax"]
+
+    torch.testing.assert_close(taught, untaught)
+
+
 def test_context_is_not_read() -> None:
     model = _build().eval()
     batch = _batch()

@@ -20,6 +20,7 @@ from tamis.data.splits import SPLIT_NAMES
 from tamis.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tamis.models.trained import TrainedModel
     from tamis.training.compare import Comparison
     from tamis.training.config import RunConfig
     from tamis.training.loop import Observer
@@ -87,6 +88,7 @@ def train(
     member: int | None = None,
     settings: Sequence[str] = (),
     run: Path | str | None = None,
+    teacher: Run | Path | str | None = None,
     observer: "Observer | None" = None,
     report: bool = True,
 ) -> Run:
@@ -99,13 +101,15 @@ def train(
         member: Train only this member, counted from 0, of the recipe's ensemble.
         settings: Overrides of the form ``"training.max_epochs=3"``.
         run: Run folder; a new one below ``runs/`` when absent. Given again, it is resumed.
+        teacher: Finished run whose model labels the training rows that have no label at all, such
+            as those of items that were never shown; see ``training.teacher_weight``.
         observer: Draws progress.
         report: Whether to compute diagnostics and write ``report.html``.
 
     Raises:
         ConfigError: A setting is wrong, or the folder holds another run or something else.
-        ArtifactError: The dataset is damaged.
-        DataError: The dataset lacks a split.
+        ArtifactError: The dataset is damaged, or the teacher is unfinished or damaged.
+        DataError: The dataset lacks a split, or is encoded otherwise than the teacher's.
         StorageError: The disk is full or the run's folder cannot be written.
     """
     from tamis.training.loop import train as _train
@@ -118,12 +122,13 @@ def train(
         data.split(name)
     if not is_sized:
         chosen = _sized(chosen, data.split("train").num_rows)
+    taught_by = None if teacher is None else _teacher_of(teacher, data)
     name = f"{data.path.name}-{chosen.model_name}"
     folder = Path(run) if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
     with artifacts.disk_errors(folder):
-        result = _train(data, chosen, folder, observer=observer)
+        result = _train(data, chosen, folder, teacher=taught_by, observer=observer)
     finished = Run(folder)
     if result.status == "finished" and report and not (folder / "report.html").exists():
         write_report(finished, data)
@@ -148,15 +153,19 @@ def check_settings(
     member: int | None = None,
     settings: Sequence[str] = (),
     run: Path | str | None = None,
+    teacher: Run | Path | str | None = None,
 ) -> None:
     """Check what :func:`train` would be given, before a log or a dataset is read for it.
 
     Raises:
+        ArtifactError: The teacher is no finished run.
         ConfigError: A setting is wrong, both a model and a recipe are given, or the folder holds a
             run of other settings or something else.
     """
     from tamis.training.run_folder import check_config, is_opened
 
+    if teacher is not None:
+        _finished_run(teacher)
     chosen, is_sized = _settings_of(model, recipe, member, settings)
     if run is None:
         return
@@ -273,7 +282,8 @@ def _evaluate_dataset(folder: Path, data: Dataset | Path | str, *, split: str) -
 
     dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
     predictor, spec = load_predictor(folder)
-    _check_encoders(folder, spec, dataset)
+    advice = "Evaluate on the raw log itself, which is then encoded as the run's was."
+    _check_encoders(folder, spec, dataset, advice=advice)
     out = folder / "evaluations" / dataset.fingerprint[:12]
     with artifacts.disk_errors(out):
         return evaluate_dataset(predictor, dataset, splits=(split,), out=out)
@@ -421,11 +431,21 @@ def _member_of(table: Mapping[str, Any], member: int) -> Mapping[str, Any]:
     return found
 
 
-def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset) -> None:
+def _teacher_of(run: Run | Path | str, dataset: Dataset) -> "TrainedModel":
+    """The model of a run that is to label rows of a dataset."""
+    from tamis.training.predict import load_trained
+
+    folder = _finished_run(run)
+    model = load_trained(folder)
+    advice = f"Train the teacher {folder} on this dataset, or on one that has its encoders."
+    _check_encoders(folder, model.spec, dataset, advice=advice)
+    return model
+
+
+def _check_encoders(run: Path, spec: InputSpec, dataset: Dataset, *, advice: str) -> None:
     """Refuse a dataset whose ids and numbers mean something else than the run's."""
     from tamis.training.run_folder import verified_inputs
 
-    advice = "Evaluate on the raw log itself, which is then encoded as the run's was."
     if spec != dataset.spec:
         raise DataError(
             f"{dataset.path}: must be encoded as the run's dataset was, got other fields or "

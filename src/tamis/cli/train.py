@@ -30,6 +30,10 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="Run folder; given again, the run goes on.")
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Finished run whose model labels the training rows without any label."),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Whether to write report.html.")
     ] = True,
@@ -50,7 +54,12 @@ def train(
         )
 
         api.check_settings(
-            model=model, recipe=recipe, member=member, settings=settings or (), run=run
+            model=model,
+            recipe=recipe,
+            member=member,
+            settings=settings or (),
+            run=run,
+            teacher=teacher,
         )
         begun = None
         if run is not None and not api.is_dataset(data):
@@ -87,6 +96,7 @@ def train(
                 member=member,
                 settings=settings or (),
                 run=run,
+                teacher=teacher,
                 observer=TrainingDisplay(current, bars),
                 report=report,
             )

@@ -44,7 +44,9 @@ class Batch:
     """B rows of a dataset.
 
     Shapes: ``numeric`` (B, M) float32; ``ids`` (B, F) integer, each a row of its own field's table;
-    ``labels`` (B, T) float32 with NaN where a label was not observed; ``weights`` (B,) float32.
+    ``labels`` (B, T) float32 with NaN where a label was not observed; ``weights`` (B,) float32;
+    ``is_taught`` (B,) bool, whether the row has no label of its own but a teacher's, None without a
+    teacher.
     """
 
     numeric: Tensor
@@ -52,11 +54,24 @@ class Batch:
     labels: Tensor
     weights: Tensor
     sequences: Mapping[str, Jagged] = field(default_factory=dict)
+    is_taught: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
         """B."""
         return self.ids.shape[0]
+
+    @property
+    def is_unlabelled(self) -> Tensor:
+        """(B,) bool, whether nobody logged any label of the row."""
+        has_none = self.labels.isnan().all(1)
+        return has_none if self.is_taught is None else has_none | self.is_taught
+
+    @property
+    def rewards(self) -> Tensor:
+        """(B, T), what each row logged of each task times its weight; 0 where it logged nothing."""
+        rewards = self.labels.nan_to_num(0.0) * self.weights.unsqueeze(1)
+        return rewards.masked_fill(self.is_unlabelled.unsqueeze(1), 0.0)
 
     def take(self, rows: Tensor) -> "Batch":
         """Some of the rows (P,) int64, in that order; a row may be taken often."""
@@ -66,6 +81,7 @@ class Batch:
             labels=self.labels.index_select(0, rows),
             weights=self.weights.index_select(0, rows),
             sequences={name: history.take(rows) for name, history in self.sequences.items()},
+            is_taught=None if self.is_taught is None else self.is_taught.index_select(0, rows),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -76,6 +92,9 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
             sequences={name: jagged.to(device) for name, jagged in self.sequences.items()},
+            is_taught=None
+            if self.is_taught is None
+            else self.is_taught.to(device, non_blocking=True),
         )
 
 
@@ -107,10 +126,13 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
             values=torch.cat([part.values for part in parts]),
             offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
         )
+    taught = [batch.is_taught for batch in batches if batch.is_taught is not None]
+    assert len(taught) in (0, len(batches)), "batches with a teacher beside batches without one"
     return Batch(
         numeric=torch.cat([batch.numeric for batch in batches]),
         ids=torch.cat([batch.ids for batch in batches]),
         labels=torch.cat([batch.labels for batch in batches]),
         weights=torch.cat([batch.weights for batch in batches]),
         sequences=sequences,
+        is_taught=torch.cat(taught) if taught else None,
     )

@@ -16,6 +16,6 @@ def corpus_rows(batch: Batch) -> Float[Tensor, " B"]:
     an index learnt from it would give each of the most popular items a node. Where fewer rows have
     no label, as when some are late or missing by chance, all rows do.
     """
-    is_unlabelled = batch.labels.isnan().all(1)
+    is_unlabelled = batch.is_unlabelled
     is_enough = is_unlabelled.sum() >= _LEAST_SHARE * len(is_unlabelled)
     return (is_unlabelled | ~is_enough).to(batch.weights.dtype)

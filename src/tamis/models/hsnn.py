@@ -149,8 +149,9 @@ class HSNN(nn.Module):
     two towers.
 
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
-    what is known once per request belongs to side ``user``. Labels of a batch may be soft, so a
-    stronger model's predictions of rows that were not shown can stand in their place.
+    what is known once per request belongs to side ``user``. Where a teacher labels the rows that
+    nobody labelled (``tamis.training.teacher``), every level learns from it, and none from the
+    items' prediction; such rows stand for the corpus as before.
 
     Source:
         HSNN, arXiv:2408.06653v3: mixture of networks, learning to index (algorithm 1), residual
@@ -491,7 +492,7 @@ class HSNN(nn.Module):
         places = counted_places(self.spec, batch, self.place_of_id)
         self.frequency.observe(places)
         log_share = self.frequency.log_share(places)
-        rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
+        rewards = batch.rewards
         anchors = (rewards > 0).any(1).nonzero().squeeze(1)
         rewards = rewards.index_select(0, anchors)
         if compiles_by_shape(anchors):

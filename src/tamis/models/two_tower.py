@@ -206,14 +206,13 @@ class TwoTower(nn.Module):
             places = counted_places(self.spec, batch, self.place_of_id)
             self.frequency.observe(places)
             log_share = self.frequency.log_share(places)
-        rewards = batch.labels.nan_to_num(0.0) * batch.weights.unsqueeze(1)
         temperatures = self.log_temperature.exp()
         losses = [
             in_batch_softmax_loss(
                 users[:, task],
                 items,
                 log_share,
-                rewards=rewards[:, task],
+                rewards=batch.rewards[:, task],
                 temperature=temperatures[task],
             )
             for task in range(users.shape[1])

@@ -108,10 +108,15 @@ class TrainingConfig:
     """Seconds between checkpoints; each evaluation writes one too. At least 0."""
     task_weights: tuple[float, ...] = ()
     """Weight of each task's loss, in schema order. Empty: 1 each."""
+    teacher_weight: float = 1.0
+    """Factor on the mean loss of the rows that a teacher labelled, where there is a teacher; that
+    of labelled rows has 1. Positive."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: must be in [0, 2**63), got {self.seed}. Give another seed.")
+        if not self.teacher_weight > 0:
+            raise ConfigError(f"teacher_weight: must be positive, got {self.teacher_weight}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be in [0, 1), got {self.ema_decay}.")
         floors = {

@@ -45,6 +45,7 @@ from tamis.training.run_folder import (
     update_run_json,
 )
 from tamis.training.schedules import Monitor, Progress, choose_monitor, step_size_fraction
+from tamis.training.teacher import Teacher
 
 # Reading a loss waits for the device, so losses are read together: this often, at the latest
 # after so many steps.
@@ -91,6 +92,7 @@ def train(
     run: Path,
     *,
     start: TrainedModel | None = None,
+    teacher: TrainedModel | None = None,
     observer: Observer | None = None,
 ) -> TrainResult:
     """Train a model, or go on with a run that was killed or interrupted.
@@ -104,29 +106,35 @@ def train(
         run: Run folder; made if absent.
         start: Model whose weights training starts from, such as one that serves; None: from those
             that the seed draws. Optimizers start from nothing either way.
+        teacher: Model that labels the training rows without any label; see
+            :class:`tamis.training.teacher.Teacher`. None: they have none.
         observer: Draws progress.
 
     Raises:
-        ConfigError: The folder holds a run of another config, another dataset or another start, or
-            the config does not fit the dataset, or ``start`` does not fit the config.
+        ConfigError: The folder holds a run of another config, dataset, start or teacher, or the
+            config does not fit the dataset, or ``start`` or ``teacher`` do not fit the two.
         RunInUseError: A living process works on this folder.
         ArtifactError: The disk is full, or no checkpoint is whole.
         TamisError: The loss is no finite number.
     """
     with artifacts.folder_lock(run):
-        started_from = "" if start is None else weights_fingerprint(start.module)
+        origin = {
+            name: weights_fingerprint(model.module)
+            for name, model in (("started_from", start), ("taught_by", teacher))
+            if model is not None
+        }
         if is_opened(run):
-            check_run(dataset, settings, run, started_from=started_from)
+            check_run(dataset, settings, run, origin=origin)
         if (run / "metrics.json").exists():
             return TrainResult(
                 run=run, status="finished", metrics=artifacts.read_json(run / "metrics.json")
             )
         # Weights and dropout draw from torch's own generators; the caller's stay as they were.
         with torch.random.fork_rng():
-            training = _Training(dataset, settings, run, start, observer or _Silent())
+            training = _Training(dataset, settings, run, start, teacher, observer or _Silent())
             # Only now, so that a config that does not fit the dataset leaves no run behind.
             if not is_opened(run):
-                open_run(dataset, settings, run, started_from=started_from)
+                open_run(dataset, settings, run, origin=origin)
             return training.work()
 
 
@@ -139,6 +147,7 @@ class _Training:
         settings: RunConfig,
         run: Path,
         start: TrainedModel | None,
+        teacher: TrainedModel | None,
         observer: Observer,
     ) -> None:
         training = settings.training
@@ -164,6 +173,11 @@ class _Training:
         if start is not None:
             _take_weights(model, settings, dataset, start)
         self.model: nn.Module = model.to(self.device)
+        self.teacher: Teacher | None = None
+        if teacher is not None:
+            self.teacher = Teacher(
+                teacher, dataset.spec, device=self.device, precision=self.precision
+            )
         _check_last_batch(self.model, self.loader)
         self.forward = torch.compile(self.model) if training.compile else self.model
         self.optimizers = build_optimizers(self.model, settings.optimizer)
@@ -260,10 +274,18 @@ class _Training:
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * fraction
             optimizer.zero_grad(set_to_none=True)
+        if self.teacher is not None:
+            batch = self.teacher.label(batch)
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == torch.bfloat16):
             output = self.forward(batch)
         loss = training_loss(
-            output, batch.labels, batch.weights, self.dataset.spec.tasks, self.task_weights
+            output,
+            batch.labels,
+            batch.weights,
+            self.dataset.spec.tasks,
+            self.task_weights,
+            is_taught=batch.is_taught,
+            teacher_weight=self.settings.training.teacher_weight,
         )
         loss.backward()
         if self.settings.optimizer.clip_norm > 0:

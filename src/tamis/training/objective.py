@@ -9,14 +9,22 @@ from tamis.models.output import Output
 
 
 def training_loss(
-    output: Output, labels: Tensor, weights: Tensor, tasks: tuple[Task, ...], task_weights: Tensor
+    output: Output,
+    labels: Tensor,
+    weights: Tensor,
+    tasks: tuple[Task, ...],
+    task_weights: Tensor,
+    *,
+    is_taught: Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> Tensor:
     """Weighted mean loss over the observed labels of each task, summed over tasks.
 
     Binary tasks and probabilities: cross entropy of the logit, in nats. Regression tasks: squared
     error. Auxiliary losses are added as they are. Each task's mean is over its own rows, so rows
     without its label leave its loss as it is; a task without any in the batch adds 0. Where the
-    output names several logits to supervise, their losses are summed with their factors.
+    output names several logits to supervise, their losses are summed with their factors. Rows that
+    a teacher labelled have a mean of their own, which is added.
 
     Args:
         output: What to compare with the labels, and auxiliary losses.
@@ -24,16 +32,22 @@ def training_loss(
         weights: (B,) sample weights, at least 0.
         tasks: Kinds of the T tasks.
         task_weights: (T,).
+        is_taught: (B,) bool, rows whose labels are a teacher's; None: none.
+        teacher_weight: Factor on the mean loss of these rows.
 
     Returns:
         A scalar.
     """
+    groups = [(1.0, weights)]
+    if is_taught is not None:
+        groups = [(1.0, weights * ~is_taught), (teacher_weight, weights * is_taught)]
     total = weights.new_zeros(())
     for item in output.compared:
         if item.weight:
             truth = labels if item.labels is None else item.labels
-            per_task = _mean_losses(item.logits.float(), truth, weights, tasks)
-            total = total + item.weight * (per_task * task_weights).sum()
+            for factor, of_rows in groups:
+                per_task = _mean_losses(item.logits.float(), truth, of_rows, tasks)
+                total = total + item.weight * factor * (per_task * task_weights).sum()
     for auxiliary in output.auxiliary_losses.values():
         total = total + (auxiliary * task_weights).sum() if auxiliary.ndim else total + auxiliary
     return total

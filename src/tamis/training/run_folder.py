@@ -21,6 +21,12 @@ INPUTS_VERSION = 1
 _CONFIG = "config.toml"
 _BEFORE_CONFIG = {"run.json", "inputs"}
 _DECIDES_LAST_BITS = ("tamis", "torch", "device_name", "threads")
+# Other models' weights that decide a run: where their fingerprint stands in run.json, what they are
+# to it, and what there is instead where there are none.
+_ORIGINS = (
+    ("started_from", "it started from", "those of its seed"),
+    ("taught_by", "taught it", "none"),
+)
 
 
 def is_opened(run: Path) -> bool:
@@ -70,7 +76,9 @@ def check_finished(run: Path) -> None:
         )
 
 
-def check_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: str = "") -> None:
+def check_run(
+    dataset: Dataset, settings: RunConfig, run: Path, *, origin: Mapping[str, str] | None = None
+) -> None:
     """Check that the folder holds this run and no other.
 
     Inputs that are damaged, or were not sealed by an earlier version, are written anew: the same
@@ -80,20 +88,22 @@ def check_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from:
         dataset: What it is trained on.
         settings: Everything else that decides the result.
         run: Its folder.
-        started_from: Fingerprint of the weights that it started from; empty: those of its seed.
+        origin: Fingerprints of the weights that it started from and that it was taught by, as in
+            :func:`open_run`.
 
     Raises:
-        ConfigError: It is a run of another config, another dataset or another start.
+        ConfigError: It is a run of another config, another dataset, another start or teacher.
     """
     check_config(settings, run)
     record = artifacts.read_json(run / "run.json")
-    fingerprint, before = record["dataset"]["fingerprint"], record.get("started_from", "")
-    if before != started_from:
-        raise ConfigError(
-            f"{run}: must be resumed with the weights that it started from, got "
-            f"{started_from[:12] or 'those of its seed'} instead of "
-            f"{before[:12] or 'those of its seed'}. Give another run name."
-        )
+    for name, role, nothing in _ORIGINS:
+        before, now = record.get(name, ""), (origin or {}).get(name, "")
+        if before != now:
+            raise ConfigError(
+                f"{run}: must be resumed with the weights that {role}, got "
+                f"{now[:12] or nothing} instead of {before[:12] or nothing}. Give another run name."
+            )
+    fingerprint = record["dataset"]["fingerprint"]
     if fingerprint != dataset.fingerprint:
         raise ConfigError(
             f"{run}: must be of the same dataset, got fingerprint {dataset.fingerprint[:12]} "
@@ -139,8 +149,17 @@ def run_encoders(run: Path) -> Encoders:
     return Encoders.load(folder / "encoders", load_schema(folder / "schema.toml"))
 
 
-def open_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: str = "") -> None:
+def open_run(
+    dataset: Dataset, settings: RunConfig, run: Path, *, origin: Mapping[str, str] | None = None
+) -> None:
     """Write what identifies the run, ``config.toml`` last, and what its model needs to predict.
+
+    Args:
+        dataset: What it is trained on.
+        settings: Everything else that decides the result.
+        run: Its folder.
+        origin: Fingerprints of other models' weights: ``started_from``, where it did not start
+            from those of its seed, and ``taught_by``, where a teacher labels rows.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -156,7 +175,7 @@ def open_run(dataset: Dataset, settings: RunConfig, run: Path, *, started_from: 
         },
         "commit": runlog.source_commit(),
         "seed": settings.training.seed,
-        **({"started_from": started_from} if started_from else {}),
+        **(origin or {}),
         "status": "running",
     }
     artifacts.write_json(run / "run.json", identity)

@@ -56,6 +56,8 @@ def test_market_goes_through_the_whole_table(
     assert [one["index_loss"] <= 0.03 for one in tried[:-1]] == [False] * (len(tried) - 1)
     assert rows["joint"]["points"][len(tried)]["is_main"]
     assert rows["joint"]["weights"] != rows["apart"]["weights"]
+    assert rows["joint"]["weights"] != rows["taught"]["weights"]
+    assert rows["taught"]["recipe"] != rows["joint"]["recipe"]
     assert len(rows["deep"]["levels"]) == 2
     said = {check["check"] for check in rows["deep"]["checks"]}
     assert "shuffled codes of the second level leave more over" in said
@@ -128,6 +130,7 @@ def test_public_set_goes_through_the_whole_table(
         rows=(*(row for row in tiny_table.rows if row.name in few), lightgcn),
         indexed=("joint",),
         rivals=("ann",),
+        taught="",
     )
     payload = artifacts.read_json(make_tiny(table).path)
 

@@ -46,6 +46,10 @@ class RowOrder:
     """Of the model; empty for popularity."""
     run: str
     """Its run, trained by whichever row comes first; empty for popularity."""
+    teacher_recipe: str
+    """Of its teacher; empty: none."""
+    teacher_run: str
+    """The teacher's run; empty: none."""
     reference_recipe: str
     """Of the two towers that the row is timed beside."""
     reference_run: str
@@ -72,7 +76,11 @@ def make_row(folder: Path) -> dict[str, Any]:
     if order.method == "lightgcn":
         _train_lightgcn(order, started)
     elif order.run:
-        _train(order, order.recipe, Path(order.run), started)
+        teacher = None
+        if order.teacher_run:
+            teacher = Path(order.teacher_run)
+            _train(order, order.teacher_recipe, teacher, started)
+        _train(order, order.recipe, Path(order.run), started, teacher=teacher)
     found = _measured(order, started)
     artifacts.write_json(folder / ROW, found)
     return found
@@ -95,7 +103,9 @@ class _Told:
         _say(self._started, f"step {record['step']}: NE {task['ne']:.4f} on the validation rows")
 
 
-def _train(order: RowOrder, recipe: str, run: Path, started: float) -> None:
+def _train(
+    order: RowOrder, recipe: str, run: Path, started: float, *, teacher: Path | None = None
+) -> None:
     """Train a model, go on with it, or wait for the row that is training it."""
     settings = [f"training.seed={order.seed}"]
     dataset = Path(order.inputs) / "dataset"
@@ -106,6 +116,7 @@ def _train(order: RowOrder, recipe: str, run: Path, started: float) -> None:
                 recipe=recipe,
                 settings=settings,
                 run=run,
+                teacher=teacher,
                 observer=_Told(started),
                 report=False,
             )

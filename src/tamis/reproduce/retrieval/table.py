@@ -41,7 +41,7 @@ class RetrievalRows:
         self.tasks = ("click",)
 
     def recipes(self, folder: Path) -> dict[str, str]:
-        """For each row its method, the recipe of its model and that of the reference."""
+        """For each row its method, and the recipes of its model, the reference and the teacher."""
         paths = {model: self._recipe(folder, model) for model in self._table.models}
         for path in paths.values():
             if not path.exists():
@@ -49,7 +49,10 @@ class RetrievalRows:
         found = {model: config.read_toml(path) for model, path in paths.items()}
         reference = found[self._reference]
         return {
-            row.name: config.fingerprint([row.method, found.get(row.model, {}), reference])
+            row.name: config.fingerprint(
+                [row.method, found.get(row.model, {}), reference]
+                + ([found[row.teacher]] if row.teacher else [])
+            )
             for row in self._table.rows
         }
 
@@ -81,12 +84,15 @@ class RetrievalRows:
         row = self._table.row(cell.model)
         reference = self._recipe(recipes, self._reference)
         recipe = self._recipe(recipes, row.model) if row.model else None
+        teacher = self._recipe(recipes, row.teacher) if row.teacher else None
         order = RowOrder(
             method=row.method,
             inputs=str(inputs),
             seed=cell.seed,
             recipe="" if recipe is None else str(recipe),
-            run="" if recipe is None else str(self._run(cell, recipe, inputs)),
+            run="" if recipe is None else str(self._run(cell, recipe, inputs, teacher)),
+            teacher_recipe="" if teacher is None else str(teacher),
+            teacher_run="" if teacher is None else str(self._run(cell, teacher, inputs)),
             reference_recipe=str(reference),
             reference_run=str(self._run(cell, reference, inputs)),
         )
@@ -141,10 +147,11 @@ class RetrievalRows:
         """Recipes of several tables are the same, and stand beside the folder of each."""
         return folder.parent / self._table.recipes / f"{model}.toml"
 
-    def _run(self, cell: Cell, recipe: Path, inputs: Path) -> Path:
-        """Run of a recipe and a seed, shared by all rows of the table."""
+    def _run(self, cell: Cell, recipe: Path, inputs: Path, teacher: Path | None = None) -> Path:
+        """Run of a recipe, a teacher and a seed, shared by all rows of the table."""
+        decides = [config.read_toml(path) for path in (recipe, teacher) if path is not None]
         data = api.open_dataset(inputs / "dataset").fingerprint
-        stamp = config.fingerprint([config.read_toml(recipe), data])[:12]
+        stamp = config.fingerprint([*decides, data])[:12]
         return cell.run.parent.parent / "trained" / recipe.stem / f"{stamp}-seed{cell.seed}"
 
 

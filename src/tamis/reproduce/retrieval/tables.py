@@ -21,6 +21,9 @@ class SearchRow:
     scores every item where it has none; ``kmeans_tree`` gives it k-means of its item vectors, with
     as many nodes, in place of its index; ``rerank`` lets it order what the reference's index
     finds."""
+    teacher: str = ""
+    """Recipe of the model that labels the rows which nobody labelled, trained with the same seed.
+    Empty: none."""
     is_checked: bool = False
     """Whether the table claims that every check of the row's index holds. Ablations show what goes
     wrong without a part, so theirs are only reported."""
@@ -83,6 +86,10 @@ class RetrievalTable:
     worse than."""
     rivals: tuple[str, ...]
     """Rows that the first index is compared with at equal latency, each at its best width."""
+    taught: str = ""
+    """Row of the first index's recipe with a teacher, of which the bars on recall are asked too."""
+    taught_rivals: tuple[str, ...] = ()
+    """Rows with a teacher that it is compared with beside the rivals."""
     comparisons: tuple[Better, ...] = ()
     """What is claimed of the rows beside the bars."""
     published: tuple[PublishedRecall, ...] = ()
@@ -101,13 +108,16 @@ class RetrievalTable:
         names = {row.name for row in self.rows}
         said = {self.reference, self.large, self.separate, *self.indexed, *self.rivals}
         said |= {name for claim in self.comparisons for name in (claim.better, claim.worse)}
-        said |= {self.balance_removed, self.short_queue} - {""}
+        said |= {self.taught, *self.taught_rivals}
+        said |= {self.balance_removed, self.short_queue}
+        said -= {""}
         assert said <= names, f"{self.name}: not among its rows: {sorted(said - names)}"
 
     @property
     def models(self) -> tuple[str, ...]:
         """Recipes, each once."""
-        return tuple(dict.fromkeys(row.model for row in self.rows if row.model))
+        names = [name for row in self.rows for name in (row.model, row.teacher) if name]
+        return tuple(dict.fromkeys(names))
 
     def row(self, name: str) -> SearchRow:
         """A row by its name."""
@@ -132,6 +142,16 @@ _HSNN_ROWS = (
         SearchRow(name=f"hsnn-{levels}", model=f"hsnn-{levels}", method="network", is_checked=True)
         for levels in (2, 3)
     ),
+    # Taught by the large network what it thinks of ads that were drawn, not shown; and whether a
+    # teacher is what two towers lack.
+    SearchRow(
+        name="hsnn-2-taught",
+        model="hsnn-2",
+        teacher="monn-large",
+        method="network",
+        is_checked=True,
+    ),
+    SearchRow(name="two_tower-taught", model="two_tower", teacher="monn-large", method="exact"),
     # The same networks, the first level over k-means of the same item vectors: what is left of
     # hsnn-2 when the hierarchy stays and what was learnt of it goes.
     SearchRow(name="kmeans_tree", model="hsnn-2", method="kmeans_tree"),
@@ -159,13 +179,17 @@ _HSNN_COMPARISONS = (
     ),
     Better(better="two_tower", worse="popularity"),
     Better(better="two_tower", worse="lightgcn"),
+    Better(better="hsnn-2-taught", worse="hsnn-2"),
+    Better(better="hsnn-2-taught", worse="two_tower-taught"),
+    Better(better="two_tower-taught", worse="two_tower"),
     Better(better="hsnn-2", worse="kmeans_tree"),
     Better(better="hsnn-2", worse="popularity"),
 )
 
-_ALL = tuple(row.name for row in _HSNN_ROWS)
 # Ids tell nothing of an ad that was born after training, nor what a click on one is worth.
-_ON_MARKET = tuple(name for name in _ALL if name != "lightgcn")
+_ON_MARKET = tuple(row.name for row in _HSNN_ROWS if row.name != "lightgcn")
+# Where nobody logged what was shown, rows that were drawn are negatives and need no teacher.
+_BY_POSITIVES = tuple(row.name for row in _HSNN_ROWS if not row.teacher)
 _GOWALLA_USERS = 500
 # Of the methods that know who went where and nothing else; HILL adds pairs of a learnt index to
 # NESCL. A fifth of each user's training places validates here, and no row of ours trains on it.
@@ -189,7 +213,7 @@ _PUBLISHED_ON_GOWALLA = tuple(
 # For five times as many ads: the bars alone, without the ablations.
 _BARS = (
     *("popularity", "two_tower", "monn-small", "monn-large"),
-    *("ebr", "rerank", "hsnn-2", "hsnn-3", "hsnn-2-sil"),
+    *("ebr", "rerank", "hsnn-2", "hsnn-3", "hsnn-2-sil", "hsnn-2-taught", "two_tower-taught"),
 )
 
 
@@ -206,6 +230,8 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             indexed=("hsnn-2", "hsnn-3"),
             separate="hsnn-2-sil",
             rivals=("two_tower", "ebr", "rerank"),
+            taught="hsnn-2-taught" if "hsnn-2-taught" in names else "",
+            taught_rivals=("two_tower-taught",) if "two_tower-taught" in names else (),
             comparisons=tuple(
                 claim for claim in _HSNN_COMPARISONS if {claim.better, claim.worse} <= {*names}
             ),
@@ -218,7 +244,7 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             # What was shown and not clicked is known of the market alone.
             ("market", "market_ads:200000", "hsnn-market", _ON_MARKET, 100),
             ("million", "market_ads:1000000", "hsnn-market", _BARS, 40),
-            ("sports", "amazon_sports_retrieval", "hsnn-positives", _ALL, 1000),
-            ("gowalla", "gowalla", "hsnn-positives", _ALL, _GOWALLA_USERS),
+            ("sports", "amazon_sports_retrieval", "hsnn-positives", _BY_POSITIVES, 1000),
+            ("gowalla", "gowalla", "hsnn-positives", _BY_POSITIVES, _GOWALLA_USERS),
         )
     )
