@@ -226,16 +226,10 @@ def ensemble_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpe
 WRITERS: dict[str, Callable[[str, Callable[[str], Recipe], InputSpec], Recipe]] = {
     "dhen-ablations": dhen_variant,
     "adatt-ablations": adatt_variant,
-    **{
-        f"{kind}-{name}": writer
-        for kind, writer in (
-            ("interformer-flows", flow_variant),
-            ("interformer-ablations", interformer_variant),
-            ("ensemble", ensemble_variant),
-            ("ensemble-ablations", ensemble_variant),
-        )
-        for name in ("rees46", "market")
-    },
+    **{f"interformer-flows-{name}": flow_variant for name in ("rees46", "market")},
+    "interformer-ablations-market": interformer_variant,
+    **{f"ensemble-{name}": ensemble_variant for name in ("rees46", "market")},
+    "ensemble-ablations-rees46": ensemble_variant,
 }
 
 
