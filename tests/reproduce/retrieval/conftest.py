@@ -76,7 +76,6 @@ TABLE = RetrievalTable(
     indexed=("joint", "deep"),
     separate="apart",
     rivals=("ann", "rerank"),
-    taught="taught",
     comparisons=(Better(better="two_tower", worse="popularity"),),
     seeds=2,
     requests=12,

@@ -130,7 +130,6 @@ def test_public_set_goes_through_the_whole_table(
         rows=(*(row for row in tiny_table.rows if row.name in few), lightgcn),
         indexed=("joint",),
         rivals=("ann",),
-        taught="",
     )
     payload = artifacts.read_json(make_tiny(table).path)
 

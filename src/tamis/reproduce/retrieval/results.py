@@ -87,23 +87,22 @@ def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]
         _comparison(by_name[claim.better], by_name[claim.worse], claim.metric)
         for claim in table.comparisons
     ]
-    first, reference, large = (
-        by_name[name] for name in (table.indexed[0], table.reference, table.large)
-    )
-    claims.append(_not_worse(first, by_name[table.separate]))
-    claims.append(_ends_apart(first, by_name[table.separate]))
-    taught = [table.taught] if table.taught else []
-    for name in (table.indexed[0], *taught):
-        claims.append(_kept_gain(by_name[name], reference, large))
-        pairs = _pairs(by_name[name], large)
+    first, reference = by_name[table.indexed[0]], by_name[table.reference]
+    if table.separate:
+        claims.append(_not_worse(first, by_name[table.separate]))
+        claims.append(_ends_apart(first, by_name[table.separate]))
+    if table.large:
+        large = by_name[table.large]
+        claims.append(_kept_gain(first, reference, large))
         claims.append(
             _bar(
-                f"{name} takes at most {_FLOPS_SHARE:.0%} of the operations of {table.large}",
-                [one["metrics"]["flops"] / other["metrics"]["flops"] for one, other in pairs],
+                f"{table.indexed[0]} takes at most {_FLOPS_SHARE:.0%} of the operations of "
+                f"{table.large}",
+                [a["metrics"]["flops"] / b["metrics"]["flops"] for a, b in _pairs(first, large)],
                 lambda share: share <= _FLOPS_SHARE,
             )
         )
-    for name in (*table.indexed, *taught):
+    for name in table.indexed:
         claims.append(
             _bar(
                 f"{name} loses at most {INDEX_LOSS:.0%} of the recall of scoring everything",
@@ -113,9 +112,6 @@ def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]
         )
         claims.append(_beams_bind(by_name[name]))
     claims += [_at_equal_latency(first, by_name[name]) for name in table.rivals]
-    if taught:
-        rivals = (*table.rivals, *table.taught_rivals)
-        claims += [_at_equal_latency(by_name[table.taught], by_name[name]) for name in rivals]
     claims += _cold(first)
     if table.balance_removed:
         claims.append(_collapse(by_name[table.balance_removed], first))

@@ -77,19 +77,15 @@ class RetrievalTable:
     """In the order of the table."""
     reference: str
     """Row of two towers that every row is timed beside, and whose candidates are re-ranked."""
-    large: str
-    """Row of the largest network by itself, on every item: what is to be kept."""
     indexed: tuple[str, ...]
     """Rows of learnt indexes; the first one is that of the bars, with two levels."""
-    separate: str
-    """Row like the first index whose index is learnt by itself: what joint learning must not be
-    worse than."""
     rivals: tuple[str, ...]
     """Rows that the first index is compared with at equal latency, each at its best width."""
-    taught: str = ""
-    """Row of the first index's recipe with a teacher, of which the bars on recall are asked too."""
-    taught_rivals: tuple[str, ...] = ()
-    """Rows with a teacher that it is compared with beside the rivals."""
+    large: str = ""
+    """Row of the largest network by itself, on every item: what is to be kept."""
+    separate: str = ""
+    """Row like the first index whose index is learnt by itself: what joint learning must not be
+    worse than."""
     comparisons: tuple[Better, ...] = ()
     """What is claimed of the rows beside the bars."""
     published: tuple[PublishedRecall, ...] = ()
@@ -108,7 +104,6 @@ class RetrievalTable:
         names = {row.name for row in self.rows}
         said = {self.reference, self.large, self.separate, *self.indexed, *self.rivals}
         said |= {name for claim in self.comparisons for name in (claim.better, claim.worse)}
-        said |= {self.taught, *self.taught_rivals}
         said |= {self.balance_removed, self.short_queue}
         said -= {""}
         assert said <= names, f"{self.name}: not among its rows: {sorted(said - names)}"
@@ -144,13 +139,7 @@ _HSNN_ROWS = (
     ),
     # Taught by the large network what it thinks of ads that were drawn, not shown; and whether a
     # teacher is what two towers lack.
-    SearchRow(
-        name="hsnn-2-taught",
-        model="hsnn-2",
-        teacher="monn-large",
-        method="network",
-        is_checked=True,
-    ),
+    SearchRow(name="hsnn-2-taught", model="hsnn-2", teacher="monn-large", method="network"),
     SearchRow(name="two_tower-taught", model="two_tower", teacher="monn-large", method="exact"),
     # The same networks, the first level over k-means of the same item vectors: what is left of
     # hsnn-2 when the hierarchy stays and what was learnt of it goes.
@@ -210,11 +199,8 @@ _PUBLISHED_ON_GOWALLA = tuple(
         ("HILL", 0.1924, 0.1628),
     )
 )
-# For five times as many ads: the bars alone, without the ablations.
-_BARS = (
-    *("popularity", "two_tower", "monn-small", "monn-large"),
-    *("ebr", "rerank", "hsnn-2", "hsnn-3", "hsnn-2-sil", "hsnn-2-taught", "two_tower-taught"),
-)
+# For five times as many ads: who finds more at equal latency, and nothing else.
+_AT_EQUAL_LATENCY = ("popularity", "two_tower", "ebr", "rerank", "hsnn-2")
 
 
 def retrieval_tables() -> tuple[RetrievalTable, ...]:
@@ -226,25 +212,27 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             recipes=recipes,
             rows=tuple(row for row in _HSNN_ROWS if row.name in names),
             reference="two_tower",
-            large="monn-large",
-            indexed=("hsnn-2", "hsnn-3"),
-            separate="hsnn-2-sil",
+            indexed=tuple(name for name in ("hsnn-2", "hsnn-3") if name in names),
             rivals=("two_tower", "ebr", "rerank"),
-            taught="hsnn-2-taught" if "hsnn-2-taught" in names else "",
-            taught_rivals=("two_tower-taught",) if "two_tower-taught" in names else (),
+            large=_if_among(names, "monn-large"),
+            separate=_if_among(names, "hsnn-2-sil"),
             comparisons=tuple(
                 claim for claim in _HSNN_COMPARISONS if {claim.better, claim.worse} <= {*names}
             ),
-            balance_removed="hsnn-2-no-balance" if "hsnn-2-no-balance" in names else "",
-            short_queue="hsnn-2-short-queue" if "hsnn-2-short-queue" in names else "",
+            balance_removed=_if_among(names, "hsnn-2-no-balance"),
+            short_queue=_if_among(names, "hsnn-2-short-queue"),
             published=_PUBLISHED_ON_GOWALLA if name == "gowalla" else (),
             requests=requests,
         )
         for name, dataset, recipes, names, requests in (
             # What was shown and not clicked is known of the market alone.
             ("market", "market_ads:200000", "hsnn-market", _ON_MARKET, 100),
-            ("million", "market_ads:1000000", "hsnn-market", _BARS, 40),
+            ("million", "market_ads:1000000", "hsnn-market", _AT_EQUAL_LATENCY, 40),
             ("sports", "amazon_sports_retrieval", "hsnn-positives", _BY_POSITIVES, 1000),
             ("gowalla", "gowalla", "hsnn-positives", _BY_POSITIVES, _GOWALLA_USERS),
         )
     )
+
+
+def _if_among(names: tuple[str, ...], name: str) -> str:
+    return name if name in names else ""
