@@ -8,7 +8,7 @@ validation users, every item scored; test users are never looked at. Validation 
 otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be learnt
 lets the noise of all others into the lists. What was chosen for the medium network, which scores
 the items of every index, is also what the rows with an index train with. All else stands in
-``recipes/<folder>/<model>.toml`` and stays, LightGCN's published settings among it. ``tuning.json``
+``recipes/<folder>/<model>.toml`` and stays, LightGCN's settings among it. ``tuning.json``
 beside them keeps every trial, and one that stands in it is not done again. A million ads train as
 200,000 do, and Gowalla as Sports.
 """
@@ -30,10 +30,9 @@ from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.retrieval_task import read_task
-from tamis.evaluation.retrieval import ItemLists
 from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.results import recall_of
-from tamis.reproduce.retrieval.scores import Measurer
+from tamis.reproduce.retrieval.scores import Measurer, first_users
 from tamis.reproduce.retrieval.searchers import Prepared
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
@@ -65,12 +64,7 @@ class Judge:
         task = read_task(inputs / "task-valid")
         encoders = Encoders.load(inputs / "dataset" / "encoders", task.schema)
         prepared = Prepared.of(task, encoders, self._dataset.spec)
-        self._task = replace(
-            task,
-            relevant=ItemLists.of(task.relevant.lists()[:USERS]),
-            masked=ItemLists.of(task.masked.lists()[:USERS]),
-            values=None if task.values is None else task.values[:USERS],
-        )
+        self._task = first_users(task, USERS)
         self._prepared = replace(prepared, requests=prepared.requests[:USERS])
 
     def __call__(self, run: Path) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from tamis.data.retrieval_task import StoredTask
 from tamis.evaluation.retrieval import CUTOFFS, ItemLists, full_corpus_scores, true_value_recall
+from tamis.reproduce.retrieval.results import index_loss
 from tamis.reproduce.retrieval.searchers import Point
-from tamis.retrieval.collect import collect
+from tamis.retrieval.collect import Collected, collect
 from tamis.retrieval.search import BeamSearcher, Retriever
 from tamis.retrieval.searcher import Request, Searcher
 
 FOUND = 100
 """Length of the lists that are compared."""
+EXHAUSTIVE_USERS = 100
+"""Users, the first ones, for whom a network scores every node and item too. That takes ten times as
+long as beams, whose loss is known from fewer users than how much more one method finds."""
 _TIMED, _LEAST_TIMED, _SECONDS = 100, 10, 30.0
 _SEED = 7
 """Of the items that those never shown are compared with."""
@@ -37,21 +41,28 @@ class Measurer:
         self._task, self._requests, self._reference = task, requests, reference
         self._is_cold = task.impressions == 0
         self._wanted = _most_valuable(task)
-        self._exhaustive: NDArray[np.int64] | None = None
+        self._exhaustive: _Exhaustive | None = None
 
     def exhaustive(self, retriever: Retriever) -> dict[str, Any]:
-        """Quality of a network that scores every node and item; points are compared with it."""
+        """Quality of a network that scores every node and item, for the first users.
+
+        Points that are measured afterwards are compared with it.
+        """
         everything = BeamSearcher(retriever=retriever, beams=retriever.snapshot.tree.num_nodes)
-        quality, lists = self._found(everything)
-        self._exhaustive = lists
+        users = Measurer(
+            first_users(self._task, EXHAUSTIVE_USERS),
+            self._requests[:EXHAUSTIVE_USERS],
+            self._reference,
+        )
+        quality, found = users._found(everything)
+        self._exhaustive = _Exhaustive(users=users, quality=quality, lists=found.ids)
         return quality
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Quality, cost and time of a point; JSON values."""
-        quality, lists = self._found(point.searcher)
+        quality, found = self._found(point.searcher)
         if self._exhaustive is not None:
-            pairs = zip(lists[:, :FOUND], self._exhaustive[:, :FOUND], strict=True)
-            quality["kept"] = float(np.mean([np.isin(all_, some).mean() for some, all_ in pairs]))
+            quality |= self._exhaustive.beside(found)
         return {
             "setting": point.setting,
             "is_main": point.is_main,
@@ -101,30 +112,34 @@ class Measurer:
             found[f"{name}_leaves"] = float(len(np.unique(leaf[is_of_kind[place]], axis=0)))
         return found
 
-    def _found(self, searcher: Searcher) -> tuple[dict[str, Any], NDArray[np.int64]]:
-        task = self._task
-        found = collect(searcher, self._requests, max(CUTOFFS), masked=task.masked)
-        lists = found.ids
-        scores = full_corpus_scores(
-            lists,
-            task.relevant,
-            task.masked,
-            num_items=task.num_items,
-            candidates=found.candidates,
-        )
+    def _found(self, searcher: Searcher) -> tuple[dict[str, Any], Collected]:
+        found = collect(searcher, self._requests, max(CUTOFFS), masked=self._task.masked)
         quality: dict[str, Any] = {
-            **scores.means(),
+            **self.shares(found.ids, found.candidates),
             "pairs": found.mean_pairs,
             "flops": found.mean_flops,
             "bytes": found.mean_bytes,
         }
-        if task.values is not None:
-            shares = true_value_recall(lists, task.values, FOUND)
-            quality[f"value_recall@{FOUND}"] = float(np.nanmean(shares))
-        first = lists[:, :FOUND]
+        first = found.ids[:, :FOUND]
         for name, is_of_kind in (("cold", self._is_cold), ("warm", ~self._is_cold)):
             quality[f"{name}_recall@{FOUND}"] = _recall_among(first, self._wanted, is_of_kind)
-        return quality, lists
+        return quality, found
+
+    def shares(self, lists: NDArray[np.int64], candidates: NDArray[np.int64]) -> dict[str, Any]:
+        """What lists hold of what users went for, and of the true value where that is known.
+
+        Args:
+            lists: (U, K) items, the best first.
+            candidates: (U,) items that each list was chosen among.
+        """
+        task = self._task
+        scores = full_corpus_scores(
+            lists, task.relevant, task.masked, num_items=task.num_items, candidates=candidates
+        )
+        if task.values is None:
+            return scores.means()
+        of_value = true_value_recall(lists, task.values, FOUND)
+        return {**scores.means(), f"value_recall@{FOUND}": float(np.nanmean(of_value))}
 
     def _times(self, searcher: Searcher) -> dict[str, float]:
         """Milliseconds of a request, and how many times those of the reference that is.
@@ -160,6 +175,34 @@ class Measurer:
             "latency": own / beside,
             "timed": float(len(taken)),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Exhaustive:
+    """What scoring every node and item finds for the first users."""
+
+    users: Measurer
+    quality: dict[str, Any]
+    lists: NDArray[np.int64]
+
+    def beside(self, found: Collected) -> dict[str, float]:
+        """What a searcher keeps of the lists, and loses of their recall, for the same users."""
+        own, candidates = found.ids[: len(self.lists)], found.candidates[: len(self.lists)]
+        pairs = zip(own[:, :FOUND], self.lists[:, :FOUND], strict=True)
+        return {
+            "kept": float(np.mean([np.isin(all_, some).mean() for some, all_ in pairs])),
+            "index_loss": index_loss(self.users.shares(own, candidates), self.quality),
+        }
+
+
+def first_users(task: StoredTask, count: int) -> StoredTask:
+    """The task of the first users, at most; its log of requests is still that of all of them."""
+    return replace(
+        task,
+        relevant=ItemLists.of(task.relevant.lists()[:count]),
+        masked=ItemLists.of(task.masked.lists()[:count]),
+        values=None if task.values is None else task.values[:count],
+    )
 
 
 def _most_valuable(task: StoredTask) -> ItemLists:
