@@ -105,12 +105,12 @@ def test_what_is_learned_from_has_the_labels_of_the_market_s_log(
     assert met == 4 * np.count_nonzero(requests % 3 == 0)
 
 
-def test_the_early_stage_sees_no_history_no_position_and_nothing_of_the_cascade(
+def test_the_early_stage_sees_no_history_position_weekday_or_anything_of_the_cascade(
     served: tuple[CascadePolicy, pa.Table],
 ) -> None:
     policy, log = served
     columns = set(policy.learned(log)[0].inputs.column_names)
-    assert not columns & {"history_ads", "history_categories", "position"}
+    assert not columns & {"history_ads", "history_categories", "position", "weekday"}
     assert not columns & {"pool", "click", "conversion", "hide", "request_id"}
 
 

@@ -68,13 +68,16 @@ class Told:
 
 
 def early_market_schema() -> Schema:
-    """What the early stage sees of the market: neither histories nor the position.
+    """What the early stage sees of the market: no histories, no position and no weekday.
 
     Candidates have no position when it ranks. Given the logged ones, golden candidates would be
-    judged at the places that they were shown in, and all others at the first.
+    judged at the places that they were shown in, and all others at the first. It learns from two or
+    three days and is judged on others: their weekday is one that no row has taught it, and an
+    untaught one moved its predictions by 8 % (click) to 18 % (hide).
     """
     fewer = early_schema(market_schema())
-    return replace(fewer, fields=tuple(item for item in fewer.fields if item.name != "position"))
+    kept = (field for field in fewer.fields if field.name not in ("position", "weekday"))
+    return replace(fewer, fields=tuple(kept))
 
 
 class CascadePolicy:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tamis import api, artifacts, config
-from tamis.reproduce.early.market import TASKS, serve_first_days, train_on
+from tamis.reproduce.early.market import TASKS, early_market_schema, serve_first_days, train_on
 from tamis.reproduce.early.rounds import make_rounds
 from tamis.reproduce.early.table import (
     RECIPE,
@@ -53,7 +53,8 @@ class RoundsRows:
             train_on(serve_first_days(cascade)[1], recipes, stages)
         data_of_stages = api.open_dataset(stages / "dataset-final").fingerprint
         teacher = read_recipe(recipes, "teacher")
-        decides = [data_of_stages, config.to_table(cascade), teacher]
+        fields = [field.name for field in early_market_schema().fields]
+        decides = [data_of_stages, config.to_table(cascade), teacher, fields]
         return stages, config.fingerprint(decides)
 
     def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:

@@ -11,7 +11,7 @@ from tamis import config
 from tamis.errors import ConfigError
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reproduce.early.calibration import calibration_claims
-from tamis.reproduce.early.market import make_market_study
+from tamis.reproduce.early.market import early_market_schema, make_market_study
 from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
 from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row
 from tamis.reproduce.early.study import SIMULATED, Study, is_study
@@ -155,6 +155,8 @@ def cascade_folder(cascade: MarketCascade | PublicCascade, work: Path, recipes: 
     decides = [config.to_table(cascade), *(read_recipe(recipes, name) for name in names)]
     if is_public:
         decides.append({"rows": ROWS_VERSION})
+    else:
+        decides.append({"fields": [field.name for field in early_market_schema().fields]})
     return work / "cascades" / f"{recipes.name}-{config.fingerprint(decides)[:12]}"
 
 
