@@ -53,7 +53,7 @@ def test_market_goes_through_the_whole_table(
     # The narrowest beams that lose little on other users stand for the row.
     tried = rows["joint"]["validation"]
     assert [one["share"] for one in tried] == list(CHOICES[: len(tried)])
-    assert [one["index_loss"] <= 0.03 for one in tried[:-1]] == [False] * (len(tried) - 1)
+    assert [one["index_loss"] <= 0.015 for one in tried[:-1]] == [False] * (len(tried) - 1)
     assert rows["joint"]["points"][len(tried)]["is_main"]
     assert rows["joint"]["weights"] != rows["apart"]["weights"]
     assert rows["joint"]["weights"] != rows["taught"]["weights"]
