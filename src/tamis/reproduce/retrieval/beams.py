@@ -13,7 +13,7 @@ BEAM_SHARES = (CHOICES[0] / 2, *CHOICES)
 
 
 _LOSS_ON_VALIDATION = INDEX_LOSS / 2
-"""A hundred users know the loss to about a hundredth, so that one at the bar might as well miss it."""
+"""A hundred users know the loss to about a hundredth: one at the bar might as well miss it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
