@@ -12,7 +12,7 @@ BEAM_SHARES = (CHOICES[0] / 2, *CHOICES)
 """The shares that are measured. The first is never chosen; it shows whether the next one binds."""
 
 
-_LOSS_ON_VALIDATION = INDEX_LOSS / 2
+LOSS_ON_VALIDATION = INDEX_LOSS / 2
 """A hundred users know the loss to about a hundredth: one at the bar might as well miss it."""
 
 
@@ -42,6 +42,6 @@ def choose_share(
     tried: list[Tried] = []
     for share in CHOICES:
         tried.append(Tried(share=share, index_loss=index_loss(quality_of(share), exhaustive)))
-        if tried[-1].index_loss <= _LOSS_ON_VALIDATION:
+        if tried[-1].index_loss <= LOSS_ON_VALIDATION:
             break
     return tried[-1].share, tried

@@ -11,6 +11,7 @@ from tamis.data.retrieval_task import is_task, write_task
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average
 from tamis.reproduce.results import markdown_of
+from tamis.reproduce.retrieval.beams import LOSS_ON_VALIDATION
 from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.tables import RetrievalTable
@@ -41,20 +42,22 @@ class RetrievalRows:
         self.tasks = ("click",)
 
     def recipes(self, folder: Path) -> dict[str, str]:
-        """For each row its method, and the recipes of its model, the reference and the teacher."""
+        """What decides each row: method, recipes of its models, how beams are chosen."""
         paths = {model: self._recipe(folder, model) for model in self._table.models}
         for path in paths.values():
             if not path.exists():
                 raise ConfigError(f"{path}: must exist, got no such recipe.")
         found = {model: config.read_toml(path) for model, path in paths.items()}
         reference = found[self._reference]
-        return {
-            row.name: config.fingerprint(
-                [row.method, found.get(row.model, {}), reference]
-                + ([found[row.teacher]] if row.teacher else [])
-            )
-            for row in self._table.rows
-        }
+        decides: dict[str, list[Any]] = {}
+        for row in self._table.rows:
+            recipe = found.get(row.model, {})
+            decides[row.name] = [row.method, recipe, reference]
+            if row.teacher:
+                decides[row.name].append(found[row.teacher])
+            if recipe.get("model", {}).get("codebooks"):
+                decides[row.name].append({"loss on validation": LOSS_ON_VALIDATION})
+        return {name: config.fingerprint(parts) for name, parts in decides.items()}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Dataset, and the tasks to choose beams on and to judge by, which no recipe decides."""
