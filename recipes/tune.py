@@ -40,6 +40,7 @@ from spaces import SIZES, Recipe, draw, with_patience
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
 from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
 
@@ -97,12 +98,19 @@ def run_trial(
 class Ledger:
     """The trials of a table by model, on disk after each one."""
 
-    def __init__(self, path: Path, *, command: str) -> None:
-        self._path, self._command = path, command
+    def __init__(self, path: Path, *, command: str, judged_by: str = "") -> None:
+        self._path, self._about = path, {"command": command}
+        if judged_by:
+            self._about["judged_by"] = judged_by
         self._lock = threading.Lock()
-        self._trials: dict[str, list[dict[str, Any]]] = (
-            artifacts.read_json(path)["trials"] if path.exists() else {}
-        )
+        found = artifacts.read_json(path) if path.exists() else {"trials": {}, **self._about}
+        if found.get("judged_by", "") != judged_by:
+            raise ConfigError(
+                f"{path}: trials must be judged alike, got those by "
+                f"{found.get('judged_by', 'nobody knows whom')} beside {judged_by}. Move the file "
+                f"away to try all of them anew."
+            )
+        self._trials: dict[str, list[dict[str, Any]]] = found["trials"]
 
     def lacks(self, model: str, recipe: Recipe) -> bool:
         """Whether this very recipe has not been tried."""
@@ -116,7 +124,7 @@ class Ledger:
         """Keep a trial."""
         with self._lock:
             self._trials.setdefault(model, []).append(trial)
-            artifacts.write_json(self._path, {"command": self._command, "trials": self._trials})
+            artifacts.write_json(self._path, {**self._about, "trials": self._trials})
 
     def best(self, model: str, monitor: str) -> dict[str, Any]:
         """The trial with the best monitored validation metric; NE goes by the log loss."""

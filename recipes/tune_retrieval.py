@@ -32,7 +32,7 @@ from tamis.data.encoders import Encoders
 from tamis.data.retrieval_task import read_task
 from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.results import recall_of
-from tamis.reproduce.retrieval.scores import Measurer, first_users
+from tamis.reproduce.retrieval.scores import Measurer, of_users, spread
 from tamis.reproduce.retrieval.searchers import Prepared
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
@@ -64,8 +64,9 @@ class Judge:
         task = read_task(inputs / "task-valid")
         encoders = Encoders.load(inputs / "dataset" / "encoders", task.schema)
         prepared = Prepared.of(task, encoders, self._dataset.spec)
-        self._task = first_users(task, USERS)
-        self._prepared = replace(prepared, requests=prepared.requests[:USERS])
+        places = spread(len(prepared.requests), USERS)
+        self._task, requests = of_users(task, prepared.requests, places)
+        self._prepared = replace(prepared, requests=requests)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """The table's recall at 100, as what the ledger keeps of a trial."""
@@ -99,7 +100,9 @@ def main() -> None:
     judge = Judge(inputs)
     found = {model: config.read_toml(recipes / f"{model}.toml") for model in table.models}
     ledger = Ledger(
-        recipes / "tuning.json", command=f"python recipes/tune_retrieval.py {table.name}"
+        recipes / "tuning.json",
+        command=f"python recipes/tune_retrieval.py {table.name}",
+        judged_by=f"{USERS} of {table.requests} validation users",
     )
 
     def work(cell: tuple[int, float, str]) -> None:

@@ -4,12 +4,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pytest
 from typer.testing import Result
+
+from tamis import api
 
 FAST = ("--model", "lr", "--set", "training.max_epochs=1", "--set", "training.batch_size=256")
 
@@ -296,21 +301,33 @@ def test_report_without_the_dataset_says_what_it_lacks(
     assert Path("r", "report.html").exists()
 
 
-def test_teacher_is_a_finished_run_on_the_same_encoders(
+def test_teacher_labels_the_rows_that_have_no_label(
     world: Path, refused: Callable[..., str], tamis: Callable[..., Result]
 ) -> None:
     Path("empty").mkdir()
     assert "empty: must be a run folder with run.json" in refused(
         "train", "d", "--teacher", "empty", "--run", "r", *FAST
     )
-    assert tamis("train", "d", "--run", "teacher", "--no-report", *FAST).exit_code == 0
+    assert "teacher: must have training rows without any label to label, got none" in refused(
+        "train", "d", "--teacher", "a", "--run", "r", *FAST
+    )
+    log = pa.csv.read_csv("that.csv")
+    is_drawn = pa.array([row % 3 == 0 for row in range(log.num_rows)])
+    labels = pc.if_else(is_drawn, pa.scalar(None, pa.int64()), log["y"])
+    pa.csv.write_csv(log.set_column(log.column_names.index("y"), "y", labels), "drawn.csv")
+    found = api.schema_of("that.csv", ["y"]).schema
+    schema = replace(found, tasks=(replace(found.tasks[0], may_be_missing=True),))
+    api.ingest("drawn.csv", "drawn", schema=schema)
+    assert tamis("train", "drawn", "--run", "teacher", "--no-report", *FAST).exit_code == 0
 
-    done = tamis("train", "d", "--teacher", "teacher", "--run", "r", "--no-report", *FAST)
+    done = tamis("train", "drawn", "--teacher", "teacher", "--run", "r", "--no-report", *FAST)
 
-    assert done.exit_code == 0
-    weights = json.loads(Path("r", "run.json").read_text())["taught_by"]
-    assert len(weights) == 64
-    assert "taught_by" not in json.loads(Path("teacher", "run.json").read_text())
+    assert done.exit_code == 0, done.output
+    runs = [json.loads(Path(name, "run.json").read_text()) for name in ("r", "teacher")]
+    assert [len(run.get("taught_by", "")) for run in runs] == [64, 0]
     assert "must be resumed with the weights that taught it, got none instead of" in refused(
-        "train", "d", "--run", "r", "--no-report", *FAST
+        "train", "drawn", "--run", "r", "--no-report", *FAST
+    )
+    assert "drawn: must be encoded as the run's dataset was" in refused(
+        "train", "drawn", "--teacher", "a", "--run", "other", *FAST
     )

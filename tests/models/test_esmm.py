@@ -46,10 +46,18 @@ def test_labels_are_zero_where_what_they_need_did_not_happen() -> None:
             [1, 1, _NAN, 1],
             [1, _NAN, 0, _NAN],  # the cart is not known yet, nor is the order
             [_NAN, _NAN, 0, _NAN],
+            [0.5, 0.25, 0.75, 0.5],  # by a teacher
         ]
     )
     expected = torch.tensor(
-        [[0, 0, 1, 0], [1, 0, 0, 0], [1, 1, _NAN, 1], [1, _NAN, 0, _NAN], [_NAN, _NAN, 0, _NAN]]
+        [
+            [0, 0, 1, 0],
+            [1, 0, 0, 0],
+            [1, 1, _NAN, 1],
+            [1, _NAN, 0, _NAN],
+            [_NAN, _NAN, 0, _NAN],
+            [0.5, 0.125, 0.75, 0.0625],
+        ]
     )
     found = labels_of_products(labels, conditions_of(_TASKS))
 

@@ -581,8 +581,9 @@ def test_rows_that_a_teacher_labelled_stand_for_the_corpus_and_teach_every_level
     compared = [item for item in output.compared if item.labels is not None]
     assert len(output.compared) == len(compared)
     targets = torch.stack([item.labels for item in compared])  # type: ignore[misc]
-    # Raw and calibrated logits of every level learn from the teacher; nothing teaches itself.
-    assert bool((targets[: 2 * model.num_levels, 30:] == 0.25).all())
+    # Every level learns from the teacher, no calibration does, and nothing teaches itself.
+    assert bool((targets[: model.num_levels, 30:] == 0.25).all())
+    assert bool(targets[model.num_levels :, 30:].isnan().all())
     assert bool(targets[2 * model.num_levels :].isnan().all())
 
 

@@ -190,11 +190,15 @@ def test_rows_that_a_teacher_labelled_are_no_positives_of_the_softmax() -> None:
     is_taught = batch.labels.isnan().all(1)
     labels = batch.labels.masked_fill(is_taught.unsqueeze(1), 0.4)
 
-    untaught = model(batch).auxiliary_losses["softmax"]
+    untaught = model(batch)
     model = _build(replace(_CONFIG, id_dropout=0.0))
-    taught = model(replace(batch, labels=labels, is_taught=is_taught)).auxiliary_losses["softmax"]
+    taught = model(replace(batch, labels=labels, is_taught=is_taught))
 
-    torch.testing.assert_close(taught, untaught)
+    for name, loss in untaught.auxiliary_losses.items():
+        torch.testing.assert_close(taught.auxiliary_losses[name], loss)
+    # Nor do they calibrate its scores.
+    compared = taught.compared[0].labels
+    torch.testing.assert_close(compared, batch.labels, equal_nan=True)
 
 
 def test_context_is_not_read() -> None:

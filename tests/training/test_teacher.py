@@ -14,7 +14,7 @@ from torch import nn
 from tamis.data.batch import Batch, concatenate
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.schema import InputSpec, Schema
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, DataError
 from tamis.models.output import Output
 from tamis.models.trained import TrainedModel
 from tamis.testing.models import example_batch
@@ -170,10 +170,26 @@ def test_student_learns_of_what_was_never_shown_from_its_teacher(
     assert aucs["alone"] < 0.6
 
 
-def test_run_is_resumed_with_the_teacher_that_it_had(
+def test_teacher_without_anything_to_label_is_refused(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
     dataset = make_dataset()
+    train(dataset, _settings(max_epochs=1), tmp_path / "a")
+
+    with pytest.raises(DataError, match="teacher: must have training rows without any label"):
+        train(
+            dataset,
+            _settings(max_epochs=1),
+            tmp_path / "run",
+            teacher=load_trained(tmp_path / "a"),
+        )
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_run_is_resumed_with_the_teacher_that_it_had(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    dataset = _half_labelled(tmp_path / "half", schema, spec)
     for seed, name in enumerate("ab"):
         train(dataset, _settings(max_epochs=1, seed=seed), tmp_path / name)
     teachers = [load_trained(tmp_path / name) for name in "ab"]

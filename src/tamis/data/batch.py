@@ -64,14 +64,19 @@ class Batch:
     @property
     def is_unlabelled(self) -> Tensor:
         """(B,) bool, whether nobody logged any label of the row."""
-        has_none = self.labels.isnan().all(1)
-        return has_none if self.is_taught is None else has_none | self.is_taught
+        return self.logged_labels.isnan().all(1)
+
+    @property
+    def logged_labels(self) -> Tensor:
+        """(B, T), the labels without those of a teacher."""
+        if self.is_taught is None:
+            return self.labels
+        return self.labels.masked_fill(self.is_taught.unsqueeze(1), torch.nan)
 
     @property
     def rewards(self) -> Tensor:
         """(B, T), what each row logged of each task times its weight; 0 where it logged nothing."""
-        rewards = self.labels.nan_to_num(0.0) * self.weights.unsqueeze(1)
-        return rewards.masked_fill(self.is_unlabelled.unsqueeze(1), 0.0)
+        return self.logged_labels.nan_to_num(0.0) * self.weights.unsqueeze(1)
 
     def take(self, rows: Tensor) -> "Batch":
         """Some of the rows (P,) int64, in that order; a row may be taken often."""

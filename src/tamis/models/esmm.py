@@ -102,6 +102,7 @@ def labels_of_products(
         label = labels[:, place]
         if condition is not None:
             before = columns[condition]
-            label = torch.where(before == 1, label, before)
+            # Where a teacher labelled the row both are probabilities.
+            label = torch.where(before == 0, before, before * label)
         columns.append(label)
     return torch.stack(columns, dim=1)

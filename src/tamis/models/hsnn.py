@@ -241,7 +241,7 @@ class HSNN(nn.Module):
         return Output(
             logits=calibrated[-1],
             auxiliary_losses=losses,
-            supervised=self._supervised(raw, calibrated, batch.labels),
+            supervised=self._supervised(raw, calibrated, batch),
         )
 
     def level_logits(
@@ -440,19 +440,21 @@ class HSNN(nn.Module):
         return outputs * (is_item | self.index.is_live).unsqueeze(1)
 
     def _supervised(
-        self, raw: Sequence[Tensor], calibrated: Sequence[Tensor], labels: Tensor
+        self, raw: Sequence[Tensor], calibrated: Sequence[Tensor], batch: Batch
     ) -> tuple[Supervised, ...]:
-        nothing = torch.full_like(labels, torch.nan)
-        # Before there is an index, its levels have nothing to say and nothing to learn from.
-        of_nodes = torch.where(self.index.is_live, labels, nothing)
-        targets = [of_nodes] * (len(raw) - 1) + [labels]
-        compared = [
-            Supervised(logits=logits, labels=target)
-            for levels in (raw, calibrated)
-            for logits, target in zip(levels, targets, strict=True)
-        ]
+        nothing = torch.full_like(batch.labels, torch.nan)
+        compared = []
+        # Calibrated is what the log says, whatever a teacher does.
+        for levels, labels in ((raw, batch.labels), (calibrated, batch.logged_labels)):
+            # Before there is an index, its levels have nothing to say and nothing to learn from.
+            of_nodes = torch.where(self.index.is_live, labels, nothing)
+            targets = [of_nodes] * (len(levels) - 1) + [labels]
+            compared += [
+                Supervised(logits=logits, labels=target)
+                for logits, target in zip(levels, targets, strict=True)
+            ]
         if self.config.unlabelled_weight:
-            is_unlabelled = labels.isnan().all(1, keepdim=True) & self.index.is_live
+            is_unlabelled = batch.labels.isnan().all(1, keepdim=True) & self.index.is_live
             taught = torch.where(is_unlabelled, torch.sigmoid(raw[-1].detach()), nothing)
             compared += [
                 Supervised(logits=z, labels=taught, weight=self.config.unlabelled_weight)

@@ -46,8 +46,8 @@ class TwoTowerConfig:
     bridge: Bridge = "attention"
     """How the two branches of a tower's layer are fused."""
     objective: Literal["softmax", "cross_entropy"] = "softmax"
-    """What moves the towers: a softmax over the items of the batch, or the cross entropy of each
-    row's own label."""
+    """What moves the towers: a softmax over the items of the batch, to which a teacher has nothing
+    to say, or the cross entropy of each row's label."""
     log_q: bool = True
     """Whether the softmax is corrected for how often an item comes along; for ``softmax`` only."""
     frequency_rate: float = 0.05
@@ -150,9 +150,9 @@ class TwoTower(nn.Module):
         losses: dict[str, Tensor] = {}
         if self.training:
             losses["softmax"] = self._softmax_losses(users, items, batch)
-        return Output(
-            logits=logits, auxiliary_losses=losses, supervised=(Supervised(logits=logits),)
-        )
+        # A teacher has nothing to say to a softmax, nor what calibrates its scores to the log.
+        compared = Supervised(logits=logits, labels=batch.logged_labels)
+        return Output(logits=logits, auxiliary_losses=losses, supervised=(compared,))
 
     # What serves the model: see tamis.retrieval.
 
@@ -206,13 +206,13 @@ class TwoTower(nn.Module):
             places = counted_places(self.spec, batch, self.place_of_id)
             self.frequency.observe(places)
             log_share = self.frequency.log_share(places)
-        temperatures = self.log_temperature.exp()
+        rewards, temperatures = batch.rewards, self.log_temperature.exp()
         losses = [
             in_batch_softmax_loss(
                 users[:, task],
                 items,
                 log_share,
-                rewards=batch.rewards[:, task],
+                rewards=rewards[:, task],
                 temperature=temperatures[task],
             )
             for task in range(users.shape[1])

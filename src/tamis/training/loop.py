@@ -115,6 +115,7 @@ def train(
             config does not fit the dataset, or ``start`` or ``teacher`` do not fit the two.
         RunInUseError: A living process works on this folder.
         ArtifactError: The disk is full, or no checkpoint is whole.
+        DataError: A split lacks labels, or there is no row that ``teacher`` could label.
         TamisError: The loss is no finite number.
     """
     with artifacts.folder_lock(run):
@@ -175,6 +176,7 @@ class _Training:
         self.model: nn.Module = model.to(self.device)
         self.teacher: Teacher | None = None
         if teacher is not None:
+            _check_unlabelled(dataset)
             self.teacher = Teacher(
                 teacher, dataset.spec, device=self.device, precision=self.precision
             )
@@ -457,6 +459,16 @@ def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
                 f"training.monitor={monitor.metric!r}, got only {values[0]:g}. Split otherwise, "
                 f"or set training.monitor='log_loss'."
             )
+
+
+def _check_unlabelled(dataset: Dataset) -> None:
+    """Find out that a teacher would have nothing to do."""
+    if not np.isnan(dataset.split("train").labels()).all(1).any():
+        raise DataError(
+            "teacher: must have training rows without any label to label, got none. Log what was "
+            "drawn and not shown, with may_be_missing = true for every task, or leave the teacher "
+            "out."
+        )
 
 
 def _check_last_batch(model: nn.Module, loader: Loader) -> None:

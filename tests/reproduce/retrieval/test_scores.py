@@ -14,7 +14,8 @@ from tamis.data.batch import blank_batch
 from tamis.data.retrieval_task import StoredTask
 from tamis.data.schema import Field, InputSpec, Roles, Schema, Task
 from tamis.evaluation.retrieval import CUTOFFS, ItemLists
-from tamis.reproduce.retrieval.scores import Measurer
+from tamis.reproduce.retrieval import scores
+from tamis.reproduce.retrieval.scores import Measurer, of_users, spread
 from tamis.reproduce.retrieval.searchers import Point
 from tamis.retrieval.searcher import Found, LevelTrace, Request, Trace
 
@@ -73,6 +74,57 @@ def test_what_is_timed_is_what_found_the_lists(task: StoredTask) -> None:
     assert reference.asked == np.repeat(wanted, 2).tolist()
     assert found["timed"] == 3
     assert found["recall@100"] == 1.0
+
+
+@dataclass
+class _From(_Noted):
+    """Finds items in the order of their numbers, from one on."""
+
+    first: int = 0
+
+    def search(self, request: Request, k: int) -> Found:
+        found = super().search(request, k)
+        return replace(found, ids=found.ids + self.first)
+
+
+def test_what_beams_lose_is_of_the_users_whom_everything_was_scored_for(
+    task: StoredTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "EXHAUSTIVE_USERS", 2)
+    monkeypatch.setattr(scores, "BeamSearcher", lambda **_: _From())
+    spec = InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=task.schema.tasks)
+    nobody = Request(user=blank_batch(spec, 1, torch.device("cpu")))
+    three = replace(task, relevant=ItemLists.of([[0], [9], [5]]))
+    measurer = Measurer(three, [nobody] * 3, _Noted())
+    everything = SimpleNamespace(snapshot=SimpleNamespace(tree=SimpleNamespace(num_nodes=())))
+
+    assert measurer.exhaustive(everything)["recall@100"] == 1.0  # type: ignore[arg-type]
+    found = measurer.measure(Point(setting="", searcher=_From(first=3)))
+
+    # Item 0 of the first user is missed, 9 and 5 of the others are found.
+    assert found["recall@100"] == pytest.approx(2 / 3)
+    assert found["index_loss"] == pytest.approx(1 / 2)
+    # Of the first hundred from 0 on; the second user's hold neither 3 nor 4.
+    assert found["kept"] == pytest.approx(0.97)
+
+
+def test_some_users_are_spread_over_all_with_what_belongs_to_them(task: StoredTask) -> None:
+    spec = InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=task.schema.tasks)
+    requests = [Request(user=blank_batch(spec, rows, torch.device("cpu"))) for rows in (1, 2, 3)]
+    values = np.arange(3 * _NUM_ITEMS, dtype=np.float32).reshape(3, -1)
+    histories = [np.array([place]) for place in range(3)]
+    whole = replace(task, histories=histories, values=values)
+
+    some, asked = of_users(whole, requests, np.array([0, 2]))
+
+    assert spread(3, 2).tolist() == [0, 1]
+    assert spread(400, 100).tolist() == list(range(0, 400, 4))
+    assert [ids.tolist() for ids in some.relevant.lists()] == [[0], [2, 9]]
+    assert [ids.tolist() for ids in some.masked.lists()] == [[], [1]]
+    assert [history.tolist() for history in some.histories] == [[0], [2]]
+    assert some.values is not None
+    assert some.values[:, 0].tolist() == [0, 2 * _NUM_ITEMS]
+    assert [request.user.num_rows for request in asked] == [1, 3]
 
 
 @dataclass(frozen=True)

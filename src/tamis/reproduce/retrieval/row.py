@@ -22,7 +22,7 @@ from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.beams import Tried, choose_share
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.lightgcn import train_lightgcn
-from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS, Measurer, first_users
+from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS, Measurer, of_users, spread
 from tamis.reproduce.retrieval.searchers import Point, Prepared
 from tamis.reproduce.retrieval.tables import Method
 from tamis.retrieval.occupancy import occupancy
@@ -156,9 +156,9 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             _say(started, f"levels {found['levels']}, checks {found['checks']}")
         if retriever.snapshot.tree.num_nodes:
             tuning = read_task(folder / "task-valid")
-            requests = searchers.encoded_requests(tuning, encoders, dataset.spec)[:EXHAUSTIVE_USERS]
-            tuning = first_users(tuning, EXHAUSTIVE_USERS)
-            chosen, tried = _chosen(retriever, Measurer(tuning, requests, reference))
+            requests = searchers.encoded_requests(tuning, encoders, dataset.spec)
+            some = of_users(tuning, requests, spread(len(requests), EXHAUSTIVE_USERS))
+            chosen, tried = _chosen(retriever, Measurer(*some, reference))
             found["validation"] = [dataclasses.asdict(one) for one in tried]
             _say(started, f"share {chosen} of {found['validation']} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)

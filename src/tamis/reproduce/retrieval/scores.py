@@ -20,8 +20,8 @@ from tamis.retrieval.searcher import Request, Searcher
 FOUND = 100
 """Length of the lists that are compared."""
 EXHAUSTIVE_USERS = 100
-"""Users, the first ones, for whom a network scores every node and item too. That takes ten times as
-long as beams, whose loss is known from fewer users than how much more one method finds."""
+"""Users for whom a network scores every node and item too. That takes ten times as long as beams,
+whose loss is known from fewer users than how much more one method finds."""
 _TIMED, _LEAST_TIMED, _SECONDS = 100, 10, 30.0
 _SEED = 7
 """Of the items that those never shown are compared with."""
@@ -44,18 +44,15 @@ class Measurer:
         self._exhaustive: _Exhaustive | None = None
 
     def exhaustive(self, retriever: Retriever) -> dict[str, Any]:
-        """Quality of a network that scores every node and item, for the first users.
+        """Quality of a network that scores every node and item, for some users.
 
-        Points that are measured afterwards are compared with it.
+        Points that are measured afterwards are compared with it, for the same users.
         """
         everything = BeamSearcher(retriever=retriever, beams=retriever.snapshot.tree.num_nodes)
-        users = Measurer(
-            first_users(self._task, EXHAUSTIVE_USERS),
-            self._requests[:EXHAUSTIVE_USERS],
-            self._reference,
-        )
+        places = spread(len(self._requests), EXHAUSTIVE_USERS)
+        users = Measurer(*of_users(self._task, self._requests, places), self._reference)
         quality, found = users._found(everything)
-        self._exhaustive = _Exhaustive(users=users, quality=quality, lists=found.ids)
+        self._exhaustive = _Exhaustive(users=users, places=places, quality=quality, lists=found.ids)
         return quality
 
     def measure(self, point: Point) -> dict[str, Any]:
@@ -179,15 +176,16 @@ class Measurer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Exhaustive:
-    """What scoring every node and item finds for the first users."""
+    """What scoring every node and item finds for some users."""
 
     users: Measurer
+    places: NDArray[np.int64]
     quality: dict[str, Any]
     lists: NDArray[np.int64]
 
     def beside(self, found: Collected) -> dict[str, float]:
         """What a searcher keeps of the lists, and loses of their recall, for the same users."""
-        own, candidates = found.ids[: len(self.lists)], found.candidates[: len(self.lists)]
+        own, candidates = found.ids[self.places], found.candidates[self.places]
         pairs = zip(own[:, :FOUND], self.lists[:, :FOUND], strict=True)
         return {
             "kept": float(np.mean([np.isin(all_, some).mean() for some, all_ in pairs])),
@@ -195,14 +193,30 @@ class _Exhaustive:
         }
 
 
-def first_users(task: StoredTask, count: int) -> StoredTask:
-    """The task of the first users, at most; its log of requests is still that of all of them."""
-    return replace(
+def spread(num_users: int, count: int) -> NDArray[np.int64]:
+    """Places of so many users at most, at equal distances: a number may tell since when one came.
+
+    Example:
+        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    count = min(num_users, count)
+    return np.arange(count) * num_users // max(1, count)
+
+
+def of_users(
+    task: StoredTask, requests: Sequence[Request], places: NDArray[np.int64]
+) -> tuple[StoredTask, list[Request]]:
+    """The task of some users and their requests; its log of requests is still that of all."""
+    relevant, masked = task.relevant.lists(), task.masked.lists()
+    some = replace(
         task,
-        relevant=ItemLists.of(task.relevant.lists()[:count]),
-        masked=ItemLists.of(task.masked.lists()[:count]),
-        values=None if task.values is None else task.values[:count],
+        relevant=ItemLists.of([relevant[place] for place in places]),
+        masked=ItemLists.of([masked[place] for place in places]),
+        histories=[task.histories[place] for place in places] if task.histories else [],
+        values=None if task.values is None else task.values[places],
     )
+    return some, [requests[place] for place in places]
 
 
 def _most_valuable(task: StoredTask) -> ItemLists:

@@ -14,6 +14,7 @@ from tamis.reproduce.results import markdown_of
 from tamis.reproduce.retrieval.beams import LOSS_ON_VALIDATION
 from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
 from tamis.reproduce.retrieval.row import RowOrder
+from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
 from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.reproduce.runner import Cell
 
@@ -55,8 +56,9 @@ class RetrievalRows:
             decides[row.name] = [row.method, recipe, reference]
             if row.teacher:
                 decides[row.name].append(found[row.teacher])
-            if recipe.get("model", {}).get("codebooks"):
-                decides[row.name].append({"loss on validation": LOSS_ON_VALIDATION})
+            model = recipe.get("model", {})
+            if model.get("name") == "hsnn" and model.get("codebooks", True):
+                decides[row.name].append([LOSS_ON_VALIDATION, EXHAUSTIVE_USERS])
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
