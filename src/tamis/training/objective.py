@@ -45,28 +45,26 @@ def training_loss(
     for item in output.compared:
         if item.weight:
             truth = labels if item.labels is None else item.labels
+            observed = ~truth.isnan()
+            losses = _losses(item.logits.float(), truth.where(observed, 0.0), tasks)
             for factor, of_rows in groups:
-                per_task = _mean_losses(item.logits.float(), truth, of_rows, tasks)
+                row_weights = of_rows.unsqueeze(1) * observed
+                per_task = (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
                 total = total + item.weight * factor * (per_task * task_weights).sum()
     for auxiliary in output.auxiliary_losses.values():
         total = total + (auxiliary * task_weights).sum() if auxiliary.ndim else total + auxiliary
     return total
 
 
-def _mean_losses(
-    logits: Tensor, labels: Tensor, weights: Tensor, tasks: tuple[Task, ...]
-) -> Tensor:
-    """Weighted mean (T,) over the observed labels of each task."""
-    observed = ~labels.isnan()
-    known = torch.where(observed, labels, torch.zeros_like(labels))
-    row_weights = weights.unsqueeze(1) * observed
+def _losses(logits: Tensor, known: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """Loss (B, T) of each logit against its label."""
     losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
-    if any(task.kind == "regression" for task in tasks):
-        columns = [
-            (logits[:, index] - known[:, index]).square()
-            if task.kind == "regression"
-            else losses[:, index]
-            for index, task in enumerate(tasks)
-        ]
-        losses = torch.stack(columns, dim=1)
-    return (losses * row_weights).sum(0) / row_weights.sum(0).clamp_min(1e-12)
+    if all(task.kind != "regression" for task in tasks):
+        return losses
+    columns = [
+        (logits[:, index] - known[:, index]).square()
+        if task.kind == "regression"
+        else losses[:, index]
+        for index, task in enumerate(tasks)
+    ]
+    return torch.stack(columns, dim=1)
