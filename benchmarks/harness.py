@@ -176,6 +176,19 @@ def ratio_table(ratios: Mapping[str, Ratio], bars: Mapping[str, float]) -> Table
     return table
 
 
+def print_tables(
+    title: str,
+    columns: Mapping[str, Callable[[Any], str]],
+    rows: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, Ratio],
+    bars: Mapping[str, float],
+) -> None:
+    """Print the table, and the ratios beside their bars."""
+    to = console()
+    to.print(table_of(title, columns, rows))
+    to.print(ratio_table(ratios, bars))
+
+
 def report(
     options: argparse.Namespace,
     benchmark: str,
@@ -187,9 +200,7 @@ def report(
     bars: Mapping[str, float],
 ) -> None:
     """Print the table and the ratios beside their bars; write the JSON form where it is asked."""
-    to = console()
-    to.print(table_of(title, columns, rows))
-    to.print(ratio_table(ratios, bars))
+    print_tables(title, columns, rows, ratios, bars)
     if options.json:
         write_json(options.json, benchmark, quick=options.quick, rows=rows, ratios=ratios)
 

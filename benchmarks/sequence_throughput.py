@@ -176,10 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     ratios=ratios,
                 )
     columns = {"histories": str, **COLUMNS, "share_of_peak": lambda value: f"{100 * value:.0f} %"}
-    console = harness.console()
     title = f"training on histories of up to {HISTORY}"
-    console.print(harness.table_of(title, columns, rows))
-    console.print(harness.ratio_table(ratios, BARS))
+    harness.print_tables(title, columns, rows, ratios, BARS)
     return 0
 
 

@@ -194,9 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows=rows,
                     ratios=ratios,
                 )
-    console = harness.console()
-    console.print(harness.table_of("training, whole epochs", COLUMNS, rows))
-    console.print(harness.ratio_table(ratios, BARS))
+    harness.print_tables("training, whole epochs", COLUMNS, rows, ratios, BARS)
     return 0
 
 
