@@ -116,6 +116,11 @@ class Ledger:
         """Whether this very recipe has not been tried."""
         return all(trial["recipe"] != recipe for trial in self._trials.get(model, []))
 
+    def first(self, model: str) -> Recipe | None:
+        """The recipe that was tried first, if any was."""
+        trials = self._trials.get(model, [])
+        return trials[0]["recipe"] if trials else None
+
     def refined(self, model: str, refinement: str) -> bool:
         """Whether the refinement has been tried, on whatever recipe was the best then."""
         return any(trial.get("refinement") == refinement for trial in self._trials[model])
@@ -128,10 +133,9 @@ class Ledger:
 
     def best(self, model: str, monitor: str) -> dict[str, Any]:
         """The trial with the best monitored validation metric; NE goes by the log loss."""
-        finished = [trial for trial in self._trials[model] if "auc" in trial]
-        if monitor != "ne":
-            return max(finished, key=lambda trial: trial[monitor])
-        return min(finished, key=lambda trial: trial["log_loss"])
+        key, sign = ("log_loss", -1) if monitor == "ne" else (monitor, 1)
+        finished = [trial for trial in self._trials[model] if key in trial]
+        return max(finished, key=lambda trial: sign * trial[key])
 
 
 def write_untuned(table: str, models: list[str], out: Path) -> None:

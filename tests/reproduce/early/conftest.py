@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tamis import config
 from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction, ValueWeights
+from tamis.reproduce.early.boosted import BoostedConfig
 from tamis.reproduce.early.cascade import all_rows, log_of, pass_cascade, sampled_rows
 from tamis.reproduce.early.study import Part, Study, write_study
 from tamis.reproduce.early.variants import CascadeSizes
@@ -22,6 +24,9 @@ SIZES = CascadeSizes(
     test_requests=60,
     scored_per_request=4,
     rejected_per_request=6,
+)
+TREES = BoostedConfig(
+    rounds=300, num_leaves=63, learning_rate=0.05, min_data_in_leaf=50, feature_fraction=0.8
 )
 RECIPE = """
 [model]
@@ -157,7 +162,18 @@ def study(
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipes") / "early_stage.toml"
-    path.write_text(RECIPE)
-    return path
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for each kind of row."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for name, text in (
+        ("early_stage", RECIPE),
+        ("one_model_each", RECIPE),
+        ("lightgbm", config.write_toml(config.to_table(TREES))),
+    ):
+        (folder / f"{name}.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(recipes: Path) -> Path:
+    return recipes / "early_stage.toml"

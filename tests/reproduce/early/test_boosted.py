@@ -9,9 +9,16 @@ import pytest
 
 from tamis import api
 from tamis.errors import ConfigError
-from tamis.reproduce.early.boosted import _Fit, _inputs, _with_bids, boosted_scores
+from tamis.reproduce.early.boosted import (
+    _Fit,
+    _inputs,
+    _with_bids,
+    boosted_scores,
+)
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import Boosted
+
+from .conftest import TREES
 
 
 def test_inputs_are_those_of_the_early_stage_row_by_row(study: Study) -> None:
@@ -44,7 +51,7 @@ def test_trees_that_learn_values_see_bids_and_how_they_are_billed(
     scores = {}
     for name, candidates in {"as they are": judged, **others}.items():
         monkeypatch.setattr(Study, "judged", lambda _, candidates=candidates: candidates)
-        scores[name] = boosted_scores(study, Boosted(objective=objective), seed=0).score
+        scores[name] = boosted_scores(study, Boosted(objective=objective), TREES, seed=0).score
 
     assert (scores["higher"] - scores["as they are"]).mean() > 0
     # Who pays by conversion is worth less than one who pays as much by click.
@@ -70,9 +77,9 @@ def test_models_of_parts_are_calibrated_as_our_heads_are(
         odds = 0.5 * said / (1 - said)
         return odds / (1 + odds)
 
-    as_they_are = boosted_scores(study, Boosted(objective="parts"), seed=0)
+    as_they_are = boosted_scores(study, Boosted(objective="parts"), TREES, seed=0)
     monkeypatch.setattr(_Fit, "predict", staticmethod(halved))
-    low = boosted_scores(study, Boosted(objective="parts"), seed=0)
+    low = boosted_scores(study, Boosted(objective="parts"), TREES, seed=0)
 
     # The map undoes what is wrong with every prediction, so that no ad passes another.
     np.testing.assert_allclose(low.score, as_they_are.score, rtol=1e-3, atol=1e-4)
@@ -81,4 +88,4 @@ def test_models_of_parts_are_calibrated_as_our_heads_are(
 def test_a_missing_package_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(ConfigError, match=r"pip install 'tamis\[lightgbm\]'"):
-        boosted_scores(study, Boosted(objective="value"), seed=0)
+        boosted_scores(study, Boosted(objective="value"), TREES, seed=0)

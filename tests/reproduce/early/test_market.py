@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamis.data.market import LiveMarket
 from tamis.reproduce.early.market import (
     TASKS,
     CascadePolicy,
+    make_market_study,
     market_ads,
     serve_first_days,
     told_every,
@@ -19,7 +21,8 @@ from tamis.reproduce.early.market import (
 )
 from tamis.reproduce.early.rounds import make_rounds
 from tamis.reproduce.early.stages import Earlier
-from tamis.reproduce.early.variants import CascadeSizes, MarketCascade
+from tamis.reproduce.early.study import Study
+from tamis.reproduce.early.variants import CascadeSizes, Judges, MarketCascade
 
 from .conftest import RECIPE
 
@@ -48,7 +51,8 @@ CASCADE = MarketCascade(
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "teacher.toml").write_text(TEACHER)
-    (folder / "early_stage.toml").write_text(RECIPE)
+    for name in ("incumbent", "early_stage"):
+        (folder / f"{name}.toml").write_text(RECIPE)
     return folder
 
 
@@ -128,6 +132,24 @@ def test_judged_requests_tell_every_living_ad_with_the_truth(
             assert len(np.unique(part.log.candidate[own])) == counts.sum()
         assert set(part.truth) == set(TASKS)
         assert len(part.incumbent) == part.log.num_rows
+
+
+def test_requests_that_validate_judge_whatever_is_chosen(
+    opened: tuple[LiveMarket, Earlier, Path], recipes: Path, tmp_path: Path
+) -> None:
+    _, _, work = opened
+    studies, judged = {}, {}
+    for judges in get_args(Judges):
+        make_market_study(CASCADE, recipes, work, tmp_path / judges, judges=judges)
+        studies[judges] = Study(tmp_path / judges)
+        table = pq.read_table(tmp_path / judges / "judged.parquet", columns=["request_id"])
+        judged[judges] = np.unique(table["request_id"].to_numpy())
+    logs = [study.log("rejected", "valid").request for study in studies.values()]
+    np.testing.assert_array_equal(*logs)
+    assert set(judged["valid"]) <= set(range(logs[0].min(), judged["test"].min()))
+    for study, requests in zip(studies.values(), judged.values(), strict=True):
+        assert len(requests) == pytest.approx(CASCADE.sizes.test_requests, rel=0.5)
+        assert np.diff(study.judged().offsets).min() > 2 * CASCADE.sizes.keep
 
 
 def test_rounds_judge_each_early_stage_on_what_it_served(

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def make(study: Study, recipe: Path, tmp_path: Path) -> Any:
+def make(study: Study, recipes: Path, tmp_path: Path) -> Any:
     def call(variant: Variant, name: str = "row") -> dict[str, Any]:
         run = tmp_path / name
-        RowOrder(variant=variant, seed=0, study=study.folder, recipe=recipe).write(run)
+        RowOrder(variant=variant, seed=0, study=study.folder, recipes=recipes).write(run)
         return make_row(run)
 
     return call

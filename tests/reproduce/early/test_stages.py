@@ -99,7 +99,7 @@ SCHEMA = Schema(
 
 
 def _recipes(folder: Path, teacher_units: str) -> Path:
-    (folder / "early_stage.toml").write_text(RECIPE)
+    (folder / "incumbent.toml").write_text(RECIPE)
     (folder / "teacher.toml").write_text(
         f'[model]\nname = "din"\nembedding_dim = 4\nhidden_units = {teacher_units}\n'
         f"[training]\nbatch_size = 200\nmax_epochs = 1\n"
@@ -124,7 +124,7 @@ def test_rates_are_those_of_the_training_rows(tmp_path: Path) -> None:
 def test_a_final_stage_of_the_same_size_is_refused(tmp_path: Path) -> None:
     recipes = _recipes(tmp_path, "[64, 32]")
     wide = RECIPE.replace("tower_units = [8]", "tower_units = [512]")
-    (recipes / "early_stage.toml").write_text(wide)
+    (recipes / "incumbent.toml").write_text(wide)
     with pytest.raises(ConfigError, match="must have 2 times as many parameters"):
         train_stages(_write_log(tmp_path), SCHEMA, early_schema(SCHEMA), recipes, tmp_path / "work")
     # Before hours of training, not after.

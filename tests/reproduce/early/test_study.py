@@ -10,7 +10,14 @@ import pytest
 from tamis import api, artifacts
 from tamis.data.schema import Schema
 from tamis.errors import ArtifactError, DataError
-from tamis.reproduce.early.study import Part, Study, is_study, write_study
+from tamis.reproduce.early.study import (
+    Part,
+    Study,
+    first_valid_request,
+    is_study,
+    since,
+    write_study,
+)
 
 from .conftest import SIZES, TASKS, TinyWorld
 
@@ -25,6 +32,19 @@ def test_datasets_hold_the_pools_that_they_are_named_after(study: Study) -> None
         # A request trains or validates: the last 30 of 300 do the latter.
         assert set(valid.request) == set(range(270, 300))
         assert not set(log.request) & set(valid.request)
+
+
+def test_requests_since_one_are_told_whole(parts: tuple[list[Part], list[Part]]) -> None:
+    learned, judged = parts
+    assert first_valid_request(learned) == 270
+    found = since(learned, 150)
+    assert [sorted(set(part.log.request.tolist())) for part in found] == [
+        list(range(150, 200)),
+        list(range(200, 300)),
+    ]
+    (later,) = since(judged, 1059)
+    assert later.log.num_rows == later.inputs.num_rows == len(later.incumbent) == 30
+    np.testing.assert_array_equal(later.truth["hide"], judged[0].truth["hide"][-30:])
 
 
 def test_rows_without_impression_teach_the_distilled_tasks_alone(study: Study) -> None:

@@ -145,7 +145,8 @@ def recipes(tmp_path: Path) -> Path:
         folder = tmp_path / "recipes" / name
         folder.mkdir(parents=True)
         (folder / "teacher.toml").write_text(TEACHER)
-        (folder / "early_stage.toml").write_text(RECIPE)
+        for stage in ("incumbent", "early_stage"):
+            (folder / f"{stage}.toml").write_text(RECIPE)
         (folder / "oracle.toml").write_text(
             '[model]\nname = "dcn_v2"\nembedding_dim = 4\nhidden_units = [16]\n'
             "[training]\nmax_epochs = 1\nbatch_size = 512\n"

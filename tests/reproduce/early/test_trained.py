@@ -47,7 +47,7 @@ def test_losses_are_those_of_the_tasks_and_their_distillation(run: Path) -> None
 @pytest.mark.parametrize(
     ("distillation", "weights", "monitor"),
     [("none", [1.0, 0.0, 0.0, 0.0, 0.0, 0.0], "click"),
-     ("mixed", [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], "final_click")],
+     ("mixed", [1.0, 0.0, 0.0, 2.0, 0.0, 0.0], "final_click")],
 )  # fmt: skip
 def test_without_heads_of_their_own(
     study: Study,
@@ -57,7 +57,7 @@ def test_without_heads_of_their_own(
     weights: list[float],
     monitor: str,
 ) -> None:
-    variant = OneModel(tasks=1, distillation=distillation)  # type: ignore[arg-type]
+    variant = OneModel(tasks=1, distillation=distillation, distil_weight=2.0)  # type: ignore[arg-type]
     train_tasks(
         study.dataset("rejected"),
         variant,

@@ -12,7 +12,8 @@ from tamis.evaluation.significance import normal_quantile
 from tamis.reproduce.ab.funnels import RECIPES
 from tamis.reproduce.ab.row import RowOrder, read_row
 from tamis.reproduce.ab.tables import FULL, RIVALS, AbTable
-from tamis.reproduce.early.table import mean_and_sd, page, paired_claim, read_recipe
+from tamis.reproduce.early.row import read_recipe
+from tamis.reproduce.early.table import mean_and_sd, page, paired_claim
 from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]

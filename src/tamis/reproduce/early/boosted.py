@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis import api
+from tamis import api, config
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
@@ -17,20 +17,27 @@ from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.trained import timed_ms
 from tamis.reproduce.early.variants import Boosted, Pools
 
-_ROUNDS = 300
-_SETTINGS: dict[str, Any] = {
-    "num_leaves": 63,
-    "learning_rate": 0.05,
-    "min_data_in_leaf": 50,
-    "feature_fraction": 0.8,
-    "num_threads": 1,
-    "deterministic": True,
-    "verbosity": -1,
-}
+_SETTINGS: dict[str, Any] = {"num_threads": 1, "deterministic": True, "verbosity": -1}
 _GRADES = 31
 """Grades of value within a request that lambdarank tells apart."""
 _POOLS: Pools = "rejected"
 _ROWS_AT_A_TIME = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoostedConfig:
+    """How trees grow; names are LightGBM's."""
+
+    rounds: int
+    """Trees of each model."""
+    num_leaves: int
+    """Of a tree."""
+    learning_rate: float
+    """Share of each tree's step."""
+    min_data_in_leaf: int
+    """Rows of a leaf at least."""
+    feature_fraction: float
+    """Share of the columns that a tree sees."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +54,9 @@ class BoostedScores:
     """Measured time of all candidates of a request, by quantile."""
 
 
-def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScores:
+def boosted_scores(
+    study: Study, variant: Boosted, settings: BoostedConfig, *, seed: int
+) -> BoostedScores:
     """Train on the rows of all pools and score the judged candidates.
 
     Trees that learn a total value, or its order, also see the bid and how it is billed: the value
@@ -56,6 +65,7 @@ def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScore
     Args:
         study: The cascade.
         variant: What is learned.
+        settings: How trees grow.
         seed: Of the draws of features.
 
     Raises:
@@ -72,7 +82,7 @@ def boosted_scores(study: Study, variant: Boosted, *, seed: int) -> BoostedScore
         categories = [*categories, inputs.shape[1] + 1]
         inputs = _with_bids(inputs, bid, billing)
         judged = _with_bids(judged, of_judged.bid, of_judged.billing)
-    fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), seed)
+    fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), settings, seed)
     if variant.objective == "parts":
         score = _value_of_parts(study, fit, log.final, judged)
     else:
@@ -121,6 +131,7 @@ class _Fit:
         inputs: NDArray[np.float32],
         categories: list[int],
         weights: NDArray[np.float32],
+        settings: BoostedConfig,
         seed: int,
     ) -> None:
         """Take the rows.
@@ -137,7 +148,8 @@ class _Fit:
             ) from error
         self._lightgbm: Any = lightgbm
         self._inputs, self._categories = inputs, categories
-        self._weights, self._seed = weights, seed
+        self._weights = weights
+        self._settings = {**_SETTINGS, **config.to_table(settings), "seed": seed}
         self.boosters: list[Any] = []
 
     def trained(
@@ -177,8 +189,8 @@ class _Fit:
             group=group,
             categorical_feature=self._categories,
         )
-        chosen = {**_SETTINGS, **settings, "objective": objective, "seed": self._seed}
-        booster = self._lightgbm.train(chosen, data, num_boost_round=_ROUNDS)
+        chosen = {**self._settings, **settings, "objective": objective}
+        booster = self._lightgbm.train(chosen, data, num_boost_round=chosen.pop("rounds"))
         self.boosters.append(booster)
         return self.predict(booster, judged)
 

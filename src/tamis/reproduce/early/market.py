@@ -41,8 +41,15 @@ from tamis.reproduce.early.stages import (
     train_stages,
     value_weights,
 )
-from tamis.reproduce.early.study import SIMULATED, Part, write_study
-from tamis.reproduce.early.variants import CascadeSizes, MarketCascade
+from tamis.reproduce.early.study import (
+    SIMULATED,
+    VALID_SHARE,
+    Part,
+    first_valid_request,
+    since,
+    write_study,
+)
+from tamis.reproduce.early.variants import CascadeSizes, Judges, MarketCascade
 
 TASKS = ("click", "conversion", "hide")
 STAGES = ("early", "final")
@@ -208,24 +215,25 @@ class CascadePolicy:
         )
 
 
-def make_market_study(cascade: MarketCascade, recipes: Path, work: Path, out: Path) -> None:
+def make_market_study(
+    cascade: MarketCascade, recipes: Path, work: Path, out: Path, *, judges: Judges = "test"
+) -> None:
     """Train both stages on the market's own log, let them serve, and write what they saw.
 
     Args:
         cascade: How large.
-        recipes: Folder with ``teacher.toml`` and ``early_stage.toml``.
+        recipes: Folder with ``teacher.toml`` and ``incumbent.toml``.
         work: For the stages' datasets and runs.
         out: Folder of the study.
+        judges: Requests of the later days, or of the hours whose rows validate.
     """
     market, log = serve_first_days(cascade)
     earlier = train_on(log, recipes, work)
     ads, value = market_ads(market, earlier)
-    parts: list[list[Part]] = []
-    for days, wanted, judges in (
-        (cascade.days[1], cascade.sizes.train_requests, False),
-        (cascade.days[2], cascade.sizes.test_requests, True),
-    ):
-        every = told_every(market, cascade, days=days, wanted=wanted)
+
+    def serve(
+        days: int, *, learn_every: int | None = None, judge_every: int | None = None
+    ) -> tuple[list[Part], list[Part]]:
         policy = CascadePolicy(
             market,
             earlier.early,
@@ -234,15 +242,28 @@ def make_market_study(cascade: MarketCascade, recipes: Path, work: Path, out: Pa
             value,
             cascade.sizes,
             known=TASKS[:1],
-            learn_every=None if judges else every,
-            judge_every=every if judges else None,
+            learn_every=learn_every,
+            judge_every=judge_every,
         )
         served = pa.concat_tables([hour.log for hour in market.serve(policy, days=days)])
-        parts.append(policy.judged(served) if judges else policy.learned(served))
+        return policy.learned(served), policy.judged(served)
+
+    def every(days: float, wanted: int) -> int:
+        return told_every(market, cascade, days=days, wanted=wanted)
+
+    (_, logged, later), sizes = cascade.days, cascade.sizes
+    learn_every = every(logged, sizes.train_requests)
+    if judges == "test":
+        learned, _ = serve(logged, learn_every=learn_every)
+        _, judged = serve(later, judge_every=every(later, sizes.test_requests))
+    else:
+        judge_every = every(VALID_SHARE * logged, sizes.test_requests)
+        learned, judged = serve(logged, learn_every=learn_every, judge_every=judge_every)
+        judged = since(judged, first_valid_request(learned))
     write_study(
         out,
-        train=parts[0],
-        test=parts[1],
+        train=learned,
+        test=judged,
         schema=early_market_schema(),
         ads=ads,
         value=value.weights,
@@ -283,10 +304,10 @@ def market_ads(market: LiveMarket, earlier: Earlier) -> tuple[AdTable, ValueFunc
     return draw_ads(bid, advertiser, earlier.rates["conversion"]), ValueFunction(weights)
 
 
-def told_every(market: LiveMarket, cascade: MarketCascade, *, days: int, wanted: int) -> int:
+def told_every(market: LiveMarket, cascade: MarketCascade, *, days: float, wanted: int) -> int:
     """One request in how many makes about the wanted number in some days."""
     rules = market.rules
-    return max(1, cascade.rows // rules.slate * days // rules.days // wanted)
+    return max(1, int(cascade.rows // rules.slate * days / rules.days) // wanted)
 
 
 def _survivors(

@@ -41,8 +41,8 @@ from tamis.reproduce.early.stages import (
     train_stages,
     value_weights,
 )
-from tamis.reproduce.early.study import SIMULATED, Part, write_study
-from tamis.reproduce.early.variants import PublicCascade
+from tamis.reproduce.early.study import SIMULATED, Part, first_valid_request, write_study
+from tamis.reproduce.early.variants import Judges, PublicCascade
 
 ROWS_VERSION = 2
 """Of the rows that both stages and the oracle learn from; another one makes another cascade."""
@@ -52,16 +52,23 @@ _POPULARITY_POWER = 0.75
 
 
 def make_public_study(
-    cascade: PublicCascade, data: Path | None, recipes: Path, work: Path, out: Path
+    cascade: PublicCascade,
+    data: Path | None,
+    recipes: Path,
+    work: Path,
+    out: Path,
+    *,
+    judges: Judges = "test",
 ) -> None:
     """Train oracle and both stages, send requests through them, and write what they saw.
 
     Args:
         cascade: How large, and over which set.
         data: Folder of the public sets.
-        recipes: Folder with ``teacher.toml``, ``early_stage.toml`` and ``oracle.toml``.
+        recipes: Folder with ``teacher.toml``, ``incumbent.toml`` and ``oracle.toml``.
         work: For datasets and runs.
         out: Folder of the study.
+        judges: Requests of the last part of the events, or those whose rows validate.
 
     Raises:
         DataError: The public set is not at hand.
@@ -82,20 +89,25 @@ def make_public_study(
         world.found.tasks, bid, earlier.rates, is_bad=world.found.quality_is_bad
     )
     simulator = _Simulator(world, cascade, earlier, oracle, ads, ValueFunction(weights))
-    train = simulator.parts(1, cascade.sizes.train_requests, tells_all=False)
-    test = simulator.parts(2, cascade.sizes.test_requests, tells_all=True)
+    sizes = cascade.sizes
+    train = simulator.parts(1, sizes.train_requests, tells_all=False)
+    if judges == "test":
+        judged = simulator.parts(2, sizes.test_requests, tells_all=True)
+    else:
+        first = first_valid_request(train)
+        judged = simulator.parts(1, sizes.train_requests, tells_all=True, first=first)
     write_study(
         out,
         train=train,
-        test=test,
+        test=judged,
         schema=world.early_schema,
         ads=ads,
         value=weights,
         constants=earlier.rates,
-        sizes=cascade.sizes,
+        sizes=sizes,
         notes={
             **earlier.notes,
-            SIMULATED: simulator.simulated_share(2),
+            SIMULATED: simulator.simulated_share(2 if judges == "test" else 1),
             f"{SIMULATED}_of_log": simulator.simulated_share(1),
         },
     )
@@ -217,15 +229,16 @@ class _Simulator:
         """Share of the impressions so far, in a part of the events, whose labels were drawn."""
         return self._drawn[part] / self._shown[part]
 
-    def parts(self, part: int, wanted: int, *, tells_all: bool) -> list[Part]:
-        """Rows of requests of a part of the events, in order of time."""
+    def parts(self, part: int, wanted: int, *, tells_all: bool, first: int = 0) -> list[Part]:
+        """Rows of requests of a part of the events from the first on, in order of time."""
         events = np.flatnonzero(self._world.found.part == part)
         generator = np.random.default_rng([_SEED, part, 1])
         size = min(wanted, len(events))
         events = np.sort(generator.choice(events, size, replace=False))
+        events = events[events >= first]
         return [
-            self._part(events[first : first + _REQUESTS_AT_A_TIME], generator, tells_all)
-            for first in range(0, size, _REQUESTS_AT_A_TIME)
+            self._part(events[start : start + _REQUESTS_AT_A_TIME], generator, tells_all)
+            for start in range(0, len(events), _REQUESTS_AT_A_TIME)
         ]
 
     def _part(

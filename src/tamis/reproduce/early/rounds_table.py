@@ -10,13 +10,12 @@ import numpy as np
 from tamis import api, artifacts, config
 from tamis.reproduce.early.market import TASKS, early_market_schema, serve_first_days, train_on
 from tamis.reproduce.early.rounds import make_rounds
+from tamis.reproduce.early.row import read_recipe
 from tamis.reproduce.early.table import (
-    RECIPE,
     cascade_folder,
     mean_and_sd,
     page,
     paired_claim,
-    read_recipe,
 )
 from tamis.reproduce.early.variants import MarketCascade, RoundsTable
 from tamis.reproduce.runner import Cell
@@ -24,6 +23,7 @@ from tamis.reproduce.runner import Cell
 Row = Mapping[str, Any]
 _ORDER = "order.json"
 _ROW = "metrics.json"
+_RECIPE = "early_stage"
 
 
 class RoundsRows:
@@ -40,8 +40,7 @@ class RoundsRows:
 
     def recipes(self, folder: Path) -> dict[str, str]:
         """The recipe of the early stage, with the rounds and the pools."""
-        stage = read_recipe(folder, RECIPE)
-        read_recipe(folder, "teacher")
+        stage, *_ = (read_recipe(folder, name) for name in (_RECIPE, "teacher", "incumbent"))
         rounds = [self._table.rounds, self._table.days]
         return {pools: config.fingerprint([stage, pools, rounds]) for pools in self.models}
 
@@ -52,9 +51,9 @@ class RoundsRows:
         if not (stages / "stages.json").exists():
             train_on(serve_first_days(cascade)[1], recipes, stages)
         data_of_stages = api.open_dataset(stages / "dataset-final").fingerprint
-        teacher = read_recipe(recipes, "teacher")
+        of_stages = [read_recipe(recipes, name) for name in ("teacher", "incumbent")]
         fields = [field.name for field in early_market_schema().fields]
-        decides = [data_of_stages, config.to_table(cascade), teacher, fields]
+        decides = [data_of_stages, config.to_table(cascade), of_stages, fields]
         return stages, config.fingerprint(decides)
 
     def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:
@@ -68,7 +67,7 @@ class RoundsRows:
                 "days": self._table.days,
                 "seed": cell.seed,
                 "stages": str(inputs),
-                "recipe": str(recipes / f"{RECIPE}.toml"),
+                "recipe": str(recipes / f"{_RECIPE}.toml"),
             },
         )
         return ["-m", "tamis.reproduce.early.rounds_table", str(cell.run)]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from tamis import api, artifacts, config
 from tamis.data.schema import InputSpec
-from tamis.errors import DataError
+from tamis.errors import ConfigError, DataError
 from tamis.models.early_serving import ServedHead
 from tamis.models.early_stage import EarlyStage
-from tamis.reproduce.early.boosted import boosted_scores
+from tamis.reproduce.early.boosted import BoostedConfig, boosted_scores
 from tamis.reproduce.early.judge import judge
 from tamis.reproduce.early.study import SIMULATED, Judged, Study
 from tamis.reproduce.early.trained import cost_of, latency_ms, serve, train_tasks, with_tasks
@@ -24,6 +24,7 @@ from tamis.reproduce.early.variants import (
     OneModel,
     OneModelEach,
     Variant,
+    recipes_of,
     variant_from_json,
     variant_to_json,
 )
@@ -48,8 +49,8 @@ class RowOrder:
     """Of its trainings."""
     study: Path
     """The cascade."""
-    recipe: Path
-    """Of the early stage."""
+    recipes: Path
+    """Folder of what it is trained by."""
 
     def write(self, run: Path) -> None:
         """Write it into the row's folder, where :func:`make_row` reads it."""
@@ -59,7 +60,7 @@ class RowOrder:
                 "variant": variant_to_json(self.variant),
                 "seed": self.seed,
                 "study": str(self.study),
-                "recipe": str(self.recipe),
+                "recipes": str(self.recipes),
             },
         )
 
@@ -75,8 +76,9 @@ def make_row(run: Path) -> dict[str, Any]:
         return found
     order = artifacts.read_json(run / _ORDER)
     study, started = Study(Path(order["study"])), time.perf_counter()
-    row = _Row(study, run, config.read_toml(Path(order["recipe"])), order["seed"])
-    made = row.make(variant_from_json(order["variant"]))
+    variant = variant_from_json(order["variant"])
+    recipes = [read_recipe(Path(order["recipes"]), name) for name in recipes_of(variant)]
+    made = _Row(study, run, recipes, order["seed"]).make(variant)
     made |= {
         SIMULATED: study.record["notes"][SIMULATED],
         "seconds": time.perf_counter() - started,
@@ -87,9 +89,23 @@ def make_row(run: Path) -> dict[str, Any]:
     return made
 
 
+def read_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """A recipe of a table.
+
+    Raises:
+        ConfigError: It is not there, or no TOML.
+    """
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        raise ConfigError(f"{path}: must exist, got no such recipe.")
+    return config.read_toml(path)
+
+
 class _Row:
-    def __init__(self, study: Study, run: Path, recipe: Mapping[str, Any], seed: int) -> None:
-        self._study, self._run, self._recipe, self._seed = study, run, recipe, seed
+    def __init__(
+        self, study: Study, run: Path, recipes: Sequence[Mapping[str, Any]], seed: int
+    ) -> None:
+        self._study, self._run, self._recipes, self._seed = study, run, recipes, seed
         self._judged: Judged = study.judged()
         self._candidates = round(study.record["candidates"])
 
@@ -107,7 +123,7 @@ class _Row:
     def _one_model(self, variant: OneModel) -> dict[str, Any]:
         tasks, run = self._study.tasks[: variant.tasks], self._run / "model"
         dataset = self._study.dataset(variant.pools)
-        train_tasks(dataset, variant, tasks, recipe=self._recipe, seed=self._seed, run=run)
+        train_tasks(dataset, variant, tasks, recipe=self._recipes[0], seed=self._seed, run=run)
         is_distilled = variant.distillation != "none"
         served = serve(
             self._study,
@@ -126,7 +142,7 @@ class _Row:
             made["soft_recall_by_head"] = {
                 head: self._soft_recall(run, tasks, variant, head) for head in _HEADS
             }
-        settings = config.override(self._recipe, list(variant.settings))
+        settings = config.override(self._recipes[0], list(variant.settings))
         return made | self._costs([(settings, tasks)], variant) | _sizes([run])
 
     def _soft_recall(
@@ -139,7 +155,7 @@ class _Row:
     def _one_model_each(self, variant: OneModelEach) -> dict[str, Any]:
         one = OneModel(tasks=1)
         tasks = self._study.tasks
-        settings = self._recipe
+        settings = self._recipes[0]
         if variant.equal_cost:
             settings = self._at_equal_cost(one)
         predictions: dict[str, NDArray[np.float64]] = {}
@@ -164,20 +180,22 @@ class _Row:
     def _at_equal_cost(self, one: OneModel) -> dict[str, Any]:
         """The recipe with the widths at which a model for each task costs what one for all does."""
         spec, tasks = self._spec(one), self._study.tasks
-        together, _ = cost_of(self._recipe, spec, tasks, candidates=self._candidates)
+        recipe, of_all = self._recipes
+        together, _ = cost_of(of_all, spec, tasks, candidates=self._candidates)
         model = equal_cost_config(
-            run_config_from_table(self._recipe).model,
+            run_config_from_table(recipe).model,
             with_tasks(spec, tasks[:1]),
             Load(candidates=self._candidates),
             flops=together.flops / len(tasks),
         )
         return {
-            **self._recipe,
-            "model": {"name": self._recipe["model"]["name"], **config.to_table(model)},
+            **recipe,
+            "model": {"name": recipe["model"]["name"], **config.to_table(model)},
         }
 
     def _boosted(self, variant: Boosted) -> dict[str, Any]:
-        found = boosted_scores(self._study, variant, seed=self._seed)
+        settings = config.from_table(BoostedConfig, self._recipes[0], where="lightgbm")
+        found = boosted_scores(self._study, variant, settings, seed=self._seed)
         is_value = variant.objective != "rank"
         return {
             "metrics": judge(self._study, self._judged, found.score, is_value=is_value),

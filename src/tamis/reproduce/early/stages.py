@@ -61,7 +61,7 @@ def train_stages(
         log: File of each split, all of earlier days than the cascade.
         schema: Of the final stage.
         fewer: Of the early stage, which sees some of the same fields.
-        recipes: Folder with ``teacher.toml`` and ``early_stage.toml``.
+        recipes: Folder with ``teacher.toml`` and ``incumbent.toml``.
         work: For datasets and runs, which are kept.
 
     Raises:
@@ -72,13 +72,13 @@ def train_stages(
         if not api.is_dataset(work / f"dataset-{name}"):
             api.ingest(dict(log), work / f"dataset-{name}", schema=fields)
     check_asymmetry(
-        *_untrained(work / "dataset-early", recipes / "early_stage.toml"),
+        *_untrained(work / "dataset-early", recipes / "incumbent.toml"),
         *_untrained(work / "dataset-final", recipes / "teacher.toml"),
     )
     weights = [1.0, *(0.0 for _ in schema.tasks[1:])]
     for name, recipe, settings in (
         ("final", "teacher", []),
-        ("early", "early_stage", [f"training.task_weights={weights}"]),
+        ("early", "incumbent", [f"training.task_weights={weights}"]),
     ):
         api.train(
             work / f"dataset-{name}",

@@ -31,6 +31,8 @@ from tamis.reproduce.early.cascade import IMPRESSED
 from tamis.reproduce.early.variants import CascadeSizes, Pools
 
 STUDY_VERSION = 2
+VALID_SHARE = 0.1
+"""Of the requests that are learned from, the last of which validate."""
 SIMULATED = "simulated_labels"
 """Note of a cascade, and figure of its rows: share of drawn labels among judged impressions'."""
 _RECORD = "cascade.json"
@@ -146,7 +148,7 @@ def write_study(
     sizes: CascadeSizes,
     notes: Mapping[str, Any],
 ) -> None:
-    """Write a cascade; the last tenth of its training requests validates.
+    """Write a cascade; the last of its training requests validate.
 
     Args:
         folder: Whatever an unfinished writing left there is removed.
@@ -213,7 +215,7 @@ def write_pools(
 
     Args:
         folder: Gets ``dataset/``, ``log-train.parquet`` and ``log-valid.parquet``.
-        train: Rows in order of time; the last tenth of their requests validates.
+        train: Rows in order of time; the last of their requests validate.
         pools: The furthest pool whose rows are taken.
         schema: Fields that the early stage may see, and the tasks.
         sizes: Of the cascade.
@@ -223,8 +225,7 @@ def write_pools(
         The dataset's fingerprint.
     """
     log, inputs = _joined(train)
-    requests = np.unique(log.request)
-    is_valid = log.request >= requests[-max(1, len(requests) // 10)]
+    is_valid = log.request >= first_valid_request(train)
     is_in = log.pool <= get_args(Pools).index(pools)
     splits = {
         "train": (log.select(is_in & ~is_valid), inputs.filter(pa.array(is_in & ~is_valid))),
@@ -248,6 +249,29 @@ def write_pools(
     if test:
         files["test"].unlink()  # large, and what is needed of it stands in judged.parquet
     return dataset.fingerprint
+
+
+def first_valid_request(parts: Sequence[Part]) -> int:
+    """The first request that validates, of those that are learned from."""
+    requests = np.unique(np.concatenate([part.log.request for part in parts]))
+    return int(requests[-max(1, int(VALID_SHARE * len(requests)))])
+
+
+def since(parts: Sequence[Part], request: int) -> list[Part]:
+    """Rows of a request and later ones, of parts that judge."""
+    found = []
+    for part in parts:
+        is_later = part.log.request >= request
+        if is_later.any():
+            found.append(
+                Part(
+                    log=part.log.select(is_later),
+                    inputs=part.inputs.filter(pa.array(is_later)),
+                    truth={task: values[is_later] for task, values in part.truth.items()},
+                    incumbent=part.incumbent[is_later],
+                )
+            )
+    return found
 
 
 def _joined(parts: Sequence[Part]) -> tuple[CascadeLog, pa.Table]:

@@ -8,25 +8,24 @@ from typing import Any
 import numpy as np
 
 from tamis import config
-from tamis.errors import ConfigError
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reproduce.early.calibration import calibration_claims
 from tamis.reproduce.early.market import early_market_schema, make_market_study
 from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
-from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row
+from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row, read_recipe
 from tamis.reproduce.early.study import SIMULATED, Study, is_study
 from tamis.reproduce.early.variants import (
     EarlyClaim,
     EarlyTable,
-    Given,
+    Judges,
     MarketCascade,
     PublicCascade,
+    recipes_of,
     variant_to_json,
 )
 from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]
-RECIPE = "early_stage"
 _SHOWN = (
     ("soft_recall", "soft recall"),
     ("hard_recall", "hard recall"),
@@ -48,31 +47,32 @@ class EarlyRows:
         self.dataset, self.tasks = table.cascade.dataset, table.cascade.tasks
 
     def recipes(self, folder: Path) -> dict[str, str]:
-        """The one recipe of the early stage with what each row changes."""
-        stage = read_recipe(folder, RECIPE)
-        return {
-            name: config.fingerprint(
-                [
-                    ROW_VERSION,
-                    variant_to_json(variant),
-                    *([] if isinstance(variant, Given) else [stage]),
-                ]
-            )
-            for name, variant in self._table.variants.items()
-        }
+        """What each row is trained by, with what it changes."""
+        decides: dict[str, list[Any]] = {}
+        for name, variant in self._table.variants.items():
+            decides[name] = [ROW_VERSION, variant_to_json(variant)]
+            decides[name] += [read_recipe(folder, recipe) for recipe in recipes_of(variant)]
+        return {name: config.fingerprint(parts) for name, parts in decides.items()}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:
         """The cascade, which its sizes and the recipes of its stages decide."""
+        study = self.study(data, work, recipes)
+        return study, Study(study).fingerprint
+
+    def study(
+        self, data: Path | None, work: Path, recipes: Path, *, judges: Judges = "test"
+    ) -> Path:
+        """Folder of the cascade; made unless it is there."""
         cascade = self._table.cascade
         folder = cascade_folder(cascade, work, recipes)
-        out = folder / "study"
+        out = folder / ("study" if judges == "test" else f"study-{judges}")
         if not is_study(out):
             stages = folder / "stages"
             if isinstance(cascade, MarketCascade):
-                make_market_study(cascade, recipes, stages, out)
+                make_market_study(cascade, recipes, stages, out, judges=judges)
             else:
-                make_public_study(cascade, data, recipes, stages, out)
-        return out, Study(out).fingerprint
+                make_public_study(cascade, data, recipes, stages, out, judges=judges)
+        return out
 
     def command(self, cell: Cell, *, inputs: Path, recipes: Path) -> list[str]:
         """One process of one thread, told by a file in its folder what to make."""
@@ -80,7 +80,7 @@ class EarlyRows:
             variant=self._table.variants[cell.model],
             seed=cell.seed,
             study=inputs,
-            recipe=recipes / f"{RECIPE}.toml",
+            recipes=recipes,
         ).write(cell.run)
         return ["-m", "tamis.reproduce.early", str(cell.run)]
 
@@ -151,25 +151,13 @@ class EarlyRows:
 def cascade_folder(cascade: MarketCascade | PublicCascade, work: Path, recipes: Path) -> Path:
     """Where a cascade of these sizes and recipes stands."""
     is_public = isinstance(cascade, PublicCascade)
-    names = ["teacher", RECIPE, *(["oracle"] if is_public else [])]
+    names = ["teacher", "incumbent", *(["oracle"] if is_public else [])]
     decides = [config.to_table(cascade), *(read_recipe(recipes, name) for name in names)]
     if is_public:
         decides.append({"rows": ROWS_VERSION})
     else:
         decides.append({"fields": [field.name for field in early_market_schema().fields]})
     return work / "cascades" / f"{recipes.name}-{config.fingerprint(decides)[:12]}"
-
-
-def read_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """A recipe of a table.
-
-    Raises:
-        ConfigError: It is not there, or no TOML.
-    """
-    path = folder / f"{name}.toml"
-    if not path.exists():
-        raise ConfigError(f"{path}: must exist, got no such recipe.")
-    return config.read_toml(path)
 
 
 def mean_and_sd(values: Sequence[float | None]) -> str:

@@ -8,6 +8,8 @@ from tamis import config
 
 Pools = Literal["impressed", "scored", "rejected"]
 """The furthest pool that is trained on; those before it are too."""
+Judges = Literal["test", "valid"]
+"""Requests that are judged on all their candidates: of later days, or those that validate."""
 Head = Literal["served", "label"]
 """The head that serves, or that of the label; each is calibrated to its own targets."""
 Parts = Literal["all", "billing", "bid decile"]
@@ -100,8 +102,9 @@ class OneModel:
     """Rows that train."""
     distillation: Literal["separate", "mixed", "none"] = "separate"
     """Of the final stage's predictions."""
-    distil_weight: float = 1.0
-    """Weight k of each distillation loss beside 1 of each label's."""
+    distil_weight: float = 10.0
+    """Weight k of each distillation loss beside 1 of each label's. Of 1, 3 and 10 the market's
+    validating requests chose the last, for one model and for one each."""
     settings: tuple[str, ...] = ()
     """Changes of the recipe, such as ``model.chain=true``."""
 
@@ -150,6 +153,20 @@ def variant_from_json(record: Mapping[str, Any]) -> Variant:
     """
     values = {key: value for key, value in record.items() if key != "kind"}
     return config.from_table(_KINDS[record["kind"]], values, where="variant")
+
+
+def recipes_of(variant: Variant) -> tuple[str, ...]:
+    """Names of the recipes that decide a variant; the first is what it is trained by."""
+    match variant:
+        case OneModel():
+            return ("early_stage",)
+        case OneModelEach():
+            # What all of them together may cost is what the one model does.
+            return ("one_model_each", "early_stage")
+        case Boosted():
+            return ("lightgbm",)
+        case Given():
+            return ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +275,7 @@ VARIANTS: dict[str, Variant] = {
     "pool I": OneModel(tasks=3, pools="impressed"),
     "pools I+II": OneModel(tasks=3, pools="scored"),
     "pool I, mixed": OneModel(tasks=3, pools="impressed", distillation="mixed"),
-    **{f"k={weight:g}": OneModel(tasks=3, distil_weight=weight) for weight in (0.3, 3.0, 10.0)},
+    **{f"k={weight:g}": OneModel(tasks=3, distil_weight=weight) for weight in (0.3, 1.0, 3.0)},
     # What heads stand on.
     "mmoe": OneModel(tasks=3, settings=("model.bottom='mmoe'",)),
     "ple": OneModel(tasks=3, settings=("model.bottom='ple'",)),
