@@ -20,7 +20,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.hsnn import HSNN
 from tamis.models.two_tower import TwoTower
-from tamis.reproduce.retrieval.beams import BEAM_SHARES
+from tamis.reproduce.retrieval.beams import measured_shares
 from tamis.reproduce.retrieval.lightgcn import vectors_of
 from tamis.retrieval.encoded import encoded_rows, pairs_by_features
 from tamis.retrieval.exact import ExactSearcher, Queries
@@ -199,7 +199,7 @@ def beam_points(retriever: Retriever, *, chosen: float) -> Iterator[Point]:
         retriever: Model and index.
         chosen: The share of nodes that stands for the row; the others are its curve.
     """
-    for share in BEAM_SHARES:
+    for share in measured_shares(chosen):
         searcher = beam_searcher(retriever, share)
         yield Point(
             setting=f"beams {'-'.join(str(beam) for beam in searcher.beams)}",
