@@ -2,13 +2,13 @@
 
     python recipes/tune_early.py early-stage-market
 
-One model for all tasks, one model each at equal cost, and LightGBM on the total value each try the
-recipe that stands and seven draws of what decides their training; neural models draw the same. A
-trial is a row of the table, made with seed 0 from the rows that train and judged by the soft recall
-of requests that validate, on all of their candidates; test requests are never looked at. The best
-one becomes ``recipes/<table>/<recipe>.toml``, which the variants of its kind share. The incumbent,
-which wrote the log, keeps its own. ``tuning.json`` beside them keeps every trial, and one that
-stands in it is not done again.
+One model for all tasks, one model each at equal cost, one of clicks that nothing was distilled into
+and LightGBM on the total value each try the recipe that stands and seven draws of what decides
+their training; networks draw the same. A trial is a row of the table, made with seed 0 from the
+rows that train and judged by the soft recall of requests that validate, on all of their candidates;
+test requests are never looked at. The best one becomes ``recipes/<table>/<recipe>.toml``, which the
+variants of its kind share. The incumbent, which wrote the log, keeps its own. ``tuning.json``
+beside them keeps every trial, and one that stands in it is not done again.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from tamis.reproduce.early.variants import (
 from tamis.reproduce.runner import Cell, run_cells
 
 TRIALS = 8
-TUNED = (FULL, "one model each, equal cost", "lightgbm, value")
-"""The first decides what the second may cost."""
+TUNED = (FULL, "one model each, equal cost", "click", "lightgbm, value")
+"""A row of each kind. The first decides what the second may cost."""
 
 Recipe = dict[str, Any]
 

@@ -167,6 +167,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     for name, text in (
         ("early_stage", RECIPE),
+        ("labels_alone", RECIPE),
         ("one_model_each", RECIPE),
         ("lightgbm", config.write_toml(config.to_table(TREES))),
     ):

@@ -14,6 +14,7 @@ from tamis.reproduce.early.variants import (
     OneModel,
     Parts,
     early_tables,
+    recipes_of,
     variant_from_json,
     variant_to_json,
 )
@@ -44,6 +45,16 @@ def test_trees_are_what_is_to_be_beaten(rival: str) -> None:
 @pytest.mark.parametrize("by", ["all", "billing", "bid decile"])
 def test_every_head_is_claimed_to_be_calibrated(head: Head, by: Parts) -> None:
     assert CalibrationClaim(model=FULL, head=head, by=by) in CLAIMS
+
+
+def test_each_kind_of_ranker_has_the_recipe_that_was_chosen_for_it() -> None:
+    first = {name: recipes_of(variant)[:1] for name, variant in VARIANTS.items()}
+    assert first[FULL] == first["mixed"] == first["pool I"] == ("early_stage",)
+    assert first["click"] == first["click+conversion+quality"] == ("labels_alone",)
+    assert first["lightgbm, parts"] == first["lightgbm, rank"] == ("lightgbm",)
+    assert first["teacher"] == ()
+    # What models apart may cost is what the one model does.
+    assert recipes_of(VARIANTS["one model each, equal cost"]) == ("one_model_each", "early_stage")
 
 
 def test_one_name_makes_all_tables() -> None:

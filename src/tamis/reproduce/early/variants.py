@@ -158,6 +158,8 @@ def variant_from_json(record: Mapping[str, Any]) -> Variant:
 def recipes_of(variant: Variant) -> tuple[str, ...]:
     """Names of the recipes that decide a variant; the first is what it is trained by."""
     match variant:
+        case OneModel(distillation="none"):
+            return ("labels_alone",)
         case OneModel():
             return ("early_stage",)
         case OneModelEach():
