@@ -116,11 +116,6 @@ class Ledger:
         """Whether this very recipe has not been tried."""
         return all(trial["recipe"] != recipe for trial in self._trials.get(model, []))
 
-    def first(self, model: str) -> Recipe | None:
-        """The recipe that was tried first, if any was."""
-        trials = self._trials.get(model, [])
-        return trials[0]["recipe"] if trials else None
-
     def refined(self, model: str, refinement: str) -> bool:
         """Whether the refinement has been tried, on whatever recipe was the best then."""
         return any(trial.get("refinement") == refinement for trial in self._trials[model])

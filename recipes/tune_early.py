@@ -3,12 +3,13 @@
     python recipes/tune_early.py early-stage-market
 
 One model for all tasks, one model each at equal cost, one of clicks that nothing was distilled into
-and LightGBM on the total value each try the recipe that stands and seven draws of what decides
-their training; networks draw the same. A trial is a row of the table, made with seed 0 from the
-rows that train and judged by the soft recall of requests that validate, on all of their candidates;
-test requests are never looked at. The best one becomes ``recipes/<table>/<recipe>.toml``, which the
-variants of its kind share. The incumbent, which wrote the log, keeps its own. ``tuning.json``
-beside them keeps every trial, and one that stands in it is not done again.
+and LightGBM on the total value each make eight trials of what decides their training: the
+incumbent's settings, or common ones of LightGBM, and seven draws, which networks have in common. A
+trial is a row of the table, made with seed 0 from the rows that train and judged by the soft recall
+of requests that validate, on all of their candidates; test requests are never looked at. The best
+one becomes ``recipes/<table>/<recipe>.toml``, which the variants of its kind share. The incumbent,
+which wrote the log, keeps its own. ``tuning.json`` beside them keeps every trial, and one that
+stands in it is not done again.
 """
 
 import argparse
@@ -37,39 +38,103 @@ TUNED = (FULL, "one model each, equal cost", "click", "lightgbm, value")
 """A row of each kind. The first decides what the second may cost."""
 
 Recipe = dict[str, Any]
+FIRST_TREES: Recipe = {
+    "rounds": 300,
+    "num_leaves": 63,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 50,
+    "feature_fraction": 0.8,
+}
 
 
-def draw(table: str, name: str, standing: Recipe, trial: int) -> Recipe:
-    """Settings of one trial; the first is what stands."""
-    if trial == 0:
-        return standing
+def trials_of(table: str, name: str, incumbent: Recipe) -> list[Recipe]:
+    """Recipes that are tried: the incumbent's, or LightGBM's common one, and draws."""
     if name == "lightgbm":
-        generator = random.Random(f"{table}/{name}/{trial}")
-        return {
-            "rounds": generator.choice([150, 300]),
-            "num_leaves": generator.choice([31, 63, 127]),
-            "learning_rate": generator.choice([0.03, 0.05, 0.1]),
-            "min_data_in_leaf": generator.choice([20, 50, 200]),
-            "feature_fraction": generator.choice([0.6, 0.8, 1.0]),
-        }
-    generator = random.Random(f"{table}/{trial}")
+        draws = [_trees(random.Random(f"{table}/{name}/{trial}")) for trial in range(1, TRIALS)]
+        return [FIRST_TREES, *draws]
+    draws = [_network(incumbent, random.Random(f"{table}/{trial}")) for trial in range(1, TRIALS)]
+    return [incumbent, *draws]
+
+
+def _trees(generator: random.Random) -> Recipe:
+    return {
+        "rounds": generator.choice([150, 300]),
+        "num_leaves": generator.choice([31, 63, 127]),
+        "learning_rate": generator.choice([0.03, 0.05, 0.1]),
+        "min_data_in_leaf": generator.choice([20, 50, 200]),
+        "feature_fraction": generator.choice([0.6, 0.8, 1.0]),
+    }
+
+
+def _network(incumbent: Recipe, generator: random.Random) -> Recipe:
     epochs = generator.choice([3, 6])
     return {
-        **standing,
-        "model": {**standing["model"], "init_std": generator.choice([0.01, 0.1])},
+        **incumbent,
+        "model": {**incumbent["model"], "init_std": generator.choice([0.01, 0.1])},
         "optimizer": {
-            **standing["optimizer"],
+            **incumbent["optimizer"],
             "embedding_lr": generator.choice([0.02, 0.05, 0.1]),
             "dense_lr": generator.choice([0.001, 0.002, 0.004]),
         },
         "schedule": {"kind": generator.choice(["constant", "cosine", "cosine"])},
         "training": {
-            **standing["training"],
+            **incumbent["training"],
             "batch_size": generator.choice([1024, 2048]),
             "max_epochs": epochs,
             "patience": epochs,
         },
     }
+
+
+class Tuning:
+    """Trials of a table's kinds of rankers, made as its rows are."""
+
+    def __init__(self, table: EarlyTable, recipes: Path, study: Path, work: Path) -> None:
+        """Take the table, the folder of its recipes, the cascade that judges, and one for runs."""
+        self._table, self._recipes, self._study, self._work = table, recipes, study, work
+        self._ledger = Ledger(
+            recipes / "tuning.json",
+            command=f"python recipes/tune_early.py {table.name}",
+            judged_by="soft recall of requests that validate",
+        )
+
+    def choose(self, variant: str, *, workers: int) -> dict[str, Any]:
+        """Make the trials of a row that are missing, write the best recipe, and return its trial.
+
+        Args:
+            variant: Name of the row.
+            workers: Trials at a time.
+        """
+        name, *_ = recipes_of(VARIANTS[variant])
+        recipes = trials_of(self._table.name, name, read_recipe(self._recipes, "incumbent"))
+        missing = [recipe for recipe in recipes if self._ledger.lacks(variant, recipe)]
+        tried = {self._ordered(variant, recipe): recipe for recipe in missing}
+
+        def keep(cell: Cell) -> None:
+            metrics = make_row(cell.run)["metrics"]
+            figures = {key: metrics[key] for key in ("soft_recall", "hard_recall", "ndcg")}
+            self._ledger.add(variant, {"recipe": tried[cell.run], **figures})
+
+        run_cells(
+            [Cell(model=variant, seed=0, run=folder) for folder in tried],
+            command=lambda cell: ["-m", "tamis.reproduce.early", str(cell.run)],
+            workers=workers,
+            on_done=keep,
+        )
+        best = self._ledger.best(variant, "soft_recall")
+        artifacts.write_text(self._recipes / f"{name}.toml", config.write_toml(best["recipe"]))
+        return best
+
+    def _ordered(self, variant: str, recipe: Recipe) -> Path:
+        """Folder of a trial, with its recipe, those beside it, and what is to be made."""
+        name, *others = recipes_of(VARIANTS[variant])
+        found = {name: recipe, **{other: read_recipe(self._recipes, other) for other in others}}
+        trial = config.fingerprint([variant, found])[:12]
+        folder = self._work / "tuning" / self._table.name / trial
+        for each, settings in found.items():
+            artifacts.write_text(folder / f"{each}.toml", config.write_toml(settings))
+        RowOrder(variant=VARIANTS[variant], seed=0, study=self._study, recipes=folder).write(folder)
+        return folder
 
 
 def main() -> None:
@@ -87,44 +152,9 @@ def main() -> None:
     recipes = Path(__file__).parent / table.name
     api.prepare_process(1)
     study = EarlyRows(table).study(arguments.data, arguments.work, recipes, judges="valid")
-    ledger = Ledger(
-        recipes / "tuning.json",
-        command=f"python recipes/tune_early.py {table.name}",
-        judged_by="soft recall of requests that validate",
-    )
+    tuning = Tuning(table, recipes, study, arguments.work)
     for variant in TUNED:
-        name, *others = recipes_of(VARIANTS[variant])
-        # What was tried first stands first when it is no longer what stands.
-        standing = ledger.first(variant) or read_recipe(recipes, name)
-        tried: dict[Path, Recipe] = {}
-        cells = []
-        for trial in range(TRIALS):
-            recipe = draw(table.name, name, standing, trial)
-            if ledger.lacks(variant, recipe) and recipe not in tried.values():
-                decides = [variant, recipe, *(read_recipe(recipes, other) for other in others)]
-                folder = arguments.work / "tuning" / table.name / config.fingerprint(decides)[:12]
-                tried[folder] = recipe
-                for other in others:
-                    copied = config.write_toml(read_recipe(recipes, other))
-                    artifacts.write_text(folder / f"{other}.toml", copied)
-                artifacts.write_text(folder / f"{name}.toml", config.write_toml(recipe))
-                order = RowOrder(variant=VARIANTS[variant], seed=0, study=study, recipes=folder)
-                order.write(folder)
-                cells.append(Cell(model=variant, seed=0, run=folder))
-
-        def keep(cell: Cell, tried: dict[Path, Recipe] = tried) -> None:
-            metrics = make_row(cell.run)["metrics"]
-            figures = {key: metrics[key] for key in ("soft_recall", "hard_recall", "ndcg")}
-            ledger.add(cell.model, {"recipe": tried[cell.run], **figures})
-
-        run_cells(
-            cells,
-            command=lambda cell: ["-m", "tamis.reproduce.early", str(cell.run)],
-            workers=arguments.workers,
-            on_done=keep,
-        )
-        best = ledger.best(variant, "soft_recall")
-        artifacts.write_text(recipes / f"{name}.toml", config.write_toml(best["recipe"]))
+        best = tuning.choose(variant, workers=arguments.workers)
         sys.stdout.write(f"{variant}: soft recall {best['soft_recall']:.4f} {best['recipe']}\n")
 
 
