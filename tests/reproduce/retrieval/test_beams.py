@@ -2,7 +2,12 @@
 
 import pytest
 
-from tamis.reproduce.retrieval.beams import BEAM_SHARES, CHOICES, choose_share
+from tamis.reproduce.retrieval.beams import (
+    BEAM_SHARES,
+    CHOICES,
+    choose_share,
+    measured_shares,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,15 @@ def test_narrowest_share_within_the_allowed_loss_is_chosen_and_no_wider_one_is_t
     assert chosen == share
     assert asked == [one.share for one in tried] == list(CHOICES[: CHOICES.index(share) + 1])
     assert tried[-1].index_loss == pytest.approx(1 - recalls[CHOICES.index(share)] / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "whole_curve", "widest"),
+    [(0.05, False, 0.2), (0.2, False, 0.2), (0.4, False, 0.4), (0.05, True, 0.4)],
+)
+def test_a_curve_is_as_wide_as_it_is_read(chosen: float, whole_curve: bool, widest: float) -> None:
+    shares = measured_shares(chosen, whole_curve=whole_curve)
+    assert shares == tuple(share for share in BEAM_SHARES if share <= widest)
 
 
 def test_a_narrower_share_than_any_that_may_be_chosen_is_measured() -> None:

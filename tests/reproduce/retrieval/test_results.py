@@ -197,6 +197,8 @@ def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
             row["metrics"]["value_recall@100"] = 0.3
             for place, point in enumerate(row["points"]):
                 point["is_main"] = place == 2
+        else:
+            row["points"][1]["value_recall@100"] = row["metrics"]["value_recall@100"]
 
     claim = _claim(rows, "recalls no less than apart")
 
@@ -205,6 +207,23 @@ def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
     assert claim["holds"]
     # What scores everything has no beams.
     assert _claim(rows, "higher recall than base")["estimate"] == pytest.approx(0.09)
+
+
+def test_two_indexes_are_compared_at_the_widest_beams_that_both_were_measured_at() -> None:
+    rows = _rows()
+    for row in rows:
+        if row["model"] not in ("joint", "apart"):
+            continue
+        row["validation"] = []
+        for place, point in enumerate(row["points"]):
+            point["value_recall@100"] = (0.2, 0.28, 0.3)[place]
+            point["is_main"] = row["model"] == "joint" and place == 2
+        if row["model"] == "apart":
+            row["points"] = row["points"][:2]
+            row["points"][1] |= {"is_main": True, "value_recall@100": 0.27}
+
+    # 0.28 less 0.27: with its own beams the better one would have 0.3.
+    assert _claim(rows, "recalls no less than apart")["estimate"] == pytest.approx(0.01)
 
 
 def test_recall_is_of_clicks_where_no_true_value_is_known() -> None:

@@ -17,7 +17,14 @@ from tamis.models.early_stage import EarlyStage
 from tamis.reproduce.early.boosted import BoostedConfig, boosted_scores
 from tamis.reproduce.early.judge import judge
 from tamis.reproduce.early.study import SIMULATED, Judged, Study
-from tamis.reproduce.early.trained import cost_of, latency_ms, serve, train_tasks, with_tasks
+from tamis.reproduce.early.trained import (
+    cost_of,
+    latency_ms,
+    serve,
+    settings_of,
+    train_tasks,
+    with_tasks,
+)
 from tamis.reproduce.early.variants import (
     Boosted,
     Given,
@@ -183,7 +190,7 @@ class _Row:
         recipe, of_all = self._recipes
         together, _ = cost_of(of_all, spec, tasks, candidates=self._candidates)
         model = equal_cost_config(
-            run_config_from_table(recipe).model,
+            run_config_from_table(settings_of(recipe)).model,
             with_tasks(spec, tasks[:1]),
             Load(candidates=self._candidates),
             flops=together.flops / len(tasks),

@@ -17,7 +17,7 @@ from tamis.data.batch import blank_batch
 from tamis.data.cascade_log import FINAL_PREFIX
 from tamis.data.schema import InputSpec
 from tamis.data.sides import side_spec
-from tamis.errors import TamisError
+from tamis.errors import ConfigError, TamisError
 from tamis.evaluation import evaluate_imitation, evaluate_task
 from tamis.models.early_serving import ServedHead, served_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
@@ -30,6 +30,7 @@ from tamis.training.config import run_config_from_table
 from tamis.training.consolidation import Load, RequestCost, request_cost
 
 _CALLS = 50
+_DISTILLATION = "distillation"
 _WARM_UPS = 5
 
 
@@ -41,6 +42,27 @@ class Served:
     """(N,) by task, calibrated."""
     heads: Mapping[str, Any]
     """By task, metrics of the label's head and of the one that serves, each calibrated apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """Table ``[distillation]`` of an early stage's recipe."""
+
+    weight: float = 1.0
+    """Weight k of each distillation loss beside 1 of each label's. Positive."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigError(f"weight: must be positive, got {self.weight}.")
+
+
+def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides any training, of an early stage's recipe."""
+    return {name: values for name, values in recipe.items() if name != _DISTILLATION}
+
+
+def _distillation(recipe: Mapping[str, Any]) -> Distillation:
+    return config.from_table(Distillation, recipe.get(_DISTILLATION, {}), where=_DISTILLATION)
 
 
 def train_tasks(
@@ -58,7 +80,8 @@ def train_tasks(
         dataset: Of the variant's rows.
         variant: How final-stage predictions are learned.
         tasks: That are learned.
-        recipe: Of the early stage, with changes that are not the variant's.
+        recipe: Of the early stage, with changes that are not the variant's. Beside what decides any
+            training it may have a table ``[distillation]``.
         seed: Of weights and order of rows.
         run: Run folder; a stopped training goes on.
 
@@ -67,10 +90,13 @@ def train_tasks(
     """
     spec = api.open_dataset(dataset).spec
     is_distilled = variant.distillation != "none"
+    distil_weight = variant.distil_weight
+    if distil_weight is None:
+        distil_weight = _distillation(recipe).weight
     weights = [
         0.0
         if (task.distils or task.name) not in tasks
-        else variant.distil_weight
+        else distil_weight
         if task.distils and is_distilled
         else float(not task.distils)
         for task in spec.tasks
@@ -86,7 +112,7 @@ def train_tasks(
         f"training.seed={seed}",
     ]
     path = run.parent / f"{run.name}.toml"
-    artifacts.write_text(path, config.write_toml(config.override(recipe, settings)))
+    artifacts.write_text(path, config.write_toml(config.override(settings_of(recipe), settings)))
     if api.train(dataset, recipe=path, run=run, report=False).status != "finished":
         raise TamisError(f"{run}: training was stopped; make the table again to go on with it.")
 
@@ -147,7 +173,7 @@ def cost_of(
         tasks: That are served.
         candidates: Of a request.
     """
-    model_config: EarlyStageConfig = run_config_from_table(settings).model
+    model_config: EarlyStageConfig = run_config_from_table(settings_of(settings)).model
     model = EarlyStage(model_config, with_tasks(spec, tasks)).eval()
     return request_cost(model, Load(candidates=candidates)), model
 

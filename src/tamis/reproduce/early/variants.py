@@ -102,9 +102,8 @@ class OneModel:
     """Rows that train."""
     distillation: Literal["separate", "mixed", "none"] = "separate"
     """Of the final stage's predictions."""
-    distil_weight: float = 10.0
-    """Weight k of each distillation loss beside 1 of each label's. Of 1, 3 and 10 the market's
-    validating requests chose the last, for one model and for one each."""
+    distil_weight: float | None = None
+    """Weight k of each distillation loss beside 1 of each label's; None is the recipe's."""
     settings: tuple[str, ...] = ()
     """Changes of the recipe, such as ``model.chain=true``."""
 
@@ -162,9 +161,11 @@ def recipes_of(variant: Variant) -> tuple[str, ...]:
             return ("labels_alone",)
         case OneModel():
             return ("early_stage",)
-        case OneModelEach():
+        case OneModelEach(equal_cost=True):
             # What all of them together may cost is what the one model does.
             return ("one_model_each", "early_stage")
+        case OneModelEach():
+            return ("one_model_each",)
         case Boosted():
             return ("lightgbm",)
         case Given():
@@ -277,12 +278,12 @@ VARIANTS: dict[str, Variant] = {
     "pool I": OneModel(tasks=3, pools="impressed"),
     "pools I+II": OneModel(tasks=3, pools="scored"),
     "pool I, mixed": OneModel(tasks=3, pools="impressed", distillation="mixed"),
-    **{f"k={weight:g}": OneModel(tasks=3, distil_weight=weight) for weight in (0.3, 1.0, 3.0)},
+    **{f"k={k:g}": OneModel(tasks=3, distil_weight=k) for k in (0.3, 1.0, 3.0, 10.0)},
     # What heads stand on.
     "mmoe": OneModel(tasks=3, settings=("model.bottom='mmoe'",)),
     "ple": OneModel(tasks=3, settings=("model.bottom='ple'",)),
     "dot": OneModel(tasks=3, settings=("model.bottom='dot'",)),
-    "chain": OneModel(tasks=3, settings=("model.chain=true",)),
+    "no chain": OneModel(tasks=3, settings=("model.chain=false",)),
     # Rivals.
     "one model each, equal cost": OneModelEach(equal_cost=True),
     "one model each, equal size": OneModelEach(equal_cost=False),

@@ -11,20 +11,26 @@ CHOICES = (0.05, 0.1, 0.2, 0.4)
 BEAM_SHARES = (CHOICES[0] / 2, *CHOICES)
 """The shares that may be measured. The first is never chosen; it shows whether the next binds."""
 _ENOUGH = 0.2
-"""A curve ends here unless a wider share was chosen: four tenths of the nodes took a quarter of a
-row's time, at half the latency of no index at all, to find what two tenths find."""
+"""A curve that nothing but comparisons with another index is read off ends here, unless a wider
+share was chosen: four tenths of the nodes take a quarter of a row's time."""
+
 LOSS_ON_VALIDATION = INDEX_LOSS / 2
 """A hundred users know the loss to about a hundredth: one at the bar might as well miss it."""
 
 
-def measured_shares(chosen: float) -> tuple[float, ...]:
-    """The shares of a row's curve, by the one that stands for the row.
+def measured_shares(chosen: float, *, whole_curve: bool) -> tuple[float, ...]:
+    """The shares of a row's curve.
+
+    Args:
+        chosen: The one that stands for the row.
+        whole_curve: Whether all are measured.
 
     Example:
-        >>> measured_shares(0.1), measured_shares(0.4)
+        >>> measured_shares(0.1, whole_curve=False), measured_shares(0.4, whole_curve=False)
         ((0.025, 0.05, 0.1, 0.2), (0.025, 0.05, 0.1, 0.2, 0.4))
     """
-    return tuple(share for share in BEAM_SHARES if share <= max(chosen, _ENOUGH))
+    widest = BEAM_SHARES[-1] if whole_curve else max(chosen, _ENOUGH)
+    return tuple(share for share in BEAM_SHARES if share <= widest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -168,14 +168,22 @@ def _metric_of(row: Row, metric: str) -> float:
     return recall_of(row["metrics"]) if metric == "recall" else float(row["metrics"]["ne"])
 
 
-def _metric_beside(row: Row, other: Row, metric: str) -> float:
-    """Metric of a row; of recall of two indexes at the share of nodes that the other one keeps.
+def _metric_beside(row: Row, better: Row, worse: Row, metric: str) -> float:
+    """Metric of a row; of recall of two indexes at the share of nodes that the better one keeps.
 
-    Each index has beams of its own, and one that is worse might make up for it by wider ones.
+    Each index has beams of its own, and one that is worse might make up for it by wider ones. Where
+    one of them was not measured as wide, it is the widest share of both.
+
+    Args:
+        row: Either of both.
+        better: The one that is claimed to be better, whose share counts.
+        worse: The other one.
+        metric: ``recall`` or ``ne``.
     """
-    if metric == "ne" or not ("validation" in row and "validation" in other):
+    if metric == "ne" or not ("validation" in better and "validation" in worse):
         return _metric_of(row, metric)
-    return recall_of(row["points"][_main_place(other)])
+    place = min(_main_place(better), len(better["points"]) - 1, len(worse["points"]) - 1)
+    return recall_of(row["points"][place])
 
 
 def _main_place(row: Row) -> int:
@@ -185,8 +193,8 @@ def _main_place(row: Row) -> int:
 def _comparison(better: Sequence[Row], worse: Sequence[Row], metric: str) -> dict[str, Any]:
     test = paired_t_test(
         metric,
-        [_metric_beside(row, other, metric) for row, other in _pairs(worse, better)],
-        [_metric_of(row, metric) for row in better],
+        [_metric_beside(bad, good, bad, metric) for bad, good in _pairs(worse, better)],
+        [_metric_beside(good, good, bad, metric) for bad, good in _pairs(worse, better)],
     )
     is_less = metric == "ne"
     return {

@@ -54,6 +54,8 @@ class RowOrder:
     """Of the two towers that the row is timed beside."""
     reference_run: str
     """Their run."""
+    whole_curve: bool = False
+    """Whether beams are measured that are wider than comparisons with other indexes need."""
 
     def write(self, folder: Path) -> None:
         """Write it into the row's folder, where :func:`make_row` reads it."""
@@ -165,7 +167,9 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             _say(started, f"every node and item: {found['exhaustive']}")
             found["unseen"] = measurer.among_unseen(searchers.beam_searcher(retriever, chosen))
             _say(started, f"among items that were never shown, and others: {found['unseen']}")
-            points: Iterator[Point] = searchers.beam_points(retriever, chosen=chosen)
+            points: Iterator[Point] = searchers.beam_points(
+                retriever, chosen=chosen, whole_curve=order.whole_curve
+            )
         else:
             points = searchers.all_items_points(retriever)
     else:

@@ -192,14 +192,15 @@ def all_items_points(retriever: Retriever) -> Iterator[Point]:
     yield Point(setting="all", searcher=BeamSearcher(retriever=retriever, beams=()), is_main=True)
 
 
-def beam_points(retriever: Retriever, *, chosen: float) -> Iterator[Point]:
+def beam_points(retriever: Retriever, *, chosen: float, whole_curve: bool) -> Iterator[Point]:
     """Beams of several widths through an index.
 
     Args:
         retriever: Model and index.
         chosen: The share of nodes that stands for the row; the others are its curve.
+        whole_curve: Whether shares are measured that are wider than comparisons need.
     """
-    for share in measured_shares(chosen):
+    for share in measured_shares(chosen, whole_curve=whole_curve):
         searcher = beam_searcher(retriever, share)
         yield Point(
             setting=f"beams {'-'.join(str(beam) for beam in searcher.beams)}",

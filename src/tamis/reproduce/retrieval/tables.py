@@ -25,8 +25,9 @@ class SearchRow:
     """Recipe of the model that labels the rows which nobody labelled, trained with the same seed.
     Empty: none."""
     is_checked: bool = False
-    """Whether the table claims that every check of the row's index holds. Ablations show what goes
-    wrong without a part, so theirs are only reported."""
+    """Whether the table claims that every check of the row's index holds, and measures beams of
+    every width. Ablations show what goes wrong without a part, so their checks are only reported,
+    and their beams only as wide as comparisons need."""
 
     @property
     def has_ne(self) -> bool:
