@@ -176,7 +176,9 @@ def test_popular_items_are_drawn_more_often(found: Behaviours) -> None:
     assert np.corrcoef(times, np.exp(popularity))[0, 1] > 0.9
 
 
-def test_drawn_labels_are_counted_among_impressions_of_each_part(found: Behaviours) -> None:
+def test_drawn_labels_are_counted_among_impressions_of_the_log_and_of_those_that_judge(
+    found: Behaviours,
+) -> None:
     world = _World(found, CASCADE)
     simulator = _Simulator(world, CASCADE, *[cast(Any, None)] * 4)
     never_met = NUM_ITEMS - 1
@@ -193,11 +195,11 @@ def test_drawn_labels_are_counted_among_impressions_of_each_part(found: Behaviou
         )
         candidate = np.concatenate([found.item[events], np.full(3, never_met)])
         chances = {task: np.full(6, 0.5) for task in found.tasks}
-        simulator._labels(events, rows, candidate, chances, generator)
+        simulator._labels(events, rows, candidate, chances, generator, judged=part == 2)
 
-    # Three of six impressions of one part, one of four of the other.
-    assert simulator.simulated_share(1) == 0.5
-    assert simulator.simulated_share(2) == 0.25
+    # Three of six impressions of the log, one of four of those that judge.
+    assert simulator.simulated_share(judged=False) == 0.5
+    assert simulator.simulated_share(judged=True) == 0.25
 
 
 def test_a_set_that_is_not_at_hand_is_named(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from tamis.errors import ConfigError
 from tamis.reproduce import make
 from tamis.reproduce.early import table as early_table
 from tamis.reproduce.early.rounds_table import RoundsRows
-from tamis.reproduce.early.table import EarlyRows, mean_and_sd
+from tamis.reproduce.early.study import Study
+from tamis.reproduce.early.table import EarlyRows, cascade_folder, mean_and_sd
 from tamis.reproduce.early.variants import (
+    VARIANTS,
     CalibrationClaim,
     CascadeSizes,
     EarlyClaim,
@@ -23,6 +25,7 @@ from tamis.reproduce.early.variants import (
     OneModel,
     PublicCascade,
     RoundsTable,
+    recipes_of,
 )
 from tamis.reproduce.make import make_table
 
@@ -122,6 +125,26 @@ def test_another_recipe_or_variant_is_another_row(tmp_path: Path) -> None:
     assert len({first["full"], second["full"], third["full"]}) == 3
     # The incumbent's order needs no recipe of the row.
     assert first["incumbent"] == second["incumbent"] == third["incumbent"]
+
+
+@pytest.mark.parametrize("name", ["early_stage", "one_model_each", "labels_alone", "lightgbm"])
+def test_a_recipe_decides_the_rows_that_are_trained_by_it(
+    tmp_path: Path, recipes: Path, name: str
+) -> None:
+    folder = recipes / "tiny"
+    table = replace(TABLE, variants=VARIANTS, claims=())
+    for each in ("one_model_each", "labels_alone", "lightgbm"):
+        (folder / f"{each}.toml").write_text(RECIPE)
+    before, cascade = EarlyRows(table).recipes(folder), cascade_folder(CASCADE, tmp_path, folder)
+    text = (folder / f"{name}.toml").read_text()
+    (folder / f"{name}.toml").write_text(text + "\n[distillation]\nweight = 3.0\n")
+    after = EarlyRows(table).recipes(folder)
+    changed = {row for row in VARIANTS if after[row] != before[row]}
+    assert changed == {row for row, variant in VARIANTS.items() if name in recipes_of(variant)}
+    # The log is the incumbent's, whatever learns from it.
+    assert cascade_folder(CASCADE, tmp_path, folder) == cascade
+    (folder / "incumbent.toml").write_text(RECIPE.replace("max_epochs = 2", "max_epochs = 3"))
+    assert cascade_folder(CASCADE, tmp_path, folder) != cascade
 
 
 def test_rows_that_say_something_else_are_made_anew(
@@ -252,3 +275,19 @@ def test_a_cascade_over_a_public_set_has_real_and_drawn_labels(
     assert "| full: what its served head predicts of cart is 0.97 to 1.03 of its targets in" in page
     assert [claim["claim"].split()[7] for claim in payload["claims"]] == record["tasks"]
     assert f"is drawn by an oracle: {share:.1%} of the labels of judged impressions" in page
+
+    # What recipes are chosen on: the last events of the log, on all candidates.
+    chosen_on = Study(
+        EarlyRows(table).study(
+            tmp_path / "data", tmp_path / "work", recipes / "tiny", judges="valid"
+        )
+    )
+    events = pq.read_table(chosen_on.folder / "judged.parquet")["request_id"].to_numpy()
+    valid = chosen_on.log("rejected", "valid")
+    assert set(events) == set(valid.request)
+    assert np.diff(chosen_on.judged().offsets).tolist() == [40] * 15
+    before = Study(study.parent).log("rejected", "valid")
+    np.testing.assert_array_equal(valid.candidate, before.candidate)
+    notes = chosen_on.record["notes"]
+    assert notes["simulated_labels_of_log"] == record["notes"]["simulated_labels_of_log"]
+    assert notes["simulated_labels"] not in (share, notes["simulated_labels_of_log"])

@@ -107,8 +107,8 @@ def make_public_study(
         sizes=sizes,
         notes={
             **earlier.notes,
-            SIMULATED: simulator.simulated_share(2 if judges == "test" else 1),
-            f"{SIMULATED}_of_log": simulator.simulated_share(1),
+            SIMULATED: simulator.simulated_share(judged=True),
+            f"{SIMULATED}_of_log": simulator.simulated_share(judged=False),
         },
     )
 
@@ -222,12 +222,16 @@ class _Simulator:
         self._world, self._cascade, self._earlier = world, cascade, earlier
         self._oracle, self._ads, self._value = oracle, ads, value
         self._fields = [field.source for field in world.early_schema.fields]
-        # By part of the events.
-        self._drawn, self._shown = Counter[int](), Counter[int]()
+        # By whether they judge.
+        self._drawn, self._shown = Counter[bool](), Counter[bool]()
 
-    def simulated_share(self, part: int) -> float:
-        """Share of the impressions so far, in a part of the events, whose labels were drawn."""
-        return self._drawn[part] / self._shown[part]
+    def simulated_share(self, *, judged: bool) -> float:
+        """Share of the impressions so far, that judge or that are learned from, with drawn labels.
+
+        Args:
+            judged: Which of them.
+        """
+        return self._drawn[judged] / self._shown[judged]
 
     def parts(self, part: int, wanted: int, *, tells_all: bool, first: int = 0) -> list[Part]:
         """Rows of requests of a part of the events from the first on, in order of time."""
@@ -273,7 +277,7 @@ class _Simulator:
             rows = sampled_rows(outcome, final, self._cascade.sizes, seed=seed)
         candidate = item[rows.row, rows.place]
         chances = self._oracle.bind(requests, items).predict(rows.row, candidate)
-        labels = self._labels(events, rows, candidate, chances, generator)
+        labels = self._labels(events, rows, candidate, chances, generator, judged=tells_all)
         inputs = pairs_table(requests, items, rows.row, candidate, self._fields)
         log = log_of(rows, request=events[rows.row], candidate=candidate, labels=labels)
         incumbent = early_value[rows.row, rows.place]
@@ -299,6 +303,8 @@ class _Simulator:
         candidate: NDArray[np.int64],
         chances: Predictions,
         generator: np.random.Generator,
+        *,
+        judged: bool,
     ) -> dict[str, NDArray[np.float32]]:
         """What really came of pairs in their part of the events, else what chance says."""
         world = self._world
@@ -313,8 +319,8 @@ class _Simulator:
             task: generator.random(len(candidate)) < chance for task, chance in chances.items()
         }
         is_shown = rows.pool == IMPRESSED
-        self._shown[own] += int(np.count_nonzero(is_shown))
-        self._drawn[own] += int(np.count_nonzero(is_shown & ~is_real))
+        self._shown[judged] += int(np.count_nonzero(is_shown))
+        self._drawn[judged] += int(np.count_nonzero(is_shown & ~is_real))
         drawn: dict[str, NDArray[Any]] = {
             click: happens[click],
             conversion: np.where(happens[click], happens[conversion], np.nan),

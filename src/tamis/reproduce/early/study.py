@@ -42,7 +42,7 @@ _INCUMBENT = "incumbent"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judged:
-    """All candidates of the test requests, N rows, request by request."""
+    """All candidates of the requests that judge, N rows, request by request."""
 
     offsets: NDArray[np.int64]
     """(R + 1,) first row of each request, and N."""
@@ -100,7 +100,7 @@ class Study:
         return str(self.record["fingerprint"])
 
     def judged(self) -> Judged:
-        """Candidates of the test requests."""
+        """Candidates of the requests that judge."""
         table = pq.read_table(self.folder / "judged.parquet")
         return Judged(
             offsets=request_offsets(table["request_id"].to_numpy()),
@@ -131,9 +131,9 @@ class Part:
     inputs: pa.Table
     """Columns of the early stage's fields, and of the user."""
     truth: Mapping[str, NDArray[np.float64]]
-    """(n,) by task, chances; of test rows."""
+    """(n,) by task, chances; of rows that judge."""
     incumbent: NDArray[np.float64]
-    """(n,) value by the early stage that wrote the log; of test rows."""
+    """(n,) value by the early stage that wrote the log; of rows that judge."""
 
 
 def write_study(
@@ -153,7 +153,7 @@ def write_study(
     Args:
         folder: Whatever an unfinished writing left there is removed.
         train: Rows of the log, in order of time.
-        test: All candidates of the test requests.
+        test: All candidates of the requests that judge.
         schema: Fields that the early stage may see, and the tasks.
         ads: Bid and billing by candidate id.
         value: Weights of the total value.
@@ -311,8 +311,8 @@ def _check_final(learned: CascadeLog, judged: CascadeLog, click: str, folder: Pa
     if not checked.is_clean:
         raise DataError(
             f"{folder}: the final stage must not have seen the labels of the log, got an NE of "
-            f"{checked.log_ne:.4f} there and of {checked.held_out_ne:.4f} on later requests. Train "
-            f"it on earlier days."
+            f"{checked.log_ne:.4f} there and of {checked.held_out_ne:.4f} on requests that judge. "
+            f"Train it on earlier days."
         )
     return checked
 
