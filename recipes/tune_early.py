@@ -2,15 +2,15 @@
 
     python recipes/tune_early.py early-stage-market
 
-One model for all tasks, one model each at equal cost, one of clicks that nothing was distilled into
-and LightGBM on the total value each make eight trials of what decides their training: the
-incumbent's settings, or common ones of LightGBM, and seven draws, which networks have in common.
-Then the best one's weight of distillation is changed, and one model of all tasks may chain them. A
-trial is a row of the table, made with seed 0 from the rows that train and judged by the soft recall
-of requests that validate, on all of their candidates; test requests are never looked at. The best
-one becomes ``recipes/<table>/<recipe>.toml``, which the variants of its kind share. The incumbent,
-which wrote the log, keeps its own. ``tuning.json`` beside them keeps every trial, and one that
-stands in it is not done again.
+One model for all tasks, one model each at equal cost, one of clicks that nothing was distilled
+into, LightGBM on the total value and LightGBM task by task each make eight trials of what decides
+their training: the incumbent's settings, or common ones of LightGBM, and seven draws, which
+networks have in common. Then the best one's weight of distillation is changed, and one model of all
+tasks may chain them. A trial is a row of the table, made with seed 0 from the rows that train and
+judged by the soft recall of requests that validate, on all of their candidates; test requests are
+never looked at. The best one becomes ``recipes/<table>/<recipe>.toml``, which the variants of its
+kind share. The incumbent, which wrote the log, keeps its own. ``tuning.json`` beside them keeps
+every trial, and one that stands in it is not done again.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tamis.reproduce.runner import Cell, run_cells
 
 TRIALS = 8
 EACH = "one model each, equal cost"
-TUNED = (FULL, EACH, "click", "lightgbm, value")
+TUNED = (FULL, EACH, "click", "lightgbm, value", "lightgbm, parts")
 """A row of each kind. The first decides what the second may cost."""
 ALSO = {("early-stage-market", FULL): "early-stage-rounds"}
 """Table whose recipe of the same name is the same."""
@@ -86,7 +86,7 @@ def trials_of(table: str, name: str, incumbent: Recipe) -> list[Recipe]:
         name: Name of the recipe.
         incumbent: Recipe of the early stage that wrote the log.
     """
-    if name == "lightgbm":
+    if name.startswith("lightgbm"):
         draws = [_trees(random.Random(f"{table}/{name}/{trial}")) for trial in range(1, TRIALS)]
         return [FIRST_TREES, *draws]
     first = incumbent if name == "labels_alone" else {**incumbent, **FIRST_DISTILLATION}

@@ -44,7 +44,7 @@ def test_recipes_of_early_stages_are_read_before_a_cascade_is_made(name: str) ->
     names = {each for variant in VARIANTS.values() for each in recipes_of(variant)}
     for each in (*names, "teacher", "incumbent"):
         recipe = config.read_toml(_RECIPES / name / f"{each}.toml")
-        if each == "lightgbm":
+        if each.startswith("lightgbm"):
             config.from_table(BoostedConfig, recipe)
         else:
             run_config_from_table(settings_of(recipe))

@@ -170,6 +170,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("labels_alone", RECIPE),
         ("one_model_each", RECIPE),
         ("lightgbm", config.write_toml(config.to_table(TREES))),
+        ("lightgbm_parts", config.write_toml(config.to_table(TREES))),
     ):
         (folder / f"{name}.toml").write_text(text)
     return folder

@@ -127,13 +127,15 @@ def test_another_recipe_or_variant_is_another_row(tmp_path: Path) -> None:
     assert first["incumbent"] == second["incumbent"] == third["incumbent"]
 
 
-@pytest.mark.parametrize("name", ["early_stage", "one_model_each", "labels_alone", "lightgbm"])
+@pytest.mark.parametrize(
+    "name", ["early_stage", "one_model_each", "labels_alone", "lightgbm", "lightgbm_parts"]
+)
 def test_a_recipe_decides_the_rows_that_are_trained_by_it(
     tmp_path: Path, recipes: Path, name: str
 ) -> None:
     folder = recipes / "tiny"
     table = replace(TABLE, variants=VARIANTS, claims=())
-    for each in ("one_model_each", "labels_alone", "lightgbm"):
+    for each in ("one_model_each", "labels_alone", "lightgbm", "lightgbm_parts"):
         (folder / f"{each}.toml").write_text(RECIPE)
     before, cascade = EarlyRows(table).recipes(folder), cascade_folder(CASCADE, tmp_path, folder)
     text = (folder / f"{name}.toml").read_text()

@@ -51,7 +51,8 @@ def test_each_kind_of_ranker_has_the_recipe_that_was_chosen_for_it() -> None:
     first = {name: recipes_of(variant)[:1] for name, variant in VARIANTS.items()}
     assert first[FULL] == first["mixed"] == first["pool I"] == ("early_stage",)
     assert first["click"] == first["click+conversion+quality"] == ("labels_alone",)
-    assert first["lightgbm, parts"] == first["lightgbm, rank"] == ("lightgbm",)
+    assert first["lightgbm, value"] == first["lightgbm, rank"] == ("lightgbm",)
+    assert first["lightgbm, parts"] == ("lightgbm_parts",)
     assert first["teacher"] == ()
     # What models apart may cost is what the one model does.
     assert recipes_of(VARIANTS["one model each, equal cost"]) == ("one_model_each", "early_stage")

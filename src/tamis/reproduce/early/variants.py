@@ -166,6 +166,8 @@ def recipes_of(variant: Variant) -> tuple[str, ...]:
             return ("one_model_each", "early_stage")
         case OneModelEach():
             return ("one_model_each",)
+        case Boosted(objective="parts"):
+            return ("lightgbm_parts",)
         case Boosted():
             return ("lightgbm",)
         case Given():
