@@ -148,7 +148,8 @@ def test_requests_that_validate_judge_whatever_is_chosen(
     np.testing.assert_array_equal(*logs)
     assert set(judged["valid"]) <= set(range(logs[0].min(), judged["test"].min()))
     for study, requests in zip(studies.values(), judged.values(), strict=True):
-        assert len(requests) == pytest.approx(CASCADE.sizes.test_requests, rel=0.5)
+        # One request in a whole number of them.
+        assert 1 <= len(requests) / CASCADE.sizes.test_requests < 2
         assert np.diff(study.judged().offsets).min() > 2 * CASCADE.sizes.keep
 
 
