@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,17 +147,23 @@ def write_untuned(table: str, models: list[str], out: Path) -> None:
             artifacts.write_text(path, _UNTUNED + config.write_toml(draw(model, table, 0)))
 
 
-def main() -> None:
-    """Run the trials that are missing and write the recipes."""
+def parser_of(description: str | None, tables: Iterable[str]) -> argparse.ArgumentParser:
+    """Reads what every script that chooses recipes is told: a table, and where and how to work."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("table", choices=sorted(SIZES))
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--models", nargs="*")
+    parser.add_argument("table", choices=sorted(tables))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
+    return parser
+
+
+def main() -> None:
+    """Run the trials that are missing and write the recipes."""
+    parser = parser_of(__doc__, SIZES)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--models", nargs="*")
     parser.add_argument("--untuned", action="store_true")
     arguments = parser.parse_args()
     table = TABLES[arguments.table]

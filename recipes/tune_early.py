@@ -13,15 +13,13 @@ kind share. The incumbent, which wrote the log, keeps its own. ``tuning.json`` b
 every trial, and one that stands in it is not done again.
 """
 
-import argparse
-import os
 import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tune import Ledger
+from tune import Ledger, parser_of
 
 from tamis import api, artifacts, config
 from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row, read_recipe
@@ -198,14 +196,7 @@ class Tuning:
 def main() -> None:
     """Make the trials that are missing and write the recipes."""
     tables = {table.name: table for table in early_tables() if isinstance(table, EarlyTable)}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("table", choices=sorted(tables))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, tables).parse_args()
     table = tables[arguments.table]
     recipes = Path(__file__).parent / table.name
     api.prepare_process(1)

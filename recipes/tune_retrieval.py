@@ -13,10 +13,8 @@ beside them keeps every trial, and one that stands in it is not done again. A mi
 200,000 do, and Gowalla as Sports.
 """
 
-import argparse
 import copy
 import itertools
-import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tune import Ledger, run_trial
+from tune import Ledger, parser_of, run_trial
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
@@ -84,14 +82,7 @@ def main() -> None:
     """Run the trials that are missing and write the recipes."""
     first = {table.recipes: table for table in reversed(retrieval_tables())}
     tables = {table.name: table for table in first.values()}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("table", choices=sorted(tables))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", type=Path, default=os.environ.get("TAMIS_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, tables).parse_args()
     table = tables[arguments.table]
     rows = RetrievalRows(table)
     recipes = Path(__file__).parent / table.recipes

@@ -185,14 +185,19 @@ def test_learning_that_changes_nothing_and_beams_that_prune_nothing_are_told() -
         assert not _claim(rows, words)["holds"]
 
 
-def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
-    rows = _rows()
-    for row in rows:
-        if row["model"] not in ("joint", "apart"):
-            continue
+def _with_curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of both indexes, whose recall rises with their beams."""
+    indexes = [row for row in rows if row["model"] in ("joint", "apart")]
+    for row in indexes:
         row["validation"] = []
         for place, point in enumerate(row["points"]):
             point["value_recall@100"] = (0.2, 0.28, 0.3)[place]
+    return indexes
+
+
+def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
+    rows = _rows()
+    for row in _with_curves(rows):
         if row["model"] == "apart":  # it keeps more nodes, and so finds more
             row["metrics"]["value_recall@100"] = 0.3
             for place, point in enumerate(row["points"]):
@@ -211,12 +216,8 @@ def test_two_indexes_are_compared_at_the_beams_of_the_better_one() -> None:
 
 def test_two_indexes_are_compared_at_the_widest_beams_that_both_were_measured_at() -> None:
     rows = _rows()
-    for row in rows:
-        if row["model"] not in ("joint", "apart"):
-            continue
-        row["validation"] = []
+    for row in _with_curves(rows):
         for place, point in enumerate(row["points"]):
-            point["value_recall@100"] = (0.2, 0.28, 0.3)[place]
             point["is_main"] = row["model"] == "joint" and place == 2
         if row["model"] == "apart":
             row["points"] = row["points"][:2]
