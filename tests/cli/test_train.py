@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pytest
+import torch
 from typer.testing import Result
 
 from tamis import api
+from tamis.models.cetnet import CETNet
+from tamis.training.predict import load_model
 
 FAST = ("--model", "lr", "--set", "training.max_epochs=1", "--set", "training.batch_size=256")
 
@@ -271,6 +274,27 @@ def test_ensemble_and_one_of_its_members_are_trained_from_one_recipe(
         assert shown in page
         assert shown not in alone
     assert "information abundance" in alone
+
+
+def test_member_without_common_losses_is_bit_for_bit_the_one_that_is_trained_alone(
+    world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    losses = "member_weight = 1.0\ncollaboration_weight = 0.0\nfused_weight = 0.0"
+    separate = _ENSEMBLE.replace('embeddings = "shared"', losses)
+    Path("s.toml").write_text(separate.replace("max_epochs = 1", "max_epochs = 2"))
+
+    tamis_json("train", "d", "--recipe", "s.toml", "--run", "together", "--no-report")
+    arguments = ("--member", "0", "--run", "alone", "--no-report")
+    tamis_json("train", "d", "--recipe", "s.toml", *arguments)
+
+    together, alone = (
+        load_model(Path(run), device=torch.device("cpu"))[0] for run in ("together", "alone")
+    )
+    assert isinstance(together, CETNet)
+    of_member, of_single = together.members[0].state_dict(), alone.state_dict()
+    assert of_member.keys() == of_single.keys()
+    for name, value in of_single.items():
+        assert torch.equal(of_member[name], value), name
 
 
 @pytest.mark.parametrize(

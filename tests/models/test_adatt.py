@@ -206,8 +206,28 @@ def test_known_answer_of_two_experts_per_task() -> None:
         for gate in level.gates.maps:
             gate.weight.zero_()
 
-    # The mean of 1, 2, 3, 4 and 0.5 * 1 - 0.5 * 2.
+    # The mean of 1, 2, 3, 4 and 0.5 * 1 - 0.5 * 2; or (pad(v) + G)' E.
     assert model.stack(torch.ones(1, 1))[0].item() == pytest.approx(2.0)
+    (weights,) = model.fusion_weights(batch_of(torch.ones(1, 1), 2))
+    assert weights[0, 0].tolist() == pytest.approx([0.75, -0.25, 0.25, 0.25])
+    assert (weights[0, 0] @ torch.tensor([1.0, 2, 3, 4])).item() == pytest.approx(2.0)
+
+
+def test_both_forms_of_the_fusion_give_the_same() -> None:
+    torch.manual_seed(0)
+    settings = AdaTTConfig(expert_units=((6, 5),), task_experts=(3, 1), tower_units=())
+    level = AdaTT(settings, numbers_only(4, 2)).stack.levels[0]
+    x = torch.randn(20, 4)
+    units = [x, x]
+    v = level.native.values["0"]  # of the first task's three experts of four
+
+    outputs, gates = level.experts(units), level.gates(units, x)[:, 0]
+    two_terms = torch.einsum("be,beo->bo", gates, outputs)
+    two_terms = two_terms + torch.einsum("e,beo->bo", v, outputs[:, :3])
+    padded = torch.einsum("be,beo->bo", gates + torch.nn.functional.pad(v, (0, 1)), outputs)
+
+    torch.testing.assert_close(two_terms, padded, atol=1e-6, rtol=0)
+    torch.testing.assert_close(level(units, x)[0], two_terms, atol=1e-6, rtol=0)
 
 
 @pytest.fixture
@@ -329,6 +349,56 @@ def test_shared_only_experts_of_one_level_are_mmoe() -> None:
     batch = batch_of(torch.randn(9, 5), 2)
 
     assert torch.allclose(mmoe(batch).logits, ple(batch).logits, atol=1e-6)
+
+
+def _hide_experts(gates: torch.nn.Module, hidden: slice) -> None:
+    """No gate weighs these experts."""
+    with torch.no_grad():
+        for gate in gates.maps:
+            gate.bias[hidden] = -200.0
+
+
+def test_adatt_of_shared_experts_alone_is_mmoe() -> None:
+    torch.manual_seed(0)
+    spec = numbers_only(5, 2)
+    options = {"expert_units": ((6,),), "tower_units": (4,)}
+    adatt = AdaTT(AdaTTConfig(**options, task_experts=(1,), shared_experts=3, native="none"), spec)
+    mmoe = MMoE(MMoEConfig(**options, num_experts=3), spec)
+    of_adatt, of_mmoe = adatt.stack.levels[0], mmoe.stack.levels[0]
+    _hide_experts(of_adatt.gates, slice(0, 2))
+    with torch.no_grad():
+        of_mmoe.experts.weights[0].copy_(of_adatt.experts.weights[0][2:])
+        for ours, theirs in zip(of_mmoe.gates.maps, of_adatt.gates.maps, strict=True):
+            ours.weight.copy_(theirs.weight[2:])
+    mmoe.towers.load_state_dict(adatt.towers.state_dict())
+    batch = batch_of(torch.randn(9, 5), 2)
+
+    torch.testing.assert_close(mmoe(batch).logits, adatt(batch).logits, atol=1e-6, rtol=0)
+
+
+def test_general_form_whose_shared_experts_nobody_weighs_is_adatt_sp() -> None:
+    torch.manual_seed(0)
+    spec = numbers_only(5, 2)
+    options = {"expert_units": ((6,), (4,)), "tower_units": (4,), "task_experts": (2, 1)}
+    general = AdaTT(AdaTTConfig(**options, shared_experts=2), spec)
+    plain = AdaTT(AdaTTConfig(**options), spec)
+    for whole, part in zip(general.stack.levels, plain.stack.levels, strict=True):
+        _hide_experts(whole.gates, slice(3, 5))
+        with torch.no_grad():
+            for of_whole, of_part in zip(
+                [*whole.experts.weights, *whole.experts.biases],
+                [*part.experts.weights, *part.experts.biases],
+                strict=True,
+            ):
+                of_part.copy_(of_whole[:3])
+            for task, gate in enumerate(part.gates.maps):
+                gate.weight.copy_(whole.gates.maps[task].weight[:3])
+            for task, value in part.native.values.items():
+                value.copy_(whole.native.values[task])
+    plain.towers.load_state_dict(general.towers.state_dict())
+    batch = batch_of(torch.randn(9, 5), 2)
+
+    torch.testing.assert_close(plain(batch).logits, general(batch).logits, atol=1e-6, rtol=0)
 
 
 def _parameters(model: torch.nn.Module) -> int:
@@ -488,3 +558,25 @@ def test_an_expert_that_says_nothing_is_found_out() -> None:
     assert silent[2] == 1.0
     # Eight units of random sign are all zero in one row of 256.
     assert max(silent[:2] + silent[3:]) < 0.1
+
+
+def test_hardly_any_expert_of_a_trained_model_says_nothing() -> None:
+    spec = example_spec(num_tasks=2, num_categorical=0, sequences=False, num_numeric=8)
+    torch.manual_seed(0)
+    options = {"expert_units": ((128,), (64,)), "task_experts": (2,), "tower_units": (32,)}
+    model = AdaTT(AdaTTConfig(**options), spec)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(100):
+        batch = example_batch(spec, rows=256, seed=step)
+        labels = torch.stack([batch.numeric[:, 0] > 0, batch.numeric[:, 1:3].prod(1) > 0], dim=1)
+        logits = model(batch).logits
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    found = model.eval().inspections(example_batch(spec, rows=1000, seed=1000))
+    silent = [item.values.mean().item() for item in found[1::2]]
+    assert loss.item() < 0.5
+    assert len(silent) == 2
+    assert max(silent) < 0.03

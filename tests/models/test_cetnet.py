@@ -305,6 +305,54 @@ def test_extreme_logits_have_finite_losses_and_gradients(kind: str, fuse: str, t
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("collaboration", ["sym_kl", "kl_1to2", "kl_2to1", "mse"])
+@pytest.mark.parametrize("detach_peer", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"learn_tau": True},
+        {"fuse": "logit"},
+        {"confidence": "inverse_entropy", "learn_tau": True},
+        {"confidence": "margin"},
+        {"confidence": "gate", "fuse": "logit"},
+        {"confidence": "weights"},
+        {"confidence": "none"},
+    ],
+)
+def test_model_of_sure_members_has_a_finite_loss_and_finite_gradients(
+    collaboration: str, detach_peer: bool, options: dict
+) -> None:
+    spec = example_spec()
+    losses = {"collaboration": collaboration, "detach_peer": detach_peer}
+    model = _build(CETNetConfig(members=(_DCN, _FM), **losses, **options), spec)
+    extremes = ([-60.0, 60.0, -60.0, 0.0], [60.0, 60.0, -60.0, -60.0])
+    says = [_Learns(torch.tensor(logits)) for logits in extremes]
+    model.members = torch.nn.ModuleList(says)
+    batch = replace(example_batch(spec, rows=4), labels=torch.tensor([[1.0], [0.0], [1.0], [1.0]]))
+
+    loss = _loss_of(model, batch, spec)
+    loss.backward()
+
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad.isfinite().all(), name
+    assert all(member.logits.grad is not None for member in says)
+
+
+class _Learns(torch.nn.Module):
+    """A member whose logits of four rows are what it learns."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, batch: Batch) -> Output:
+        del batch
+        return Output(logits=self.logits.unsqueeze(1))
+
+
 def test_members_own_loss_moves_that_member_alone() -> None:
     spec, batch = example_spec(), example_batch(example_spec())
     model = _build(CETNetConfig(members=(_DCN, _FM)), spec)
@@ -506,18 +554,18 @@ class _Learned(NamedTuple):
     aucs: list[float]
     apart: float
     """Mean distance of their predictions."""
-    abundances: list[float]
-    """Mean information abundance of each one's tables."""
+    abundances: list[dict[str, float]]
+    """Information abundance of every table, of each member."""
 
 
 @functools.cache
-def _two_learn(first: str, second: str, **losses: Any) -> _Learned:
+def _two_learn(first: str, second: str, seed: int = 0, **losses: Any) -> _Learned:
     torch.set_num_threads(1)
     spec = example_spec(num_numeric=0, num_categorical=4, sequences=False)
     members = tuple(
         {"name": name, "embedding_dim": 8, "hidden_units": [64, 32]} for name in (first, second)
     )
-    model = _build(CETNetConfig(members=members, **losses), spec)
+    model = _build(CETNetConfig(members=members, **losses), spec, seed=seed)
     rates = OptimizerConfig(embedding="adam", embedding_lr=0.01, dense_lr=3e-3)
     optimizers = build_optimizers(model, rates)
     for step in range(600):
@@ -534,37 +582,49 @@ def _two_learn(first: str, second: str, **losses: Any) -> _Learned:
         aucs=[auc(labels, p[:, member].double().numpy()) for member in range(2)],
         apart=(p[:, 0] - p[:, 1]).abs().mean().item(),
         abundances=[
-            statistics.fmean(
-                table["information_abundance"]
+            {
+                f"{table['module'].removeprefix(prefix)} {table['table']}": float(
+                    table["information_abundance"]
+                )
                 for table in tables
-                if table["module"].startswith(f"members.{member}.")
-            )
-            for member in range(2)
+                if table["module"].startswith(prefix)
+            }
+            for prefix in ("members.0.", "members.1.")
         ],
     )
+
+
+_SEEDS = range(3)
+
+
+def _aucs(**losses: Any) -> list[float]:
+    """Of every member of every seed."""
+    found = [_two_learn("deepfm", "deepfm", seed=seed, **losses).aucs for seed in _SEEDS]
+    return list(itertools.chain(*found))
 
 
 @pytest.mark.slow
 def test_members_without_a_loss_of_their_own_degenerate_and_with_one_they_do_not() -> None:
     """The pattern of the specification's section 5.4, on two MLPs with first-order weights."""
     naive = {"member_weight": 0.0, "collaboration": "none", "confidence": "none", "fuse": "logit"}
-    alone = _two_learn("deepfm", "deepfm", **_ALONE).aucs
-    fused_only = _two_learn("deepfm", "deepfm", **naive).aucs
-    taught = _two_learn("deepfm", "deepfm", member_weight=1.0, fused_weight=0.0).aucs
+    alone, fused_only = _aucs(**_ALONE), _aucs(**naive)
+    taught = _aucs(member_weight=1.0, fused_weight=0.0)
 
     # 0.814 and 0.814 alone, 0.796 and 0.745 in the ensemble.
     assert max(fused_only) < min(alone) - 0.005
-    # Those of the ensemble that teach each other are as good as alone, up to what a seed decides.
-    assert sum(taught) / 2 > sum(alone) / 2 - 0.001
+    assert statistics.fmean(taught) >= statistics.fmean(alone)
 
 
 @pytest.mark.slow
 def test_members_of_two_kinds_stay_further_apart_than_two_seeds_of_either() -> None:
-    both = _two_learn("deepfm", "dcn_v2")
-    alone = [_two_learn(name, name, **_ALONE) for name in ("deepfm", "dcn_v2")]
-
-    # 0.044 under a loss that draws the members together; 0.014 and 0.032 for seeds alone.
-    assert both.apart > max(seeds.apart for seeds in alone)
-    # Nor do their tables collapse: 3.99 and 4.11 of eight directions, 4.00 and 4.13 alone.
-    for member, seeds in enumerate(alone):
-        assert both.abundances[member] > 0.97 * seeds.abundances[member]
+    both = [_two_learn("deepfm", "dcn_v2", seed=seed) for seed in _SEEDS]
+    for member, name in enumerate(("deepfm", "dcn_v2")):
+        alone = [_two_learn(name, name, seed=seed, **_ALONE) for seed in _SEEDS]
+        # 0.044 under a loss that draws the members together; 0.014 and 0.032 for seeds alone.
+        assert min(one.apart for one in both) > max(one.apart for one in alone)
+        # Nor does any table collapse: on average over seeds it keeps the directions that it has
+        # where the model trains alone, up to what a seed decides.
+        for table in alone[0].abundances[member]:
+            kept = [one.abundances[member][table] for one in both]
+            single = [value[table] for one in alone for value in one.abundances]
+            assert statistics.fmean(kept) >= statistics.fmean(single) - statistics.stdev(single)

@@ -263,17 +263,23 @@ def test_members_are_compared_with_a_model_alone() -> None:
         members = {name: {"auc": 0.6 + 0.01 * seed} for name in ("a 0", "a 1")}
         rows.append({"model": "pair", "metrics": {"auc": 0.8}, "members": members})
         rows.append({"model": "lr", "metrics": {"auc": 0.7 + 0.011 * seed}})
-    table = replace(
-        TABLE,
-        models=("lr", "pair"),
-        published=(),
-        comparisons=(Comparison(better="lr", worse="pair", metric="auc", members_of_worse=True),),
+    comparisons = (
+        Comparison(better="lr", worse="pair", metric="auc", members_of_worse=True),
+        Comparison(better="pair", worse="lr", metric="auc", members_of_better=True),
+        Comparison(better="pair", worse="lr", metric="auc"),
     )
-    (claim,) = claims_of(table, rows)
+    table = replace(TABLE, models=("lr", "pair"), published=(), comparisons=comparisons)
+    above, below, whole = claims_of(table, rows)
 
-    assert claim["claim"] == "lr has a higher AUC than the members of pair"
-    assert claim["estimate"] == pytest.approx(0.101)
-    assert claim["holds"]
+    assert above["claim"] == "lr has a higher AUC than the members of pair"
+    assert above["estimate"] == pytest.approx(0.101)
+    assert above["holds"]
+    assert below["claim"] == "the members of pair have a higher AUC than lr"
+    assert below["estimate"] == pytest.approx(-0.101)
+    assert not below["holds"]
+    # The ensemble itself is above, which says nothing of what its members are worth.
+    assert whole["claim"] == "pair has a higher AUC than lr"
+    assert whole["holds"]
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("auc", 1), ("ne", -1)])

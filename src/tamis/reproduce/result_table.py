@@ -38,8 +38,10 @@ class Comparison:
     """NE, where less is better, or AUC."""
     task: str = ""
     """Task that is compared. Empty: the first of the table."""
+    members_of_better: bool = False
+    """Whether the mean of the members of ``better``, an ensemble, is compared instead of itself."""
     members_of_worse: bool = False
-    """Whether the mean of the members of ``worse``, an ensemble, is compared instead of itself."""
+    """The same of ``worse``."""
     margin: float = 0.0
     """By how much at least. Not negative."""
 
@@ -87,9 +89,10 @@ class ResultTable:
         tasks = {claim.task for claim in self.comparisons} - {""}
         tasks |= {figure.task for figure in self.published} - {""}
         assert tasks <= set(self.tasks), f"{self.name}: not among its tasks: {sorted(tasks)}"
-        assert not any(claim.members_of_worse and claim.task for claim in self.comparisons), (
-            "members are compared on the first task"
-        )
+        assert not any(
+            claim.task and (claim.members_of_better or claim.members_of_worse)
+            for claim in self.comparisons
+        ), "members are compared on the first task"
         assert all(claim.margin >= 0 for claim in self.comparisons), "a margin is a distance"
 
     @property

@@ -11,7 +11,7 @@ from tamis import artifacts
 from tamis.errors import ArtifactError
 from tamis.evaluation import evaluate_task
 from tamis.evaluation.seeds import paired_t_test
-from tamis.reproduce.result_table import ResultTable
+from tamis.reproduce.result_table import Comparison, ResultTable
 from tamis.reproduce.runner import Cell
 from tamis.training.compare import read_predictions
 
@@ -136,24 +136,19 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
             }
         )
     for claim in table.comparisons:
-        pair = [
-            _values(
-                rows,
-                claim.worse,
-                claim.metric,
-                table.key_of(claim.task),
-                of_members=claim.members_of_worse,
-            ),
-            _values(rows, claim.better, claim.metric, table.key_of(claim.task)),
-        ]
-        test = paired_t_test(claim.metric, pair[0], pair[1])
+        key = table.key_of(claim.task)
+        worse, better = (
+            _values(rows, model, claim.metric, key, of_members=of_members)
+            for model, of_members in (
+                (claim.worse, claim.members_of_worse),
+                (claim.better, claim.members_of_better),
+            )
+        )
+        test = paired_t_test(claim.metric, worse, better)
         is_less = claim.metric == "ne"
-        margin = f" by more than {claim.margin:g}" if claim.margin else ""
         claims.append(
             {
-                "claim": f"{claim.better} has a {'lower' if is_less else 'higher'} "
-                f"{claim.metric.upper()}{_on(claim.task)} than "
-                f"{'the members of ' if claim.members_of_worse else ''}{claim.worse}{margin}",
+                "claim": _said(claim, is_less=is_less),
                 "estimate": test.difference,
                 "interval": [test.lower, test.upper],
                 "holds": test.upper < -claim.margin if is_less else test.lower > claim.margin,
@@ -161,6 +156,17 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
             }
         )
     return claims
+
+
+def _said(claim: Comparison, *, is_less: bool) -> str:
+    members = "the members of "
+    better = f"{members}{claim.better} have" if claim.members_of_better else f"{claim.better} has"
+    worse = f"{members if claim.members_of_worse else ''}{claim.worse}"
+    margin = f" by more than {claim.margin:g}" if claim.margin else ""
+    return (
+        f"{better} a {'lower' if is_less else 'higher'} {claim.metric.upper()}{_on(claim.task)} "
+        f"than {worse}{margin}"
+    )
 
 
 def _on(task: str) -> str:

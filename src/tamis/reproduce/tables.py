@@ -252,7 +252,7 @@ _TRAINED: dict[str, ResultTable] = {
                     members_of_worse=True,
                     margin=0.005,
                 ),
-                Comparison(better="mlp-taught", worse="mlp", metric="auc"),
+                Comparison(better="mlp-taught", worse="mlp", metric="auc", members_of_better=True),
             ),
             seeds=3,
         ),

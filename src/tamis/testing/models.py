@@ -14,7 +14,9 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Side, Table, Task
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables
+from tamis.training.config import OptimizerConfig
 from tamis.training.objective import training_loss
+from tamis.training.optimizers import build_optimizers
 
 _ROWS = 40
 _VALUES = 50
@@ -191,23 +193,42 @@ def check_forward_writes_nothing(build: Build, spec: InputSpec) -> None:
 
 
 def check_gradients(build: Build, spec: InputSpec) -> None:
-    """After one step away from the start every parameter has a finite gradient that is not 0."""
-    model = build(spec).train()
+    """Every parameter has a finite gradient that is not 0, after a step and away from the start.
+
+    Noise alone would hide what a model's own start keeps from learning; one step alone what only
+    that start lets learn.
+    """
+    batch = example_batch(spec, rows=200)
+    for when, leave in (("after a step", _step), ("away from the start", _add_noise)):
+        model = build(spec).train()
+        leave(model, batch, spec)
+        model.zero_grad(set_to_none=True)
+        output = model(batch)
+        assert output.logits.isfinite().all(), f"logits must be finite {when}"
+        _loss(output, batch, spec).backward()
+        _check_gradients_are_finite(model, when)
+        for name, parameter in model.named_parameters():
+            if parameter.numel() == 0:
+                continue
+            assert parameter.grad is not None, f"{name} must get a gradient {when}"
+            values = _gradient_values(parameter.grad)
+            assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0 {when}"
+
+
+def _step(model: nn.Module, batch: Batch, spec: InputSpec) -> None:
+    """One step of training."""
+    optimizers = build_optimizers(model, OptimizerConfig())
+    _loss(model(batch), batch, spec).backward()
+    for optimizer in optimizers.values():
+        optimizer.step()
+
+
+def _add_noise(model: nn.Module, batch: Batch, spec: InputSpec) -> None:
+    del batch, spec
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    batch = example_batch(spec, rows=200)
-    output = model(batch)
-    assert output.logits.isfinite().all(), "logits must be finite"
-    _loss(output, batch, spec).backward()
-    _check_gradients_are_finite(model, "away from the start")
-    for name, parameter in model.named_parameters():
-        if parameter.numel() == 0:
-            continue
-        assert parameter.grad is not None, f"{name} must get a gradient"
-        values = _gradient_values(parameter.grad)
-        assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0"
 
 
 def check_sparse_gradients(
