@@ -2,21 +2,23 @@
 
     python recipes/tune_retrieval.py hsnn-market
 
-Two towers and the three networks by themselves try every width of embeddings with every L2. A trial
-trains on the training split with seed 0 and is judged by the table's recall at 100 of some
-validation users, every item scored; test users are never looked at. Validation rows would choose
-otherwise: they are of what was shown, which is popular, and an L2 that lets popular items be learnt
-lets the noise of all others into the lists. What was chosen for the medium network, which scores
-the items of every index, is also what the rows with an index train with. All else stands in
-``recipes/<folder>/<model>.toml`` and stays, LightGCN's settings among it. ``tuning.json``
-beside them keeps every trial, and one that stands in it is not done again. A million ads train as
-200,000 do, and Gowalla as Sports.
+Two towers and the three networks by themselves try every width of embeddings with every L2; two
+towers, from which bars are measured, do so by either objective. A trial trains on the training
+split with seed 0 and is judged by the table's recall at 100 of some validation users, every item
+scored; test users are never looked at. Validation rows would choose otherwise: they are of what was
+shown, which is popular, and an L2 that lets popular items be learnt lets the noise of all others
+into the lists. What was chosen for the medium network, which scores the items of every index, is
+also what the rows with an index train with. All else stands in ``recipes/<folder>/<model>.toml``
+and stays, LightGCN's settings among it. ``tuning.json`` beside them keeps every trial, and one that
+stands in it is not done again; trials that other validation users judged are in
+``tuning-first-users.json``. A million ads train as 200,000 do, and Gowalla as Sports.
 """
 
 import copy
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from tamis.retrieval.search import Retriever
 
 EMBEDDING_DIMS = (32, 16)
 EMBEDDING_L2 = (0.001, 0.01, 0.0001)
+OBJECTIVES = ("cross_entropy", "softmax")
 USERS = 60
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
 ITEMS_NETWORK = "monn-medium"
@@ -45,12 +48,16 @@ ITEMS_NETWORK = "monn-medium"
 Recipe = dict[str, Any]
 
 
-def with_settings(recipe: Recipe, embedding_dim: int, embedding_l2: float) -> Recipe:
-    """The recipe at a width and an L2."""
-    changed = copy.deepcopy(recipe)
-    changed["model"]["embedding_dim"] = embedding_dim
-    changed["optimizer"]["embedding_l2"] = embedding_l2
-    return changed
+def candidates(model: str, recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe at every width and L2, and two towers at every objective too."""
+    objectives = OBJECTIVES if model == "two_tower" else (None,)
+    for objective, dim, l2 in itertools.product(objectives, EMBEDDING_DIMS, EMBEDDING_L2):
+        changed = copy.deepcopy(recipe)
+        changed["model"]["embedding_dim"] = dim
+        changed["optimizer"]["embedding_l2"] = l2
+        if objective is not None:
+            changed["model"]["objective"] = objective
+        yield changed
 
 
 class Judge:
@@ -82,7 +89,9 @@ def main() -> None:
     """Run the trials that are missing and write the recipes."""
     first = {table.recipes: table for table in reversed(retrieval_tables())}
     tables = {table.name: table for table in first.values()}
-    arguments = parser_of(__doc__, tables).parse_args()
+    parser = parser_of(__doc__, tables)
+    parser.add_argument("--models", nargs="*", choices=TUNED, default=TUNED)
+    arguments = parser.parse_args()
     table = tables[arguments.table]
     rows = RetrievalRows(table)
     recipes = Path(__file__).parent / table.recipes
@@ -96,24 +105,30 @@ def main() -> None:
         judged_by=f"{USERS} of {table.requests} validation users",
     )
 
-    def work(cell: tuple[int, float, str]) -> None:
-        dim, l2, model = cell
-        recipe = with_settings(found[model], dim, l2)
+    def work(cell: tuple[str, Recipe]) -> None:
+        model, recipe = cell
         if ledger.lacks(model, recipe):
             name = f"{model}-{config.fingerprint(recipe)[:12]}"
             folder = arguments.work / "tuning" / table.name / name
             trial = run_trial(inputs / "dataset", recipe, folder, rows.tasks, judge=judge)
             ledger.add(model, trial)
 
+    models = arguments.models
+    trials = [(model, recipe) for model in models for recipe in candidates(model, found[model])]
     with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(work, itertools.product(EMBEDDING_DIMS, EMBEDDING_L2, TUNED)))
-    chosen = {model: ledger.best(model, "recall")["recipe"] for model in TUNED}
-    indexed = [model for model in table.models if model not in (*TUNED, "lightgcn")]
-    for model in (*TUNED, *indexed):
-        path, best = recipes / f"{model}.toml", chosen.get(model, chosen[ITEMS_NETWORK])
+        list(pool.map(work, trials))
+    chosen = {model: ledger.best(model, "recall")["recipe"] for model in models}
+    if ITEMS_NETWORK in chosen:
+        indexed = [model for model in table.models if model not in (*TUNED, "lightgcn")]
+        chosen |= dict.fromkeys(indexed, chosen[ITEMS_NETWORK])
+    for model, best in chosen.items():
+        path = recipes / f"{model}.toml"
         text = path.read_text()
-        for section, name in (("model", "embedding_dim"), ("optimizer", "embedding_l2")):
-            line = f"{name} = {best[section][name]}"
+        lines = [("model", "embedding_dim"), ("optimizer", "embedding_l2")]
+        if model == "two_tower":
+            lines.append(("model", "objective"))
+        for section, name in lines:
+            line = config.write_toml({name: best[section][name]}).strip()
             text = re.sub(rf"^{name} = .*$", line, text, flags=re.MULTILINE)
         artifacts.write_text(path, text)
         l2 = best["optimizer"]["embedding_l2"]
