@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from tamis.reproduce import make, tables
+from tamis.reproduce.make import MadeTable
 from tamis.reproduce.result_table import Comparison, ResultTable
-
-pytestmark = pytest.mark.slow
 
 
 def _table(name: str) -> ResultTable:
@@ -24,6 +24,7 @@ def _table(name: str) -> ResultTable:
     )
 
 
+@pytest.mark.slow
 def test_group_makes_its_tables_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis_json: Callable[..., dict[str, Any]]
 ) -> None:
@@ -51,3 +52,27 @@ def test_group_makes_its_tables_one_after_the_other(
     assert made["two"]["claims"][0]["claim"] == "fm has a higher AUC on hide than lr"
     page = Path("results", "two.md").read_text()
     assert "| model | AUC click | AUC hide | parameters | dense |" in page
+
+
+@pytest.mark.parametrize("is_check", [True, False])
+def test_a_check_that_does_not_hold_is_told_by_the_exit_status_and_the_table_is_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tamis: Callable[..., Result],
+    is_check: bool,
+) -> None:
+    claim = {"claim": "sums add up", "holds": False, "estimate": 2.0, "is_check": is_check}
+    table = MadeTable(
+        path=tmp_path / "one.json", columns=["model"], display_rows=[["lr"]], claims=[claim]
+    )
+    monkeypatch.setattr(make, "check_recipes", lambda *_: None)
+    monkeypatch.setattr(make, "make_table", lambda *_, **__: table)
+
+    found = tamis("reproduce", "one", "--json")
+
+    assert found.exit_code == int(is_check)
+    told = json.loads(found.stdout)
+    assert told["claims"] == [claim]
+    assert told["failed_checks"] == (["sums add up"] if is_check else [])
+    assert ("every check must hold, 1 do not" in found.stderr) == is_check
+    assert ("one: sums add up" in found.stderr) == is_check

@@ -1,5 +1,6 @@
 """``tamis reproduce``: a table of results, every model and seed."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID
 
-from tamis.cli.console import Debug, Json, print_table, session
+from tamis.cli.console import EXIT_FAILED, Debug, Json, print_table, session
 
 
 def reproduce(
@@ -27,13 +28,16 @@ def reproduce(
 ) -> None:
     """Train every model of a table with every seed, and write the table.
 
-    Finished trainings are not done again, and stopped ones go on.
+    Finished trainings are not done again, and stopped ones go on. Claims are printed with whether
+    they hold. Where one that is a check does not, the table is written all the same and the exit
+    status is 1.
     """
     with session("reproduce", as_json=as_json, debug=debug) as current:
         from tamis.reproduce.make import check_recipes, make_table
         from tamis.reproduce.tables import GROUPS
 
-        made = {}
+        made: dict[str, dict[str, object]] = {}
+        failed: list[str] = []
         names = GROUPS.get(table, (table,))
         for name in names:
             check_recipes(name, recipes)
@@ -55,9 +59,21 @@ def reproduce(
             for claim in result.claims:
                 current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
             current.say(f"written: {result.path}")
-            made[name] = {"out": result.path, "claims": result.claims}
+            made[name] = {
+                "out": result.path,
+                "claims": result.claims,
+                "failed_checks": result.failed_checks,
+            }
+            failed += [f"{name}: {check}" for check in result.failed_checks]
         # A table by itself keeps the form that it always had.
         current.finish(**made.get(table, {"tables": made}))
+        if failed:
+            listed = "".join(f"\n  {check}" for check in failed)
+            sys.stderr.write(
+                f"tamis reproduce: every check must hold, {len(failed)} do not. The table is "
+                f"written; look into these before its numbers are used:{listed}\n"
+            )
+            raise typer.Exit(EXIT_FAILED)
 
 
 def _show(bars: Progress, bar: TaskID, done: int, total: int) -> None:

@@ -34,6 +34,15 @@ class MadeTable:
     claims: list[dict[str, Any]]
     """What was claimed, and whether it holds."""
 
+    @property
+    def failed_checks(self) -> list[str]:
+        """Claims that do not hold and without which no number beside them means what it says."""
+        return [
+            claim["claim"]
+            for claim in self.claims
+            if claim.get("is_check", False) and not claim["holds"]
+        ]
+
 
 def make_table(
     name: str,

@@ -164,6 +164,18 @@ def test_each_claim_fails_just_below_its_bar(words: str, changes: dict[str, Any]
     assert not _claim(_rows(**changes), words)["holds"]
 
 
+def test_checks_are_told_from_bars_and_directions() -> None:
+    claims = claims_of(TABLE, _rows())
+    checks = {claim["claim"] for claim in claims if claim.get("is_check")}
+
+    assert checks == {
+        "joint and apart end at different weights",
+        "joint keeps less of what scoring everything finds with half the beams",
+        "balance judged by one batch gives another perplexity of codes",
+        "joint: even",
+    }
+
+
 def test_gain_is_kept_by_the_widest_beams_that_are_allowed() -> None:
     rows = _rows()
     for row in rows:

@@ -122,6 +122,7 @@ def calibration_claims(
                 "holds": low <= min(ratios) and max(ratios) <= high,
                 "how": f"lowest and highest of {len(ratios)} ratios over seeds, of targets that "
                 f"add up to {least:.1f} at least",
+                "is_check": True,
             }
         )
     return made
