@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,29 @@ def test_index_that_keeps_what_was_removed_is_exposed(
     monkeypatch.setattr(IndexSnapshot, "remove", lambda self, ids: self)
     with pytest.raises(TamisError, match="a removed item must not stand for a node"):
         checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
+
+
+def test_items_that_are_placed_by_content_do_not_know_their_ids(
+    world: tuple[Path, Prepared, Dataset],
+) -> None:
+    run, prepared, dataset = world
+    retriever = Retriever(*searchers.published(run, prepared, dataset))
+    column, _ = retriever.scorer.place_of_id
+    has_row = torch.cat([items.ids[:, column] > 0 for _, items in prepared.corpus]).numpy()
+    chosen = has_row & (np.arange(len(has_row)) % 3 == 0)
+
+    placed = searchers.placed_by_content(retriever, prepared.corpus, chosen)
+
+    def vectors(one: Retriever) -> torch.Tensor:
+        members = one.snapshot.members
+        return members.vectors[torch.argsort(members.ids)]
+
+    before, after = vectors(retriever), vectors(placed)
+    with torch.no_grad():
+        by_content = torch.cat(
+            [retriever.scorer.encode_items(items, by_content=True) for _, items in prepared.corpus]
+        )
+    assert chosen.any()
+    assert torch.equal(after[~chosen], before[~chosen])
+    torch.testing.assert_close(after[chosen], by_content[chosen])
+    assert not torch.allclose(after[chosen], before[chosen])

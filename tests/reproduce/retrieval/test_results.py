@@ -102,7 +102,7 @@ def _rows(
                     "metrics": metrics,
                     "points": points,
                     "levels": [{"perplexity": perplexity}],
-                    "unseen": unseen,
+                    "by_content": unseen,
                     "weights": f"{name}, seed {seed}",
                     "checks": [{"check": "even", "value": 0.3, "holds": name != "uneven"}],
                 }

@@ -311,11 +311,13 @@ def _at_equal_latency(first: Sequence[Row], rival: Sequence[Row]) -> dict[str, A
 def _cold(first: Sequence[Row]) -> list[dict[str, Any]]:
     """Items that were never shown against others, by themselves and in the lists that are served.
 
-    By themselves is what content alone can tell. In a list of all items those with a record of many
-    clicks stand first, as they should where nothing but content is known of the others.
+    By themselves is what content alone can tell, by which alone they are placed. In a list of all
+    items those with a record of many clicks stand first, as they should where nothing but content
+    is known of the others.
     """
     name = first[0]["model"]
-    alone = [(row["unseen"]["cold"], row["unseen"]["warm"]) for row in first if row.get("unseen")]
+    placed = [row["by_content"] for row in first if row.get("by_content")]
+    alone = [(one["cold"], one["warm"]) for one in placed]
     served = [
         (cold, row["metrics"][f"warm_{_CLICKS}"])
         for row in first

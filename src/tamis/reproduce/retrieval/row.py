@@ -54,8 +54,9 @@ class RowOrder:
     """Of the two towers that the row is timed beside."""
     reference_run: str
     """Their run."""
-    whole_curve: bool = False
-    """Whether beams are measured that are wider than comparisons with other indexes need."""
+    is_checked: bool = False
+    """Whether bars are read off the row: it has beams that are wider than comparisons with other
+    indexes need, and items that were never shown are placed by their content alone."""
 
     def write(self, folder: Path) -> None:
         """Write it into the row's folder, where :func:`make_row` reads it."""
@@ -165,10 +166,16 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             _say(started, f"share {chosen} of {found['validation']} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)
             _say(started, f"every node and item: {found['exhaustive']}")
-            found["unseen"] = measurer.among_unseen(searchers.beam_searcher(retriever, chosen))
-            _say(started, f"among items that were never shown, and others: {found['unseen']}")
+            if order.is_checked:
+                is_cold = task.impressions == 0
+                found["by_content"] = None
+                if is_cold.any():
+                    placed = searchers.placed_by_content(retriever, prepared.corpus, is_cold)
+                    searcher = searchers.beam_searcher(placed, chosen)
+                    found["by_content"] = measurer.among_unseen(searcher)
+                _say(started, f"items never shown, and others: {found['by_content']}")
             points: Iterator[Point] = searchers.beam_points(
-                retriever, chosen=chosen, whole_curve=order.whole_curve
+                retriever, chosen=chosen, whole_curve=order.is_checked
             )
         else:
             points = searchers.all_items_points(retriever)

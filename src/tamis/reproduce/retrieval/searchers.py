@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tamis.data.batch import Batch
@@ -235,6 +236,29 @@ def published(run: Path, prepared: Prepared, dataset: Dataset) -> tuple[HSNN, In
     """A trained network, shifted to rows that trained it, and the index of a corpus."""
     network = _shifted(run, dataset)
     return network, IndexSnapshot.publish(network, prepared.corpus)
+
+
+def placed_by_content(
+    retriever: Retriever, corpus: Sequence[tuple[Tensor, Batch]], chosen: NDArray[np.bool_]
+) -> Retriever:
+    """The index in which some items are as if they had been added today.
+
+    An item that was never shown may have a row in the table of ids all the same, of rows that were
+    drawn and that nobody labelled.
+
+    Args:
+        retriever: Model and index.
+        corpus: All items, some at a time, by their numbers.
+        chosen: (V,) which items are taken out and added again.
+    """
+    snapshot = retriever.snapshot
+    assert isinstance(snapshot, IndexSnapshot)
+    snapshot = snapshot.remove(torch.from_numpy(np.flatnonzero(chosen)))
+    for ids, items in corpus:
+        own = torch.from_numpy(np.flatnonzero(chosen[ids.numpy()]))
+        if len(own):
+            snapshot = snapshot.add(retriever.scorer, ids[own], items.take(own))
+    return Retriever(retriever.scorer, snapshot)
 
 
 def over_kmeans(

@@ -100,7 +100,7 @@ class RetrievalRows:
             teacher_run="" if teacher is None else str(self._run(cell, teacher, inputs)),
             reference_recipe=str(reference),
             reference_run=str(self._run(cell, reference, inputs)),
-            whole_curve=row.is_checked,
+            is_checked=row.is_checked,
         )
         order.write(cell.run)
         return ["-m", "tamis.reproduce.retrieval", str(cell.run)]

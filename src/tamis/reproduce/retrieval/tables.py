@@ -26,8 +26,8 @@ class SearchRow:
     Empty: none."""
     is_checked: bool = False
     """Whether the table claims that every check of the row's index holds, and measures beams of
-    every width. Ablations show what goes wrong without a part, so their checks are only reported,
-    and their beams only as wide as comparisons need."""
+    every width and items that were never shown. Ablations show what goes wrong without a part, so
+    their checks are only reported, and their beams only as wide as comparisons need."""
 
     @property
     def has_ne(self) -> bool:
