@@ -67,7 +67,7 @@ TABLE = RetrievalTable(
         SearchRow(name="rerank", model="alone", method="rerank"),
         SearchRow(name="joint", model="joint", method="network"),
         SearchRow(name="taught", model="joint", teacher="alone", method="network"),
-        SearchRow(name="deep", model="deep", method="network"),
+        SearchRow(name="deep", model="deep", method="network", is_checked=True),
         SearchRow(name="kmeans", model="deep", method="kmeans_tree"),
         SearchRow(name="apart", model="apart", method="network"),
     ),
