@@ -40,11 +40,23 @@ def check_asymmetry(
             f"early stage: the final stage must see more, got the same {len(ours)} features for "
             f"both. Take the costly ones, such as histories, from the early stage."
         )
-    small, large = (count_parameters(model)["dense"] for model in (early, final))
-    if large < LEAST_RATIO * small:
+    check_sizes(*(count_parameters(model)["dense"] for model in (early, final)))
+
+
+def check_sizes(early: int, final: int) -> None:
+    """Refuse a teacher that is hardly larger than its student.
+
+    Args:
+        early: The student's parameters outside tables.
+        final: The teacher's.
+
+    Raises:
+        ConfigError: The teacher has less than twice as many.
+    """
+    if final < LEAST_RATIO * early:
         raise ConfigError(
             f"early stage: the final stage must have {LEAST_RATIO:g} times as many parameters "
-            f"outside tables, got {large:,} and {small:,}. Shrink the early stage."
+            f"outside tables, got {final:,} and {early:,}. Shrink the early stage."
         )
 
 

@@ -156,7 +156,7 @@ def study(
         value=world.weights,
         constants={"click": 0.3, "conversion": 0.4, "hide": 0.1},
         sizes=SIZES,
-        notes={"simulated_labels": 0.25},
+        notes={"simulated_labels": 0.25, "dense_parameters": {"final": 100_000}},
     )
     return Study(folder)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tamis import artifacts
-from tamis.errors import DataError
+from tamis.errors import ConfigError, DataError
 from tamis.reproduce.early.row import RowOrder, make_row
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import (
@@ -119,3 +119,12 @@ def test_a_teacher_that_is_not_its_own_best_fails_loudly(
     monkeypatch.setattr(Study, "values", noisy)
     with pytest.raises(DataError, match="exactly 1"):
         make(Given(order="teacher"))
+
+
+def test_an_early_stage_of_the_size_of_the_final_one_is_refused_before_it_is_trained(
+    make: Any, tmp_path: Path
+) -> None:
+    wide = OneModel(tasks=1, settings=("model.bottom_units=[4096, 8]",))
+    with pytest.raises(ConfigError, match="must have 2 times as many parameters outside tables"):
+        make(wide, "wide")
+    assert not (tmp_path / "wide" / "model").exists()

@@ -36,8 +36,10 @@ from tamis.reproduce.early.variants import (
     variant_to_json,
 )
 from tamis.training import runlog
+from tamis.training.asymmetry import check_sizes
 from tamis.training.config import run_config_from_table
 from tamis.training.consolidation import Load, RequestCost, equal_cost_config
+from tamis.training.cost import count_parameters
 
 ROW = "metrics.json"
 ROW_VERSION = 2
@@ -129,6 +131,8 @@ class _Row:
 
     def _one_model(self, variant: OneModel) -> dict[str, Any]:
         tasks, run = self._study.tasks[: variant.tasks], self._run / "model"
+        settings = config.override(self._recipes[0], list(variant.settings))
+        costs = self._costs([(settings, tasks)], variant)
         dataset = self._study.dataset(variant.pools)
         train_tasks(dataset, variant, tasks, recipe=self._recipes[0], seed=self._seed, run=run)
         is_distilled = variant.distillation != "none"
@@ -149,8 +153,7 @@ class _Row:
             made["soft_recall_by_head"] = {
                 head: self._soft_recall(run, tasks, variant, head) for head in _HEADS
             }
-        settings = config.override(self._recipes[0], list(variant.settings))
-        return made | self._costs([(settings, tasks)], variant) | _sizes([run])
+        return made | costs | _sizes([run])
 
     def _soft_recall(
         self, run: Path, tasks: Sequence[str], variant: OneModel, head: ServedHead
@@ -165,6 +168,7 @@ class _Row:
         settings = self._recipes[0]
         if variant.equal_cost:
             settings = self._at_equal_cost(one)
+        costs = self._costs([(settings, [task]) for task in tasks], one)
         predictions: dict[str, NDArray[np.float64]] = {}
         heads: dict[str, Any] = {}
         runs = []
@@ -180,7 +184,7 @@ class _Row:
         return {
             "metrics": judge(self._study, self._judged, values),
             "heads": heads,
-            **self._costs([(settings, [task]) for task in tasks], one),
+            **costs,
             **_sizes(runs),
         }
 
@@ -228,12 +232,18 @@ class _Row:
     def _costs(
         self, models: Sequence[tuple[Mapping[str, Any], Sequence[str]]], variant: OneModel
     ) -> dict[str, Any]:
-        """Modelled cost of a request by all models together, and its measured time."""
+        """Modelled cost of a request by all models together, and its measured time.
+
+        Raises:
+            ConfigError: A model has more than half the size of the final stage.
+        """
         spec = self._spec(variant)
+        final = self._study.record["notes"]["dense_parameters"]["final"]
         costs: list[RequestCost] = []
         built: list[EarlyStage] = []
         for settings, tasks in models:
             cost, model = cost_of(settings, spec, tasks, candidates=self._candidates)
+            check_sizes(count_parameters(model)["dense"], final)
             costs.append(cost)
             built.append(model)
         total = costs[0]

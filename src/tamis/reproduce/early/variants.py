@@ -283,7 +283,8 @@ VARIANTS: dict[str, Variant] = {
     **{f"k={k:g}": OneModel(tasks=3, distil_weight=k) for k in (0.3, 1.0, 3.0, 10.0)},
     # What heads stand on.
     "mmoe": OneModel(tasks=3, settings=("model.bottom='mmoe'",)),
-    "ple": OneModel(tasks=3, settings=("model.bottom='ple'",)),
+    # Narrower experts, or it would be more than half as large as the final stage.
+    "ple": OneModel(tasks=3, settings=("model.bottom='ple'", "model.expert_units=[[96, 48]]")),
     "dot": OneModel(tasks=3, settings=("model.bottom='dot'",)),
     "no chain": OneModel(tasks=3, settings=("model.chain=false",)),
     # Rivals.
