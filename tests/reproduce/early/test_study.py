@@ -85,19 +85,20 @@ def test_values_take_constants_for_what_is_not_predicted(study: Study) -> None:
     assert study.tasks == TASKS
 
 
+@pytest.mark.parametrize("task", ["click", "hide"])
 def test_a_final_stage_that_saw_the_labels_is_refused(
     parts: tuple[list[Part], list[Part]],
     world: TinyWorld,
     early_schema_of_ads: Schema,
     tmp_path: Path,
+    task: str,
 ) -> None:
     def leaking(part: Part) -> Part:
-        click = part.log.labels["click"]
-        known = np.nan_to_num(click, nan=0.5)
-        final = {**part.log.final, "click": (0.05 + 0.9 * known).astype(np.float32)}
+        known = np.nan_to_num(part.log.labels[task], nan=0.5)
+        final = {**part.log.final, task: (0.05 + 0.9 * known).astype(np.float32)}
         return replace(part, log=replace(part.log, final=final))
 
-    with pytest.raises(DataError, match="must not have seen the labels"):
+    with pytest.raises(DataError, match=f"task '{task}': the final stage must not have seen"):
         write_study(
             tmp_path / "study",
             train=[leaking(part) for part in parts[0]],

@@ -168,7 +168,7 @@ def write_study(
     tasks = [task.name for task in schema.tasks]
     (judged, _), (learned, _) = _joined(test), _joined(train)
     _check_pools(learned, folder)
-    checked = _check_final(learned, judged, tasks[0], folder)
+    checked = _check_final(learned, judged, folder)
     shutil.rmtree(folder, ignore_errors=True)
     fingerprints = {}
     for pools in get_args(Pools):
@@ -196,7 +196,7 @@ def write_study(
                 "test": len(np.unique(judged.request)),
             },
             "candidates": judged.num_rows / len(np.unique(judged.request)),
-            "teacher": dataclasses.asdict(checked),
+            "teacher": {task: dataclasses.asdict(check) for task, check in checked.items()},
             "notes": dict(notes),
         },
     )
@@ -301,20 +301,27 @@ def _check_pools(learned: CascadeLog, folder: Path) -> None:
             )
 
 
-def _check_final(learned: CascadeLog, judged: CascadeLog, click: str, folder: Path) -> TeacherCheck:
-    """Refuse a final stage that does better on the rows to learn from than on later ones."""
-    sides = [
-        (log.labels[click][shown], log.final[click][shown], log.request[shown])
-        for log, shown in ((log, log.pool == IMPRESSED) for log in (learned, judged))
-    ]
-    checked = check_teacher(sides[0], sides[1])
-    if not checked.is_clean:
-        raise DataError(
-            f"{folder}: the final stage must not have seen the labels of the log, got an NE of "
-            f"{checked.log_ne:.4f} there and of {checked.held_out_ne:.4f} on requests that judge. "
-            f"Train it on earlier days."
-        )
-    return checked
+def _check_final(learned: CascadeLog, judged: CascadeLog, folder: Path) -> dict[str, TeacherCheck]:
+    """Refuse a final stage that does better on the rows to learn from than on later ones.
+
+    Of every task of which both have positives and negatives.
+    """
+    found = {}
+    for task in learned.labels:
+        sides = [
+            (log.labels[task][shown], log.final[task][shown], log.request[shown])
+            for log, shown in ((log, log.pool == IMPRESSED) for log in (learned, judged))
+        ]
+        if any({0.0, 1.0} - set(np.unique(labels).tolist()) for labels, _, _ in sides):
+            continue
+        found[task] = checked = check_teacher(*sides)
+        if not checked.is_clean:
+            raise DataError(
+                f"{folder}, task {task!r}: the final stage must not have seen the labels of the "
+                f"log, got an NE of {checked.log_ne:.4f} there and of {checked.held_out_ne:.4f} on "
+                f"requests that judge. Train it on earlier days."
+            )
+    return found
 
 
 def _write_judged(path: Path, parts: Sequence[Part], log: CascadeLog, ads: AdTable) -> None:
