@@ -369,6 +369,30 @@ def test_product_of_the_chain_is_calibrated_over_impressions(chain: bool) -> Non
     assert conversion.mean().item() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.parametrize("chain", [False, True])
+def test_product_of_the_chain_holds_where_those_who_click_are_those_who_convert(
+    chain: bool,
+) -> None:
+    batch = _log_of_known_rates(4000)
+    is_keen = batch.numeric[:, 0] > 0
+    draws = torch.rand(4000, 2, generator=torch.Generator().manual_seed(4))
+    click = (draws[:, 0] < torch.where(is_keen, 0.45, 0.1)).float()
+    conversion = (draws[:, 1] < torch.where(is_keen, 0.5, 0.1)).float()
+    conversion[click == 0] = _NAN
+    batch.labels[:, 0], batch.labels[:, 1] = click, conversion
+    model = _trained(batch, chain=chain)
+
+    predicted = model(batch).logits[:, :2].sigmoid()
+    product = predicted[:, 0] * predicted[:, 1]
+    converted = conversion.nan_to_num()
+    assert product.sum().item() / converted.sum().item() == pytest.approx(1, abs=0.05)
+    # Among the keen 9 conversions for each 40 impressions, among the others 1 for each 100; of all
+    # alike it would be 12 for each 100.
+    for group in (is_keen, ~is_keen):
+        expected = converted[group].mean().item()
+        assert product[group].mean().item() == pytest.approx(expected, abs=0.03)
+
+
 def test_distilled_heads_imitate_predictions_that_differ_from_labels() -> None:
     batch = _log_of_known_rates(1000)
     # A teacher that says twice what happens: the two heads must tell them apart.

@@ -273,9 +273,10 @@ def test_levels_learn_what_their_nodes_can_tell_and_are_served_as_they_were_trai
         # drawn to its items, nodes lie among their members.
         for served in ("hard", "representative"):
             assert abs(ne["soft"][place] - ne[served][place]) < 1e-3, ne
-    first, _ = occupancy(snapshot)
-    assert first.perplexity >= 0.5 * first.codes
-    assert first.largest_to_mean <= 10
+    for level in occupancy(snapshot):
+        assert level.perplexity >= 0.5 * level.codes
+        assert level.dead_share <= 0.1
+        assert level.largest_to_mean <= 10
 
 
 # What each loss moves.
