@@ -129,7 +129,8 @@ def main() -> None:
             lines.append(("model", "objective"))
         for section, name in lines:
             line = config.write_toml({name: best[section][name]}).strip()
-            text = re.sub(rf"^{name} = .*$", line, text, flags=re.MULTILINE)
+            text, found_lines = re.subn(rf"^{name} = .*$", line, text, flags=re.MULTILINE)
+            assert found_lines == 1, f"{path}: must set {name} once"
         artifacts.write_text(path, text)
         l2 = best["optimizer"]["embedding_l2"]
         sys.stdout.write(f"{model}: embedding_dim {best['model']['embedding_dim']}, L2 {l2}\n")

@@ -72,7 +72,8 @@ def test_a_check_that_does_not_hold_is_told_by_the_exit_status_and_the_table_is_
 
     assert found.exit_code == int(is_check)
     told = json.loads(found.stdout)
+    assert told["ok"] is not is_check
     assert told["claims"] == [claim]
     assert told["failed_checks"] == (["sums add up"] if is_check else [])
-    assert ("every check must hold, 1 do not" in found.stderr) == is_check
+    assert ("every check must hold, got 1 that failed" in found.stderr) == is_check
     assert ("one: sums add up" in found.stderr) == is_check

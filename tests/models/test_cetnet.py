@@ -594,7 +594,8 @@ def _two_learn(first: str, second: str, seed: int = 0, **losses: Any) -> _Learne
     )
 
 
-_SEEDS = range(3)
+_SEEDS = (0, 2, 4)
+"""Member i of a seed starts as the model does with that seed plus i, so that no two are alike."""
 
 
 def _aucs(**losses: Any) -> list[float]:
@@ -610,9 +611,10 @@ def test_members_without_a_loss_of_their_own_degenerate_and_with_one_they_do_not
     alone, fused_only = _aucs(**_ALONE), _aucs(**naive)
     taught = _aucs(member_weight=1.0, fused_weight=0.0)
 
-    # 0.814 and 0.814 alone, 0.796 and 0.745 in the ensemble.
+    # With the first seed 0.814 and 0.814 alone, 0.796 and 0.745 in the ensemble.
     assert max(fused_only) < min(alone) - 0.005
-    assert statistics.fmean(taught) >= statistics.fmean(alone)
+    # As good as alone, up to what another processor's rounding moves a mean of six.
+    assert statistics.fmean(taught) >= statistics.fmean(alone) - 0.0005
 
 
 @pytest.mark.slow

@@ -408,8 +408,7 @@ def test_longer_histories_beside_a_row_change_nothing() -> None:
     torch.manual_seed(0)
     spec = example_spec()
     model = InterFormer(InterFormerConfig(init_std=1.0, **_SMALL), spec).eval()
-    short = example_batch(spec, longest=3)
-    long = example_batch(spec, longest=40, seed=1)
+    short, long = example_batch(spec, longest=3), example_batch(spec, longest=40, seed=1)
     history, far = short.sequences["history"], long.sequences["history"]
     joint = Batch(
         numeric=torch.cat([short.numeric, long.numeric]),
@@ -428,7 +427,8 @@ def test_longer_histories_beside_a_row_change_nothing() -> None:
     lengths = joint.sequences["history"].offsets
     assert len(LengthGroups(lengths, int(lengths[-1])).valid) == 1
     expected = model(short).logits
-    tolerance = 1e-6 * float(expected.detach().abs().max())
+    # Products of other shapes are summed in another order, by another one on every processor.
+    tolerance = 1e-5 * float(expected.detach().abs().max())
     torch.testing.assert_close(model(joint).logits[:40], expected, atol=tolerance, rtol=0)
     empty = take_rows(short, [int((history.offsets.diff() == 0).nonzero()[0])])
     assert model(empty).logits.isfinite().all()

@@ -126,4 +126,5 @@ def test_outputs_are_those_of_the_authors_code(official: str, name: str, setting
         _fill(model.stack.levels)
         found = torch.stack(model.stack(_INPUT), dim=1)
 
+    # The outputs were written with six digits behind the point.
     torch.testing.assert_close(found, torch.tensor(_OUTPUTS[official]), atol=2e-6, rtol=1e-5)

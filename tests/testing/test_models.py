@@ -229,3 +229,22 @@ def test_suite_refuses_dense_gradients_of_tables() -> None:
 
     with pytest.raises(AssertionError, match=r"tokens.tables.weight must get a sparse gradient"):
         check_sparse_gradients(_builder(read_everything), example_spec(num_tasks=2))
+
+
+def test_suite_finds_what_a_models_own_start_keeps_from_learning() -> None:
+    class Model(nn.Module):
+        """Noise would move both factors away from 0; a step moves neither."""
+
+        def __init__(self, config: _Config, spec: InputSpec) -> None:
+            super().__init__()
+            self.linear = FirstOrder(spec)
+            self.scale, self.shift = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+        def forward(self, batch: Batch) -> Output:
+            return Output(logits=self.linear(batch) + self.scale * self.shift)
+
+    def build(spec: InputSpec) -> nn.Module:
+        return Model(_Config(), spec)
+
+    with pytest.raises(AssertionError, match=r"scale must get a gradient .* after a step"):
+        check_gradients(build, example_spec())

@@ -62,7 +62,7 @@ class Session:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def finish(self, **result: object) -> None:
-        """Print the result as JSON if that was asked for."""
+        """Print the result as JSON if that was asked for; ``ok`` is true unless it says so."""
         if not self.as_json:
             return
         print_json({"command": self.verb, "ok": True, **result, "seconds": self.seconds})

@@ -66,12 +66,12 @@ def reproduce(
             }
             failed += [f"{name}: {check}" for check in result.failed_checks]
         # A table by itself keeps the form that it always had.
-        current.finish(**made.get(table, {"tables": made}))
+        current.finish(ok=not failed, **made.get(table, {"tables": made}))
         if failed:
             listed = "".join(f"\n  {check}" for check in failed)
             sys.stderr.write(
-                f"tamis reproduce: every check must hold, {len(failed)} do not. The table is "
-                f"written; look into these before its numbers are used:{listed}\n"
+                f"tamis reproduce: every check must hold, got {len(failed)} that failed. The "
+                f"tables are written; look into these before their numbers are used:{listed}\n"
             )
             raise typer.Exit(EXIT_FAILED)
 

@@ -201,9 +201,11 @@ def check_gradients(build: Build, spec: InputSpec) -> None:
     batch = example_batch(spec, rows=200)
     for when, leave in (("after a step", _step), ("away from the start", _add_noise)):
         model = build(spec).train()
-        leave(model, batch, spec)
-        model.zero_grad(set_to_none=True)
-        output = model(batch)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            leave(model, batch, spec)
+            model.zero_grad(set_to_none=True)
+            output = model(batch)
         assert output.logits.isfinite().all(), f"logits must be finite {when}"
         _loss(output, batch, spec).backward()
         _check_gradients_are_finite(model, when)
@@ -218,7 +220,10 @@ def check_gradients(build: Build, spec: InputSpec) -> None:
 def _step(model: nn.Module, batch: Batch, spec: InputSpec) -> None:
     """One step of training."""
     optimizers = build_optimizers(model, OptimizerConfig())
-    _loss(model(batch), batch, spec).backward()
+    output = model(batch)
+    assert output.logits.isfinite().all(), "logits must be finite at the start"
+    _loss(output, batch, spec).backward()
+    _check_gradients_are_finite(model, "at the start")
     for optimizer in optimizers.values():
         optimizer.step()
 

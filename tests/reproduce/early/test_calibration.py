@@ -133,5 +133,5 @@ def test_a_claim_holds_where_every_part_of_every_seed_adds_up(worst: float, hold
     assert found["estimate"] == worst
     assert found["interval"] == [min(worst, 1.0), max(worst, 1.01)]
     assert found["holds"] == holds
-    assert found["is_check"]
+    assert not found["is_check"]
     assert "3 ratios over seeds, of targets that add up to 7.0 at least" in found["how"]

@@ -122,7 +122,8 @@ def calibration_claims(
                 "holds": low <= min(ratios) and max(ratios) <= high,
                 "how": f"lowest and highest of {len(ratios)} ratios over seeds, of targets that "
                 f"add up to {least:.1f} at least",
-                "is_check": True,
+                # Labels are few: their sums may be this far off by chance.
+                "is_check": claim.head == "served",
             }
         )
     return made

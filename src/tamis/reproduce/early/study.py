@@ -304,15 +304,15 @@ def _check_pools(learned: CascadeLog, folder: Path) -> None:
 def _check_final(learned: CascadeLog, judged: CascadeLog, folder: Path) -> dict[str, TeacherCheck]:
     """Refuse a final stage that does better on the rows to learn from than on later ones.
 
-    Of every task of which both have positives and negatives.
+    Of the first task, and of every other one of which both have positives and negatives.
     """
     found = {}
-    for task in learned.labels:
+    for place, task in enumerate(learned.labels):
         sides = [
             (log.labels[task][shown], log.final[task][shown], log.request[shown])
             for log, shown in ((log, log.pool == IMPRESSED) for log in (learned, judged))
         ]
-        if any({0.0, 1.0} - set(np.unique(labels).tolist()) for labels, _, _ in sides):
+        if place and any({0.0, 1.0} - set(np.unique(labels).tolist()) for labels, _, _ in sides):
             continue
         found[task] = checked = check_teacher(*sides)
         if not checked.is_clean:

@@ -137,7 +137,8 @@ class EarlyRows:
             f"Means ± standard deviations over {self.seeds} seeds on the test days; NE is of the "
             f"head that serves, on impressions. MFLOP are modelled, times measured. Claims "
             f"of calibration give the ratio farthest from 1, and the lowest and the highest, over "
-            f"seeds and parts."
+            f"seeds and parts. No early stage may have more than half of the final stage's "
+            f"parameters outside tables, for which PLE's experts are narrower."
         )
         if isinstance(cascade, PublicCascade):
             share = payload["rows"][0][SIMULATED]

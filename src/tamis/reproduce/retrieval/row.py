@@ -54,9 +54,10 @@ class RowOrder:
     """Of the two towers that the row is timed beside."""
     reference_run: str
     """Their run."""
-    is_checked: bool = False
-    """Whether bars are read off the row: it has beams that are wider than comparisons with other
-    indexes need, and items that were never shown are placed by their content alone."""
+    whole_curve: bool = False
+    """Whether beams are measured that are wider than comparisons with other indexes need."""
+    by_content: bool = False
+    """Whether items that were never shown are looked for, placed by their content alone."""
 
     def write(self, folder: Path) -> None:
         """Write it into the row's folder, where :func:`make_row` reads it."""
@@ -166,7 +167,7 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             _say(started, f"share {chosen} of {found['validation']} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)
             _say(started, f"every node and item: {found['exhaustive']}")
-            if order.is_checked:
+            if order.by_content:
                 is_cold = task.impressions == 0
                 found["by_content"] = None
                 if is_cold.any():
@@ -175,7 +176,7 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
                     found["by_content"] = measurer.among_unseen(searcher)
                 _say(started, f"items never shown, and others: {found['by_content']}")
             points: Iterator[Point] = searchers.beam_points(
-                retriever, chosen=chosen, whole_curve=order.is_checked
+                retriever, chosen=chosen, whole_curve=order.whole_curve
             )
         else:
             points = searchers.all_items_points(retriever)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, concatenate
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
@@ -249,16 +249,17 @@ def placed_by_content(
     Args:
         retriever: Model and index.
         corpus: All items, some at a time, by their numbers.
-        chosen: (V,) which items are taken out and added again.
+        chosen: (V,) which items are taken out and added again: at least one, and not all.
     """
-    snapshot = retriever.snapshot
-    assert isinstance(snapshot, IndexSnapshot)
-    snapshot = snapshot.remove(torch.from_numpy(np.flatnonzero(chosen)))
-    for ids, items in corpus:
-        own = torch.from_numpy(np.flatnonzero(chosen[ids.numpy()]))
-        if len(own):
-            snapshot = snapshot.add(retriever.scorer, ids[own], items.take(own))
-    return Retriever(retriever.scorer, snapshot)
+    index = retriever.snapshot
+    assert isinstance(index, IndexSnapshot)
+    places = [torch.from_numpy(np.flatnonzero(chosen[ids.numpy()])) for ids, _ in corpus]
+    ids = torch.cat([some[own] for (some, _), own in zip(corpus, places, strict=True)])
+    items = concatenate(
+        [some.take(own) for (_, some), own in zip(corpus, places, strict=True) if len(own)]
+    )
+    added = index.remove(ids).add(retriever.scorer, ids, items)
+    return Retriever(retriever.scorer, added)
 
 
 def over_kmeans(

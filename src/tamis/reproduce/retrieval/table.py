@@ -59,6 +59,8 @@ class RetrievalRows:
             model = recipe.get("model", {})
             if model.get("name") == "hsnn" and model.get("codebooks", True):
                 decides[row.name].append([LOSS_ON_VALIDATION, EXHAUSTIVE_USERS])
+            if row.name == self._by_content:
+                decides[row.name].append("items never shown are placed by content")
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
@@ -100,7 +102,8 @@ class RetrievalRows:
             teacher_run="" if teacher is None else str(self._run(cell, teacher, inputs)),
             reference_recipe=str(reference),
             reference_run=str(self._run(cell, reference, inputs)),
-            is_checked=row.is_checked,
+            whole_curve=row.is_checked,
+            by_content=row.name == self._by_content,
         )
         order.write(cell.run)
         return ["-m", "tamis.reproduce.retrieval", str(cell.run)]
@@ -148,6 +151,11 @@ class RetrievalRows:
     def _reference(self) -> str:
         """The recipe of two towers."""
         return self._table.row(self._table.reference).model
+
+    @property
+    def _by_content(self) -> str:
+        """The row that tells how well items are found that were never shown."""
+        return self._table.indexed[0]
 
     def _recipe(self, folder: Path, model: str) -> Path:
         """Recipes of several tables are the same, and stand beside the folder of each."""

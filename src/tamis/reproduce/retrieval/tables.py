@@ -26,8 +26,8 @@ class SearchRow:
     Empty: none."""
     is_checked: bool = False
     """Whether the table claims that every check of the row's index holds, and measures beams of
-    every width and items that were never shown. Ablations show what goes wrong without a part, so
-    their checks are only reported, and their beams only as wide as comparisons need."""
+    every width. Ablations show what goes wrong without a part, so their checks are only reported,
+    and their beams only as wide as comparisons need."""
 
     @property
     def has_ne(self) -> bool:
@@ -79,7 +79,8 @@ class RetrievalTable:
     reference: str
     """Row of two towers that every row is timed beside, and whose candidates are re-ranked."""
     indexed: tuple[str, ...]
-    """Rows of learnt indexes; the first one is that of the bars, with two levels."""
+    """Rows of learnt indexes; the first one is that of the bars, with two levels, and tells how
+    well items are found that were never shown."""
     rivals: tuple[str, ...]
     """Rows that the first index is compared with at equal latency, each at its best width."""
     large: str = ""
