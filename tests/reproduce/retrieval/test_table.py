@@ -69,9 +69,11 @@ def test_market_goes_through_the_whole_table(
     shares = [len(point["setting"].split("-")) for point in rows["kmeans"]["points"]]
     chosen = rows["kmeans"]["validation"][-1]["share"]
     assert shares == [2] * len(measured_shares(chosen, whole_curve=False))
-    # What bars are read off has beams of every width, and items never shown placed by content.
+    # A checked row has beams of every width; that of the bars looks for items never shown.
     assert len(rows["deep"]["points"]) == 5
-    assert [name for name, row in rows.items() if "by_content" in row] == ["deep"]
+    assert [name for name, row in rows.items() if "by_content" in row] == ["joint"]
+    assert 0 <= rows["joint"]["by_content"]["cold"] <= 1
+    assert 0 < rows["joint"]["by_content"]["warm"] <= 1
     assert rows["kmeans"]["metrics"]["ne"] is None
     assert rows["kmeans"]["metrics"]["pairs"] < num_items + 4 + 4 * 3
     page = made.path.with_suffix(".md").read_text()
