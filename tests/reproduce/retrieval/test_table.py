@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,12 @@ import pytest
 from tamis import artifacts
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.make import MadeTable
+from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.beams import CHOICES, measured_shares
-from tamis.reproduce.retrieval.row import RowOrder
+from tamis.reproduce.retrieval.row import RowOrder, make_row
+from tamis.reproduce.retrieval.scores import Measurer
 from tamis.reproduce.retrieval.tables import RetrievalTable, SearchRow
+from tamis.retrieval.search import BeamSearcher, Retriever
 
 MakeTiny = Callable[[RetrievalTable], MadeTable]
 
@@ -101,6 +105,35 @@ def test_a_finished_table_is_not_made_again_and_a_missing_row_alone(
 
     assert asked == [("popularity", 1)]
     assert path.read_bytes() == before
+
+
+def test_items_never_shown_are_looked_for_where_their_content_puts_them(
+    place: Path,
+    make_tiny: MakeTiny,
+    tiny_table: RetrievalTable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_tiny(tiny_table)
+    (row,) = (place / "work" / "tiny" / "joint").glob("*-seed0")
+    (row / "metrics.json").unlink()
+    placed: list[Retriever] = []
+    searched: list[Retriever] = []
+    by_content, among_unseen = searchers.placed_by_content, Measurer.among_unseen
+
+    def place_and_note(*arguments: Any) -> Retriever:
+        placed.append(by_content(*arguments))
+        return placed[-1]
+
+    def search_and_note(self: Measurer, searcher: BeamSearcher) -> dict[str, float] | None:
+        searched.append(searcher.retriever)
+        return among_unseen(self, searcher)
+
+    monkeypatch.setattr(searchers, "placed_by_content", place_and_note)
+    monkeypatch.setattr(Measurer, "among_unseen", search_and_note)
+    make_row(row)
+
+    assert len(searched) == 1
+    assert searched[0] is placed[0]
 
 
 def test_process_of_a_row_makes_it_and_prints_how_far_it_is(
