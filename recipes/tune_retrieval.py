@@ -38,25 +38,31 @@ from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
 from tamis.retrieval.search import Retriever
 
-EMBEDDING_DIMS = (32, 16)
-EMBEDDING_L2 = (0.001, 0.01, 0.0001)
-OBJECTIVES = ("cross_entropy", "softmax")
 USERS = 60
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
 ITEMS_NETWORK = "monn-medium"
 
 Recipe = dict[str, Any]
+Space = dict[tuple[str, str], tuple[Any, ...]]
+"""Values to try of a setting, by its section and name."""
+
+EMBEDDINGS: Space = {
+    ("model", "embedding_dim"): (32, 16),
+    ("optimizer", "embedding_l2"): (0.001, 0.01, 0.0001),
+}
+SPACES: dict[str, Space] = {
+    "two_tower": {("model", "objective"): ("cross_entropy", "softmax"), **EMBEDDINGS}
+}
+"""Of models that try more than their embeddings."""
 
 
 def candidates(model: str, recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe at every width and L2, and two towers at every objective too."""
-    objectives = OBJECTIVES if model == "two_tower" else (None,)
-    for objective, dim, l2 in itertools.product(objectives, EMBEDDING_DIMS, EMBEDDING_L2):
+    """The recipe at all values that the model tries."""
+    space = SPACES.get(model, EMBEDDINGS)
+    for values in itertools.product(*space.values()):
         changed = copy.deepcopy(recipe)
-        changed["model"]["embedding_dim"] = dim
-        changed["optimizer"]["embedding_l2"] = l2
-        if objective is not None:
-            changed["model"]["objective"] = objective
+        for (section, name), value in zip(space, values, strict=True):
+            changed[section][name] = value
         yield changed
 
 
@@ -124,10 +130,7 @@ def main() -> None:
     for model, best in chosen.items():
         path = recipes / f"{model}.toml"
         text = path.read_text()
-        lines = [("model", "embedding_dim"), ("optimizer", "embedding_l2")]
-        if model == "two_tower":
-            lines.append(("model", "objective"))
-        for section, name in lines:
+        for section, name in SPACES.get(model, EMBEDDINGS):
             line = config.write_toml({name: best[section][name]}).strip()
             text, found_lines = re.subn(rf"^{name} = .*$", line, text, flags=re.MULTILINE)
             assert found_lines == 1, f"{path}: must set {name} once"

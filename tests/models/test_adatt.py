@@ -332,25 +332,6 @@ def test_gates_sum_to_one_and_all_weights_to_more(trained_like: AdaTT) -> None:
     assert torch.allclose(weights.sum(2), 1 + sums.expand(7, 3), atol=1e-6)
 
 
-def test_shared_only_experts_of_one_level_are_mmoe() -> None:
-    torch.manual_seed(0)
-    spec = numbers_only(5, 2)
-    # PLE whose tasks weigh their own experts by nothing is MMoE over the shared ones.
-    ple = PLE(PLEConfig(expert_units=((6,),), shared_experts=3, tower_units=(4,)), spec)
-    mmoe = MMoE(MMoEConfig(expert_units=((6,),), num_experts=3, tower_units=(4,)), spec)
-    with torch.no_grad():
-        mmoe.stack.levels[0].experts.weights[0].copy_(ple.stack.levels[0].experts.weights[0][2:])
-        for ours, theirs in zip(
-            mmoe.stack.levels[0].gates.maps, ple.stack.levels[0].gates.maps, strict=True
-        ):
-            theirs.bias[0] = -200.0
-            ours.weight.copy_(theirs.weight[1:])
-    mmoe.towers.load_state_dict(ple.towers.state_dict())
-    batch = batch_of(torch.randn(9, 5), 2)
-
-    assert torch.allclose(mmoe(batch).logits, ple(batch).logits, atol=1e-6)
-
-
 def _hide_experts(gates: torch.nn.Module, hidden: slice) -> None:
     """No gate weighs these experts."""
     with torch.no_grad():
@@ -358,22 +339,32 @@ def _hide_experts(gates: torch.nn.Module, hidden: slice) -> None:
             gate.bias[hidden] = -200.0
 
 
-def test_adatt_of_shared_experts_alone_is_mmoe() -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "seen_own"),
+    [
+        # A gate of PLE sees one expert that is its task's own, one of AdaTT those of both tasks.
+        ("ple", {}, 1),
+        ("adatt", {"task_experts": (1,), "native": "none"}, 2),
+    ],
+)
+def test_shared_only_experts_of_one_level_are_mmoe(
+    name: str, settings: dict, seen_own: int
+) -> None:
     torch.manual_seed(0)
-    spec = numbers_only(5, 2)
+    spec, entry = numbers_only(5, 2), catalog.entry(name)
     options = {"expert_units": ((6,),), "tower_units": (4,)}
-    adatt = AdaTT(AdaTTConfig(**options, task_experts=(1,), shared_experts=3, native="none"), spec)
+    model = entry.model(entry.config(**options, **settings, shared_experts=3), spec)
     mmoe = MMoE(MMoEConfig(**options, num_experts=3), spec)
-    of_adatt, of_mmoe = adatt.stack.levels[0], mmoe.stack.levels[0]
-    _hide_experts(of_adatt.gates, slice(0, 2))
+    level, of_mmoe = model.stack.levels[0], mmoe.stack.levels[0]
+    _hide_experts(level.gates, slice(0, seen_own))
     with torch.no_grad():
-        of_mmoe.experts.weights[0].copy_(of_adatt.experts.weights[0][2:])
-        for ours, theirs in zip(of_mmoe.gates.maps, of_adatt.gates.maps, strict=True):
-            ours.weight.copy_(theirs.weight[2:])
-    mmoe.towers.load_state_dict(adatt.towers.state_dict())
+        of_mmoe.experts.weights[0].copy_(level.experts.weights[0][2:])
+        for ours, theirs in zip(of_mmoe.gates.maps, level.gates.maps, strict=True):
+            ours.weight.copy_(theirs.weight[seen_own:])
+    mmoe.towers.load_state_dict(model.towers.state_dict())
     batch = batch_of(torch.randn(9, 5), 2)
 
-    torch.testing.assert_close(mmoe(batch).logits, adatt(batch).logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mmoe(batch).logits, model(batch).logits, atol=1e-6, rtol=0)
 
 
 def test_general_form_whose_shared_experts_nobody_weighs_is_adatt_sp() -> None:

@@ -142,14 +142,15 @@ def test_distance_is_weighted_by_rows_and_moves_as_it_is_told() -> None:
 
 
 class _ByRow(torch.nn.Module):
-    """A member that predicts something for each of four rows."""
+    """A member whose logits of four rows are what it learns."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.logits = logits
+        self.logits = torch.nn.Parameter(logits)
 
     def forward(self, batch: Batch) -> Output:
-        return Output(logits=self.logits.unsqueeze(1).requires_grad_())
+        del batch
+        return Output(logits=self.logits.unsqueeze(1))
 
 
 def test_members_count_one_between_them_unless_told() -> None:
@@ -327,7 +328,7 @@ def test_model_of_sure_members_has_a_finite_loss_and_finite_gradients(
     losses = {"collaboration": collaboration, "detach_peer": detach_peer}
     model = _build(CETNetConfig(members=(_DCN, _FM), **losses, **options), spec)
     extremes = ([-60.0, 60.0, -60.0, 0.0], [60.0, 60.0, -60.0, -60.0])
-    says = [_Learns(torch.tensor(logits)) for logits in extremes]
+    says = [_ByRow(torch.tensor(logits)) for logits in extremes]
     model.members = torch.nn.ModuleList(says)
     batch = replace(example_batch(spec, rows=4), labels=torch.tensor([[1.0], [0.0], [1.0], [1.0]]))
 
@@ -339,18 +340,6 @@ def test_model_of_sure_members_has_a_finite_loss_and_finite_gradients(
         if parameter.grad is not None:
             assert parameter.grad.isfinite().all(), name
     assert all(member.logits.grad is not None for member in says)
-
-
-class _Learns(torch.nn.Module):
-    """A member whose logits of four rows are what it learns."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = torch.nn.Parameter(logits)
-
-    def forward(self, batch: Batch) -> Output:
-        del batch
-        return Output(logits=self.logits.unsqueeze(1))
 
 
 def test_members_own_loss_moves_that_member_alone() -> None:

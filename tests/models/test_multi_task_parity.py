@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamis.data.schema import InputSpec, Task
 from tamis.models import catalog
 from tamis.nn.experts import Fusion, FusionLevel, Stitch
+from tamis.testing.models import example_spec
 
 _INPUT = torch.tensor([[1.0, -0.5, 0.25], [-0.75, 2.0, 0.5]])
 _OUTPUTS: dict[str, list[list[list[float]]]] = {
@@ -112,13 +112,7 @@ def _fill(levels: nn.ModuleList) -> None:
     ],
 )
 def test_outputs_are_those_of_the_authors_code(official: str, name: str, settings: dict) -> None:
-    spec = InputSpec(
-        numeric=("x0", "x1", "x2"),
-        categorical=(),
-        sequences=(),
-        tables=(),
-        tasks=(Task(name="click"), Task(name="buy")),
-    )
+    spec = example_spec(num_tasks=2, num_numeric=3, num_categorical=0, sequences=False)
     entry = catalog.entry(name)
     model = entry.model(entry.config(expert_units=((4, 3), (2,)), **settings), spec)
 
