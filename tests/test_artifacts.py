@@ -1,14 +1,20 @@
 """Sealed folders, full disks, and folders that are called what they are."""
 
+import contextlib
 import errno
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tamis import artifacts
 from tamis.data.dataset import Dataset
-from tamis.errors import ArtifactError, StorageError
+from tamis.errors import ArtifactError, RunInUseError, StorageError
 
 
 def _seal(folder: Path, kind: str) -> None:
@@ -135,3 +141,47 @@ def test_folders_are_called_what_they_are(
     assert artifacts.describe_folder(run / "checkpoints" / "best") == (
         "a folder of kind 'weights'. Name the log itself."
     )
+
+
+def test_lock_of_a_killed_process_is_free_and_that_of_a_living_one_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tamis import artifacts\n"
+        "with artifacts.folder_lock(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(RunInUseError, match=rf"got a living process {holder.pid}\. Wait"),
+            artifacts.folder_lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+    assert (tmp_path / ".lock").exists()
+
+    with artifacts.folder_lock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_of_many_holds_a_folder(tmp_path: Path) -> None:
+    # A file of a process that died, and many who want it at once.
+    (tmp_path / ".lock").write_text("123")
+    inside: list[int] = []
+    held: list[int] = []
+
+    def contend(number: int) -> None:
+        for _ in range(200):
+            with contextlib.suppress(RunInUseError), artifacts.folder_lock(tmp_path):
+                inside.append(number)
+                time.sleep(0)
+                held.append(len(inside))
+                inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(contend, range(8)))
+
+    assert len(held) > 50
+    assert set(held) == {1}

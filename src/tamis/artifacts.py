@@ -7,6 +7,7 @@ every file in it. The manifest is written last, so a folder without one was neve
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,8 +15,6 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from tamis.errors import ArtifactError, RunInUseError, StorageError
 
@@ -262,7 +261,7 @@ def check_file(path: Path, *, num_bytes: int, sha256: str) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; a lock left by a process that died is taken over.
+    """Hold a folder for this process, until it lets go or dies.
 
     Raises:
         RunInUseError: A living process holds the folder.
@@ -272,50 +271,58 @@ def folder_lock(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _take_lock(path, folder)
+        descriptor = _take_lock(path)
+    if descriptor is None:
+        raise RunInUseError(
+            f"{folder}: must not be in use, got a living process {_holder(path)}. Wait for it, "
+            f"stop it, or give another run name."
+        )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # While it is locked: whoever waits for it looks again.
+        os.close(descriptor)
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "run.json").exists() and (folder / "config.toml").exists()
 
 
-def _take_lock(path: Path, folder: Path) -> None:
-    me = psutil.Process()
-    claim = json.dumps({"pid": me.pid, "started": me.create_time()}).encode()
-    # The claim is complete before it gets its name, so no reader ever sees half of it; link fails
-    # where the name is taken, so of two processes only one gets it.
-    draft = path.with_name(f".lock.{me.pid}.{secrets.token_hex(4)}")
-    draft.write_bytes(claim)
-    try:
-        for _ in range(2):
-            try:
-                os.link(draft, path)
-                return
-            except FileExistsError:
-                holder = _living_holder(path)
-                if holder is not None:
-                    break
-                path.unlink(missing_ok=True)
-        raise RunInUseError(
-            f"{folder}: must not be in use, got a living process {holder}. "
-            f"Wait for it, stop it, or give another run name."
-        )
-    finally:
-        draft.unlink()
+def _take_lock(path: Path) -> int | None:
+    """A descriptor of a folder's lock file, locked for this process; None if another holds it.
+
+    The kernel lets go of a lock when its holder dies, so none is ever left over.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_still(path, descriptor):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
+        os.close(descriptor)  # Its holder removed it between our two calls: there is another now.
 
 
-def _living_holder(path: Path) -> int | None:
+def _holder(path: Path) -> str:
+    """Number of the process that holds a lock; empty where it has just let go."""
     try:
-        claim = json.loads(path.read_bytes())
-        process = psutil.Process(claim["pid"])
-        alive = process.is_running() and process.create_time() == claim["started"]
-        return process.pid if alive else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
-        return None
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sync(path: Path) -> None:

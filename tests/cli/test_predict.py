@@ -22,8 +22,20 @@ def test_repairs_are_counted_by_field_and_printed(
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     assert found["rows"] == 3
-    assert found["fields"]["item_id"] == {"rows": 3, "missing": 0, "unknown": 2, "clipped": 0}
-    assert found["fields"]["price"] == {"rows": 3, "missing": 2, "unknown": 0, "clipped": 0}
+    assert found["fields"]["item_id"] == {
+        "rows": 3,
+        "missing": 0,
+        "unknown": 2,
+        "clipped": 0,
+        "shortened": 0,
+    }
+    assert found["fields"]["price"] == {
+        "rows": 3,
+        "missing": 2,
+        "unknown": 0,
+        "clipped": 0,
+        "shortened": 0,
+    }
     assert found["fields"]["user_id"]["unknown"] == 0
     lines = [line.split() for line in result.stderr.splitlines()]
     assert ["item_id", "3", "0", "(0.0%)", "2", "(66.7%)", "0", "(0.0%)"] in lines

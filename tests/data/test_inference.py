@@ -474,3 +474,49 @@ def test_lines_that_end_in_a_carriage_return_alone_are_read(tmp_path: Path) -> N
     (tmp_path / "log.csv").write_bytes("\r".join(["device,click", *rows, ""]).encode())
 
     assert infer_schema(tmp_path / "log.csv").schema.fields[0].name == "device"
+
+
+def test_column_named_like_one_of_every_dataset_is_an_input_like_any_other(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    kilos = generator.integers(1, 9, COUNT)
+    log = _write(
+        tmp_path,
+        weight=kilos,
+        row=generator.standard_normal(COUNT),
+        price=generator.standard_normal(COUNT),
+        click=generator.integers(0, 2, COUNT),
+    )
+
+    schema = infer_schema(log).schema
+    dataset = ingest(log, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio"))
+
+    assert [(field.name, field.source) for field in schema.fields] == [
+        ("field:weight", "weight"),
+        ("field:row", "row"),
+        ("price", "price"),
+    ]
+    split = dataset.split("train")
+    assert split.weights() is None
+    rows = split.rows()
+    names = Encoders.load(dataset.encoders_path, schema).category_names("field:weight")
+    assert names is not None
+    assert [names[place] for place in split.ids("field:weight")] == [str(k) for k in kilos[rows]]
+    assert abs(split.numeric("field:row")).max() < 6
+
+
+def test_histories_that_are_cut_are_told_of(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    log = _write(
+        tmp_path,
+        past=[list(range(60 if k % 4 == 0 else 3)) for k in range(COUNT)],
+        click=generator.integers(0, 2, COUNT),
+    )
+
+    inferred = infer_schema(log)
+    dataset = ingest(log, tmp_path / "d", schema=inferred.schema, split=SplitConfig(by="ratio"))
+
+    assert inferred.warnings == (
+        "past: longer than 50 in 25% of the rows, of which the last 50 are kept; to keep more, set "
+        "max_length",
+    )
+    assert dataset.manifest["report"]["fields"]["past"]["shortened"] == COUNT // 4

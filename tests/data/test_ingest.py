@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_vocabulary_counts_training_rows_only(tmp_path: Path) -> None:
     assert dataset.split("test").ids("user").tolist() == [2]
     assert dataset.spec.num_rows_by_table == {"user": 3}
     counts = dataset.manifest["report"]["fields"]["user"]
-    assert counts == {"rows": 8, "missing": 0, "unknown": 2, "clipped": 0}
+    assert counts == {"rows": 8, "missing": 0, "unknown": 2, "clipped": 0, "shortened": 0}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_numeric_transforms_use_training_rows_and_repair_what_is_missing(tmp_pat
     # Infinity becomes the largest training value, 4.
     assert dataset.split("valid").numeric("a")[0] == pytest.approx(1.224745, abs=1e-5)
     counts = dataset.manifest["report"]["fields"]["a"]
-    assert counts == {"rows": 6, "missing": 1, "unknown": 0, "clipped": 1}
+    assert counts == {"rows": 6, "missing": 1, "unknown": 0, "clipped": 1, "shortened": 0}
 
 
 def test_log_quantile_and_bucket_transforms(tmp_path: Path) -> None:
@@ -258,6 +259,27 @@ def test_conversion_exists_only_after_a_click(tmp_path: Path) -> None:
     assert np.isnan(labels[:, 1]).tolist() == [False, True, False, True, False, True]
 
 
+def test_conversion_of_a_click_is_missing_only_where_it_may_be(tmp_path: Path) -> None:
+    columns = {
+        "user": list("abababab"),
+        "click": [1, 0, 1, 0, 1, 0, 1, 1],
+        "buy": [1, None, None, None, 0, None, 0, 1],
+        "part": _parts(6),
+    }
+    log = _log(tmp_path, columns)
+
+    def schema(*, may_be_missing: bool) -> Schema:
+        buy = Task(name="buy", observed_when="click", may_be_missing=may_be_missing)
+        return replace(_schema(), tasks=(Task(name="click"), buy))
+
+    with pytest.raises(DataError, match=r"'buy', row 3: .* not be missing where 'click' is 1"):
+        ingest(log, tmp_path / "d", schema=schema(may_be_missing=False), split=HALF)
+    dataset = ingest(log, tmp_path / "d", schema=schema(may_be_missing=True), split=HALF)
+
+    observed = ~np.isnan(dataset.split("train").labels()[:, 1])
+    assert observed.tolist() == [True, False, False, False, True, False]
+
+
 def test_split_by_time_puts_later_rows_later(tmp_path: Path) -> None:
     times = np.arange(100)[::-1] + 1_700_000_000
     log = _log(
@@ -290,6 +312,17 @@ def test_split_by_user_keeps_a_user_together(tmp_path: Path) -> None:
     assert not users[0] & users[1]
     assert not users[0] & users[2]
     assert sum(map(len, users)) == 97
+
+
+def test_split_by_user_draws_rows_without_a_user_one_by_one(tmp_path: Path) -> None:
+    users = ["a", "b", None, None] * 500
+    log = _log(tmp_path, {"user": users, "click": [0, 1, 1, 0] * 500})
+
+    dataset = ingest(log, tmp_path / "d", schema=_schema(user="user"), split=SplitConfig(by="user"))
+
+    alone = {name: int((dataset.split(name).role("user") < 0).sum()) for name in ("valid", "test")}
+    assert 60 < alone["valid"] < 140
+    assert 60 < alone["test"] < 140
 
 
 def test_split_by_ratio_is_drawn_row_by_row(tmp_path: Path) -> None:
@@ -679,3 +712,21 @@ def test_encoders_that_were_fitted_before_number_categories_as_they_did(tmp_path
     assert new_price[2] == old_price[0]
     assert new_price[3] == old_price[2]
     assert new.manifest["report"]["fields"]["user"]["unknown"] == 2
+
+
+def test_words_of_a_text_stand_between_marks(tmp_path: Path) -> None:
+    texts = ["Hello, world!", "(hello)", None, "", " - ", "world hello world."]
+    log = _log(tmp_path, {"title": texts, "click": [0, 1] * 3, "part": _parts(4)})
+    field = Field(name="title", kind="text", max_length=2)
+
+    dataset = ingest(log, tmp_path / "d", schema=_schema(field), split=HALF)
+
+    words = {"hello": 1, "world": 2}
+    values, lengths = dataset.split("train").columns.read_jagged("title", 0, 4)
+    assert lengths.tolist() == [2, 1, 0, 0]
+    assert values.tolist() == [words["hello"], words["world"], words["hello"]]
+    assert dataset.split("valid").columns.read_jagged("title", 0, 1)[1].tolist() == [0]
+    values, _ = dataset.split("test").columns.read_jagged("title", 0, 1)
+    assert values.tolist() == [words["hello"], words["world"]]
+    counts = dataset.manifest["report"]["fields"]["title"]
+    assert counts == {"rows": 5, "missing": 0, "unknown": 0, "clipped": 0, "shortened": 1}

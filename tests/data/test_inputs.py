@@ -158,7 +158,7 @@ def test_same_encoders_change_nothing_whatever_the_tasks() -> None:
         (
             _encoders(
                 seen=replace(_FIELDS["seen"], max_length=3),
-                where=replace(_FIELDS["where"], max_length=2),
+                where=replace(_FIELDS["where"], max_length=3),
             ),
             r"'seen' must be an event .* group 'past', 3 at most in the .* 'past', 50 at most",
         ),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -155,3 +156,22 @@ def test_message_of_damaged_parquet_ends_in_one_full_stop(tmp_path: Path) -> Non
         DataError, match=r"must be whole Parquet, got .*[^.]\. Write the file anew\."
     ):
         _ingest(path)
+
+
+@pytest.mark.parametrize(("form", "ending"), [("csv", "gz"), ("csv", "zst"), ("jsonl", "gz")])
+def test_compressed_file_that_was_cut_short_is_named(
+    tmp_path: Path, form: str, ending: str
+) -> None:
+    users = np.random.default_rng(0).integers(0, 10**9, 100_000).tolist()
+    if form == "csv":
+        text = "user,click\n" + "".join(f"{user},{user % 2}\n" for user in users)
+    else:
+        text = "".join(json.dumps({"user": user, "click": user % 2}) + "\n" for user in users)
+    whole = tmp_path / f"whole.{form}.{ending}"
+    with pa.output_stream(str(whole), compression="detect") as stream:
+        stream.write(text.encode())
+    log = tmp_path / f"log.{form}.{ending}"
+    log.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+    with pytest.raises(DataError, match=rf"log.{form}.{ending}: must be .* cut short or damaged"):
+        _ingest(log)

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from tamis.config import read_toml
-from tamis.data.schema import Field, Ignored, Schema, Task, load_schema, schema_from_table
+from tamis.data.schema import (
+    Field,
+    Ignored,
+    Schema,
+    Task,
+    load_schema,
+    schema_from_table,
+    with_free_names,
+)
 from tamis.errors import SchemaError
 
 _CLICK = Task(name="click", may_be_missing=True)
@@ -140,3 +148,28 @@ def test_text_in_datasets_keeps_its_layout_and_says_what_the_editable_one_says(
 
     assert 'tasks = [\n    { name = "click", kind = "binary" },\n]' in kept.read_text()
     assert load_schema(kept) == load_schema(edited) == schema
+
+
+@pytest.mark.parametrize("name", ["row", "weight", "label:x", "role:user"])
+def test_field_named_like_a_column_of_every_dataset_is_refused(name: str) -> None:
+    with pytest.raises(SchemaError, match=r"must not be that of a column which .* and column = "):
+        Schema(fields=(Field(name=name, kind="numeric"),), tasks=(Task(name="click"),))
+
+    free = with_free_names(
+        [Field(name=name, kind="categorical"), Field(name="x", kind="sequence", shares=name)]
+    )
+    schema = Schema(fields=free, tasks=(Task(name="click"),))
+    assert [(field.name, field.source, field.shares) for field in schema.fields] == [
+        (f"field:{name}", name, ""),
+        ("x", "x", f"field:{name}"),
+    ]
+
+
+def test_fields_of_one_group_that_keep_other_lengths_are_refused() -> None:
+    fields = (
+        Field(name="a", kind="sequence", group="g", max_length=3),
+        Field(name="b", kind="sequence", group="g", max_length=5),
+    )
+
+    with pytest.raises(SchemaError, match=r"field 'b': .* got max_length 5 beside 3 of 'a'"):
+        Schema(fields=fields, tasks=(Task(name="click"),))

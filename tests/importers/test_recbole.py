@@ -206,3 +206,11 @@ def test_labels_without_a_meaning_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         recbole.read(folder, label=label, threshold=threshold, out=tmp_path / "out")
+
+
+def test_rating_that_is_not_a_number_is_named_with_its_row(folder: Path, tmp_path: Path) -> None:
+    path = folder / "ml-100k.inter"
+    path.write_text(_INTER.replace("\t4\t", "\tnan\t"))
+
+    with pytest.raises(DataError, match=r"ml-100k.inter, row 2: the label must be a number .* NaN"):
+        recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")

@@ -1,10 +1,17 @@
 """Diagnostics: the inside of a model, seen without touching it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from tamis.data.dataset import Dataset
+from tamis.data.ingest import ingest
+from tamis.data.schema import Field, Roles, Schema, Task
+from tamis.data.splits import SplitConfig
 from tamis.models import catalog
 from tamis.training import diagnostics
 from tamis.training.evaluate import Predictor
@@ -48,3 +55,27 @@ def test_models_without_an_inside_show_nothing(make_dataset: Callable[..., Datas
     dataset = make_dataset()
 
     assert _inspected(_predictor(dataset, "lr"), dataset) == []
+
+
+def test_slice_without_weight_is_shown_without_numbers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shop = generator.integers(0, 3, 3000)
+    columns = {"shop": [f"shop {k}" for k in shop], "mass": (shop > 0).astype(float)}
+    log = tmp_path / "log.parquet"
+    pq.write_table(pa.table({**columns, "click": generator.integers(0, 2, 3000)}), log)
+    schema = Schema(
+        fields=(Field(name="shop", kind="categorical"),),
+        tasks=(Task(name="click"),),
+        roles=Roles(weight="mass"),
+    )
+    dataset = ingest(log, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio"))
+
+    found = diagnostics.diagnose(
+        _predictor(dataset, "lr"), dataset, split="test", seed=0, task_weights=(1.0,)
+    )
+
+    slices = {entry["value"]: entry for entry in found["slices"]["click"]["shop"]}
+    assert set(slices) == {"shop 0", "shop 1", "shop 2"}
+    assert (slices["shop 0"]["rows"], slices["shop 0"]["ne"]) == (0, None)
+    assert slices["shop 1"]["rows"] > 50
+    assert slices["shop 1"]["ne"] > 0.9

@@ -1,6 +1,7 @@
 """Metrics and predictions of a split."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tamis import artifacts
-from tamis.data.dataset import Dataset
+from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.schema import Task
 from tamis.errors import ArtifactError
 from tamis.training.config import run_config_from_table
@@ -109,3 +110,61 @@ def test_predictions_of_a_run_are_sealed(
     (folder / "test.arrow").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"test\.arrow: must have sha256"):
         artifacts.read_manifest(folder, kind="predictions", version=1, verify=True)
+
+
+def _weighted(dataset: Dataset, tmp_path: Path, weights: np.ndarray, **changes: object) -> Split:
+    """A split of the rows of another with weights, and other columns."""
+    split = dataset.split("test")
+    rows = EncodedRows(
+        row=split.rows(),
+        numeric={"price": split.numeric("price")},
+        ids={name: split.ids(name) for name in ("user", "item")},
+        sequences={"past": (np.zeros((0, 1), np.int32), np.zeros(split.num_rows, np.int64))},
+        labels={"click": split.labels()[:, 0], "buy": split.labels()[:, 1]},
+        roles={"user": split.role("user")},
+        weights=weights.astype(np.float32),
+    )
+    with DatasetWriter(tmp_path / "weighted", dataset.schema, dataset.spec) as writer:
+        (writer.encoders_path / "encoders.json").write_text("{}")
+        writer.append("test", replace(rows, **changes))
+        return writer.finish({}).split("test")
+
+
+def test_regression_metric_counts_weights(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    weights = np.arange(200) % 3
+    split = _weighted(make_dataset(), tmp_path, weights)
+    errors = np.arange(200) % 7
+    tasks = (Task(name="click", kind="regression"), Task(name="buy", kind="regression"))
+
+    metrics = task_metrics(
+        split, np.nan_to_num(split.labels()) + errors[:, None], tasks, grouped=False
+    )
+
+    known = ~np.isnan(split.labels()[:, 1])
+    for task, chosen in (("click", np.ones(200, bool)), ("buy", known)):
+        square = (weights * errors**2)[chosen].sum() / weights[chosen].sum()
+        assert metrics[task]["rmse"] == pytest.approx(np.sqrt(square))
+
+
+def test_row_without_a_user_is_a_user_of_its_own(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset()
+    users = dataset.split("test").role("user").copy()
+    alone = np.arange(200) % 2 == 0
+    users[alone] = -1
+    split = _weighted(dataset, tmp_path, np.ones(200), roles={"user": users})
+    # Right for every pair of rows of one user; the other way round for those without.
+    click = split.labels()[:, 0]
+    predictions = np.where(alone, 0.9 - 0.8 * click, 0.1 + 0.8 * click)[:, None].repeat(2, 1)
+
+    write_predictions(tmp_path / "test.arrow", split, predictions, _TASKS, {})
+
+    assert task_metrics(split, predictions, _TASKS, grouped=True)["click"]["gauc"] == 1.0
+    with pa.memory_map(str(tmp_path / "test.arrow")) as source:
+        written = pa.ipc.open_file(source).read_all()["user"].to_numpy()
+    assert (written[~alone] == users[~alone]).all()
+    assert len(set(written[alone])) == 100
+    assert (written[alone] < 0).all()

@@ -428,8 +428,13 @@ def test_unknown_monitor_task_is_found_before_training(
     )
 
 
-def _write(folder: Path, task: Task, labels: dict[str, list[float]]) -> Dataset:
-    """One categorical field of four values, and the labels given."""
+def _write(
+    folder: Path,
+    task: Task,
+    labels: dict[str, list[float]],
+    weights: Callable[[str, np.ndarray], np.ndarray] | None = None,
+) -> Dataset:
+    """One categorical field of four values, the labels given, and weights of split and labels."""
     item = Field(name="item", kind="categorical")
     spec = InputSpec(
         numeric=(),
@@ -448,6 +453,7 @@ def _write(folder: Path, task: Task, labels: dict[str, list[float]]) -> Dataset:
                     row=rows,
                     ids={"item": (rows % 4).astype(np.int32)},
                     labels={task.name: np.array(values, np.float32)},
+                    weights=None if weights is None else weights(split, np.array(values)),
                 ),
             )
         return writer.finish({})
@@ -467,6 +473,31 @@ def test_validation_labels_that_define_no_metric_are_found_before_training(
 
     with pytest.raises(DataError, match=message):
         train(_write(tmp_path / "data", Task(name="click"), labels), _settings(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            lambda split, labels: 1 - labels * (split == "valid"),
+            r"both classes of 'click' for training.monitor='ne', got only 0 in rows with a weight",
+        ),
+        (
+            lambda split, labels: np.full(len(labels), float(split != "test")),
+            r"split 'test': rows with a label of 'click' must have a weight above 0, got 0 in all",
+        ),
+    ],
+)
+def test_weights_that_define_no_metric_are_found_before_training(
+    tmp_path: Path, weights: Callable[[str, np.ndarray], np.ndarray], message: str
+) -> None:
+    labels = dict.fromkeys(("train", "valid", "test"), [0.0, 1.0] * 50)
+    dataset = _write(tmp_path / "data", Task(name="click"), labels, weights)
+
+    with pytest.raises(DataError, match=message):
+        train(dataset, _settings(), tmp_path / "run")
+
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_validation_labels_of_one_class_will_do_for_log_loss(tmp_path: Path) -> None:

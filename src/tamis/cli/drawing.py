@@ -68,6 +68,14 @@ def draw_ingest(current: Session, dataset: "Dataset") -> None:
         )
     columns = ["field", "kind", "table rows", "missing", "unknown", "clipped"]
     print_table(current, title="Fields", columns=columns, rows=rows)
+    lengths = {item.name: item.max_length for item in dataset.schema.fields}
+    for name, counts in report["fields"].items():
+        if shortened := counts.get("shortened", 0):
+            current.say(
+                f"{name}: in {shortened:,} of {report['rows']:,} rows longer than "
+                f"{lengths[name]}, of which the last {lengths[name]} are kept; max_length in the "
+                f"schema keeps more"
+            )
     if report["times_out_of_order"]:
         current.say(
             f"{report['times_out_of_order']:,} rows are earlier than the row before them; splits "

@@ -290,6 +290,11 @@ def as_codes(column: pa.Array) -> NDArray[np.int64]:
     return np.where(categories.codes >= 0, hashes[np.maximum(categories.codes, 0)], -1)
 
 
+def alone_where_missing(codes: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Codes of groups of rows, a row without one being a group of its own, of a code below 0."""
+    return np.where(codes < 0, ~rows, codes)
+
+
 def is_stringlike(kind: pa.DataType) -> bool:
     """Whether an Arrow type holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

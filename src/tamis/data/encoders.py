@@ -220,17 +220,19 @@ class Encoders:
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         columns, lengths = [], None
         for item in members:
-            events, counts_per_row = split_events(table, item, origin=origin)
+            events = split_events(table, item, origin=origin)
+            counts = self._counts_of(item.name)
+            counts.shortened += events.num_shortened
             vocabulary = self.vocabularies[item.shares or item.name]
-            columns.append(vocabulary.encode(events, self._counts_of(item.name)))
-            if lengths is not None and not np.array_equal(lengths, counts_per_row):
-                row = int(np.argmax(lengths != counts_per_row))
+            columns.append(vocabulary.encode(events.values, counts))
+            if lengths is not None and not np.array_equal(lengths, events.lengths):
+                row = int(np.argmax(lengths != events.lengths))
                 raise DataError(
                     f"{origin.of(item.source).row(row)}: columns of one sequence group must have "
-                    f"as many events, got {int(counts_per_row[row])} beside {int(lengths[row])} in "
+                    f"as many events, got {int(events.lengths[row])} beside {int(lengths[row])} in "
                     f"{members[0].source!r}. Mend the row, or give the fields groups of their own."
                 )
-            lengths = counts_per_row
+            lengths = events.lengths
         assert lengths is not None
         return np.stack(columns, axis=1), lengths
 
@@ -291,7 +293,7 @@ class EncodersFit:
                 continue
             if item.is_jagged:
                 rows = table if mask is None else table.select([item.source]).filter(mask)
-                vocabulary.add(split_events(rows, item, origin=origin)[0])
+                vocabulary.add(split_events(rows, item, origin=origin).values)
             else:
                 column = source_column(table, item.source, origin=origin)
                 vocabulary.add(column if mask is None else column.filter(mask))
@@ -313,20 +315,30 @@ class EncodersFit:
         )
 
 
-def split_events(
-    table: pa.Table, item: Field, *, origin: Origin
-) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Events of a sequence or words of a text, oldest first, and their number in each row.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SplitEvents:
+    """Events of a sequence or words of a text, row after row."""
 
-    Only the last ``max_length`` of a row are kept; null is an empty history.
+    values: pa.Array
+    """Oldest first; at most ``max_length`` a row."""
+    lengths: NDArray[np.int64]
+    """(rows,) how many of them are each row's."""
+    num_shortened: int
+    """Rows that had more."""
+
+
+def split_events(table: pa.Table, item: Field, *, origin: Origin) -> SplitEvents:
+    """Read a column of sequences or texts.
+
+    Only the last ``max_length`` events of a row are kept; null is an empty history. The words of a
+    text are what stands between marks and blanks.
 
     Raises:
         DataError: The column holds no lists, and no text with the field's separator.
     """
     column = decoded(source_column(table, item.source, origin=origin, may_be_list=True))
     if item.kind == "text" and not is_list(column.type):
-        words = pc.utf8_lower(pc.fill_null(column.cast(pa.string()), ""))
-        column = pc.split_pattern_regex(words, r"[^\p{L}\p{N}]+")
+        column = _words(column.cast(pa.string()))
     elif item.separator and not is_list(column.type):
         column = split_items(column.cast(pa.string()), item.separator)
     elif column.null_count == len(column):
@@ -345,7 +357,15 @@ def split_events(
         first = np.cumsum(kept) - kept
         positions = np.arange(int(kept.sum())) + np.repeat(starts - first, kept)
         events = events.take(pa.array(positions))
-    return events, kept
+    return SplitEvents(values=events, lengths=kept, num_shortened=int((kept < lengths).sum()))
+
+
+def _words(texts: pa.Array) -> pa.Array:
+    texts = pc.utf8_lower(pc.fill_null(texts, ""))
+    # A mark at either end, such as a full stop, would leave an empty word there.
+    texts = pc.replace_substring_regex(texts, r"^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$", "")
+    words = pc.split_pattern_regex(texts, r"[^\p{L}\p{N}]+")
+    return pc.if_else(pc.equal(texts, ""), pa.scalar([], words.type), words)
 
 
 def read_labels(
@@ -361,11 +381,15 @@ def read_labels(
         place = origin.of(task.name)
         column = source_column(table, task.name, origin=origin)
         values = as_labels(column, origin=place, kind=task.kind)
+        exists = np.ones(len(values), bool)
         if task.observed_when:
-            values[labels[task.observed_when] != 1] = np.nan
-        elif np.isnan(values).any() and not task.may_be_missing:
+            exists = labels[task.observed_when] == 1
+            values[~exists] = np.nan
+        missing = exists & np.isnan(values)
+        if missing.any() and not task.may_be_missing:
+            where = f" where {task.observed_when!r} is 1" if task.observed_when else ""
             raise DataError(
-                f"{place.row(int(np.argmax(np.isnan(values))))}: a label must not be missing, got "
+                f"{place.row(int(np.argmax(missing)))}: a label must not be missing{where}, got "
                 f"none. Remove the row, set observed_when if it exists only after another event, "
                 f"or may_be_missing if rows may lack it."
             )

@@ -69,12 +69,12 @@ def link_histories(table: pa.Table, fields: Sequence[Field], roles: Roles) -> li
 
 
 def _read(table: pa.Table, field: Field) -> _History:
-    events, lengths = split_events(table, field, origin=Origin(file=""))
+    events = split_events(table, field, origin=Origin(file=""))
     return _History(
         field=field,
-        categories=as_categories(events),
-        lengths=lengths,
-        is_text=is_stringlike(events.type),
+        categories=as_categories(events.values),
+        lengths=events.lengths,
+        is_text=is_stringlike(events.values.type),
     )
 
 

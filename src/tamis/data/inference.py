@@ -21,12 +21,13 @@ from tamis.data.columns import (
     plain,
     unusable,
 )
+from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
-from tamis.data.schema import Field, Ignored, Roles, Schema, Task
+from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
 from tamis.data.text_columns import (
     infer_text_field,
     is_separated,
@@ -57,6 +58,8 @@ _NEARLY_ALL = 0.95
 # A label of at most so many whole values, nearly all of them 0 or 1, is meant to be binary.
 _FEW_LABELS = 10
 _MOSTLY_BINARY = 0.9
+# A share of rows that is worth a word.
+_OFTEN = 0.01
 _DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
 
 
@@ -121,7 +124,10 @@ def infer_schema(
             f"{'; '.join(warnings) or 'there are no other columns'}. Add columns to the log."
         )
     fields = link_histories(table, fields, roles)
-    schema = Schema(fields=tuple(fields), tasks=tasks, roles=roles, ignored=tuple(ignored))
+    warnings += _length_doubts(table, fields)
+    schema = Schema(
+        fields=with_free_names(fields), tasks=tasks, roles=roles, ignored=tuple(ignored)
+    )
     return InferredSchema(schema=schema, warnings=tuple(warnings))
 
 
@@ -293,6 +299,19 @@ def _outcome_doubts(
             f"{name}: taken as an input, but {found}; if it is known only after the label, ingest "
             f"with it under [[ignored]] of the schema, or as a label of its own with --label"
         )
+
+
+def _length_doubts(table: pa.Table, fields: Sequence[Field]) -> Iterator[str]:
+    """A warning for each history that is often longer than what is kept of it."""
+    for field in fields:
+        if field.is_jagged:
+            events = split_events(table, field, origin=Origin(file=""))
+            share = events.num_shortened / max(1, table.num_rows)
+            if share >= _OFTEN:
+                yield (
+                    f"{field.name}: longer than {field.max_length} in {share:.0%} of the rows, of "
+                    f"which the last {field.max_length} are kept; to keep more, set max_length"
+                )
 
 
 def _may_differ_everywhere(name: str, column: pa.Array) -> bool:

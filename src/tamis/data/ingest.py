@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tamis import config
 from tamis.data import splits
-from tamis.data.columns import Origin, as_codes, combined, source_column
+from tamis.data.columns import Origin, alone_where_missing, as_codes, combined, source_column
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.encoders import (
     Encoders,
@@ -288,7 +288,8 @@ class _Log:
             return splits.split_by_time(times, self._bounds)
         if self.by == "user":
             users = as_codes(source_column(table, roles.user, origin=origin))
-            return splits.split_by_share(users, self.split)
+            rows = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
+            return splits.split_by_share(alone_where_missing(users, rows), self.split)
         if self.by == "column":
             column = source_column(table, self.split.column, origin=origin)
             return splits.split_by_column(column, origin=origin.of(self.split.column))

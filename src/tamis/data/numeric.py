@@ -11,6 +11,8 @@ from tamis.data.schema import Field
 
 _SAMPLE = 1 << 18
 _QUANTILE_KNOTS = 257
+_LARGEST = float(np.finfo(np.float32).max)
+"""What is beyond it counts as infinite."""
 
 
 class Counts(Protocol):
@@ -32,9 +34,9 @@ class NumericEncoder:
     std: float
     """Training standard deviation, likewise; 1 for a constant field."""
     minimum: float
-    """Smallest finite training value; minus infinity becomes it."""
+    """Smallest finite training value; minus infinity, or less than float32 holds, becomes it."""
     maximum: float
-    """Largest finite training value; infinity becomes it."""
+    """Largest finite training value; infinity, or more than float32 holds, becomes it."""
     knots: tuple[float, ...] = ()
     """Training quantiles; bucket bounds, or values at equal steps of probability."""
 
@@ -55,7 +57,8 @@ class NumericEncoder:
             if self.transform == "log":
                 values = _log(values)
             result = np.where(missing, 0.0, (values - self.mean) / self.std)
-        return result.astype(np.float32)
+        # A field that hardly varies in training has a tiny ``std``.
+        return np.clip(result, -_LARGEST, _LARGEST).astype(np.float32)
 
     def bucket(self, values: NDArray[np.float64], counts: Counts) -> NDArray[np.int32]:
         """Bucket of each value, from 1; 0 where missing."""
@@ -75,12 +78,12 @@ class NumericEncoder:
     def _repair(
         self, values: NDArray[np.float64], counts: Counts
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        missing, infinite = np.isnan(values), np.isinf(values)
+        missing, infinite = np.isnan(values), np.abs(values) > _LARGEST
         counts.rows += len(values)
         counts.missing += int(missing.sum())
         counts.clipped += int(infinite.sum())
         if infinite.any():
-            values = np.clip(values, self.minimum, self.maximum)
+            values = np.where(infinite, np.clip(values, self.minimum, self.maximum), values)
         return np.where(missing, self.mean, values), missing
 
 
@@ -97,7 +100,7 @@ class NumericFit:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Take in training values; missing and infinite ones are left out."""
-        finite = values[np.isfinite(values)]
+        finite = values[np.abs(values) <= _LARGEST]
         if not len(finite):
             return
         self._minimum = min(self._minimum, float(finite.min()))

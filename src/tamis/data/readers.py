@@ -348,11 +348,18 @@ def _with_row(
             pass
     except pa.ArrowInvalid as error:
         return said(error)
+    except OSError:  # A compressed file that was cut short has no row to name.
+        pass
     return message
 
 
 def explained(message: str, file: LogFile) -> str:
     """A whole message, with what to do, from Arrow's."""
-    if file.format == "csv":
-        return explain_csv(file.path, message, read_header(file.path)[0])
-    return (explain_json if file.format == "json" else explain_other)(file.path, message)
+    try:
+        if file.format == "csv":
+            return explain_csv(file.path, message, read_header(file.path)[0])
+        if file.format == "json":
+            return explain_json(file.path, message)
+    except OSError:  # It is read again for its row, and cannot be.
+        pass
+    return explain_other(file.path, message)

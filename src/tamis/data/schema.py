@@ -4,8 +4,8 @@
 schema and the data: inputs in order and the number of rows of each embedding table.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from tamis import config
 from tamis.errors import ConfigError, SchemaError
 
 SCHEMA_VERSION = 1
-
+_OWN_COLUMNS = ("row", "weight")
+_OWN_PREFIXES = ("label:", "role:")
 
 Side = Literal["user", "item", "context"]
 """Whom a field is about."""
@@ -170,9 +171,16 @@ class Schema:
         for name in names:
             if names.count(name) > 1:
                 raise SchemaError(f"field {name!r}: names must differ, got it twice.")
+            if _is_own(name):
+                raise SchemaError(
+                    f"field {name!r}: a name must not be that of a column which every dataset has "
+                    f"itself ({', '.join(_OWN_COLUMNS)}, {', '.join(_OWN_PREFIXES)}...), got "
+                    f"{name!r}. Give the field another name, and column = {name!r}."
+                )
         self._check_tasks(names)
         self._check_shares()
         self._check_counts()
+        self._check_groups()
 
     def _check_tasks(self, names: list[str]) -> None:
         tasks = [task.name for task in self.tasks]
@@ -237,6 +245,16 @@ class Schema:
                     f"category of the row, got {field.counts!r}."
                 )
 
+    def _check_groups(self) -> None:
+        for name, members in self.sequence_groups.items():
+            for field in members[1:]:
+                if field.max_length != members[0].max_length:
+                    raise SchemaError(
+                        f"field {field.name!r}: fields of one group ({name!r}) must keep as many "
+                        f"events, got max_length {field.max_length} beside "
+                        f"{members[0].max_length} of {members[0].name!r}. Give them the same."
+                    )
+
     @property
     def sequence_groups(self) -> dict[str, tuple[Field, ...]]:
         """Jagged fields by the group of events they are columns of, in order."""
@@ -270,6 +288,27 @@ class Schema:
         table["tasks"] = [{k: v for k, v in task.items() if v} for task in table["tasks"]]
         order = ("version", "roles", "tasks", "fields", "ignored")
         return {key: table[key] for key in order if table[key]}
+
+
+def with_free_names(fields: Iterable[Field]) -> tuple[Field, ...]:
+    """The fields of some columns, with other names where a dataset has such a column itself."""
+    return tuple(
+        replace(
+            field,
+            name=_free_name(field.name),
+            column=field.column or (field.name if _is_own(field.name) else ""),
+            shares=_free_name(field.shares),
+        )
+        for field in fields
+    )
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_COLUMNS or name.startswith(_OWN_PREFIXES)
+
+
+def _free_name(name: str) -> str:
+    return f"field:{name}" if _is_own(name) else name
 
 
 def load_schema(path: Path) -> Schema:

@@ -29,7 +29,10 @@ class FieldCounts:
     unknown: int = 0
     """Categories outside the vocabulary; encoded as row 0."""
     clipped: int = 0
-    """Infinities, replaced by the largest or smallest finite training value."""
+    """Infinities, and numbers beyond float32, replaced by the largest or smallest finite training
+    value."""
+    shortened: int = 0
+    """Histories or texts of which only the last ``max_length`` events were kept."""
 
 
 class VocabularyFit:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tamis.data.schema import Field, Schema, Task
+from tamis.data.schema import Field, Schema, Task, with_free_names
 from tamis.errors import ConfigError
 from tamis.importers.imported import Imported
 
@@ -43,7 +43,7 @@ def read(
     for table, members in tables.items():
         fields |= _sharing(table, members, notes)
     schema = Schema(
-        fields=tuple(fields.values()), tasks=tuple(Task(name=label) for label in labels)
+        fields=with_free_names(fields.values()), tasks=tuple(Task(name=label) for label in labels)
     )
     return Imported(files=files, schema=schema, notes=tuple(dict.fromkeys(notes)))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tamis.data.schema import Field, Ignored, Roles, Schema, Task
+from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
 from tamis.errors import ConfigError
 from tamis.importers.imported import Imported
 
@@ -282,7 +282,7 @@ def _dataset(
         if other != user and other not in read
     ]
     schema = Schema(
-        fields=tuple(fields),
+        fields=with_free_names(fields),
         tasks=_tasks(table["label_col"], model),
         roles=Roles(user=user),
         ignored=tuple(ignored),

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tamis import artifacts
 from tamis.data.public_sets.files import SPLITS
-from tamis.data.schema import Field, Roles, Schema, Side, Task
+from tamis.data.schema import Field, Roles, Schema, Side, Task, with_free_names
 from tamis.errors import DataError
 from tamis.importers.imported import Imported
 
@@ -87,13 +88,14 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
     out.mkdir(parents=True, exist_ok=True)
     written = {split: out / f"{split or 'log'}.parquet" for split in labelled}
     for split, log in labelled.items():
-        pq.write_table(log, written[split])
+        with artifacts.atomic_path(written[split]) as temporary:
+            pq.write_table(log, temporary)
     roles = Roles(
         user=_USER if _USER in types else "",
         item=_ITEM if _ITEM in types else "",
         time=_TIME if _TIME in types else "",
     )
-    schema = Schema(fields=fields, tasks=(Task(name=label),), roles=roles)
+    schema = Schema(fields=with_free_names(fields), tasks=(Task(name=label),), roles=roles)
     notes = _notes(fields, types, [name for name in of_interactions if name != label])
     return Imported(files=written.get("", written), schema=schema, notes=notes)
 
@@ -169,6 +171,11 @@ def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.C
         numbers = pc.cast(values, pa.float64())
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: the label must be a number, got {error}") from error
+    row = pc.index(pc.is_nan(numbers), True).as_py()  # Empty ones are null.
+    if row >= 0:
+        raise DataError(
+            f"{path}, row {row + 1}: the label must be a number or empty, got NaN. Mend the row."
+        )
     if threshold is not None:
         if not math.isfinite(threshold):
             raise DataError(f"threshold: must be a finite number, got {threshold}.")

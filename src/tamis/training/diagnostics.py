@@ -97,6 +97,8 @@ def _slices(
             if counts[value] == 0:
                 continue
             chosen = ids == value
+            if weights is not None and not weights[chosen & ~np.isnan(labels)].any():
+                chosen[:] = False  # Shown, as rows without a number: nothing can be averaged.
             mass = None if weights is None else weights[chosen]
             metrics = evaluate_task(labels[chosen], predictions[chosen], weights=mass).to_json()
             entries.append({"value": names[value], **metrics})

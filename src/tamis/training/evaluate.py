@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tamis import artifacts
+from tamis.data.columns import alone_where_missing
 from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import InputSpec, Task
@@ -86,11 +87,13 @@ def task_metrics(
         grouped: Whether to compute GAUC by user, where the split has users.
     """
     labels, weights = split.labels(), split.weights()
-    groups = split.role("user") if grouped else None
+    groups = _users(split) if grouped else None
     result: dict[str, Metrics] = {}
     for index, task in enumerate(tasks):
         if task.kind == "regression":
-            result[task.name] = _regression_metrics(labels[:, index], predictions[:, index])
+            result[task.name] = _regression_metrics(
+                labels[:, index], predictions[:, index], weights
+            )
         elif task.kind == "probability":
             result[task.name] = evaluate_imitation(
                 labels[:, index], predictions[:, index], weights=weights
@@ -112,7 +115,7 @@ def oracle_metrics(split: Split, tasks: tuple[Task, ...]) -> dict[str, Metrics]:
     labels, weights = split.labels(), split.weights()
     return {
         task.name: evaluate_task(
-            labels[:, column], truth[task.name], weights=weights, groups=split.role("user")
+            labels[:, column], truth[task.name], weights=weights, groups=_users(split)
         ).to_json()
         for column, task in zip(columns, known, strict=True)
     }
@@ -195,7 +198,7 @@ def write_predictions(
     members: Mapping[str, NDArray[np.float64]],
 ) -> None:
     """Write predictions as an uncompressed Arrow IPC file, atomically."""
-    labels, users, weights = split.labels(), split.role("user"), split.weights()
+    labels, users, weights = split.labels(), _users(split), split.weights()
     columns: dict[str, NDArray[Any]] = {"row": np.asarray(split.rows())}
     if users is not None:
         columns["user"] = np.asarray(users)
@@ -215,8 +218,19 @@ def write_predictions(
         writer.write_table(table)
 
 
-def _regression_metrics(labels: NDArray[np.float32], predictions: NDArray[np.float64]) -> Metrics:
+def _users(split: Split) -> NDArray[np.int64] | None:
+    """Whose each row (N,) is; None where users are not known at all."""
+    users = split.role("user")
+    return None if users is None else alone_where_missing(users, split.rows())
+
+
+def _regression_metrics(
+    labels: NDArray[np.float32],
+    predictions: NDArray[np.float64],
+    weights: NDArray[np.float32] | None,
+) -> Metrics:
     observed = ~np.isnan(labels)
-    errors = predictions[observed] - labels[observed].astype(np.float64)
-    rows = int(observed.sum())
-    return {"rmse": float(np.sqrt(np.mean(errors**2))) if rows else None, "rows": rows}
+    squares = (predictions[observed] - labels[observed].astype(np.float64)) ** 2
+    mass = np.ones(len(squares)) if weights is None else weights[observed].astype(np.float64)
+    rmse = float(np.sqrt(np.average(squares, weights=mass))) if mass.any() else None
+    return {"rmse": rmse, "rows": int(observed.sum())}

@@ -90,7 +90,7 @@ def _ne_by_task(
 ) -> dict[str, float]:
     result = {}
     for index, task in enumerate(spec.tasks):
-        observed = ~np.isnan(labels[:, index])
+        observed = ~np.isnan(labels[:, index]) & (weights > 0)
         if task.kind == "binary" and np.unique(labels[observed, index]).size == 2:
             result[task.name] = evaluate_task(
                 labels[:, index], probabilities[:, index], weights=weights

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tamis import artifacts
 from tamis.data.batch import Batch
-from tamis.data.dataset import Dataset
+from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
+from tamis.data.schema import Task
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
@@ -156,7 +157,7 @@ class _Training:
         self.device = choose_device(training.device)
         self.precision = choose_precision(training.precision, self.device)
         self.monitor = choose_monitor(training, dataset.spec.tasks)
-        _check_valid_labels(dataset, self.monitor)
+        _check_labels(dataset, self.monitor)
         self.loader = Loader(
             dataset.split("train"),
             dataset.spec,
@@ -441,13 +442,18 @@ def _take_weights(
     model.load_state_dict(start.module.state_dict())
 
 
-def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
-    """Find out before training, not after it, that the monitored metric is undefined."""
+def _check_labels(dataset: Dataset, monitor: Monitor) -> None:
+    """Find out before training, not after it, that a metric is undefined."""
+    for name in dataset.split_names:
+        if name != "train":
+            _check_weights(dataset.split(name), dataset.spec.tasks)
     places = {task.name: place for place, task in enumerate(dataset.spec.tasks)}
-    all_labels = dataset.split("valid").labels()
+    split = dataset.split("valid")
+    all_labels, weights = split.labels(), split.weights()
     for task in monitor.tasks:
         labels = all_labels[:, places[task]]
-        values = np.unique(labels[~np.isnan(labels)])
+        known = ~np.isnan(labels)
+        values = np.unique(labels[known if weights is None else known & (weights > 0)])
         if values.size == 0:
             raise DataError(
                 f"split 'valid': must hold labels of {task!r}, got none in {len(labels):,} rows. "
@@ -456,8 +462,24 @@ def _check_valid_labels(dataset: Dataset, monitor: Monitor) -> None:
         if values.size == 1 and monitor.needs_both_classes:
             raise DataError(
                 f"split 'valid': must hold both classes of {task!r} for "
-                f"training.monitor={monitor.metric!r}, got only {values[0]:g}. Split otherwise, "
-                f"or set training.monitor='log_loss'."
+                f"training.monitor={monitor.metric!r}, got only {values[0]:g}"
+                f"{'' if weights is None else ' in rows with a weight'}. Split otherwise, or set "
+                f"training.monitor='log_loss'."
+            )
+
+
+def _check_weights(split: Split, tasks: Sequence[Task]) -> None:
+    """Find out that rows to be evaluated count for nothing."""
+    labels, weights = split.labels(), split.weights()
+    if weights is None:
+        return
+    for place, task in enumerate(tasks):
+        known = ~np.isnan(labels[:, place])
+        if known.any() and not weights[known].any():
+            raise DataError(
+                f"split {split.name!r}: rows with a label of {task.name!r} must have a weight "
+                f"above 0, got 0 in all {int(known.sum()):,}. Split otherwise, or take the weight "
+                f"out of the schema's roles."
             )
 
 

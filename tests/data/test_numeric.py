@@ -1,0 +1,57 @@
+"""Numeric transforms: what a value becomes must not depend on the rows beside it."""
+
+import numpy as np
+import pytest
+
+from tamis.data.numeric import NumericEncoder, NumericFit
+from tamis.data.schema import Field
+from tamis.data.vocabulary import FieldCounts
+
+
+def _fitted(values: list[float], **settings: object) -> NumericEncoder:
+    fit = NumericFit(Field(name="x", kind="numeric", **settings))
+    fit.add(np.array(values))
+    return fit.finish()
+
+
+@pytest.mark.parametrize("transform", ["none", "standardise", "log", "quantile"])
+def test_value_becomes_the_same_whatever_stands_beside_it(transform: str) -> None:
+    encoder = _fitted([0.0, 1.0, 2.0, 5.0], transform=transform)
+    values = np.array([50.0, np.inf, -3.0, np.nan, -np.inf, 1.0, 1e39, -1e300, 3e38])
+
+    together = encoder.encode(values, FieldCounts())
+    alone = [encoder.encode(values[place : place + 1], FieldCounts())[0] for place in range(9)]
+
+    assert together.tolist() == alone
+    # Only what float32 cannot hold takes the place of the largest or smallest training value.
+    ends = encoder.encode(np.array([5.0, 0.0]), FieldCounts())
+    assert together[[1, 6]].tolist() == [ends[0]] * 2
+    assert together[[4, 7]].tolist() == [ends[1]] * 2
+
+
+def test_bucket_of_a_value_is_the_same_whatever_stands_beside_it() -> None:
+    encoder = _fitted([0.0, 1.0, 2.0, 5.0], transform="bucket", num_buckets=4)
+    values = np.array([-9.0, 9.0, np.inf])
+
+    together = encoder.bucket(values, FieldCounts())
+
+    assert together.tolist() == [
+        encoder.bucket(values[place : place + 1], FieldCounts())[0] for place in range(3)
+    ]
+
+
+def test_number_beyond_float32_counts_as_infinite() -> None:
+    encoder = _fitted([0.0, 1.0, 2.0, 1e200, -1e39])
+    counts = FieldCounts()
+
+    encoded = encoder.encode(np.array([1e39, 1.0]), counts)
+
+    assert (encoder.minimum, encoder.maximum, encoder.mean) == (0.0, 2.0, 1.0)
+    assert encoded == pytest.approx([np.sqrt(1.5), 0.0])
+    assert counts.clipped == 1
+
+
+def test_field_that_hardly_varied_in_training_stays_finite() -> None:
+    encoder = _fitted([0.0, 1e-30])
+
+    assert np.isfinite(encoder.encode(np.array([3e38, -3e38]), FieldCounts())).all()
