@@ -34,10 +34,12 @@ from tamis.api.runs import (
     write_recipe,
     write_report,
 )
+from tamis.api.settings import Setting, models, settings_of
 from tamis.process import prepare_process
 
 __all__ = [
     "Run",
+    "Setting",
     "ab_test",
     "check_recipe",
     "check_run_folder",
@@ -55,6 +57,7 @@ __all__ = [
     "ingest",
     "is_bundle",
     "is_dataset",
+    "models",
     "open_dataset",
     "predict",
     "predict_counted",
@@ -62,6 +65,7 @@ __all__ = [
     "publish",
     "replay",
     "schema_of",
+    "settings_of",
     "simulate",
     "simulate_by_funnel",
     "split_config",

@@ -22,6 +22,7 @@ from tamis.cli.replay import replay
 from tamis.cli.report import report
 from tamis.cli.reproduce import reproduce
 from tamis.cli.serve import serve
+from tamis.cli.settings import settings
 from tamis.cli.simulate import simulate
 from tamis.cli.train import train
 
@@ -91,6 +92,7 @@ for _verb in (
     quickstart,
     simulate,
     ingest,
+    settings,
     train,
     evaluate,
     predict,

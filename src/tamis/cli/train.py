@@ -25,7 +25,10 @@ def train(
         int | None, typer.Option(help="Train this member of the recipe's ensemble alone; from 0.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override such as training.max_epochs=3.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override such as training.max_epochs=3; tamis settings MODEL has all."
+        ),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run folder; given again, the run goes on.")
