@@ -173,15 +173,56 @@ def test_one_of_many_holds_a_folder(tmp_path: Path) -> None:
     held: list[int] = []
 
     def contend(number: int) -> None:
-        for _ in range(200):
+        own = 0
+        while own < 20:
             with contextlib.suppress(RunInUseError), artifacts.folder_lock(tmp_path):
                 inside.append(number)
                 time.sleep(0)
                 held.append(len(inside))
                 inside.pop()
+                own += 1
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(contend, range(8)))
 
-    assert len(held) > 50
-    assert set(held) == {1}
+    assert held == [1] * 160
+
+
+def test_lock_that_cannot_be_written_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "write", full)
+        with (
+            pytest.raises(StorageError, match="must fit on the disk"),
+            artifacts.folder_lock(tmp_path),
+        ):
+            pass
+
+    with artifacts.folder_lock(tmp_path):
+        pass
+
+
+def test_place_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", refuse)
+
+    with (
+        pytest.raises(StorageError, match=rf"{tmp_path}: must lie where files can be locked, got"),
+        artifacts.folder_lock(tmp_path),
+    ):
+        pass
+
+
+def test_lock_that_was_removed_by_hand_is_not_removed_again(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with artifacts.folder_lock(tmp_path):
+        path.unlink()
+        path.write_text("another's")
+
+    assert path.read_text() == "another's"

@@ -21,6 +21,7 @@ from tamis.errors import ArtifactError, RunInUseError, StorageError
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 _WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -274,14 +275,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
         descriptor = _take_lock(path)
     if descriptor is None:
         raise RunInUseError(
-            f"{folder}: must not be in use, got a living process {_holder(path)}. Wait for it, "
-            f"stop it, or give another run name."
+            f"{folder}: must not be in use, got a living process{_holder(path)}. Wait for it, stop "
+            f"it, or give another run name."
         )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # While it is locked: whoever waits for it looks again.
-        os.close(descriptor)
+        try:
+            if _is_still(path, descriptor):
+                path.unlink(missing_ok=True)  # While it is locked: whoever waits looks again.
+        finally:
+            os.close(descriptor)
 
 
 def _is_run(folder: Path) -> bool:
@@ -297,25 +301,31 @@ def _take_lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError) and error.errno in _LOCKLESS:
+                raise StorageError(
+                    f"{path.parent}: must lie where files can be locked, got {error.strerror}. "
+                    f"Give a folder on a local disk."
+                ) from error
             raise
-        if _is_still(path, descriptor):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-            return descriptor
         os.close(descriptor)  # Its holder removed it between our two calls: there is another now.
 
 
 def _holder(path: Path) -> str:
-    """Number of the process that holds a lock; empty where it has just let go."""
+    """Number of the process that holds a lock, after a blank; empty where it is not told yet."""
     try:
-        return path.read_text()
+        number = path.read_text()
     except FileNotFoundError:
-        return ""
+        number = ""
+    return number and f" {number}"
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -30,7 +30,8 @@ def test_value_becomes_the_same_whatever_stands_beside_it(transform: str) -> Non
 
 
 def test_bucket_of_a_value_is_the_same_whatever_stands_beside_it() -> None:
-    encoder = _fitted([0.0, 1.0, 2.0, 5.0], transform="bucket", num_buckets=4)
+    # Bounds 0 and 1.25: -9 lies below the first, the smallest training value above it.
+    encoder = _fitted([0.0, 0.0, 0.0, 5.0], transform="bucket", num_buckets=4)
     values = np.array([-9.0, 9.0, np.inf])
 
     together = encoder.bucket(values, FieldCounts())
@@ -38,10 +39,11 @@ def test_bucket_of_a_value_is_the_same_whatever_stands_beside_it() -> None:
     assert together.tolist() == [
         encoder.bucket(values[place : place + 1], FieldCounts())[0] for place in range(3)
     ]
+    assert together[0] < encoder.bucket(np.array([0.0]), FieldCounts())[0]
 
 
 def test_number_beyond_float32_counts_as_infinite() -> None:
-    encoder = _fitted([0.0, 1.0, 2.0, 1e200, -1e39])
+    encoder = _fitted([0.0, 1.0, 2.0, 1e200, -1e39, float(np.finfo(np.float32).max)])
     counts = FieldCounts()
 
     encoded = encoder.encode(np.array([1e39, 1.0]), counts)
@@ -52,6 +54,6 @@ def test_number_beyond_float32_counts_as_infinite() -> None:
 
 
 def test_field_that_hardly_varied_in_training_stays_finite() -> None:
-    encoder = _fitted([0.0, 1e-30])
+    encoder = _fitted([0.0, 1e-6])
 
     assert np.isfinite(encoder.encode(np.array([3e38, -3e38]), FieldCounts())).all()

@@ -486,6 +486,10 @@ def test_validation_labels_that_define_no_metric_are_found_before_training(
             lambda split, labels: np.full(len(labels), float(split != "test")),
             r"split 'test': rows with a label of 'click' must have a weight above 0, got 0 in all",
         ),
+        (
+            lambda split, labels: np.full(len(labels), float(split != "train")),
+            r"split 'train': rows with a label of 'click' must have a weight above 0, got 0 in all",
+        ),
     ],
 )
 def test_weights_that_define_no_metric_are_found_before_training(

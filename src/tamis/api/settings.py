@@ -22,7 +22,7 @@ class Setting:
     default: str
     """As TOML has it. Empty: there is none that one value could say."""
     choices: tuple[str, ...]
-    """All values that it may have, as TOML has them. Empty: not a few named ones."""
+    """All values that it, or an entry of its list, may have, as TOML has them. Empty: any."""
     meaning: str
     """What it decides."""
 
@@ -58,18 +58,25 @@ def settings_of(model: str) -> dict[str, tuple[Setting, ...]]:
 def _settings(kind: type[Any], *, within: str = "") -> Iterator[Setting]:
     meanings, hints = _meanings(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        parts = typing.get_args(hint)
+        parts = typing.get_args(hints[field.name])
         tables = [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
-        has_default = not within and not tables and field.default is not None
+        has_default = not tables and field.default not in (None, dataclasses.MISSING)
         yield Setting(
             name=within + field.name,
             default=_as_toml(field.default) if has_default else "",
-            choices=tuple(map(_as_toml, parts)) if typing.get_origin(hint) is Literal else (),
+            choices=tuple(map(_as_toml, _choices(hints[field.name]))),
             meaning=meanings[field.name],
         )
         for table in tables:
             yield from _settings(table, within=f"{within}{field.name}.")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401  (a type)
+    """Values that a setting, or each entry of a list, may have; none where they are not named."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return parts
+    return next(filter(None, map(_choices, parts)), ())
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:

@@ -50,10 +50,24 @@ def _recipe(model: str, tables: Mapping[str, Sequence["Setting"]]) -> Iterator[s
         if name == "model":
             yield f'name = "{model}"'
         for item in table:
-            choices = f" One of {', '.join(item.choices)}." if item.choices else ""
-            meaning = item.meaning.replace("``", "") + choices
-            yield ""
-            yield from textwrap.wrap(
-                meaning, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
-            )
-            yield f"{item.name} = {item.default}" if item.default else f"# {item.name} ="
+            if "." not in item.name:
+                yield from ("", *_comment(item))
+                yield f"{item.name} = {item.default}" if item.default else f"# {item.name} ="
+        within = ""
+        for item in table:
+            outer, _, key = item.name.rpartition(".")
+            if outer:
+                if outer != within:
+                    within = outer
+                    yield from ("", f"# One of the tables of {outer}, each of which begins so:")
+                    yield f"# [[{name}.{outer}]]"
+                yield from _comment(item)
+                yield f"# {key} = {item.default}"
+
+
+def _comment(item: "Setting") -> list[str]:
+    choices = f" One of {', '.join(item.choices)}." if item.choices else ""
+    text = item.meaning.replace("``", "") + choices
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )

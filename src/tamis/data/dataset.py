@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Schema, schema_from_table
-from tamis.errors import ArtifactError, DataError, StorageError
+from tamis.errors import ArtifactError, DataError, SchemaError, StorageError
 
 DATASET_VERSION = 1
 ROWS_PER_RECORD_BATCH = 65_536
@@ -271,7 +271,12 @@ class Dataset:
         """Wrap a checked folder; use :meth:`open`."""
         self.path = path
         self.manifest = manifest
-        self.schema: Schema = schema_from_table(manifest["schema"])
+        try:
+            self.schema: Schema = schema_from_table(manifest["schema"])
+        except SchemaError as error:
+            raise ArtifactError(
+                f"{path}: {error} Ingest the log anew with such a schema."
+            ) from error
         self.spec: InputSpec = config.from_table(InputSpec, manifest["spec"])
         hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         self.fingerprint = config.fingerprint(hashes)

@@ -123,11 +123,10 @@ def infer_schema(
             f"{origin}: must hold a column that can be an input, got none beside the labels: "
             f"{'; '.join(warnings) or 'there are no other columns'}. Add columns to the log."
         )
-    fields = link_histories(table, fields, roles)
-    warnings += _length_doubts(table, fields)
-    schema = Schema(
-        fields=with_free_names(fields), tasks=tasks, roles=roles, ignored=tuple(ignored)
-    )
+    inputs = with_free_names(link_histories(table, fields, roles))
+    warnings += _name_doubts(inputs)
+    warnings += _length_doubts(table, inputs)
+    schema = Schema(fields=inputs, tasks=tasks, roles=roles, ignored=tuple(ignored))
     return InferredSchema(schema=schema, warnings=tuple(warnings))
 
 
@@ -299,6 +298,16 @@ def _outcome_doubts(
             f"{name}: taken as an input, but {found}; if it is known only after the label, ingest "
             f"with it under [[ignored]] of the schema, or as a label of its own with --label"
         )
+
+
+def _name_doubts(fields: Sequence[Field]) -> Iterator[str]:
+    """A warning for a column that may be the weight of the row."""
+    for field in fields:
+        if field.column == "weight":
+            yield (
+                f"weight: taken as an input, named {field.name!r}; if it is what the row counts "
+                f"for, set roles.weight = 'weight' in the schema and take the field out"
+            )
 
 
 def _length_doubts(table: pa.Table, fields: Sequence[Field]) -> Iterator[str]:

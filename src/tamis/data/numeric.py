@@ -12,7 +12,7 @@ from tamis.data.schema import Field
 _SAMPLE = 1 << 18
 _QUANTILE_KNOTS = 257
 _LARGEST = float(np.finfo(np.float32).max)
-"""What is beyond it counts as infinite."""
+"""From it on a number counts as infinite; as a mark of "no limit" it is meant so."""
 
 
 class Counts(Protocol):
@@ -57,7 +57,7 @@ class NumericEncoder:
             if self.transform == "log":
                 values = _log(values)
             result = np.where(missing, 0.0, (values - self.mean) / self.std)
-        # A field that hardly varies in training has a tiny ``std``.
+        # Still a number where a field that hardly varied in training meets a huge value.
         return np.clip(result, -_LARGEST, _LARGEST).astype(np.float32)
 
     def bucket(self, values: NDArray[np.float64], counts: Counts) -> NDArray[np.int32]:
@@ -78,7 +78,7 @@ class NumericEncoder:
     def _repair(
         self, values: NDArray[np.float64], counts: Counts
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        missing, infinite = np.isnan(values), np.abs(values) > _LARGEST
+        missing, infinite = np.isnan(values), np.abs(values) >= _LARGEST
         counts.rows += len(values)
         counts.missing += int(missing.sum())
         counts.clipped += int(infinite.sum())
@@ -100,7 +100,7 @@ class NumericFit:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Take in training values; missing and infinite ones are left out."""
-        finite = values[np.abs(values) <= _LARGEST]
+        finite = values[np.abs(values) < _LARGEST]
         if not len(finite):
             return
         self._minimum = min(self._minimum, float(finite.min()))

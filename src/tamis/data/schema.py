@@ -4,7 +4,7 @@
 schema and the data: inputs in order and the number of rows of each embedding table.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -290,14 +290,28 @@ class Schema:
         return {key: table[key] for key in order if table[key]}
 
 
-def with_free_names(fields: Iterable[Field]) -> tuple[Field, ...]:
-    """The fields of some columns, with other names where a dataset has such a column itself."""
+def free_names(names: Iterable[str]) -> dict[str, str]:
+    """Another name for each that is of a column which a dataset has itself, taken by no other."""
+    taken, found = set(names), {}
+    for name in sorted(filter(_is_own, taken)):
+        free = f"field:{name}"
+        while free in taken:
+            free = f"field:{free}"
+        taken.add(free)
+        found[name] = free
+    return found
+
+
+def with_free_names(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """The fields of some columns under :func:`free_names`."""
+    free = free_names(field.name for field in fields)
     return tuple(
         replace(
             field,
-            name=_free_name(field.name),
-            column=field.column or (field.name if _is_own(field.name) else ""),
-            shares=_free_name(field.shares),
+            name=free.get(field.name, field.name),
+            column=field.column or (field.name if field.name in free else ""),
+            shares=free.get(field.shares, field.shares),
+            counts=free.get(field.counts, field.counts),
         )
         for field in fields
     )
@@ -305,10 +319,6 @@ def with_free_names(fields: Iterable[Field]) -> tuple[Field, ...]:
 
 def _is_own(name: str) -> bool:
     return name in _OWN_COLUMNS or name.startswith(_OWN_PREFIXES)
-
-
-def _free_name(name: str) -> str:
-    return f"field:{name}" if _is_own(name) else name
 
 
 def load_schema(path: Path) -> Schema:

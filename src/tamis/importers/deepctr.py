@@ -43,7 +43,8 @@ def read(
     for table, members in tables.items():
         fields |= _sharing(table, members, notes)
     schema = Schema(
-        fields=with_free_names(fields.values()), tasks=tuple(Task(name=label) for label in labels)
+        fields=with_free_names(list(fields.values())),
+        tasks=tuple(Task(name=label) for label in labels),
     )
     return Imported(files=files, schema=schema, notes=tuple(dict.fromkeys(notes)))
 

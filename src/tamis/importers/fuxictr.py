@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
+from tamis.data.schema import Field, Ignored, Roles, Schema, Task, free_names, with_free_names
 from tamis.errors import ConfigError
 from tamis.importers.imported import Imported
 
@@ -197,6 +197,9 @@ def read(folder: Path, experiment: str) -> Imported:
         files, schema, notes = _dataset(folder, name, datasets[name], model=model)
     with _blamed_on(of_models, experiment):
         recipe = _recipe(model, notes)
+    free = free_names(field.source for field in schema.fields)
+    for key in {"first_context", "second_context"} & recipe["model"].keys():
+        recipe["model"][key] = [free.get(other, other) for other in recipe["model"][key]]
     return Imported(files=files, schema=schema, recipe=recipe, notes=tuple(notes))
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tamis import artifacts
+from tamis.data.columns import alone_where_missing
 from tamis.errors import ArtifactError, DataError
 from tamis.evaluation.bootstrap import paired_bootstrap
 from tamis.evaluation.delong import delong_test
@@ -194,8 +195,12 @@ def read_predictions(folder: Path, split: str) -> pa.Table:
     artifacts.read_manifest(folder, kind="predictions", version=PREDICTIONS_VERSION, verify=True)
     try:
         with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
+            table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(
             f"{path}: must be a whole Arrow file, got {error}. Train anew."
         ) from error
+    if "user" not in table.column_names:
+        return table
+    users = alone_where_missing(table["user"].to_numpy(), table["row"].to_numpy())
+    return table.set_column(table.column_names.index("user"), "user", pa.array(users))

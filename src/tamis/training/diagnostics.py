@@ -97,11 +97,12 @@ def _slices(
             if counts[value] == 0:
                 continue
             chosen = ids == value
+            known = int((~np.isnan(labels[chosen])).sum())
             if weights is not None and not weights[chosen & ~np.isnan(labels)].any():
-                chosen[:] = False  # Shown, as rows without a number: nothing can be averaged.
+                chosen[:] = False  # Of rows that weigh nothing their number alone can be told.
             mass = None if weights is None else weights[chosen]
             metrics = evaluate_task(labels[chosen], predictions[chosen], weights=mass).to_json()
-            entries.append({"value": names[value], **metrics})
+            entries.append({"value": names[value], **metrics, "rows": known})
         result[item.name] = entries
     return result
 

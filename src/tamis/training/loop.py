@@ -445,8 +445,7 @@ def _take_weights(
 def _check_labels(dataset: Dataset, monitor: Monitor) -> None:
     """Find out before training, not after it, that a metric is undefined."""
     for name in dataset.split_names:
-        if name != "train":
-            _check_weights(dataset.split(name), dataset.spec.tasks)
+        _check_weights(dataset.split(name), dataset.spec.tasks)
     places = {task.name: place for place, task in enumerate(dataset.spec.tasks)}
     split = dataset.split("valid")
     all_labels, weights = split.labels(), split.weights()
@@ -469,10 +468,11 @@ def _check_labels(dataset: Dataset, monitor: Monitor) -> None:
 
 
 def _check_weights(split: Split, tasks: Sequence[Task]) -> None:
-    """Find out that rows to be evaluated count for nothing."""
-    labels, weights = split.labels(), split.weights()
+    """Find out that the rows of a task count for nothing."""
+    weights = split.weights()
     if weights is None:
         return
+    labels = split.labels()
     for place, task in enumerate(tasks):
         known = ~np.isnan(labels[:, place])
         if known.any() and not weights[known].any():
