@@ -49,7 +49,14 @@ class World:
         shutil.copy(self.folder / "store.db", folder / "store.db")
         return World(folder)
 
-    def tell(self, requests: int, *, flipped: bool = False, hours_ago: float = 2.0) -> None:
+    def tell(
+        self,
+        requests: int,
+        *,
+        flipped: bool = False,
+        hours_ago: float = 2.0,
+        converts: bool = True,
+    ) -> None:
         """Answer requests by the first bundle and store what users made of them."""
         engine = Engine(
             read_bundle(self.bundle), self.store, Silent(), EngineSettings(max_wait_ms=60_000.0)
@@ -57,10 +64,14 @@ class World:
         start = time.time_ns() // 1_000 - round(hours_ago * HOUR_MICROS)
         for _ in range(requests):
             self._told += 1
-            self._one_request(engine, f"r{self._told}", start + self._told * 1000, flipped)
+            self._one_request(
+                engine, f"r{self._told}", start + self._told * 1000, flipped, converts
+            )
         engine.close()
 
-    def _one_request(self, engine: Engine, name: str, time_micros: int, flipped: bool) -> None:
+    def _one_request(
+        self, engine: Engine, name: str, time_micros: int, flipped: bool, converts: bool
+    ) -> None:
         query = Query(
             request_id=name,
             user=str(self._generator.integers(40)),
@@ -77,6 +88,8 @@ class World:
             kinds = ["impression"]
             kinds += ["click"] if clicked else []
             kinds += ["conversion"] if clicked and self._generator.random() < 0.5 else []
+            if not converts:
+                kinds = [kind for kind in kinds if kind != "conversion"]
             kinds += ["hide"] if not clicked and self._generator.random() < 0.3 else []
             events += [
                 Event(

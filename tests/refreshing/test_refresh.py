@@ -19,6 +19,7 @@ from tamis.errors import (
     RefreshRefusedError,
     RunInUseError,
     ServerError,
+    StorageError,
 )
 from tamis.funnel.bundle import read_bundle
 from tamis.models.weights import weights_fingerprint
@@ -226,6 +227,47 @@ def test_worse_bundle_is_refused_and_the_verdict_stands_until_something_is_new(
     assert again.outcome == "live"
     assert again.turn is not None
     assert (again.turn.number, again.turn.after, again.turn.until) == (2, 0, 175)
+
+
+def test_round_whose_events_do_not_suffice_fails_until_a_wider_one_begins(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    world.store.close()
+    world.store = Store(f"sqlite:///{world.folder / 'young.db'}")
+    world.tell(25, converts=False)
+
+    message = r"round 1: .* column 'conversion': training labels must be of both classes"
+    with pytest.raises(DataError, match=message) as one:
+        turn()
+    world.tell(10)
+    with pytest.raises(DataError) as two:
+        turn()
+
+    assert str(one.value) == str(two.value)
+    (failed,) = Ledger(world.work).rounds
+    assert (failed.status, failed.until) == ("failed", 25)
+    world.tell(150)
+    found = turn()
+    assert found.outcome == "published"
+    assert found.turn is not None
+    assert (found.turn.number, found.turn.after, found.turn.until) == (2, 0, 185)
+
+
+def test_round_that_storage_stopped_goes_on(
+    world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "learn", full)
+        with pytest.raises(StorageError):
+            turn()
+
+    assert Ledger(world.work).rounds[-1].status == "open"
+    found = turn()
+    assert found.turn is not None
+    assert (found.outcome, found.turn.number) == ("published", 1)
 
 
 def test_all_tasks_of_a_stage_are_judged_together() -> None:

@@ -15,7 +15,7 @@ from tamis.errors import ArtifactError, ConfigError
 LEDGER_VERSION = 1
 _LEDGER = "ledger.json"
 
-Status = Literal["open", "refused", "published", "live", "overtaken"]
+Status = Literal["open", "failed", "refused", "published", "live", "overtaken"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +51,11 @@ class Round:
     until: int
     """Number of the last request."""
     status: Status = "open"
-    """``open``: at work. ``refused``: the new bundle was worse. ``published``: it lies beside the
-    others. ``live``: the server took it. ``overtaken``: another bundle served before it was done.
-    """
+    """``open``: at work. ``failed``: its events do not suffice to learn from. ``refused``: the new
+    bundle was worse. ``published``: it lies beside the others. ``live``: the server took it.
+    ``overtaken``: another bundle served before it was done."""
+    problem: str = ""
+    """What its events lack; empty but for ``failed``."""
     release: str = ""
     """The new bundle's; empty before it was published."""
     bundle: str = ""

@@ -90,6 +90,8 @@ def refresh(
 
     Raises:
         ConfigError: No bundle has ever served with the store, or that of the server is not there.
+        DataError: The events of the round do not suffice to learn from, now or when it was last
+            tried and too few have come since.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
             last tried and nothing has come since.
         RunInUseError: Another process refreshes in this folder.
@@ -104,7 +106,7 @@ def refresh(
         if turn is None:
             turn, fresh = _new_round(ledger, serving.release, store, settings)
             if turn is None:
-                _repeat_refusal(ledger.last, serving.release)
+                _repeat_verdict(ledger.last, serving.release)
                 return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
             ledger.add(turn)
             _remove_rounds(work, but=turn.number)
@@ -163,7 +165,7 @@ def _serving(bundle: Path, ledger: Ledger, server: Server | None) -> Bundle:
 def _unfinished(ledger: Ledger, serving: str, *, has_server: bool) -> Round | None:
     """The newest round, if there is something left to do for it."""
     turn = ledger.last
-    if turn is None or turn.status in ("refused", "live", "overtaken"):
+    if turn is None or turn.status in ("failed", "refused", "live", "overtaken"):
         return None
     if turn.status == "published":
         if not has_server:
@@ -201,8 +203,12 @@ def _new_round(
     return turn, fresh
 
 
-def _repeat_refusal(last: Round | None, serving: str) -> None:
-    if last is not None and last.status == "refused" and last.base == serving:
+def _repeat_verdict(last: Round | None, serving: str) -> None:
+    if last is None or last.base != serving:
+        return
+    if last.status == "failed":
+        raise _failed(last)
+    if last.status == "refused":
         raise _refused(last)
 
 
@@ -219,10 +225,14 @@ def _learn(
 ) -> Round:
     """Train, judge and publish an open round."""
     folder = work / _name(turn.number)
-    logs = _write_logs(store, turn, folder / "logs", serving)
-    lesson = Lesson(logs=logs, folder=folder, settings=settings.settings)
-    with artifacts.disk_errors(folder):
-        learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
+    try:
+        logs = _write_logs(store, turn, folder / "logs", serving)
+        lesson = Lesson(logs=logs, folder=folder, settings=settings.settings)
+        with artifacts.disk_errors(folder):
+            learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
+    except DataError as error:
+        # Its logs stay as they are, so it would fail in this way whenever it was tried again.
+        raise _failed(ledger.update(status="failed", problem=str(error))) from error
     turn = ledger.update(losses=learnt.losses)
     worst = _worst(turn)
     if worst is None or not worst.refreshed <= worst.serving * (1 + settings.tolerance):
@@ -303,6 +313,13 @@ def _worst(turn: Round) -> _Total | None:
         totals,
         key=lambda total: (total.refreshed - total.serving) / max(total.serving, 1e-12),
         default=None,
+    )
+
+
+def _failed(turn: Round) -> DataError:
+    return DataError(
+        f"round {turn.number}: {turn.problem} What serves goes on; once --least-requests new ones "
+        f"have come, a round of all of them begins."
     )
 
 
