@@ -26,6 +26,7 @@ from tamis.models.weights import weights_fingerprint
 from tamis.refreshing import refresh as module
 from tamis.refreshing.ledger import Ledger, Losses, Round
 from tamis.refreshing.refresh import Refreshed, RefreshSettings, refresh
+from tamis.serving.records import Event
 from tamis.serving.store import Store
 
 pytestmark = pytest.mark.slow
@@ -197,6 +198,37 @@ def test_requests_wait_for_their_events(world: Any, turn: Callable[..., Refreshe
 
     assert found.turn is not None
     assert found.turn.until == 150
+
+
+def test_conversion_that_comes_later_than_its_request_waited_is_none_in_every_log(
+    world: Any, turn: Callable[..., Refreshed], said: list[str]
+) -> None:
+    ads = {item.request.request_id: item.request.shown[0].ad for item in world.store.joined()}
+    times = {f"r{number}": item.request.time_micros
+             for number, item in enumerate(world.store.joined(), start=1)}  # fmt: skip
+    late = [
+        Event(event_id=f"{name} late", kind="conversion", ad=ads[name], user=None,
+              request_id=name, time_micros=times[name] + 45 * 60_000_000)
+        for name in ("r10", "r125", "r140")
+    ]  # fmt: skip
+    converted = {
+        (item.request.request_id, event.ad)
+        for item in world.store.joined()
+        for event in item.events
+        if event.kind == "conversion"
+    }
+    world.store.append([], late)
+
+    found = turn(replace(LOOSE, settle_minutes=30))
+
+    assert found.turn is not None
+    rows = [
+        row
+        for name in ("train", "valid", "test")
+        for row in pq.read_table(world.work / "round-0001" / "logs" / f"{name}.parquet").to_pylist()
+    ]
+    assert {(row["request_id"], row["ad_id"]) for row in rows if row["conversion"]} == converted
+    assert any(line.startswith("3 events do not count: later than") for line in said)
 
 
 def test_worse_bundle_is_refused_and_the_verdict_stands_until_something_is_new(
@@ -453,7 +485,13 @@ def test_killed_anywhere_it_ends_with_the_same_release(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tolerance": -0.1}, {"least_requests": 9}, {"settle_minutes": float("nan")}]
+    "changes",
+    [
+        {"tolerance": -0.1},
+        {"least_requests": 9},
+        {"settle_minutes": float("nan")},
+        {"settle_minutes": float("inf")},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="refresh: tolerance and settle_minutes must be at least"):

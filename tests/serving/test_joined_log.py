@@ -91,6 +91,7 @@ def test_rows_are_those_of_a_slow_loop(
         events=len(told),
         of_no_request=60 - 9,
         of_other_ads=9,
+        late=0,
     )
 
 
@@ -167,6 +168,41 @@ def test_store_without_a_seen_ad_is_refused(
     ):
         write_joined_log(store, market_schema(), tmp_path / "log.parquet")
     assert list(tmp_path.glob("*.parquet*")) == []
+
+
+def test_events_after_the_time_of_attribution_are_counted_and_in_no_row(
+    store: Store,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    tmp_path: Path,
+) -> None:
+    served = make_served("r")
+    first, second = (shown.ad for shown in served.shown[:2])
+    asked = served.time_micros
+    store.append(
+        [served],
+        [
+            make_event("a", kind="impression", ad=first, request_id="r", time_micros=asked + 1),
+            make_event("b", kind="click", ad=first, request_id="r", time_micros=asked + 99),
+            make_event("c", kind="conversion", ad=first, request_id="r", time_micros=asked + 100),
+            make_event("d", kind="click", ad=second, request_id="r", time_micros=asked + 100),
+        ],
+    )
+
+    def rows(**options: int) -> tuple[JoinReport, list[tuple[str, int, int]]]:
+        log = tmp_path / "log.parquet"
+        report = write_joined_log(store, market_schema(), log, **options)
+        table = pq.read_table(log).to_pylist()
+        return report, [(row["ad_id"], row["click"], row["conversion"]) for row in table]
+
+    report, found = rows(attribution_micros=100)
+    assert found == [(first, 1, 0)]
+    assert (report.rows, report.events, report.of_no_request, report.late) == (1, 4, 0, 2)
+    report, found = rows()
+    assert found == [(first, 1, 1), (second, 1, 0)]
+    assert report.late == 0
+    with pytest.raises(DataError, match="got none among 4 events, 4 of which came too late"):
+        rows(attribution_micros=0)
 
 
 def test_store_of_clicks_without_impressions_is_refused(

@@ -38,7 +38,11 @@ def refresh(
         int, typer.Option(help="Fewest new requests with events; with fewer nothing is done.")
     ] = 1000,
     settle_minutes: Annotated[
-        float, typer.Option(help="How long a request waits for its events before it is used.")
+        float,
+        typer.Option(
+            help="How long a request waits for its events before it is used; later events do not "
+            "count. 0: no wait, and all count."
+        ),
     ] = 60.0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override such as training.max_epochs=3.")

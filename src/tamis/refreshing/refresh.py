@@ -5,6 +5,7 @@ see, a bundle beside the others and a server that changed, happens once.
 """
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,17 +39,24 @@ class RefreshSettings:
     least_requests: int = 1000
     """Fewest new requests with events that a round begins with. At least 10."""
     settle_minutes: float = 60.0
-    """How long a request waits for its events before it is learnt from. At least 0."""
+    """How long a request waits for its events before it is learnt from; later ones do not count.
+    At least 0, which counts all that are there."""
     settings: tuple[str, ...] = ()
     """Overrides of the stages' recipes, such as ``training.max_epochs=3``."""
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0 or self.least_requests < 10 or not self.settle_minutes >= 0:
+        settles = 0 <= self.settle_minutes < math.inf
+        if not self.tolerance >= 0 or self.least_requests < 10 or not settles:
             raise ConfigError(
-                f"refresh: tolerance and settle_minutes must be at least 0 and least_requests 10, "
-                f"got tolerance={self.tolerance!r}, settle_minutes={self.settle_minutes!r}, "
-                f"least_requests={self.least_requests!r}."
+                f"refresh: tolerance and settle_minutes must be at least 0, settle_minutes finite "
+                f"and least_requests at least 10, got tolerance={self.tolerance!r}, "
+                f"settle_minutes={self.settle_minutes!r}, least_requests={self.least_requests!r}."
             )
+
+    @property
+    def settle_micros(self) -> int:
+        """``settle_minutes`` in microseconds."""
+        return round(self.settle_minutes * 60e6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +193,7 @@ def _new_round(
     """The next round, or None and how many new requests there are."""
     made_by = ledger.round_of(serving)
     after = 0 if made_by is None else made_by.trained_until
-    before_micros = time.time_ns() // 1_000 - round(settings.settle_minutes * 60e6)
+    before_micros = time.time_ns() // 1_000 - settings.settle_micros
     numbers = store.requests_with_events(Window(after=after), before_micros=before_micros)
     seen = max((turn.until for turn in ledger.rounds if turn.status != "overtaken"), default=0)
     fresh = int((numbers > seen).sum())
@@ -226,7 +234,7 @@ def _learn(
     """Train, judge and publish an open round."""
     folder = work / _name(turn.number)
     try:
-        logs = _write_logs(store, turn, folder / "logs", serving)
+        logs = _write_logs(store, turn, folder / "logs", serving, settings, say)
         lesson = Lesson(logs=logs, folder=folder, settings=settings.settings)
         with artifacts.disk_errors(folder):
             learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
@@ -249,7 +257,14 @@ def _learn(
     return ledger.update(status="published", release=release)
 
 
-def _write_logs(store: Store, turn: Round, folder: Path, serving: Bundle) -> dict[str, Path]:
+def _write_logs(
+    store: Store,
+    turn: Round,
+    folder: Path,
+    serving: Bundle,
+    settings: RefreshSettings,
+    say: Callable[[str], None],
+) -> dict[str, Path]:
     """A log for each part of the round; events that come later change none of them."""
     schema = log_schema(serving.blueprint)
     windows = {
@@ -257,11 +272,21 @@ def _write_logs(store: Store, turn: Round, folder: Path, serving: Bundle) -> dic
         "valid": Window(after=turn.trained_until, until=turn.valid_until),
         "test": Window(after=turn.valid_until, until=turn.until),
     }
-    logs = {}
+    logs, late = {}, 0
     for name, window in windows.items():
         logs[name] = folder / f"{name}.parquet"
         if not logs[name].exists():
-            write_joined_log(store, schema, logs[name], window=window)
+            report = write_joined_log(
+                store,
+                schema,
+                logs[name],
+                window=window,
+                # One wait for all: the newest, which calibrate and judge, have had no longer.
+                attribution_micros=settings.settle_micros or None,
+            )
+            late += report.late
+    if late:
+        say(f"{late:,} events do not count: later than --settle-minutes after their request")
     return logs
 
 

@@ -41,10 +41,17 @@ class JoinReport:
     """Events that name no request of the store: they are in no row."""
     of_other_ads: int
     """Events that name a request, but an ad that was not in its answer: they are in no row."""
+    late: int
+    """Events that came after the time of attribution of their request: they are in no row."""
 
 
 def write_joined_log(
-    store: Store, schema: Schema, path: Path, *, window: Window = EVERYTHING
+    store: Store,
+    schema: Schema,
+    path: Path,
+    *,
+    window: Window = EVERYTHING,
+    attribution_micros: int | None = None,
 ) -> JoinReport:
     """Write the log of a store as Parquet.
 
@@ -59,6 +66,8 @@ def write_joined_log(
         schema: Which columns to write; its labels are kinds of events.
         path: File to write.
         window: Which answered requests; of some only their own events are counted.
+        attribution_micros: How long after a request its events count; without it labels of old
+            requests have waited longer than those of new ones. None: however late they come.
 
     Raises:
         DataError: No ad was seen, or of the whole store only ads that a user acted on.
@@ -77,7 +86,7 @@ def write_joined_log(
             f"roles.weight: must be empty to read from a store, which has no weights, got "
             f"{schema.roles.weight!r}. Take it out of the schema."
         )
-    join = _Join(schema)
+    join = _Join(schema, attribution_micros)
     with artifacts.disk_errors(path), artifacts.atomic_path(path) as temporary:
         writer: pq.ParquetWriter | None = None
         for table in join.tables(store.joined(window)):
@@ -86,8 +95,8 @@ def write_joined_log(
         if writer is None:
             raise DataError(
                 f"{store.url}: must hold an answered request with an event that names it, got none "
-                f"among {store.num_events():,} events. Send events with the request_id of the "
-                f"answer."
+                f"among {store.num_events():,} events, {join.late:,} of which came too late. Send "
+                f"events with the request_id of the answer."
             )
         writer.close()
         if window == EVERYTHING:  # of a part they may be missing by chance
@@ -98,8 +107,10 @@ def write_joined_log(
 class _Join:
     """Rows of a log and their count."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, attribution_micros: int | None) -> None:
         self._schema, self._columns = schema, Columns(schema)
+        self._attribution_micros = attribution_micros
+        self.late = 0
         self._requests = self._rows = self._not_seen = self._implied = 0
         self._joined_events = self._of_other_ads = 0
         self._positives = dict.fromkeys((task.name for task in schema.tasks), 0)
@@ -125,7 +136,7 @@ class _Join:
             yield self._table(rows)
 
     def report(self, num_events: int | None) -> JoinReport:
-        joined = self._joined_events + self._of_other_ads
+        joined = self._joined_events + self._of_other_ads + self.late
         num_events = joined if num_events is None else num_events
         return JoinReport(
             requests=self._requests,
@@ -135,6 +146,7 @@ class _Join:
             events=num_events,
             of_no_request=num_events - joined,
             of_other_ads=self._of_other_ads,
+            late=self.late,
         )
 
     def _rows_of(
@@ -142,7 +154,11 @@ class _Join:
     ) -> Iterator[dict[str, Any]]:
         by_ad: dict[str, list[Event]] = {}
         for event in events:
-            by_ad.setdefault(event.ad, []).append(event)
+            delay = event.time_micros - request.time_micros
+            if self._attribution_micros is not None and delay >= self._attribution_micros:
+                self.late += 1
+            else:
+                by_ad.setdefault(event.ad, []).append(event)
         self._requests += 1
         for shown in request.shown:
             found = by_ad.pop(shown.ad, [])
