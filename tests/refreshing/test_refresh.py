@@ -1,6 +1,7 @@
 """Turns of the loop: what is learnt, from which requests, once each, wherever it was killed."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from tamis.errors import (
     ServerError,
     StorageError,
 )
-from tamis.funnel.bundle import read_bundle
+from tamis.funnel.bundle import read_bundle, write_bundle
 from tamis.models.weights import weights_fingerprint
 from tamis.refreshing import refresh as module
 from tamis.refreshing.ledger import Ledger, Losses, Round
@@ -180,6 +181,24 @@ def test_next_round_learns_what_the_one_before_was_judged_by(
     # Files of rounds that are over go, and what they gave stays.
     assert not (world.work / "round-0001").exists()
     assert [item.number for item in Ledger(world.work).rounds] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [100, 150])
+def test_bundle_that_was_trained_on_the_store_learns_from_later_requests_only(
+    world: Any, turn: Callable[..., Refreshed], number: int
+) -> None:
+    times = [item.request.time_micros for item in world.store.joined()]
+    blueprint = read_bundle(world.bundle).blueprint
+    shutil.rmtree(world.bundle)
+    write_bundle(world.bundle, replace(blueprint, trained_until=times[number - 1]))
+
+    found = turn()
+
+    if number == 150:
+        assert (found.outcome, found.new_requests) == ("nothing", 0)
+    else:
+        assert found.turn is not None
+        assert (found.turn.after, found.turn.trained_until, found.turn.until) == (100, 140, 150)
 
 
 def test_too_few_new_requests_are_left_for_later(

@@ -22,7 +22,7 @@ from tamis.refreshing.server import Server
 from tamis.serving.joined_log import write_joined_log
 from tamis.serving.refused import RefusedError
 from tamis.serving.shelf import take_bundle
-from tamis.serving.store import Store, Window
+from tamis.serving.store import EVERYTHING, Store, Window
 from tamis.training.loop import Observer
 
 _VALID, _TEST = 0.1, 0.1
@@ -85,7 +85,8 @@ def refresh(
 
     What is trained further is the bundle that the server serves or, without a server, the newest
     that was published here. Its release says how far it has learnt: after a roll-back the next
-    round begins where the bundle that serves again was left.
+    round begins where the bundle that serves again was left. One that no round made has learnt from
+    the requests until its ``trained_until``.
 
     Args:
         bundle: Where the loop began. New bundles appear beside it, as ``<name>-0001`` and so on.
@@ -112,7 +113,7 @@ def refresh(
         serving = _serving(bundle, ledger, server)
         turn = _unfinished(ledger, serving.release, has_server=server is not None)
         if turn is None:
-            turn, fresh = _new_round(ledger, serving.release, store, settings)
+            turn, fresh = _new_round(ledger, serving, store, settings)
             if turn is None:
                 _repeat_verdict(ledger.last, serving.release)
                 return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
@@ -188,11 +189,10 @@ def _unfinished(ledger: Ledger, serving: str, *, has_server: bool) -> Round | No
 
 
 def _new_round(
-    ledger: Ledger, serving: str, store: Store, settings: RefreshSettings
+    ledger: Ledger, serving: Bundle, store: Store, settings: RefreshSettings
 ) -> tuple[Round | None, int]:
     """The next round, or None and how many new requests there are."""
-    made_by = ledger.round_of(serving)
-    after = 0 if made_by is None else made_by.trained_until
+    after = _learnt_until(ledger, serving, store)
     before_micros = time.time_ns() // 1_000 - settings.settle_micros
     numbers = store.requests_with_events(Window(after=after), before_micros=before_micros)
     seen = max((turn.until for turn in ledger.rounds if turn.status != "overtaken"), default=0)
@@ -202,13 +202,26 @@ def _new_round(
     count = len(numbers)
     turn = Round(
         number=len(ledger.rounds) + 1,
-        base=serving,
+        base=serving.release,
         after=after,
         trained_until=int(numbers[round(count * (1 - _VALID - _TEST)) - 1]),
         valid_until=int(numbers[round(count * (1 - _TEST)) - 1]),
         until=int(numbers[-1]),
     )
     return turn, fresh
+
+
+def _learnt_until(ledger: Ledger, serving: Bundle, store: Store) -> int:
+    """Number of the last request that a bundle has learnt from; 0: of none."""
+    made_by = ledger.round_of(serving.release)
+    if made_by is not None:
+        return made_by.trained_until
+    time_micros = serving.blueprint.trained_until
+    if time_micros is None:
+        return 0
+    # It may have been trained from the beginning on a log of this very store.
+    learnt = store.requests_with_events(EVERYTHING, before_micros=time_micros + 1)
+    return int(learnt[-1]) if len(learnt) else 0
 
 
 def _repeat_verdict(last: Round | None, serving: str) -> None:
