@@ -414,6 +414,52 @@ def test_round_that_another_bundle_overtook_is_given_up(
     assert (found.turn.base, found.turn.after) == (made.release, 120)
 
 
+def test_open_round_goes_on_without_a_server_from_the_bundle_that_it_began_with(
+    world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_bundle(world.bundle)
+    server = FakeServer(first.release)
+    turn(server=server)
+    server.serves = first.release
+    world.tell(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "learn", _dies)
+        with pytest.raises(Killed):
+            turn(server=server)
+    bases = []
+    real = module.learn
+
+    def learn(base: Any, *arguments: Any, **options: Any) -> Any:
+        bases.append(base)
+        return real(base, *arguments, **options)
+
+    monkeypatch.setattr(module, "learn", learn)
+
+    found = turn()
+
+    assert found.turn is not None
+    assert (found.turn.number, found.turn.base) == (2, first.release)
+    (base,) = bases
+    ours, theirs = (item.stages[2].plan.model.module for item in (base, first.blueprint))
+    assert weights_fingerprint(ours) == weights_fingerprint(theirs)
+
+
+def test_open_round_whose_first_bundle_is_gone_is_refused(
+    world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = turn().turn
+    world.tell(20)
+    monkeypatch.setattr(module, "learn", _dies)
+    with pytest.raises(Killed):
+        turn()
+    assert made is not None
+    shutil.rmtree(made.bundle)
+
+    message = f"must hold the bundle that round 2 began with, release {made.release[:12]}, got none"
+    with pytest.raises(ConfigError, match=message):
+        turn()
+
+
 def test_unknown_release_of_the_server_is_refused(
     world: Any, turn: Callable[..., Refreshed]
 ) -> None:

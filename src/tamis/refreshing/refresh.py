@@ -98,7 +98,8 @@ def refresh(
         observer: Draws the progress of trainings.
 
     Raises:
-        ConfigError: No bundle has ever served with the store, or that of the server is not there.
+        ConfigError: No bundle has ever served with the store, or that of the server, or of the
+            round that goes on, is not there.
         DataError: The events of the round do not suffice to learn from, now or when it was last
             tried and too few have come since.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
@@ -157,17 +158,25 @@ def _check_place(bundle: Path, store: Store) -> None:
 
 
 def _serving(bundle: Path, ledger: Ledger, server: Server | None) -> Bundle:
-    """What the next round begins from."""
-    if server is None:
-        done = [turn for turn in ledger.rounds if turn.status in ("published", "live")]
-        return read_bundle(Path(done[-1].bundle) if done else bundle)
-    release = server.release()
+    """What the next round begins from, or what an open one has begun from."""
+    if server is not None:
+        return _beside(bundle, server.release(), "that the server serves")
+    last = ledger.last
+    if last is not None and last.status == "open":
+        # Not the newest one if a server had been rolled back when the round began.
+        return _beside(bundle, last.base, f"that round {last.number} began with")
+    done = [turn for turn in ledger.rounds if turn.status in ("published", "live")]
+    return read_bundle(Path(done[-1].bundle) if done else bundle)
+
+
+def _beside(bundle: Path, release: str, which: str) -> Bundle:
+    folder = bundle.resolve().parent
     try:
-        return take_bundle(bundle.resolve().parent, release)
+        return take_bundle(folder, release)
     except RefusedError as error:
         raise ConfigError(
-            f"{bundle.resolve().parent}: must hold the bundle that the server serves, release "
-            f"{release[:12]}, got none of it. Name a bundle in the server's folder of bundles."
+            f"{folder}: must hold the bundle {which}, release {release[:12]}, got none of it. Put "
+            f"it there, or name a bundle in the folder where it is."
         ) from error
 
 
@@ -182,7 +191,7 @@ def _unfinished(ledger: Ledger, serving: str, *, has_server: bool) -> Round | No
         if serving == turn.release:
             # It was killed between the server's answer and the ledger.
             return ledger.update(status="live")
-    if has_server and serving != turn.base:
+    if serving != turn.base:
         ledger.update(status="overtaken")
         return None
     return turn
