@@ -86,6 +86,21 @@ def test_refusal_is_an_error_without_the_token(
     assert "secret" not in str(got.value)
 
 
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("secret-secret-secret\n", "TAMIS_TOKEN: must be of ASCII letters, digits and signs"),
+        ("secret-secret secret", "TAMIS_TOKEN: must be of ASCII letters, digits and signs"),
+        ("secret-secret-secrét", "TAMIS_TOKEN: must be of ASCII letters, digits and signs"),
+        ("secret", "TAMIS_TOKEN: must have at least 16 characters, got 6"),
+    ],
+)
+def test_token_that_no_server_has_is_refused_unquoted(token: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as got:
+        Server("http://127.0.0.1:9", token=token)
+    assert "secret" not in str(got.value)
+
+
 def test_server_that_is_away_is_an_error() -> None:
     with pytest.raises(ServerError, match=r"http://127.0.0.1:9: must be a server that can be reac"):
         Server("http://127.0.0.1:9").release()

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tamis.errors import ConfigError, ServerError
+from tamis.serving.guard import check_secret
 
 _TIMEOUT_S = 600.0
 """A change of the bundle reads and warms up the new one before it is answered."""
@@ -23,13 +24,18 @@ class Server:
             token: Secret that the server asks for; empty: none.
 
         Raises:
-            ConfigError: It is no address of HTTP.
+            ConfigError: It is no address of HTTP, or the token is none that a server has.
         """
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise ConfigError(
                 "server: must be an address such as http://127.0.0.1:8000, got another text. Give "
                 "what tamis serve printed."
+            )
+        if token:
+            # Else the HTTP client would refuse it, and quote it.
+            check_secret(
+                token, where="TAMIS_TOKEN", advice="Give the token that tamis serve was given."
             )
         self._address, self._token, self._parts = address, token, parts
 

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from tamis.errors import ConfigError
 from tamis.serving.refused import RefusedError
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+_FEWEST_CHARACTERS = 16
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 _Message = MutableMapping[str, Any]
@@ -90,6 +92,30 @@ class Guard:
             raise RefusedError(
                 421, "header.host", f"must be one of {', '.join(self._hosts)}. Call it by that."
             )
+
+
+def check_secret(secret: str, *, where: str, advice: str) -> None:
+    """Refuse a token that no server takes, without a word of it.
+
+    Args:
+        secret: The token.
+        where: Where it was given, for the message.
+        advice: What to do, for the message.
+
+    Raises:
+        ConfigError: It is too short, or a header cannot hold it.
+    """
+    if len(secret) < _FEWEST_CHARACTERS:
+        raise ConfigError(
+            f"{where}: must have at least {_FEWEST_CHARACTERS} characters, got {len(secret)}. "
+            f"{advice}"
+        )
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        # In a header it would arrive as another, and nobody could ever be let in.
+        raise ConfigError(
+            f"{where}: must be of ASCII letters, digits and signs, got a blank or another "
+            f"character, such as a line end. {advice}"
+        )
 
 
 class Token:
