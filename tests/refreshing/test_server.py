@@ -1,6 +1,7 @@
 """What is said to a server over HTTP, and what its refusals become."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -101,13 +102,49 @@ def test_token_that_no_server_has_is_refused_unquoted(token: str, message: str) 
     assert "secret" not in str(got.value)
 
 
-def test_server_that_is_away_is_an_error() -> None:
-    with pytest.raises(ServerError, match=r"http://127.0.0.1:9: must be a server that can be reac"):
-        Server("http://127.0.0.1:9").release()
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://127..1", "http://127.0.0.1/ä"])
+def test_server_that_is_away_is_an_error(address: str) -> None:
+    message = re.escape(f"{address}: must be a server that can be reached")
+    with pytest.raises(ServerError, match=message):
+        Server(address).release()
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:8000", "ftp://x", "http://", "http://user:password@x", ""]
+    ("address", "expected"),
+    [
+        ("http://[::1]", ("::1", 80)),
+        ("https://[::1]", ("::1", 443)),
+        ("http://[::1]:8000", ("::1", 8000)),
+    ],
+)
+def test_port_is_that_of_the_address_or_of_its_scheme(
+    address: str, expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def connect(place: Any, *arguments: object) -> None:
+        asked.append(place)
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+
+    with pytest.raises(ServerError):
+        Server(address).release()
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:8000",
+        "ftp://x",
+        "http://",
+        "http://user:password@x",
+        "",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:password",
+        "http://[::1",
+    ],
 )
 def test_other_addresses_are_refused_unquoted(address: str) -> None:
     with pytest.raises(ConfigError, match="server: must be an address such as http") as got:

@@ -26,7 +26,12 @@ class Server:
         Raises:
             ConfigError: It is no address of HTTP, or the token is none that a server has.
         """
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+            port = parts.port
+        except ValueError:
+            # It quotes the address, which may hold a password.
+            parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise ConfigError(
                 "server: must be an address such as http://127.0.0.1:8000, got another text. Give "
@@ -38,6 +43,8 @@ class Server:
                 token, where="TAMIS_TOKEN", advice="Give the token that tamis serve was given."
             )
         self._address, self._token, self._parts = address, token, parts
+        # Without one the HTTP client would take the end of an IPv6 address for it.
+        self._port = (443 if parts.scheme == "https" else 80) if port is None else port
 
     def release(self) -> str:
         """The release that serves.
@@ -65,13 +72,13 @@ class Server:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         assert self._parts.hostname is not None
-        connection = kind(self._parts.hostname, self._parts.port, timeout=_TIMEOUT_S)
+        connection = kind(self._parts.hostname, self._port, timeout=_TIMEOUT_S)
         try:
             text = None if body is None else json.dumps(body)
             connection.request(method, self._parts.path.rstrip("/") + path, text, headers)
             answer = connection.getresponse()
             status, said = answer.status, _read(answer.read())
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise ServerError(
                 f"{self._address}: must be a server that can be reached, got "
                 f"{getattr(error, 'strerror', None) or type(error).__name__}. Start it, or leave "
