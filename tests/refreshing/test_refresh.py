@@ -280,6 +280,30 @@ def test_worse_bundle_is_refused_and_the_verdict_stands_until_something_is_new(
     assert (again.turn.number, again.turn.after, again.turn.until) == (2, 0, 175)
 
 
+def test_refused_round_is_published_once_the_tolerance_is_raised(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    server = FakeServer(read_bundle(world.bundle).release)
+    harmful = replace(
+        LOOSE, settings=("training.batch_size=64", "optimizer.dense_lr=100", "training.patience=1")
+    )
+    with pytest.raises(RefreshRefusedError, match="or raise --tolerance"):
+        turn(harmful, server=server)
+    (refused,) = Ledger(world.work).rounds
+
+    # Runs of the round go on with their own settings only; that leaves the verdict as it is.
+    with pytest.raises(ConfigError):
+        turn(replace(LOOSE, tolerance=1e9), server=server)
+    assert Ledger(world.work).rounds == (refused,)
+
+    found = turn(replace(harmful, tolerance=1e9), server=server)
+
+    assert found.outcome == "live"
+    assert found.turn is not None
+    assert (found.turn.number, found.turn.losses) == (1, refused.losses)
+    assert server.serves == found.turn.release
+
+
 def test_round_whose_events_do_not_suffice_fails_until_a_wider_one_begins(
     world: Any, turn: Callable[..., Refreshed]
 ) -> None:

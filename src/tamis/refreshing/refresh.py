@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -103,7 +103,7 @@ def refresh(
         DataError: The events of the round do not suffice to learn from, now or when it was last
             tried and too few have come since.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
-            last tried and nothing has come since.
+            last tried, too few have come since and the tolerance is as strict.
         RunInUseError: Another process refreshes in this folder.
         ServerError: The server cannot be reached, or refuses.
         TamisError: As reading the store, training and publishing do.
@@ -115,11 +115,13 @@ def refresh(
         turn = _unfinished(ledger, serving.release, has_server=server is not None)
         if turn is None:
             turn, fresh = _new_round(ledger, serving, store, settings)
-            if turn is None:
-                _repeat_verdict(ledger.last, serving.release)
-                return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
-            ledger.add(turn)
-            _remove_rounds(work, but=turn.number)
+            if turn is not None:
+                ledger.add(turn)
+                _remove_rounds(work, but=turn.number)
+            else:
+                turn = _judged_again(ledger.last, serving.release, settings)
+                if turn is None:
+                    return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
         say(f"round {turn.number}: requests {turn.after + 1} to {turn.until} of the store")
         if turn.status == "open":
             turn = _learn(ledger, turn, bundle, serving, store, work, settings, say, observer)
@@ -233,13 +235,24 @@ def _learnt_until(ledger: Ledger, serving: Bundle, store: Store) -> int:
     return int(learnt[-1]) if len(learnt) else 0
 
 
-def _repeat_verdict(last: Round | None, serving: str) -> None:
+def _judged_again(last: Round | None, serving: str, settings: RefreshSettings) -> Round | None:
+    """The newest round, at work again, if it was refused and the tolerance has been raised.
+
+    The ledger keeps the refusal until the round is published.
+
+    Raises:
+        DataError: Its events did not suffice.
+        RefreshRefusedError: It was refused, and would be again.
+    """
     if last is None or last.base != serving:
-        return
+        return None
     if last.status == "failed":
         raise _failed(last)
-    if last.status == "refused":
+    if last.status != "refused":
+        return None
+    if not _is_accepted(last, settings):
         raise _refused(last)
+    return replace(last, status="open")
 
 
 def _learn(
@@ -264,8 +277,7 @@ def _learn(
         # Its logs stay as they are, so it would fail in this way whenever it was tried again.
         raise _failed(ledger.update(status="failed", problem=str(error))) from error
     turn = ledger.update(losses=learnt.losses)
-    worst = _worst(turn)
-    if worst is None or not worst.refreshed <= worst.serving * (1 + settings.tolerance):
+    if not _is_accepted(turn, settings):
         raise _refused(ledger.update(status="refused"))
     if not turn.bundle:
         # Noted before it is written, so that a bundle found there is known to be this one.
@@ -361,6 +373,11 @@ def _worst(turn: Round) -> _Total | None:
         key=lambda total: (total.refreshed - total.serving) / max(total.serving, 1e-12),
         default=None,
     )
+
+
+def _is_accepted(turn: Round, settings: RefreshSettings) -> bool:
+    worst = _worst(turn)
+    return worst is not None and worst.refreshed <= worst.serving * (1 + settings.tolerance)
 
 
 def _failed(turn: Round) -> DataError:
