@@ -211,6 +211,37 @@ def test_mismatch_of_the_split_is_reported_with_the_result() -> None:
     assert math.isnan(conversion.lift)
 
 
+@pytest.mark.parametrize(
+    ("numerator", "denominator"),
+    [
+        # One click in either arm, one of which converted.
+        ([1, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0]),
+        # One click of the treatment, several of the control.
+        ([1, 0, 2, 0, 0, 0], [2, 2, 2, 1, 0, 0]),
+        # Nothing of the treatment.
+        ([1, 0, 2, 0, 0, 0], [2, 2, 2, 2, 2, 1]),
+        # No event of one arm, and events of the other that cancel out.
+        ([1, 0, -1, 0, 0, 0], [1, 1, 1, 1, 1, 1]),
+        # One ratio of all users, whose mean is rounded.
+        ([0.1, 0.1, 0.1, 1, 2, 3], [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_difference_from_an_arm_without_spread_is_not_certain(
+    numerator: list[float], denominator: list[float]
+) -> None:
+    treated = np.array([False, False, False, True, True, True])
+
+    for arm in (treated, ~treated):
+        found = arm_difference("rate", arm, numerator, denominator)
+
+        assert not found.is_significant
+        values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+        assert values["difference"] == found.difference
+        assert not values["is_significant"]
+        unknown = ("standard_error", "lower", "upper", "p_value", "lift", "lift_lower")
+        assert [values[name] for name in unknown] == [None] * len(unknown)
+
+
 def test_json_of_a_difference_is_strict() -> None:
     value = compare_arms(hand_totals()).differences[3]
     values = json.loads(json.dumps(value.to_json(), allow_nan=False))

@@ -257,7 +257,7 @@ def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> Non
     looks = [
         totals([3, 1, 1, 2], [0, 1, 0, 0]),
         totals([6, 2, 2, 4], [1, 1, 0, 1]),
-        totals([9, 6, 5, 5], [1, 1, 2, 1]),
+        totals([9, 6, 4, 6], [1, 1, 2, 1]),
     ]
 
     value = guard(looks, "value_per_user", smallest=0.5)
@@ -269,7 +269,7 @@ def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> Non
     # have a mean with error |x - y| / 2.
     expected = always_valid_looks(
         [0.5, 0.5, 5 / 6],
-        [np.hypot(1, 0.5), np.hypot(1, 0.5), 0.5],
+        [np.hypot(1, 0.5), np.hypot(1, 0.5), np.hypot(1.5, 1) / 3],
         mixture_sd=0.5,
     )
     np.testing.assert_allclose(value.looks.lower, expected.lower, rtol=1e-12)
@@ -278,6 +278,33 @@ def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> Non
     # The control has no hide on the first day, and nobody has a settled click.
     assert hides.days.tolist() == [2, 3]
     assert guard(looks, "conversion_rate", smallest=0.1) is None
+
+
+def test_guard_leaves_out_looks_at_which_an_arm_shows_no_error() -> None:
+    def totals(settled: list[float], conversions: list[float]) -> UserTotals:
+        clicks = np.array(settled)
+        return UserTotals(
+            is_treated=np.array([True, True, False, False]),
+            impressions=np.full(4, 5.0),
+            clicks=clicks,
+            settled_clicks=clicks,
+            conversions=np.array(conversions),
+            hides=np.zeros(4),
+            value=np.zeros(4),
+        )
+
+    # One click in either arm, which converts; then one arm with two clicks; then both.
+    looks = [
+        totals([1, 0, 1, 0], [1, 0, 1, 0]),
+        totals([1, 1, 1, 0], [1, 0, 1, 0]),
+        totals([1, 1, 1, 1], [1, 0, 1, 0]),
+    ]
+
+    found = guard(looks, "conversion_rate", smallest=0.01)
+
+    assert found is not None
+    assert found.days.tolist() == [3]
+    assert guard(looks[:2], "conversion_rate", smallest=0.01) is None
 
 
 def test_value_per_request_is_that_of_the_log(same: tuple[LiveMarket, AbTest]) -> None:

@@ -100,6 +100,16 @@ def test_lift_over_nothing_is_left_out_and_the_difference_stays(changes: dict[st
     assert "from +0.05 to +0.15; lift -" in render(record)
 
 
+def test_difference_without_an_error_has_neither_interval_nor_verdict() -> None:
+    unknown = dict.fromkeys(("lower", "upper", "p_value", "lift", "lift_lower", "lift_upper"))
+    found = _difference(**unknown, is_significant=False)
+    record = _record(differences=dict.fromkeys(METRICS, found))
+
+    assert difference_table(record)[1][0][3:] == ["+0.1", "-", "-"]
+    assert "interval not known; lift -" in render(record)
+    assert verdict(record) == "too few events to compare total value a request"
+
+
 def test_metric_that_could_not_be_compared_is_left_out() -> None:
     differences = {name: _difference() for name in METRICS if name != "conversion_rate"}
 

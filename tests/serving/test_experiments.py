@@ -177,6 +177,33 @@ def test_estimate_is_that_of_what_users_did(
     assert metrics["value_per_user"]["guarded"] is not None
 
 
+def test_single_impressions_of_the_arms_are_not_certain(
+    client: Any, body: dict[str, Any], releases: tuple[str, str]
+) -> None:
+    plan = {**body, "smallest": {"click_rate": 0.05}}
+    client.post("/v1/admin/experiments/one", json=plan).raise_for_status()
+    seen = set()
+    for user in USERS:
+        answer = _rank(client, user, request_id=f"of {user}")
+        if answer["release"] in seen:
+            continue
+        seen.add(answer["release"])
+        kinds = ["impression", *["click"] * (answer["release"] == releases[1])]
+        events = [
+            {"event_id": f"{user} {kind}", "kind": kind, "ad": answer["ads"][0]["ad"],
+             "user": user, "request_id": f"of {user}"}
+            for kind in kinds
+        ]  # fmt: skip
+        client.post("/v1/events", json={"events": events}).raise_for_status()
+
+    clicks = client.get("/v1/experiments/one").json()["metrics"][0]
+
+    assert clicks["metric"] == "click_rate"
+    assert clicks["difference"]["difference"] == {"value": 1.0, "lower": None, "upper": None}
+    assert (clicks["difference"]["p_value"], clicks["difference"]["lift"]) == (None, None)
+    assert clicks["guarded"] is None
+
+
 def test_arms_have_the_same_ads(client: Any, body: dict[str, Any]) -> None:
     client.post("/v1/admin/experiments/one", json=body).raise_for_status()
     ad = {"bid": 1e6, "advertiser": "me", "popularity": 1e6}

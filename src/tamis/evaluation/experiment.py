@@ -57,7 +57,11 @@ class UserTotals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmDifference:
-    """Treatment minus control on one metric, with its uncertainty."""
+    """Treatment minus control on one metric, with its uncertainty.
+
+    All but the difference is nan where the error of an arm is not known, unless neither arm shows
+    any and they do not differ.
+    """
 
     metric: str
     """Name of the metric."""
@@ -76,7 +80,7 @@ class ArmDifference:
     p_value: float
     """Two-sided: chance of a difference this large when there is none. For one look only."""
     lift: float
-    """Difference over the control, where 0.01 is 1 %; nan unless the control is above 0."""
+    """Difference over the control, where 0.01 is 1 %; nan too unless the control is above 0."""
     lift_lower: float
     """Lower end of the interval of the lift."""
     lift_upper: float
@@ -86,7 +90,7 @@ class ArmDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the p-value is below one minus the confidence."""
+        """Whether the p-value is known and below one minus the confidence."""
         return self.p_value < 1.0 - self.confidence
 
     def to_json(self) -> dict[str, Any]:
@@ -95,20 +99,19 @@ class ArmDifference:
         Returns:
             All fields with ``is_significant``; None stands for nan.
         """
-        has_lift = not math.isnan(self.lift)
         return {
             "metric": self.metric,
             "control": self.control.to_json(),
             "treatment": self.treatment.to_json(),
             "difference": self.difference,
-            "standard_error": self.standard_error,
-            "lower": self.lower,
-            "upper": self.upper,
-            "p_value": self.p_value,
+            "standard_error": _known(self.standard_error),
+            "lower": _known(self.lower),
+            "upper": _known(self.upper),
+            "p_value": _known(self.p_value),
             "is_significant": self.is_significant,
-            "lift": self.lift if has_lift else None,
-            "lift_lower": self.lift_lower if has_lift else None,
-            "lift_upper": self.lift_upper if has_lift else None,
+            "lift": _known(self.lift),
+            "lift_lower": _known(self.lift_lower),
+            "lift_upper": _known(self.lift_upper),
             "confidence": self.confidence,
         }
 
@@ -276,6 +279,10 @@ def arm_difference(
     and treatment t the difference has variance se_t^2 + se_c^2, and the lift t / c - 1 has
     (se_t / c)^2 + (t se_c / c^2)^2: the noise of the control widens it.
 
+    An arm all of whose users have one ratio, such as a single click or no conversion at all, shows
+    no error, which is not an error of 0: the error, the intervals and the p-value of the difference
+    are nan, unless both arms are so and alike.
+
     Args:
         metric: Name of the metric, for the result.
         is_treated: (U,) arm of each user.
@@ -311,9 +318,12 @@ def arm_difference(
     )
     difference = treatment.value - control.value
     error = math.hypot(treatment.standard_error, control.standard_error)
+    spreads = [_has_spread(control), _has_spread(treatment)]
+    if not all(spreads) and (any(spreads) or difference != 0.0):
+        error = float("nan")
     half = normal_quantile(confidence) * error
     lift = lift_half = float("nan")
-    if control.value > 0.0:
+    if control.value > 0.0 and not math.isnan(error):
         ratio = treatment.value / control.value
         lift = ratio - 1.0
         lift_error = math.hypot(treatment.standard_error, ratio * control.standard_error)
@@ -389,6 +399,15 @@ def _arm_ratio(
             f"{metric}, got {top.size} users with sum {float(bottom.sum())!r}. Wait for more data."
         )
     return ratio_of_sums(top, bottom, confidence=confidence)
+
+
+def _has_spread(arm: Estimate) -> bool:
+    # Users with one ratio leave the rounding of float64 at most, of relative size 1e-16.
+    return arm.standard_error > 1e-12 * abs(arm.value)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _events(name: str, values: ArrayLike, size: int) -> NDArray[np.float64]:

@@ -82,8 +82,8 @@ class GuardedMetric:
     """One metric at the daily looks, safe to read at each of them."""
 
     days: NDArray[np.int64]
-    """(L,) days since the start of the test at each look; the first days are left out until the
-    metric has an event in both arms."""
+    """(L,) days since the start of the test at each look; days on which the difference has no error
+    yet are left out, such as those before an event in both arms."""
     looks: SequentialLooks
     """Intervals and p-values of treatment minus control."""
 
@@ -113,7 +113,7 @@ class AbTest:
     """Total value per request over all assigned users, with users as units. Who comes how often
     adds noise to the value per user, not to this."""
     guarded: Mapping[ExperimentMetric, GuardedMetric | None]
-    """The metrics that were looked at daily; None where no day had an event in both arms. Only
+    """The metrics that were looked at daily; None where the difference had an error on no day. Only
     conversions known at the look count. Value is per user and day here, so that a longer test has
     no larger difference to find."""
     control_losses: StageLosses | None
@@ -340,19 +340,22 @@ def guard(
         confidence: Coverage over all looks, in (0, 1).
 
     Returns:
-        The metric from the first day on that has an event in both arms; None if none has.
+        The metric on the days on which its difference has an error, as after events in both arms;
+        None if there is no such day.
     """
     days, differences, errors = [], [], []
     for day, totals in enumerate(at_looks, start=1):
         top, bottom = totals.ratio(metric)
         arms = (totals.is_treated, ~totals.is_treated)
-        # An arm without events has no error, and without a denominator no rate.
-        if not all(top[arm].any() and bottom[arm].any() for arm in arms):
+        if not all(bottom[arm].any() for arm in arms):
             continue
         per_day = day if metric == "value_per_user" else 1
         difference = arm_difference(
             metric, totals.is_treated, top / per_day, bottom, confidence=confidence
         )
+        # nan with an arm without events, and 0 where nothing has happened in either.
+        if not difference.standard_error > 0.0:
+            continue
         days.append(day)
         differences.append(difference.difference)
         errors.append(difference.standard_error)

@@ -20,7 +20,8 @@ _ARMS = ("control", "treatment")
 _DIFFERENCES_LEAD = (
     "Users are the units; intervals hold 95 %. Each p-value stands alone: where nothing differs, "
     "each metric still falls below .05 once in 20 tests, so that of five metrics one often does. "
-    "The lift is the difference over the control, where that is clearly above 0."
+    "The lift is the difference over the control, where that is clearly above 0. A difference has "
+    "neither interval nor p-value while all users of an arm have one rate, such as none."
 )
 _LOOKS_LEAD = (
     "Treatment minus control after each day, counted from the first day of the test. The 95 % "
@@ -85,6 +86,8 @@ def verdict(record: Mapping[str, Any]) -> str:
     if record["sample_ratio"]["is_mismatch"]:
         return "the arms have other shares of the users than planned: trust no difference"
     found = record["differences"]["value_per_request"]
+    if found["p_value"] is None:
+        return "too few events to compare total value a request"
     if not found["is_significant"]:
         return "no certain difference in total value a request"
     more = "more" if found["difference"] > 0 else "less"
@@ -111,7 +114,7 @@ def difference_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[st
         if found is None:
             continue
         values = [f"{found[arm]['value']:.4g}" for arm in _ARMS]
-        rows.append([words, *values, _difference(found), _lift(found), f"{found['p_value']:.2g}"])
+        rows.append([words, *values, _difference(found), _lift(found), _p_value(found)])
     return ["metric", *_ARMS, "difference", "lift", "p"], rows
 
 
@@ -145,7 +148,14 @@ def fallback_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    return f"{found['difference']:+.3g} [{found['lower']:+.3g}, {found['upper']:+.3g}]"
+    difference = f"{found['difference']:+.3g}"
+    if found["lower"] is None:
+        return difference
+    return f"{difference} [{found['lower']:+.3g}, {found['upper']:+.3g}]"
+
+
+def _p_value(found: Mapping[str, Any]) -> str:
+    return "-" if found["p_value"] is None else f"{found['p_value']:.2g}"
 
 
 def _lift(found: Mapping[str, Any]) -> str:
@@ -155,12 +165,17 @@ def _lift(found: Mapping[str, Any]) -> str:
 
 def _headline(record: Mapping[str, Any]) -> list[page.Card]:
     found, ratio = record["differences"]["value_per_request"], record["sample_ratio"]
+    interval = (
+        "interval not known"
+        if found["lower"] is None
+        else f"from {found['lower']:+.3g} to {found['upper']:+.3g}"
+    )
     return [
-        page.Card(name="verdict", value=verdict(record), note=f"p = {found['p_value']:.2g}"),
+        page.Card(name="verdict", value=verdict(record), note=f"p = {_p_value(found)}"),
         page.Card(
             name="total value a request",
             value=f"{found['difference']:+.3g}",
-            note=f"from {found['lower']:+.3g} to {found['upper']:+.3g}; lift {_lift(found)}",
+            note=f"{interval}; lift {_lift(found)}",
         ),
         page.Card(
             name="users",

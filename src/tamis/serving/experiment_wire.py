@@ -44,6 +44,14 @@ class EstimateBody(Body):
     upper: float
 
 
+class ChangeBody(Body):
+    """Treatment minus control."""
+
+    value: float
+    lower: float | None = Field(description="Null: not known while an arm's users have one rate.")
+    upper: float | None
+
+
 class GuardedBody(Body):
     """An interval that holds however often one looks."""
 
@@ -57,9 +65,11 @@ class DifferenceBody(Body):
 
     control: EstimateBody
     treatment: EstimateBody
-    difference: EstimateBody
-    lift: EstimateBody | None = Field(description="Over the control; null: that is 0.")
-    p_value: float
+    difference: ChangeBody
+    lift: EstimateBody | None = Field(
+        description="Over the control; null: that is 0, or the interval is not known."
+    )
+    p_value: float | None = Field(description="Null: as the interval.")
 
 
 class LookBody(Body):
@@ -161,12 +171,18 @@ def _difference(found: ArmDifference) -> DifferenceBody:
     return DifferenceBody(
         control=_estimate(found.control),
         treatment=_estimate(found.treatment),
-        difference=EstimateBody(value=found.difference, lower=found.lower, upper=found.upper),
+        difference=ChangeBody(
+            value=found.difference, lower=_known(found.lower), upper=_known(found.upper)
+        ),
         lift=None
         if math.isnan(found.lift)
         else EstimateBody(value=found.lift, lower=found.lift_lower, upper=found.lift_upper),
-        p_value=found.p_value,
+        p_value=_known(found.p_value),
     )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _estimate(found: Estimate) -> EstimateBody:

@@ -278,8 +278,7 @@ def _look_at(metric: ExperimentMetric, totals: UserTotals, plan: Experiment, day
     guarded = None
     smallest = plan.smallest.get(metric)
     # An arm without events has no error yet, and the sequence of looks begins after it.
-    has_events = all(top[arm].any() for arm in (totals.is_treated, ~totals.is_treated))
-    if smallest is not None and has_events and found.standard_error > 0:
+    if smallest is not None and found.standard_error > 0:
         # A value that grows with every day has no difference that a test could be built for.
         per = days if metric == "value_per_user" else 1.0
         guarded = always_valid_looks(

@@ -148,6 +148,21 @@ def test_page_tells_where_the_gain_comes_from() -> None:
     assert "| +65.0% | full wins after day 2 |" in page
 
 
+def test_test_without_an_error_has_no_interval_and_no_claim_over_users() -> None:
+    rows = [_row(seed, 0.03) for seed in range(3)]
+    unknown = dict.fromkeys(("standard_error", "lower", "upper", "lift"))
+    rows[1]["tests"]["baseline"]["differences"]["value_per_request"] |= unknown
+    columns, display = ROWS.display(rows)
+    claims = ROWS.claims(rows)
+    payload = {"table": "t", "command": "c", "rows": rows, "claims": claims}
+
+    assert [claim["claim"].split()[-3] for claim in claims] == [
+        "baseline,", "popularity,", "popularity,"
+    ]  # fmt: skip
+    page = ROWS.markdown(payload, columns, display)
+    assert "| baseline | 1 | +0.0300 |  | no difference yet |" in page
+
+
 def test_a_rival_can_win() -> None:
     rows = [_row(seed, -0.15) for seed in range(3)]
     for row in rows:

@@ -87,7 +87,8 @@ class AbRows:
                     0.0,
                 )
             )
-            claims.append(_pooled_claim(rival, found))
+            if all(item["standard_error"] is not None for item in found):
+                claims.append(_pooled_claim(rival, found))
         return claims
 
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -154,10 +155,10 @@ def _tests_of(rows: Sequence[Row]) -> list[str]:
             test = row["tests"][rival]
             found, guard = test["differences"][_VALUE], test["guarded"]["value_per_user"]
             lift = "" if found["lift"] is None else f"{found['lift']:+.1%}"
-            lines.append(
-                f"| {rival} | {row['seed']} | {found['difference']:+.4f} "
-                f"[{found['lower']:+.4f}, {found['upper']:+.4f}] | {lift} | {_verdict(guard)} |"
-            )
+            difference = f"{found['difference']:+.4f}"
+            if found["lower"] is not None:
+                difference += f" [{found['lower']:+.4f}, {found['upper']:+.4f}]"
+            lines.append(f"| {rival} | {row['seed']} | {difference} | {lift} | {_verdict(guard)} |")
     return lines
 
 
