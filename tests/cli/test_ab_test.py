@@ -47,13 +47,13 @@ def bundles(_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("bundles")
 def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, Any]]) -> None:
     found = tamis_json(
-        "ab-test", "popular", "ranked", *_MARKET, "--first-day", "12", "--judge-every", "5"
+        "ab-test", "popular", "ranked", *_MARKET, "--first-day", "13", "--judge-every", "5"
     )
 
     assert (found["command"], found["out"]) == ("ab-test", "ab-tests/ranked-1")
     record = json.loads(Path("ab-tests/ranked-1/ab-test.json").read_text())
     assert {name: found[name] for name in record} == record
-    assert (record["first_day"], record["days"]) == (12, 2)
+    assert (record["first_day"], record["days"]) == (13, 1)
     assert {arm: told["name"] for arm, told in record["arms"].items()} == {
         "control": "popular",
         "treatment": "ranked",
@@ -73,7 +73,7 @@ def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, A
 @pytest.mark.usefixtures("bundles")
 def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result]) -> None:
     result = tamis(
-        "ab-test", "popular", "popular", *_MARKET, "--first-day", "12", "--days", "1",
+        "ab-test", "popular", "popular", *_MARKET, "--first-day", "13", "--days", "1",
         "--judge-every", "1000", "--out", "here",
     )  # fmt: skip
 
@@ -90,19 +90,20 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("popular", "other", *_MARKET, "--first-day", "12"), "must weigh total value alike"),
+        (("popular", "other", *_MARKET, "--first-day", "13"), "must weigh total value alike"),
         (("popular", "ranked", *_MARKET, "--first-day", "14"), "must be some of the market's 14"),
-        (("quality", "quality", *_MARKET, "--first-day", "12"), "got 'worth'"),
+        (("quality", "quality", *_MARKET, "--first-day", "13"), "got 'worth'"),
         (
-            ("popular", "ranked", *_MARKET, "--first-day", "5"),
-            "first_day: must come after the days that popular was trained on, the last of which is "
-            "day 11, got 5. Begin on day 12 or later.",
+            # Trained until day 11, and validated until day 12.
+            ("popular", "ranked", *_MARKET, "--first-day", "12"),
+            "first_day: must come after the days that popular learnt from or was validated on, the "
+            "last of which is day 12, got 12. Begin on day 13 or later.",
         ),
         (
             ("popular", "ranked", "--rows", "6000", "--seed", "5", "--first-day", "1"),
             "must be those of the market of 6,000 rows and seed 5",
         ),
-        (("popular", "nowhere", *_MARKET, "--first-day", "12"), "nowhere"),
+        (("popular", "nowhere", *_MARKET, "--first-day", "13"), "nowhere"),
     ],
 )
 @pytest.mark.usefixtures("bundles")

@@ -243,10 +243,55 @@ def test_publication_is_what_stands_on_disk(market_world: Path, tmp_path: Path) 
 
 
 def test_bundle_says_until_when_its_stages_were_trained(market_world: Path, tmp_path: Path) -> None:
-    times = Dataset.open(market_world / "data").split("train").role("time")
-    assert times is not None
+    # Popularity is counted on the validation split too, and runs chose their weights there.
+    last = _last_time(market_world, "valid")
     made = make_blueprint(_recipe(market_world))
     write_bundle(tmp_path / "bundle", made)
 
-    assert made.trained_until == times.max()
-    assert read_bundle(tmp_path / "bundle").blueprint.trained_until == times.max()
+    assert made.trained_until == last
+    assert read_bundle(tmp_path / "bundle").blueprint.trained_until == last
+
+
+@pytest.mark.parametrize(
+    ("splits", "last"),
+    [(("train",), "train"), (("train", "valid"), "valid"), (("train", "test"), "test")],
+)
+def test_bundle_has_learnt_from_the_splits_of_its_ads(
+    market_world: Path, splits: tuple[str, ...], last: str
+) -> None:
+    made = make_blueprint(
+        FunnelRecipe(
+            stages=(StageRecipe(name="popular", kind="popularity", keep=3),),
+            dataset=str(market_world / "data"),
+            ads=AdsRecipe(splits=splits),
+        )
+    )
+
+    assert made.trained_until == _last_time(market_world, last)
+
+
+def test_bundle_knows_what_a_run_learnt_from_whose_dataset_is_gone(
+    market_world: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "early"
+    shutil.copytree(market_world / "early", run)
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"]["path"] = str(tmp_path / "gone")
+    recipe = replace(_recipe(market_world, early=str(run)), ads=AdsRecipe(splits=("train",)))
+
+    # Later than the dataset of the funnel.
+    record["dataset"]["trained_until"] += 1
+    (run / "run.json").write_text(json.dumps(record))
+    assert make_blueprint(recipe).trained_until == _last_time(market_world, "valid") + 1
+
+    # As earlier versions wrote it.
+    del record["dataset"]["trained_until"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match="gone"):
+        make_blueprint(recipe)
+
+
+def _last_time(world: Path, split: str) -> int:
+    times = Dataset.open(world / "data").split(split).role("time")
+    assert times is not None
+    return int(times.max())

@@ -18,7 +18,9 @@ def ab_test(
     first_day: Annotated[
         int,
         typer.Option(
-            min=1, help="Day, from 0, on which the test begins, after those they learnt from."
+            min=1,
+            help="Day, from 0, on which the test begins, after those they learnt from and were "
+            "validated on.",
         ),
     ],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market.")] = 0,

@@ -310,10 +310,18 @@ class Dataset:
         """Folder of the fitted encoders."""
         return self.path / "encoders"
 
-    def trained_until(self) -> int | None:
-        """Time of the last training row, microseconds since 1970 UTC; None where rows have none."""
-        times = self.split("train").role("time") if "train" in self.split_names else None
-        return None if times is None else int(times.max())
+    def trained_until(self, splits: Sequence[str] = ("train", "valid")) -> int | None:
+        """Time of the last row that is learnt from, microseconds since 1970 UTC.
+
+        Args:
+            splits: What is learnt from; those without rows do not count. A training learns weights
+                from the first and chooses among them by the second.
+
+        Returns:
+            None where rows have no time.
+        """
+        times = [self.split(name).role("time") for name in self.split_names if name in splits]
+        return max((int(time.max()) for time in times if time is not None), default=None)
 
     def split(self, name: str) -> "Split":
         """A split by name.

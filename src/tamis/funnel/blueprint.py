@@ -69,8 +69,8 @@ class Blueprint:
     online: OnlineFeatures = field(default_factory=OnlineFeatures)
     """Fields that a server makes from events."""
     trained_until: int | None = None
-    """Time of the last row that a stage was trained on, microseconds since 1970 UTC; None: not
-    known."""
+    """Time of the last row that a stage or the ads were learnt from, validation included,
+    microseconds since 1970 UTC; None: not known."""
 
     def of_ads(self, inventory: Inventory) -> "Blueprint":
         """The same models around other ads, or around the same with other features.

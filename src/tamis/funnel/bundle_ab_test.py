@@ -54,9 +54,9 @@ def ab_test_bundles(
 
     Raises:
         ArtifactError: A folder is no bundle, or it is damaged.
-        ConfigError: A number is out of its range, a funnel was trained on a day of the test or
-            later, the funnels weigh total value differently, or they weigh what no simulated user
-            does. Bundles of earlier versions do not say until when they were trained.
+        ConfigError: A number is out of its range, a funnel learnt from a day of the test or later,
+            validation included, the funnels weigh total value differently, or they weigh what no
+            simulated user does. Bundles of earlier versions do not say until when they learnt.
         DataError: A bundle's ads are of another market, the market has not so many days, or an arm
             has no impression.
         SchemaError: A bundle reads fields that the market does not show.
@@ -121,8 +121,8 @@ def _check_learnt_before(path: Path, trained_until: int | None, first_day: int) 
     last = (trained_until - START_MICROS) // (24 * HOUR_MICROS)
     if last >= first_day:
         raise ConfigError(
-            f"first_day: must come after the days that {path} was trained on, the last of which is "
-            f"day {last}, got {first_day}. Begin on day {last + 1} or later."
+            f"first_day: must come after the days that {path} learnt from or was validated on, the "
+            f"last of which is day {last}, got {first_day}. Begin on day {last + 1} or later."
         )
 
 

@@ -96,19 +96,20 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
         stages=stages,
         reserve=recipe.reserve,
         online=recipe.online,
-        trained_until=_trained_until(dataset, runs),
+        trained_until=_trained_until(dataset, recipe.ads.splits, runs),
     )
 
 
-def _trained_until(dataset: Dataset, runs: Sequence[Path]) -> int | None:
-    """Last time of the training rows of the funnel's dataset and of the stages', if still there."""
-    datasets = [dataset]
+def _trained_until(dataset: Dataset, splits: Sequence[str], runs: Sequence[Path]) -> int | None:
+    """Last time of what encoders and ads are made of, and of what the stages were trained on."""
+    times = [dataset.trained_until(("train", *splits))]
     for run in runs:
-        path = _dataset_of(run)
-        if path != dataset.path.resolve() and artifacts.kind_of(path) == "dataset":
-            datasets.append(Dataset.open(path))
-    times = [until for item in datasets if (until := item.trained_until()) is not None]
-    return max(times, default=None)
+        record = artifacts.read_json(run / "run.json")["dataset"]
+        if "trained_until" in record:
+            times.append(record["trained_until"])
+        else:  # a run of an earlier version
+            times.append(_own_dataset(run, why="say until when it was trained").trained_until())
+    return max((time for time in times if time is not None), default=None)
 
 
 def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
@@ -166,13 +167,18 @@ def _calibration(
     if stage.calibration is None:
         return UNCALIBRATED
     run = Path(stage.run)
+    dataset = _own_dataset(run, why="calibrate its predictions")
+    return fit_calibration(run, dataset, inventory, method=stage.calibration, head=head)
+
+
+def _own_dataset(run: Path, *, why: str) -> Dataset:
     dataset = Dataset.open(_dataset_of(run))
     if dataset.fingerprint != artifacts.read_json(run / "run.json")["dataset"]["fingerprint"]:
         raise DataError(
-            f"{dataset.path}: must be the dataset of {run} to calibrate its predictions, got "
-            f"another in its place. Put it back, or leave calibration out."
+            f"{dataset.path}: must be the dataset of {run} to {why}, got another in its place. "
+            f"Put it back, or train anew."
         )
-    return fit_calibration(run, dataset, inventory, method=stage.calibration, head=head)
+    return dataset
 
 
 def _dataset_of(run: Path) -> Path:

@@ -172,6 +172,8 @@ def open_run(
             # Absolute, so that the run can be evaluated from any folder.
             "path": str(dataset.path.resolve()),
             "split": dataset.manifest.get("split", {}),
+            # The dataset may be gone when a funnel is published.
+            "trained_until": dataset.trained_until(),
         },
         "commit": runlog.source_commit(),
         "seed": settings.training.seed,
