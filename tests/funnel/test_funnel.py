@@ -385,6 +385,7 @@ def _step(name: str, keep: int) -> Step:
         ([], r"funnel: must have at least one step, got none"),
         ([_step("a", 5), _step("a", 5)], r"step 'a': names must differ"),
         ([_step("auction", 5)], r"step 'auction': name must not be that of the auction"),
+        ([_step("known", 5)], r"step 'known': name must not be that of what the funnel knows"),
         ([_step("a", 5), _step("b", 6)], r"step 'b': keep must be at most the 5 that step 'a'"),
     ],
 )

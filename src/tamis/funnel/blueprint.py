@@ -23,7 +23,8 @@ class Budget:
     """A stage's place in the funnel, and what it may spend."""
 
     name: str
-    """Name in traces, reports and folders: small letters, digits, ``_`` and ``-``."""
+    """Name in traces, reports and folders: small letters, digits, ``_`` and ``-``; not ``known`` or
+    ``auction``."""
     keep: int
     """Candidates that go on. At least 1."""
     budget_ms: float | None = None

@@ -16,7 +16,7 @@ from tamis.funnel.clock import Clock, SystemClock
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.timeout import TimeOut
-from tamis.funnel.trace import AUCTION, StageTrace, Trace
+from tamis.funnel.trace import AUCTION, KNOWN, StageTrace, Trace
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Step:
     """A stage in its place in the funnel, and what it may spend."""
 
     name: str
-    """Name in traces and reports; no two steps share one."""
+    """Name in traces and reports, other than ``known`` and ``auction``; no two steps share one."""
     stage: Stage
     """What scores the candidates."""
     keep: int
@@ -74,8 +74,8 @@ class Funnel:
             clock: Tells the time; None for the machine's.
 
         Raises:
-            ConfigError: Steps share a name or have the auction's, keep more than the one before, or
-                there is none.
+            ConfigError: Steps share a name or have a reserved one, keep more than the one before,
+                or there is none.
             DataError: ``prior`` is not one finite score for each ad, or there is no ad.
         """
         _check_steps(steps)
@@ -301,11 +301,12 @@ def _check_steps(steps: Sequence[Step]) -> None:
     if not steps:
         raise ConfigError("funnel: must have at least one step, got none. Add a stage.")
     names = [step.name for step in steps]
-    if AUCTION in names:
-        raise ConfigError(
-            f"step {AUCTION!r}: name must not be that of the auction, which follows the last step. "
-            f"Rename it."
-        )
+    for name, what in (
+        (KNOWN, "what the funnel knows, which comes before the first step"),
+        (AUCTION, "the auction, which follows the last step"),
+    ):
+        if name in names:
+            raise ConfigError(f"step {name!r}: name must not be that of {what}. Rename it.")
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"step {name!r}: names must differ, got it twice. Rename one.")

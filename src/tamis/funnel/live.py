@@ -21,10 +21,8 @@ from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.request import Request
-from tamis.funnel.trace import AUCTION, Trace
+from tamis.funnel.trace import AUCTION, KNOWN, Trace
 
-KNOWN = "known"
-"""Name of the stage before a funnel's first: ads that are not in its table are lost there."""
 _ROWS_AT_A_TIME = 16_384
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from tamis.funnel.auction import Slate
 from tamis.retrieval.searcher import LevelTrace
 
+KNOWN = "known"
+"""Name of what comes before the first stage: ads that a funnel does not know are lost there."""
 AUCTION = "auction"
 """Name under which the slate is summed up beside the stages."""
 
