@@ -24,14 +24,29 @@ def _market() -> LiveMarket:
     return LiveMarket(_ROWS, seed=_SEED)
 
 
+def _codes(ads: np.ndarray) -> np.ndarray:
+    return as_codes(pa.array(ads))
+
+
+def _with_bids(blueprint: Blueprint, bid: np.ndarray) -> Blueprint:
+    attributes = replace(blueprint.inventory.attributes, bid=bid)
+    return replace(blueprint, inventory=replace(blueprint.inventory, attributes=attributes))
+
+
+@pytest.fixture(scope="session")
+def blueprint(blueprint: Blueprint) -> Blueprint:
+    """With the bids of the market; ``searched`` is made of it."""
+    ads = _market().ads()
+    codes = _codes(ads["ad_id"].to_numpy())
+    order = np.argsort(codes)
+    rows = order[np.searchsorted(codes, blueprint.inventory.codes, sorter=order)]
+    return _with_bids(blueprint, ad_table(ads).bid[rows])
+
+
 @pytest.fixture(scope="module")
 def served(searched: Blueprint) -> tuple[LiveMarket, list[ServedHour]]:
     market = _market()
     return market, list(market.serve(bundle_policy(searched, market, judge_every=5), days=1))
-
-
-def _codes(ads: np.ndarray) -> np.ndarray:
-    return as_codes(pa.array(ads))
 
 
 def test_every_living_ad_can_be_shown_and_no_other(
@@ -134,6 +149,16 @@ def test_bundle_of_another_market_is_refused(
     message = rf"must be those of the market of 6,000 rows and seed {seed}, got another \w+ for"
     with pytest.raises(DataError, match=message):
         bundle_policy(searched, LiveMarket(_ROWS, seed=seed, rules=rules))
+
+
+def test_bundle_whose_money_is_of_another_unit_is_refused(searched: Blueprint) -> None:
+    bid = searched.inventory.attributes.bid
+
+    with pytest.raises(DataError, match=r"must be those of the market, .* 1e-6 as ads.bid_unit"):
+        bundle_policy(_with_bids(searched, bid * 1e6), _market())
+    # In currency units, with other last bits; and as they are without a table of ads.
+    bundle_policy(_with_bids(searched, bid * 1e6 * 1e-6), _market())
+    bundle_policy(_with_bids(searched, np.ones(len(bid))), _market())
 
 
 def test_bundle_of_another_log_is_refused(searched: Blueprint) -> None:

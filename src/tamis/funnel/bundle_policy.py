@@ -49,7 +49,8 @@ def bundle_policy(
 
     Raises:
         ConfigError: ``judge_every`` is below 1.
-        DataError: The bundle's ads are not those of the market.
+        DataError: The bundle's ads are not those of the market, or it has other bids for them than
+            1 and the market's.
         SchemaError: The bundle reads fields that the market does not show.
     """
     encoders = blueprint.encoders
@@ -186,6 +187,22 @@ def _check_ads(blueprint: Blueprint, market: LiveMarket) -> None:
             known = encoders.vocabularies[field.shares or field.name].encode(column, FieldCounts())
             ours = inventory.rows.ids[field.name]
         _refuse(field.source, known[rows] != ours, market)
+    _check_bids(inventory.attributes.bid, ad_table(ads).bid[rows])
+
+
+def _check_bids(published: NDArray[np.float64], ours: NDArray[np.float64]) -> None:
+    """Refuse money of another unit: penalties and the reserve stay as they were published."""
+    if (published == 1).all():  # no table of bids was given
+        return
+    differs = ~np.isclose(published, ours, rtol=1e-6, atol=0.0)
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise DataError(
+            f"bundle: its bids must be those of the market, in currency units, got "
+            f"{published[row].item()!r} instead of {ours[row].item()!r} (another one for "
+            f"{np.count_nonzero(differs):,} of {len(differs):,} ads). Publish it with the market's "
+            f"ads.parquet as ads.table, bid_micros as ads.bid and 1e-6 as ads.bid_unit."
+        )
 
 
 def _refuse(column: str, differs: NDArray[np.bool_], market: LiveMarket) -> None:
