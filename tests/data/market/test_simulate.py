@@ -343,6 +343,20 @@ def test_policy_that_shows_nothing_leaves_an_unfinished_folder(tmp_path: Path) -
     assert simulate_served(market, RandomPolicy(seed=0), tmp_path / "m", days=1).rows > 1000
 
 
+def test_market_is_finished_once_its_manifest_is_there(tmp_path: Path) -> None:
+    simulate(4000, tmp_path / "m", rules=RULES)
+    files = {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
+    # As a process leaves it that is killed after the manifest.
+    (tmp_path / "m" / "unfinished").write_text("")
+
+    with pytest.raises(DataError, match=r"must not exist or be empty, got 'ads\.parquet' in it"):
+        simulate(4000, tmp_path / "m", rules=RULES)
+
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()
+    } == files
+
+
 def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from tamis.data.market import simulate\n"

@@ -20,6 +20,8 @@ from tamis.errors import DataError
 MARKET_VERSION = 1
 # Stands in the folder while it is written: what a killed run leaves is known as such.
 _UNFINISHED = "unfinished"
+# Written last: a folder that has it is finished.
+_MANIFEST = "market.json"
 _LOCK = ".lock"
 _FOLDERS = ("logs", "truth", "slates", "candidates", "candidate_truth")
 # Columns that Parquet stores as a dictionary; trying it on the others costs a third of the time.
@@ -103,7 +105,7 @@ class MarketFolder:
             base_rates=self._tally.base_rates(),
             optimal_ne=self._tally.optimal_ne(),
         )
-        artifacts.write_json(self._out / "market.json", self._manifest(summary) | dict(payload))
+        artifacts.write_json(self._out / _MANIFEST, self._manifest(summary) | dict(payload))
         return summary
 
     def _flush(self) -> None:
@@ -162,7 +164,11 @@ def market_folder(out: Path) -> Iterator[None]:
 def _clear(out: Path) -> None:
     """Remove what a killed simulation left; refuse anything else."""
     found = _entries(out)
-    if _UNFINISHED in found:
+    if _MANIFEST in found:
+        # Still there if the process was killed between the two.
+        (out / _UNFINISHED).unlink(missing_ok=True)
+        found.discard(_UNFINISHED)
+    elif _UNFINISHED in found:
         for folder in _FOLDERS:
             shutil.rmtree(out / folder, ignore_errors=True)
         for pattern in ("users.parquet", "ads.parquet", ".*.tmp"):
