@@ -30,15 +30,30 @@ def test_half_is_just_below_the_cut_and_half_from_all_further_down() -> None:
         assert rates[ranks >= 14] == pytest.approx([3 / (size - 14)] * 3)
 
 
-def test_rates_stand_for_every_rejected_candidate() -> None:
+@pytest.mark.parametrize(
+    ("per_request", "numbers"), [(1, [0, 0, 1, 1, 1, 1]), (2, [0, 0, 1, 2, 2, 2]),
+                                 (3, [0, 0, 1, 2, 3, 3]), (4, [0, 0, 1, 2, 4, 4])],
+)  # fmt: skip
+def test_rates_stand_for_every_rejected_candidate(per_request: int, numbers: list[int]) -> None:
     sizes = [5, 10, 11, 12, 14, 200]
     request, rank = _requests(sizes)
-    sample = sample_rejected(request, rank, num_kept=10, per_request=4, seed=0)
+    sample = sample_rejected(request, rank, num_kept=10, per_request=per_request, seed=0)
 
     stands_for = np.bincount(request[sample.rows], 1 / sample.sampling_rate, minlength=len(sizes))
     assert stands_for == pytest.approx([max(0, size - 10) for size in sizes])
     drawn = np.bincount(request[sample.rows], minlength=len(sizes))
-    assert drawn.tolist() == [0, 0, 1, 2, 4, 4]
+    assert drawn.tolist() == numbers
+
+
+def test_single_draw_can_be_any_rejected_candidate() -> None:
+    request, rank = _requests([20])
+    drawn = {
+        int(rank[sample_rejected(request, rank, num_kept=15, per_request=1, seed=seed).rows[0]])
+        for seed in range(100)
+    }
+
+    # Each of the five is missed by 100 draws with a chance of 0.8^100, 2e-10.
+    assert drawn == {15, 16, 17, 18, 19}
 
 
 def test_weighted_sums_are_right_on_average() -> None:

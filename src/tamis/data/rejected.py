@@ -28,9 +28,9 @@ def sample_rejected(
 ) -> RejectedSample:
     """Draw rejected candidates of each request, half of them just below the cut.
 
-    The first half, rounded up, is the candidates that come next after those that were kept: where
+    The first half of two or more, rounded up, is those that come next after what was kept: where
     the early stage's mistakes cost most, and the only ones that a small change of it would let
-    through. The rest is drawn uniformly from all further down.
+    through. The rest is drawn uniformly from all further down, or a single one from all of them.
 
     Args:
         request: (n,) request of each candidate.
@@ -63,7 +63,8 @@ def sample_rejected(
             f"{request.shape} and {early_rank.shape}."
         )
     _check_ranks(request, early_rank)
-    num_near = (per_request + 1) // 2
+    # A single draw just below the cut would leave the others without a chance.
+    num_near = (per_request + 1) // 2 if per_request > 1 else 0
     num_far = per_request - num_near
     near = np.flatnonzero((early_rank >= num_kept) & (early_rank < num_kept + num_near))
     far = np.flatnonzero(early_rank >= num_kept + num_near)
