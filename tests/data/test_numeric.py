@@ -30,16 +30,47 @@ def test_value_becomes_the_same_whatever_stands_beside_it(transform: str) -> Non
 
 
 def test_bucket_of_a_value_is_the_same_whatever_stands_beside_it() -> None:
-    # Bounds 0 and 1.25: -9 lies below the first, the smallest training value above it.
-    encoder = _fitted([0.0, 0.0, 0.0, 5.0], transform="bucket", num_buckets=4)
-    values = np.array([-9.0, 9.0, np.inf])
+    # Bounds 0.5 and 3.5.
+    encoder = _fitted([0.0, 1.0, 2.0, 5.0], transform="bucket", num_buckets=3)
+    values = np.array([-9.0, 9.0, np.inf, 1.0])
 
     together = encoder.bucket(values, FieldCounts())
 
     assert together.tolist() == [
-        encoder.bucket(values[place : place + 1], FieldCounts())[0] for place in range(3)
+        encoder.bucket(values[place : place + 1], FieldCounts())[0] for place in range(4)
     ]
-    assert together[0] < encoder.bucket(np.array([0.0]), FieldCounts())[0]
+    assert together.tolist() == [1, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "num_buckets", "knots"),
+    [
+        # Quartiles 1.75, 2.5 and 3.25 part the values as the middles between them do.
+        ([4.0, 1.0, 3.0, 2.0], 4, (1.5, 2.5, 3.5)),
+        # Quantiles 2 and 3 are values themselves, and begin a bucket.
+        ([1.0, 2.0, 3.0, 4.0], 3, (1.5, 2.5)),
+        # Quartiles 0, 0 and 1.25: nothing is below the first two.
+        ([0.0, 0.0, 0.0, 5.0], 4, (2.5,)),
+        ([7.0, 7.0], 4, ()),
+    ],
+)
+def test_bounds_of_buckets_lie_midway_between_training_values(
+    values: list[float], num_buckets: int, knots: tuple[float, ...]
+) -> None:
+    encoder = _fitted(values, transform="bucket", num_buckets=num_buckets)
+
+    assert encoder.knots == knots
+    assert encoder.num_buckets == len(knots) + 1
+
+
+def test_bucket_of_a_value_is_the_same_in_float32_and_in_float64() -> None:
+    # Of nine values the quartiles are the third, the fifth and the seventh: 0.3 is one.
+    values = np.arange(1, 10) / 10
+    in_log = values.astype(np.float32).astype(np.float64)
+    encoder = _fitted(in_log.tolist(), transform="bucket", num_buckets=4)
+
+    assert (in_log != values).any()
+    assert (encoder.bucket(values, FieldCounts()) == encoder.bucket(in_log, FieldCounts())).all()
 
 
 def test_number_beyond_float32_counts_as_infinite() -> None:

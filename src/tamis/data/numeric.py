@@ -38,7 +38,7 @@ class NumericEncoder:
     maximum: float
     """Largest finite training value; infinity, or more than float32 holds, becomes it."""
     knots: tuple[float, ...] = ()
-    """Training quantiles; bucket bounds, or values at equal steps of probability."""
+    """Bucket bounds, or training values at equal steps of probability."""
 
     @property
     def num_buckets(self) -> int:
@@ -148,8 +148,12 @@ class NumericFit:
         if self._field.transform == "quantile":
             knots = np.quantile(values, np.linspace(0, 1, _QUANTILE_KNOTS))
             return tuple(float(knot) for knot in knots)
+        # Bounds lie between training values: a value is its own bucket's in float32 and in JSON.
         steps = np.linspace(0, 1, self._field.num_buckets + 1)[1:-1]
-        return tuple(float(knot) for knot in np.unique(np.quantile(values, steps)))
+        distinct = np.unique(values)
+        above = np.unique(np.searchsorted(distinct, np.quantile(values, steps)))
+        above = above[above > 0]
+        return tuple(float(knot) for knot in (distinct[above - 1] + distinct[above]) / 2)
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
