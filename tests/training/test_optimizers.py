@@ -1,5 +1,7 @@
 """Row-wise optimizers against slow references, and what they leave alone."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models import catalog
 from tamis.nn.embedding import EmbeddingTables
+from tamis.testing.models import example_spec
 from tamis.training.config import OptimizerConfig
 from tamis.training.optimizers import (
     RowAdagrad,
@@ -303,6 +306,27 @@ def test_build_optimizers_gives_every_parameter_one_owner(spec: InputSpec) -> No
     assert decay_by_name["head.layers.0.weight"] == 0.1
     for spared in ("layers.0.mixers.0.map.bias", "layers.0.mixers.1.bias", "layers.0.norm.weight"):
         assert decay_by_name[spared] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in catalog.CATALOG if name not in ("cetnet", "early_stage")]
+    + [
+        ("cetnet", {"members": ({"name": "dcn_v2"}, {"name": "din"})}),
+        *(("early_stage", {"bottom": bottom}) for bottom in ("shared", "mmoe", "ple", "dot")),
+    ],
+)
+def test_decoupled_decay_falls_on_weight_matrices_alone(name: str, options: dict[str, Any]) -> None:
+    entry = catalog.entry(name)
+    model = entry.model(entry.config(**options), example_spec(num_tasks=2))
+
+    optimizer = build_optimizers(model, OptimizerConfig(dense_weight_decay=0.1))["dense"]
+
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    dense = {name: p for name, p in model.named_parameters() if id(p) in decay}
+    assert {name for name, p in dense.items() if decay[id(p)]} == {
+        name for name, p in dense.items() if p.ndim > 1 and "bias" not in name
+    }
 
 
 def test_dense_l2_is_adam_with_the_weight_in_the_gradient(spec: InputSpec) -> None:

@@ -97,7 +97,7 @@ def build_optimizers(
             members := [
                 parameter
                 for name, parameter in rest.items()
-                if (parameter.ndim > 1 and not name.endswith("bias")) == is_matrix
+                if (parameter.ndim > 1 and not _is_bias(name)) == is_matrix
             ]
         )
     ]
@@ -106,6 +106,12 @@ def build_optimizers(
             groups, lr=settings.dense_lr, decoupled_weight_decay=not l2, fused=True
         )
     return optimizers
+
+
+def _is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, or one of several in a list, by its name in a model."""
+    parts = name.split(".")
+    return any(part in ("bias", "biases") or part.endswith("_bias") for part in parts)
 
 
 def table_parameters(model: nn.Module) -> list[nn.Parameter]:
