@@ -1,6 +1,7 @@
 """Every model of the catalog as an ONNX file: ONNX Runtime gives what PyTorch gives."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tamis.data.batch import Batch
 from tamis.data.encoders import Encoders
 from tamis.data.ingest import encode_log
 from tamis.data.loader import batches_of_rows
-from tamis.data.schema import InputSpec, Task, load_schema
+from tamis.data.schema import InputSpec, SequenceInput, Task, load_schema
 from tamis.errors import ConfigError, TamisError
 from tamis.exporting import onnx_file
 from tamis.exporting.onnx_file import (
@@ -21,11 +22,12 @@ from tamis.exporting.onnx_file import (
     export_onnx,
     feed_of,
     input_names,
+    largest_difference,
     open_session,
     write_graph,
 )
 from tamis.models import catalog
-from tamis.models.output import probabilities_of
+from tamis.models.output import Output, probabilities_of
 from tamis.models.trained import TrainedModel
 from tamis.testing.models import example_batch, example_spec
 
@@ -51,6 +53,14 @@ def _trained(name: str, spec: InputSpec, **options: Any) -> TrainedModel:
             for parameter in module.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     return TrainedModel(name=name, config=settings, spec=spec, module=module)
+
+
+def _two_groups() -> InputSpec:
+    spec = example_spec()
+    other = SequenceInput(
+        name="other", fields=("o",), tables=("field0",), max_length=5, side="user"
+    )
+    return replace(spec, sequences=(*spec.sequences, other))
 
 
 def _check(model: TrainedModel, path: Path, batches: list[Batch]) -> None:
@@ -94,6 +104,42 @@ def test_onnx_runtime_predicts_what_pytorch_predicts(name: str, tmp_path: Path) 
     # Predictions that are all alike would agree whatever the graph does.
     assert float(model.module(batches[0]).logits.detach().std()) > 1e-4
     _check(model, tmp_path / "m.onnx", batches)
+
+
+@pytest.mark.parametrize("name", ["interformer", "cetnet"])
+def test_histories_of_several_groups_may_differ_in_length(name: str, tmp_path: Path) -> None:
+    small = {"embedding_dim": 4, "num_layers": 1, "head_units": [8]}
+    members = ({"name": "interformer", **small}, {"name": "lr"})
+    model = _trained(name, _two_groups(), **({"members": members} if name == "cetnet" else small))
+
+    write_graph(model, tmp_path / "m.onnx")
+
+    batches = [
+        example_batch(model.spec, rows=rows, seed=seed, longest=longest)
+        for seed, (rows, longest) in enumerate([(6, 5), (1, 5), (5, 0), (7, 1), (200, 5)])
+    ]
+    _check(model, tmp_path / "m.onnx", batches)
+
+
+def test_rows_that_a_graph_is_compared_on_have_groups_of_different_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _trained("lr", _two_groups())
+    write_graph(model, tmp_path / "m.onnx")
+    seen: list[Batch] = []
+    forward = type(model.module).forward
+    monkeypatch.setattr(
+        type(model.module),
+        "forward",
+        lambda module, batch: (seen.append(batch), forward(module, batch))[1],
+    )
+
+    assert largest_difference(model, tmp_path / "m.onnx") <= 1e-5
+
+    (batch,) = seen
+    first, second = (group.offsets.diff() for group in batch.sequences.values())
+    assert (first > second).any()
+    assert (first < second).any()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +256,30 @@ def test_models_without_an_onnx_form_are_refused(
         monkeypatch.setattr(onnx_file, "load_trained", lambda run, model=model: model)
         with pytest.raises(ConfigError, match=f"model '{name}': must have an ONNX form"):
             export_onnx(market_world / "final", tmp_path / "m.onnx")
+
+
+def test_model_that_pytorch_cannot_export_is_named(
+    market_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_data(module: torch.nn.Module, batch: Batch) -> Output:
+        return Output(logits=torch.zeros(int(batch.ids.sum()), 1))
+
+    model = _trained("lr", example_spec())
+    monkeypatch.setattr(type(model.module), "forward", of_data)
+    monkeypatch.setattr(onnx_file, "load_trained", lambda run: model)
+
+    told = r"^model 'lr': must become a graph .+, got \w+: .+\. Serve the model with tamis.+\Z"
+    with pytest.raises(TamisError, match=told):
+        export_onnx(market_world / "final", tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_graph_that_onnx_runtime_cannot_run_is_an_error_of_the_model(tmp_path: Path) -> None:
+    model = _trained("lr", example_spec())
+    write_graph(_trained("lr", example_spec(num_numeric=0)), tmp_path / "m.onnx")
+
+    with pytest.raises(TamisError, match=r"^model 'lr': must become a graph .+, got \w+: .+\Z"):
+        largest_difference(model, tmp_path / "m.onnx")
 
 
 def test_other_endings_are_refused(market_world: Path, tmp_path: Path) -> None:

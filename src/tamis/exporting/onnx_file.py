@@ -83,7 +83,8 @@ def export_onnx(run: Path, out: Path) -> Exported:
         ArtifactError: The run is unfinished or damaged.
         ConfigError: ``out`` has another ending, or the model has no ONNX form.
         StorageError: The disk is full or the folder cannot be written.
-        TamisError: ONNX Runtime gives other predictions than PyTorch.
+        TamisError: PyTorch cannot export the model, or ONNX Runtime cannot run it or gives other
+            predictions.
     """
     if out.suffix != ".onnx":
         raise ConfigError(f"{out}: must end in .onnx, got {out.suffix!r}. Name another file.")
@@ -115,7 +116,11 @@ def export_onnx(run: Path, out: Path) -> Exported:
 
 
 def write_graph(model: TrainedModel, path: Path) -> tuple[str, ...]:
-    """Write the graph of a model, and give the names of its inputs."""
+    """Write the graph of a model, and give the names of its inputs.
+
+    Raises:
+        TamisError: PyTorch cannot export the model.
+    """
     names = input_names(model.spec)
     example = _example(model.spec)
     rows = torch.export.Dim("rows")
@@ -129,7 +134,7 @@ def write_graph(model: TrainedModel, path: Path) -> tuple[str, ...]:
         else:
             shapes.append({0: rows + 1 if part == "offsets" else rows})
     size = sum(value.numel() * value.element_size() for value in model.module.state_dict().values())
-    with _quiet(), torch.no_grad():
+    with _quiet(), _export_errors(model), torch.no_grad():
         program = torch.export.export(
             _Graph(model.module.eval(), model.spec),
             tuple(example[name] for name in names),
@@ -143,8 +148,9 @@ def write_graph(model: TrainedModel, path: Path) -> tuple[str, ...]:
             dynamo=True,
             verbose=False,
         )
-        assert found is not None
-        found.model.metadata_props.update(_metadata(model))
+    assert found is not None
+    found.model.metadata_props.update(_metadata(model))
+    with _quiet():
         found.save(str(path), external_data=size > _LARGEST_IN_ONE_FILE)
     return names
 
@@ -167,10 +173,13 @@ def largest_difference(model: TrainedModel, path: Path, *, rows: int = 64, seed:
     """Largest difference of a prediction between ONNX Runtime and PyTorch, on random rows.
 
     Of values beyond 1, which regression has, it is the share of them.
+
+    Raises:
+        TamisError: ONNX Runtime cannot run the graph.
     """
-    session = open_session(path)
     batch = _random_batch(model.spec, rows=rows, generator=np.random.default_rng(seed))
-    (found,) = session.run(["predictions"], feed_of(batch, model.spec))
+    with _export_errors(model):
+        (found,) = open_session(path).run(["predictions"], feed_of(batch, model.spec))
     names = input_names(model.spec)
     tensors = _tensors(batch, model.spec)
     with torch.no_grad():
@@ -237,6 +246,23 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _export_errors(model: TrainedModel) -> Iterator[None]:
+    """What PyTorch's exporter and ONNX Runtime raise, which share no type, as one error."""
+    try:
+        yield
+    except (TamisError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Later lines are a listing of the graph.
+        reason = (str(error).strip().splitlines() or ["no reason"])[0].rstrip(".")
+        raise TamisError(
+            f"model {model.name!r}: must become a graph that ONNX Runtime runs, got "
+            f"{type(error).__name__}: {reason}. Serve the model with tamis, and report it with its "
+            f"recipe and schema."
+        ) from error
+
+
 def _check_exportable(model: TrainedModel) -> None:
     names = [model.name]
     if isinstance(model.module, CETNet):
@@ -259,20 +285,29 @@ def _tensors(batch: Batch, spec: InputSpec) -> dict[str, Tensor]:
 
 def _example(spec: InputSpec) -> dict[str, Tensor]:
     """Rows of unknown categories, to trace a graph with."""
-    lengths = np.array(_EXAMPLE_LENGTHS)
-    return _tensors(_batch(spec, lengths, np.random.default_rng(0), blank=True), spec)
+    rows, generator = len(_EXAMPLE_LENGTHS), np.random.default_rng(0)
+    lengths = {
+        group.name: np.minimum(_EXAMPLE_LENGTHS, group.max_length) for group in spec.sequences
+    }
+    return _tensors(_batch(spec, rows, lengths, generator, blank=True), spec)
 
 
 def _random_batch(spec: InputSpec, *, rows: int, generator: np.random.Generator) -> Batch:
-    longest = max((group.max_length for group in spec.sequences), default=0)
-    lengths = generator.integers(0, longest + 1, rows)
-    return _batch(spec, lengths, generator, blank=False)
+    lengths = {
+        group.name: generator.integers(0, group.max_length + 1, rows) for group in spec.sequences
+    }
+    return _batch(spec, rows, lengths, generator, blank=False)
 
 
 def _batch(
-    spec: InputSpec, lengths: NDArray[Any], generator: np.random.Generator, *, blank: bool
+    spec: InputSpec,
+    rows: int,
+    lengths: Mapping[str, NDArray[Any]],
+    generator: np.random.Generator,
+    *,
+    blank: bool,
 ) -> Batch:
-    rows, sizes = len(lengths), spec.num_rows_by_table
+    sizes = spec.num_rows_by_table
 
     def ids(tables: tuple[str, ...], count: int) -> Tensor:
         columns = [generator.integers(0, 1 if blank else sizes[name], count) for name in tables]
@@ -280,7 +315,7 @@ def _batch(
 
     sequences = {}
     for group in spec.sequences:
-        own = np.minimum(lengths, group.max_length)
+        own = lengths[group.name]
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(own)]))
         sequences[group.name] = Jagged(values=ids(group.tables, int(own.sum())), offsets=offsets)
     numeric = generator.standard_normal((rows, len(spec.numeric)), np.float32)

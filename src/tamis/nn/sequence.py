@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -269,13 +269,16 @@ def _aligned(groups: Sequence[Events]) -> Events:
     lengths = torch.stack([group.offsets.diff() for group in groups])
     longest = lengths.max(0).values
     offsets = torch.cat([longest.new_zeros(1), longest.cumsum(0)])
+    total = cast("int", offsets[-1].item())
+    if torch.compiler.is_exporting():
+        torch._check(total >= 0)
     columns = []
     for group in groups:
         row = event_rows(group.offsets, group.values.shape[0])
         # From the end of the row's own history to the end of the merged one.
         places = torch.arange(row.shape[0], device=row.device) - group.offsets[1:][row]
         places = places + offsets[1:][row]
-        empty = group.values.new_zeros((int(offsets[-1]), group.values.shape[1]))
+        empty = group.values.new_zeros((total, group.values.shape[1]))
         columns.append(empty.index_copy(0, places, group.values))
     return Events(values=torch.cat(columns, dim=1), offsets=offsets)
 
