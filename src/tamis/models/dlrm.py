@@ -25,7 +25,8 @@ class DLRMConfig:
     top_units: tuple[int, ...] = (400, 400, 400)
     """Hidden widths of the MLP over the products."""
     with_diagonal: bool = False
-    """Whether a vector's product with itself counts as a feature."""
+    """Whether a vector's product with itself counts as a feature; it does where there is no other
+    vector."""
     activation: Activation = "relu"
     """After each hidden layer of the top MLP; the bottom MLP has ReLU."""
     norm: Norm = "none"
@@ -48,7 +49,9 @@ class DLRM(nn.Module):
 
     Differs from the source:
         Without numeric features there is no bottom MLP, and the products alone reach the top. The
-        bottom MLP's last layer is linear, so that its vector has both signs as embeddings have.
+        bottom MLP's last layer is linear, so that its vector has both signs as embeddings have. A
+        single embedding without numeric features has no pair but itself: its square is taken even
+        without the diagonal.
     """
 
     def __init__(self, config: DLRMConfig, spec: InputSpec) -> None:
@@ -62,7 +65,10 @@ class DLRM(nn.Module):
             init_std=config.init_std,
         )
         self.has_dense = bool(spec.numeric)
-        self.dot = DotInteraction(self.tokens.num_tokens, with_diagonal=config.with_diagonal)
+        is_alone = self.tokens.num_tokens == 1 and not self.has_dense
+        self.dot = DotInteraction(
+            self.tokens.num_tokens, with_diagonal=config.with_diagonal or is_alone
+        )
         width = self.dot.out_dim + (config.embedding_dim if self.has_dense else 0)
         self.top = MLP(
             width,
