@@ -16,6 +16,7 @@ from tamis.models import catalog
 from tamis.training.checkpoint import (
     Trainee,
     load_newest_checkpoint,
+    newest_step,
     save_checkpoint,
 )
 from tamis.training.config import OptimizerConfig
@@ -123,6 +124,29 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     assert name in damaged[0]
     assert other.progress.step == 1
     assert all(torch.equal(value, expected[key]) for key, value in _weights(other).items())
+
+
+def test_damaged_checkpoint_of_a_later_step_takes_no_place_of_a_whole_one(
+    make_trainee: Callable[..., Trainee], tmp_path: Path
+) -> None:
+    trainee = make_trainee(0)
+    _work(trainee, 4)
+    save_checkpoint(tmp_path, trainee)
+    _work(trainee, 4)
+    (save_checkpoint(tmp_path, trainee) / "state.json").unlink()
+    checkpoint, _ = load_newest_checkpoint(tmp_path, trainee)
+    assert checkpoint == tmp_path / "step-0000000004"
+
+    kept = []
+    for _ in range(2):
+        _work(trainee, 1)
+        save_checkpoint(tmp_path, trainee)
+        kept.append((newest_step(tmp_path), sorted(path.name for path in tmp_path.iterdir())))
+
+    assert kept == [
+        (5, ["step-0000000004", "step-0000000005"]),
+        (6, ["step-0000000005", "step-0000000006"]),
+    ]
 
 
 def test_unsealed_checkpoint_does_not_count(

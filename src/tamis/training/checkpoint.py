@@ -40,7 +40,7 @@ class Trainee:
 
 
 def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
-    """Write ``folder/step-<n>`` and remove all but the two newest checkpoints.
+    """Write ``folder/step-<n>``; of the others only the newest of an earlier step is kept.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -70,8 +70,11 @@ def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in _checkpoints(folder)[_KEPT:]:
-        shutil.rmtree(old)
+    found = _checkpoints(folder)
+    newest = found.index(target)
+    # Those of later steps were damaged, and passed over when the run was resumed.
+    for other in found[:newest] + found[newest + _KEPT :]:
+        shutil.rmtree(other)
     return target
 
 
