@@ -88,6 +88,11 @@ class CETNetConfig:
                 "detach_weights: must be false where weights or their temperature are learned, got "
                 "true: nothing would train them."
             )
+        if self.fused_weight == 0 and is_learned:
+            raise ConfigError(
+                "fused_weight: must be above 0 where weights or their temperature are learned, got "
+                "0: nothing would train them."
+            )
         if self.learn_tau and self.confidence == "none":
             raise ConfigError(
                 "learn_tau: must be false with confidence 'none', got true: the mean has no "
