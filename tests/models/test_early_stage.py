@@ -14,6 +14,7 @@ from tamis.errors import ConfigError
 from tamis.models.early_serving import served_logits
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
 from tamis.models.output import Output
+from tamis.nn.precision import has_fast_bfloat16
 from tamis.testing.models import example_batch, example_spec, take_rows
 from tamis.training.objective import training_loss
 
@@ -195,6 +196,35 @@ def test_query_that_is_not_finite_reaches_its_own_ads_alone(bottom: str) -> None
 
     torch.testing.assert_close(found[[0, 3]], wanted[[0, 3]])
     assert found[[1, 2]].isnan().all()
+
+
+@pytest.mark.skipif(
+    not has_fast_bfloat16(torch.device("cpu")), reason="layers are fused on fast bfloat16 alone"
+)
+@pytest.mark.parametrize("bottom", ["shared", "mmoe", "ple", "dot"])
+@pytest.mark.parametrize("others", [2, 39, "not finite"])
+def test_logits_in_bfloat16_do_not_depend_on_the_queries_that_share_a_call(
+    bottom: str, others: int | str
+) -> None:
+    # Wide enough that a rounding more or less of the first layer shows.
+    wide = replace(_SMALL, tower_dim=32, bottom_units=(64,), head_units=(), bottom=bottom)
+    heads = _model(wide).heads
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3 if isinstance(others, str) else 1 + others, 64, generator=generator)
+    ads = torch.randn(300, 32, generator=generator)
+    rows = torch.arange(300) % len(query)
+    own = rows == 0
+    if others == "not finite":
+        query[1] = torch.nan
+
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        alone = heads(query[:1], ads[own])
+        together = heads(query, ads, rows)[own]
+        beside = heads(query[rows], ads)[own]
+
+    # Sums may be added up in another order, which now and then changes how one is rounded.
+    for found in (together, beside):
+        assert found.isclose(alone, rtol=1e-5, atol=1e-5).float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("missing", "kept"), [("user", "item"), ("item", "user")])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tamis.models import catalog
 from tamis.nn.embedding import EmbeddingTables
 from tamis.nn.mlp import MLP
-from tamis.nn.rounded import RoundedLinear, linear_relu, rounded
+from tamis.nn.rounded import RoundedLinear, linear_add_relu, linear_relu, rounded
 from tamis.testing.models import example_batch, example_spec
 
 _BF16 = torch.bfloat16
@@ -88,6 +88,23 @@ def test_product_and_relu_in_one(rows: int, has_bias: bool) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=2.0**-7, atol=2.0**-7)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_product_sum_and_relu_in_one(rows: int) -> None:
+    x, weight = _draw(rows, 24, dtype=_BF16), _draw(16, 24, seed=1, dtype=_BF16)
+    other = _draw(rows, 16, seed=2, dtype=_BF16)
+    before = other.clone()
+
+    with torch.inference_mode():
+        found = linear_add_relu(x, weight, other)
+        exact = linear_add_relu(x.float(), weight.float(), other.float())
+
+    wanted = F.relu(other.double() + F.linear(x.double(), weight.double()))
+    assert found.dtype == _BF16
+    torch.testing.assert_close(found.double(), wanted, rtol=2.0**-7, atol=2.0**-5)
+    torch.testing.assert_close(exact.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(other, before)
+
+
 def test_slices_other_types_and_gradients_are_served_as_well() -> None:
     x, wide = _draw(7, 8, dtype=_BF16), _draw(5, 20, seed=1, dtype=_BF16)
     with torch.inference_mode():
@@ -98,5 +115,6 @@ def test_slices_other_types_and_gradients_are_served_as_well() -> None:
     assert exact.dtype == torch.float32
     weight = wide[:, :8].clone().requires_grad_()
     linear_relu(x, weight, None).sum().backward()
+    linear_add_relu(x, weight, _draw(7, 5, seed=2, dtype=_BF16)).sum().backward()
     assert weight.grad is not None
     assert weight.grad.abs().max() > 0

@@ -1,8 +1,9 @@
 """What an early-stage ranker computes for each pair: from two cached vectors to a logit per head.
 
 The query is what the request alone decides (user and context), the ad is the candidate. All heads
-here take one query for each ad, one for all of them, or a few with the one of each ad, and give the
-same logits for all three.
+here take one query for each ad, one for all of them, or several with the one of each ad, and give
+the same logits for all three, but for the order in which sums are added up. In bfloat16 that holds
+where layers are fused (``nn/rounded.py``); elsewhere the first layer is rounded once more for some.
 """
 
 import copy
@@ -18,7 +19,7 @@ from tamis.models.multi_task import TaskTowers
 from tamis.nn.autocast import in_autocast_type
 from tamis.nn.experts import FusionStack
 from tamis.nn.mlp import MLP, ExactLinear
-from tamis.nn.rounded import linear_relu
+from tamis.nn.rounded import linear_add_relu, linear_relu
 
 _FEW = 32
 """Most queries that are put beside the ads' vectors."""
@@ -108,6 +109,7 @@ class SharedHeads(PairHeads):
                 chosen = F.one_hot(rows, len(of_query)).to(ads)
                 both = torch.cat([weight, of_query.T], dim=1)
                 return linear_relu(torch.cat([ads, chosen], dim=1), both, None)
+            return linear_add_relu(ads, weight, of_query if rows is None else of_query[rows])
         of_ads = of_query if rows is None else of_query[rows]
         return F.relu(of_ads + self.of_ad(ads))
 

@@ -58,6 +58,17 @@ def linear_relu(
     return F.relu(F.linear(x, weight, bias))
 
 
+def linear_add_relu(
+    x: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], other: Float[Tensor, "B O"]
+) -> Float[Tensor, "B O"]:
+    """``relu(x W' + other)``, on a CPU in bfloat16 without rounding the product before the sum."""
+    kinds = {x.dtype, weight.dtype, other.dtype}
+    if kinds == {torch.bfloat16} and not torch.is_grad_enabled() and _can_fuse(x, weight):
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
+        return F.relu(fused, inplace=True)
+    return F.relu(other + F.linear(x, weight))
+
+
 class RoundedLinear(nn.Linear):
     """A linear map, and its ReLU if it has one, whose weights autocast finds rounded."""
 
