@@ -40,6 +40,7 @@ class WeightAverage:
         """
         tables = {id(table) for table in table_parameters(model)}
         self._dense: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         self._tables: dict[str, nn.Parameter] = {}
         not_averaged = {
             id(buffer)
@@ -51,10 +52,10 @@ class WeightAverage:
             if isinstance(value, nn.Parameter) and id(value) in tables:
                 self._tables[name] = value
             elif value.is_floating_point() and id(value) not in not_averaged:
-                self._dense[name] = value
-        self._averages = {
-            name: value.detach().clone() for name, value in (self._dense | self._tables).items()
-        }
+                owner = self._dense if isinstance(value, nn.Parameter) else self._buffers
+                owner[name] = value
+        self._all = self._dense | self._buffers | self._tables
+        self._averages = {name: value.detach().clone() for name, value in self._all.items()}
         # Averages hold the weights of the steps up to this one.
         self._dense_until = 0
         self._rows_until = {
@@ -71,9 +72,11 @@ class WeightAverage:
     def before_update(self, step: int) -> None:
         """Take in the weights that the optimizers are about to change, as ``step`` steps left them.
 
-        Call it after the backward pass: gradients say which rows of a table are concerned.
+        Call it in every step, after the backward pass: gradients say which rows of a table are
+        concerned, and buffers are the next step's already, as the forward pass has changed them.
         """
         self._average_dense(step)
+        self._take_in(self._buffers, step, step + 1)
         for name, table in self._tables.items():
             if table.grad is not None:
                 # A row that stands here twice is written twice, with the same value.
@@ -106,11 +109,15 @@ class WeightAverage:
         self._dense_until = int(state["dense_until"])
 
     def _average_dense(self, step: int) -> None:
-        kept = (self._log_decays[step] - self._log_decays[self._dense_until]).exp()
-        averages = [self._averages[name] for name in self._dense]
-        if averages:
-            torch._foreach_lerp_(averages, list(self._dense.values()), 1 - float(kept))
+        self._take_in(self._dense, self._dense_until, step)
         self._dense_until = step
+
+    def _take_in(self, values: dict[str, Tensor], start: int, stop: int) -> None:
+        """Go on from averages of ``start`` steps with what was there in all steps to ``stop``."""
+        kept = (self._log_decays[stop] - self._log_decays[start]).exp()
+        averages = [self._averages[name] for name in values]
+        if averages:
+            torch._foreach_lerp_(averages, list(values.values()), 1 - float(kept))
 
     def _average_rows(self, name: str, rows: Tensor, step: int) -> None:
         average, until = self._averages[name], self._rows_until[name]
@@ -132,5 +139,5 @@ class WeightAverage:
         return (logs[step] - logs[until.long()]).exp().float().unsqueeze(1)
 
     def _swap(self) -> None:
-        for name, value in (self._dense | self._tables).items():
+        for name, value in self._all.items():
             value.data, self._averages[name] = self._averages[name], value.data
