@@ -1,5 +1,6 @@
 """Columns as JSON: they mean to the encoders what a log's do, and what means nothing is refused."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tamis.data.columns import Origin, as_categories
 from tamis.data.dataset import Dataset
-from tamis.data.encoders import Encoders
+from tamis.data.encoders import Encoders, EncodersFit
 from tamis.data.schema import Field, Schema, Task
 from tamis.serving.columns import Columns
 from tamis.serving.refused import RefusedError
@@ -143,3 +144,23 @@ def test_empty_lists_and_nulls_of_a_log_are_empty_lists(tmp_path: Path) -> None:
 
     assert found["past"].to_pylist() == [[], ["2", "3"]]
     assert found["code"].to_pylist() == ["1.5", "2"]
+
+
+def test_infinite_number_of_a_log_can_be_written_as_json_and_is_encoded_as_before() -> None:
+    schema = Schema(fields=(Field(name="age", kind="numeric"),), tasks=(Task(name="click"),))
+    log = pa.table({"age": [math.inf, 2.0, -math.inf, None, 5.0]})
+    fit = EncodersFit(schema)
+    fit.add(log, origin=Origin(file="log"))
+    encoders = fit.finish()
+
+    found = Columns(schema).of_log(log, where="log")
+
+    as_json = json.loads(json.dumps(found.to_pylist(), allow_nan=False))
+    numbers = [
+        encoders.encode(table, first_row=0, origin=Origin(file="x"), inputs_only=True).numeric
+        for table in (log, found, Columns(schema).table(as_json))
+    ]
+    assert numbers[0]["age"].tolist() == numbers[1]["age"].tolist() == numbers[2]["age"].tolist()
+    # What is missing is the mean, and infinities are not missing.
+    assert len(set(numbers[0]["age"].tolist())) == 3
+    assert found["age"][3].as_py() is None

@@ -1,5 +1,6 @@
 """The engine: many at once, changes of ads and bundle while requests run, too many, and faults."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -205,6 +208,33 @@ def test_bundle_that_cannot_serve_leaves_the_one_before(
         engine.swap(broken, replaces=engine.live.served.release)
 
     assert _rank(engine, make_query()).release == read_bundle(bundles / "first").release
+
+
+def test_ad_with_an_infinite_number_costs_nobody_a_request_or_an_event(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    bundles: Path,
+) -> None:
+    engine = make_engine()
+    second = read_bundle(bundles / "second")
+    raw = second.blueprint.inventory.raw
+    assert raw is not None
+    prices = pa.array([math.inf, *raw["price"].to_pylist()[1:]])
+    raw = raw.set_column(raw.column_names.index("price"), "price", prices)
+    inventory = replace(second.blueprint.inventory, raw=raw)
+    odd = Bundle(release="odd", blueprint=replace(second.blueprint, inventory=inventory))
+    engine.swap(odd, replaces=engine.live.served.release)
+    ad = engine.live.ads.ids[0]
+
+    for name, candidates in (("a", None), ("b", (ad,)), ("c", None)):
+        engine.rank(make_query(name, candidates=candidates), engine.live).result(60)
+    (columns,) = engine.live.ads.columns(np.array([0]))
+    events = [make_event("e", ad=ad, ad_columns=columns), make_event("f", ad="7")]
+
+    assert engine.write(events).result(60) == [True, True]
+    assert [item.request.request_id for item in engine.store.joined()] == ["a", "b", "c"]
+    assert engine.recorder.num_lost == 0
 
 
 def test_request_that_was_checked_before_a_swap_is_answered_by_what_it_was_checked_against(

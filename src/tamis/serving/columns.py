@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from tamis.data.columns import Origin, as_categories, as_floats, combined, source_column
@@ -129,7 +130,9 @@ def _kind_of(item: Field) -> Kind:
 
 def _canonical(column: pa.Array, kind: Kind, origin: Origin) -> pa.Array:
     if kind == "number":
-        return pa.array(as_floats(column, origin=origin), from_pandas=True)
+        # JSON has no infinities; to the encoders the largest number is one.
+        numbers = np.nan_to_num(as_floats(column, origin=origin), nan=np.nan)
+        return pa.array(numbers, from_pandas=True)
     if kind == "category":
         return text_of(column)
     if kind == "text":
