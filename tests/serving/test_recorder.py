@@ -93,6 +93,70 @@ def test_unforeseen_failure_ends_nothing(
     recorder.close()
 
 
+@pytest.mark.parametrize("odd", ["r0", "r3", "r4", "e0", "e2", "e4"])
+def test_what_cannot_be_written_costs_nothing_that_waited_beside_it(
+    fake: FakeStore,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    odd: str,
+) -> None:
+    def append(requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        names = [item.request_id for item in requests] + [event.event_id for event in events]
+        if odd in names and fake.may_go_on.wait(30):
+            raise ZeroDivisionError
+        return fake.append(requests, events)
+
+    recorder = Recorder(append)
+    fake.may_go_on.clear()
+    first = recorder.write([make_event("first")])
+    assert fake.entered.wait(30)
+    for number in range(5):
+        recorder.record(make_served(f"r{number}"))
+    futures = {
+        f"e{number}": recorder.write([make_event(f"e{number}"), make_event("old")])
+        for number in range(5)
+    }
+    fake.may_go_on.set()
+
+    assert first.result(30) == [True]
+    for name, future in futures.items():
+        if name == odd:
+            with pytest.raises(ZeroDivisionError):
+                future.result(30)
+        else:
+            assert future.result(30) == [True, False]
+    recorder.close()
+    # In their order, and all requests before the events, which may name them.
+    written = [name for requests, events in fake.written for name in (*requests, *events)]
+    expected = ["first", *(f"r{k}" for k in range(5)), *(f"e{k}" for k in range(5))]
+    assert [name for name in written if name != "old"] == [n for n in expected if n != odd]
+    assert recorder.num_lost == odd.startswith("r")
+
+
+def test_store_that_goes_away_meanwhile_keeps_what_is_not_written_yet(
+    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+) -> None:
+    def append(requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        if len(requests) > 1 or (requests and requests[0].request_id == "odd"):
+            raise ZeroDivisionError
+        found = fake.append(requests, events)
+        fake.fails = True
+        return found
+
+    recorder = Recorder(append)
+    for name in ("r", "odd", "s"):
+        recorder.record(make_served(name))
+    with pytest.raises(StoreError, match="the store is away"):
+        recorder.write([make_event("a")]).result(30)
+    assert fake.written == [(["r"], [])]
+
+    fake.fails = False
+    recorder.close()
+
+    assert fake.written == [(["r"], []), (["s"], [])]
+    assert recorder.num_lost == 1
+
+
 def test_who_no_longer_waits_is_written_for_and_not_told(
     fake: FakeStore, make_event: Callable[..., Event]
 ) -> None:

@@ -1,6 +1,5 @@
 """The one thread that writes to the store: whatever waits goes into one transaction."""
 
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,8 @@ _GATHER_S = 0.05
 """How long an answered request waits for others: each transaction takes time from rankings."""
 
 Append = Callable[[Sequence[ServedRequest], Sequence[Event]], Appended]
+_Told = tuple[Sequence[Event], "Future[list[bool]] | None"]
+"""Events of one caller, and who is told of them; None: nobody waits any more."""
 
 
 class Recorder:
@@ -26,7 +27,8 @@ class Recorder:
     next, and answered requests, for which nobody waits, give others a moment to arrive. All is
     written in the order in which it came, so that no event that was confirmed can lack the request
     that it names. While the store cannot be written, events are refused at once, and answered
-    requests wait for it, up to a limit. Events that the store is too slow for are refused.
+    requests wait for it, up to a limit. Events that the store is too slow for are refused. What can
+    never be written costs nothing else: what shared its transaction is tried without it.
     """
 
     def __init__(self, append: Append, *, max_waiting: int = 100_000) -> None:
@@ -43,7 +45,7 @@ class Recorder:
         self._num_events = 0
         self._is_closed = False
         self.num_lost = 0
-        """Answered requests that are in no store, since too many waited."""
+        """Answered requests that are in no store: too many waited, or they cannot be written."""
         self._wakes = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tamis-recorder", daemon=True)
         self._thread.start()
@@ -62,8 +64,8 @@ class Recorder:
         """Write events.
 
         Returns:
-            Done when they are on the disk: for each whether it is new. Fails with ``StoreError``
-            where they could not be written.
+            Done when they are on the disk: for each whether it is new. Fails where they could not
+            be written, with ``StoreError`` if they may be written later.
         """
         future: Future[list[bool]] = Future()
         with self._wakes:
@@ -102,24 +104,45 @@ class Recorder:
                 events, self._events, self._num_events = self._events, [], 0
                 is_closed = self._is_closed
             # From here on nobody can take back what was asked; whoever did before is not told.
-            told = [future.set_running_or_notify_cancel() for _, future in events]
-            every = [event for part, _ in events for event in part]
+            told = [
+                (part, future if future.set_running_or_notify_cancel() else None)
+                for part, future in events
+            ]
+            self._write(requests, told, is_closed=is_closed)
+
+    def _write(
+        self, requests: list[ServedRequest], events: list[_Told], *, is_closed: bool
+    ) -> None:
+        """Write it all at once; where that cannot be done, all but what is to blame.
+
+        The events of one caller are written together or not at all.
+        """
+        left = [(requests, events)]
+        while left:
+            requests, events = left.pop()
             try:
-                is_new = self._append(requests, every).events
+                is_new = self._append(requests, [one for part, _ in events for one in part]).events
             except StoreError as error:
                 # Its message names no value of a row.
                 _log.warning("%s", error)
-                _fail(itertools.compress(events, told), error)
-                self._wait_for_store(requests, is_closed=is_closed)
+                after = left[::-1]
+                _fail([*events, *(one for _, rest in after for one in rest)], error)
+                waiting = [*requests, *(one for rest, _ in after for one in rest)]
+                self._wait_for_store(waiting, is_closed=is_closed)
+                return
             except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
+                if len(requests) + len(events) > 1:
+                    # In their order: an event must not be there before the request that it names.
+                    left += reversed(_halves(requests, events))
+                    continue
                 _log.error("what was answered could not be recorded: %s", type(error).__name__)
-                _fail(itertools.compress(events, told), error)
+                _fail(events, error)
                 # Trying again would fail again, and nothing behind it would ever be written.
                 self.num_lost += len(requests)
             else:
                 start = 0
-                for (part, future), is_told in zip(events, told, strict=True):
-                    if is_told:
+                for part, future in events:
+                    if future is not None:
                         future.set_result(is_new[start : start + len(part)])
                     start += len(part)
 
@@ -137,6 +160,16 @@ class Recorder:
                 self._wakes.wait_for(lambda: self._events or self._is_closed, _PAUSE_S)
 
 
-def _fail(events: Iterable[tuple[Sequence[Event], "Future[list[bool]]"]], error: Exception) -> None:
+def _halves(
+    requests: list[ServedRequest], events: list[_Told]
+) -> list[tuple[list[ServedRequest], list[_Told]]]:
+    if requests and events:
+        return [(requests, []), ([], events)]
+    at = (len(requests) + len(events)) // 2
+    return [(requests[:at], events[:at]), (requests[at:], events[at:])]
+
+
+def _fail(events: Iterable[_Told], error: Exception) -> None:
     for _, future in events:
-        future.set_exception(error)
+        if future is not None:
+            future.set_exception(error)
