@@ -15,6 +15,7 @@ from tamis.data.columns import Origin, as_categories
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders, EncodersFit
 from tamis.data.schema import Field, Schema, Task
+from tamis.errors import DataError
 from tamis.serving.columns import Columns
 from tamis.serving.refused import RefusedError
 
@@ -47,7 +48,7 @@ def test_rows_are_typed_and_what_they_lack_is_missing() -> None:
     assert table.to_pylist() == [
         {"device": "7", "age": 3.0, "past": ["a", "2", "", "1"], "tags": None, "title": None,
          "code": "9"},
-        {"device": "1", "age": None, "past": None, "tags": "a|b", "title": "Two words",
+        {"device": "1", "age": None, "past": None, "tags": ["a", "b"], "title": "Two words",
          "code": None},
         {"device": "7", "age": None, "past": None, "tags": None, "title": None, "code": None},
     ]  # fmt: skip
@@ -75,7 +76,8 @@ def test_columns_are_those_of_the_sides() -> None:
         ("past", "a", r"x.past: must be a list of at most 1000 values"),
         ("past", ["a"] * 1001, r"x.past: must be a list of at most 1000 values"),
         ("past", [["a"]], r"x.past: must be a text of at most 256 characters"),
-        ("tags", ["a"], r"x.tags: must be a text of at most 10,000 characters"),
+        ("tags", 7, r"x.tags: must be a list of at most 1000 values, a text with '\|' between"),
+        ("tags", "a" * 10_001, r"x.tags: must be a text of at most 10,000 characters"),
         ("title", "a" * 10_001, r"x.title: must be a text of at most 10,000 characters"),
         ("secret", "a", r"^x: must hold no columns but device, age, past, tags, title, code"),
     ],
@@ -164,3 +166,72 @@ def test_infinite_number_of_a_log_can_be_written_as_json_and_is_encoded_as_befor
     # What is missing is the mean, and infinities are not missing.
     assert len(set(numbers[0]["age"].tolist())) == 3
     assert found["age"][3].as_py() is None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([["a|b", "c"], ["d"], None]),
+        pa.array(["[a| 'b' |c]", "d", None]),
+        pa.array(["[a| 'b' |c]", "d", ""]).dictionary_encode(),
+        pa.array([None, None, None]),
+    ],
+    ids=["lists", "texts", "dictionary", "nulls"],
+)
+def test_histories_in_texts_are_served_as_lists_that_are_encoded_as_the_log(
+    column: pa.Array,
+) -> None:
+    schema = Schema(
+        fields=(Field(name="past", kind="sequence", separator="|"),), tasks=(Task(name="click"),)
+    )
+    log = pa.table({"past": column})
+    fit = EncodersFit(schema)
+    fit.add(log, origin=Origin(file="log"))
+    encoders, columns = fit.finish(), Columns(schema)
+
+    found = columns.of_log(log, where="log")
+    said = columns.table([columns.check(row, where="x") for row in log.to_pylist()])
+
+    assert found.schema == said.schema == pa.schema({"past": pa.list_(pa.string())})
+    expected, *others = (
+        encoders.encode(table, first_row=0, origin=Origin(file="x"), inputs_only=True)
+        for table in (log, found, said)
+    )
+    for other in others:
+        for ours, theirs in zip(other.sequences["past"], expected.sequences["past"], strict=True):
+            assert ours.tolist() == theirs.tolist()
+
+
+def test_lists_without_a_value_are_empty() -> None:
+    log = pa.table({"past": pa.array([None, None])})
+    schema = Schema(fields=(Field(name="past", kind="sequence"),), tasks=(Task(name="click"),))
+
+    assert Columns(schema).of_log(log, where="log")["past"].to_pylist() == [[], []]
+
+
+def test_lists_of_words_are_served_as_texts_of_the_same_words() -> None:
+    schema = Schema(fields=(Field(name="title", kind="text"),), tasks=(Task(name="click"),))
+    columns = Columns(schema)
+
+    found = columns.of_log(pa.table({"title": [["big", "7"], [], None]}), where="log")
+
+    assert found["title"].to_pylist() == ["big 7", "", ""]
+    assert found.schema == columns.table([]).schema
+    for words in (["big red"], ["Big"], [""], ["a", None]):
+        with pytest.raises(DataError, match=r"log, column 'title', row 2: .* single words"):
+            columns.of_log(pa.table({"title": [["a"], words]}), where="log")
+
+
+def test_column_that_is_split_in_different_ways_stays_a_text() -> None:
+    def kind_of(*fields: dict[str, Any]) -> str:
+        schema = Schema(
+            fields=tuple(Field(name=f"f{k}", column="x", **f) for k, f in enumerate(fields)),
+            tasks=(Task(name="click"),),
+        )
+        return Columns(schema).kinds["x"]
+
+    bars: dict[str, Any] = {"kind": "sequence", "separator": "|"}
+    assert kind_of(bars, bars) == "categories"
+    assert kind_of(bars, {"kind": "sequence"}) == kind_of({"kind": "sequence"}) == "categories"
+    assert kind_of(bars, {**bars, "separator": ","}) == kind_of(bars, {"kind": "text"}) == "text"
+    assert kind_of(bars, {"kind": "categorical"}) == "category"

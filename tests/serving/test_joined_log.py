@@ -14,6 +14,7 @@ from tamis.data.loader import batches_of_rows
 from tamis.data.market.schema import market_schema
 from tamis.data.schema import Task
 from tamis.errors import DataError, SchemaError
+from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving.answers import Answer, Query
 from tamis.serving.engine import Engine
 from tamis.serving.joined_log import JoinReport, write_joined_log
@@ -95,13 +96,20 @@ def test_rows_are_those_of_a_slow_loop(
     )
 
 
+@pytest.mark.parametrize("separator", ["", "|"])
 def test_rows_are_encoded_as_they_were_served(
     make_engine: Callable[..., Engine],
     make_query: Callable[..., Query],
     make_event: Callable[..., Event],
+    bundles: Path,
     tmp_path: Path,
+    separator: str,
 ) -> None:
     engine = make_engine()
+    engine.swap(
+        _with_separator(read_bundle(bundles / "second"), separator),
+        replaces=engine.live.served.release,
+    )
     answers, _ = _serve_a_while(engine, make_query, make_event)
     served = engine.live.served
     write_joined_log(engine._store, served.schema, tmp_path / "log.parquet")
@@ -129,6 +137,39 @@ def test_rows_are_encoded_as_they_were_served(
             assert batch.numeric[0, at] == ours
         for name, history in features.sequences.items():
             assert batch.sequences[name].values.tolist() == history.values.tolist()
+    assert any(len(answer.served.columns["history_ads"]) > 1 for answer in answers)
+
+
+def test_id_with_the_separator_in_it_is_one_event(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_event: Callable[..., Event],
+    bundles: Path,
+    tmp_path: Path,
+) -> None:
+    engine = make_engine()
+    bundle = _with_separator(read_bundle(bundles / "second"), "|")
+    engine.swap(bundle, replaces=engine.live.served.release)
+    engine.write([make_event("e", ad="a|b", user="3", request_id=None)]).result(60)
+
+    answer = engine.rank(make_query("r"), engine.live).result(60)
+
+    assert answer.served.columns["history_ads"] == ["a|b"]
+    engine.write([make_event("f", kind="impression", ad=answer.ads[0].ad)]).result(60)
+    write_joined_log(engine.store, engine.live.served.schema, tmp_path / "log.parquet")
+    log = pq.read_table(tmp_path / "log.parquet").to_pylist()
+    assert [row["history_ads"] for row in log] == [["a|b"]]
+
+
+def _with_separator(bundle: Bundle, separator: str) -> Bundle:
+    """The bundle of a log whose histories were texts."""
+    encoders = bundle.blueprint.encoders
+    fields = tuple(
+        replace(item, separator=separator) if item.kind == "sequence" else item
+        for item in encoders.schema.fields
+    )
+    encoders = replace(encoders, schema=replace(encoders.schema, fields=fields))
+    return replace(bundle, blueprint=replace(bundle.blueprint, encoders=encoders))
 
 
 def test_more_rows_than_one_part_holds(

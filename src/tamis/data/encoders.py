@@ -338,7 +338,7 @@ def split_events(table: pa.Table, item: Field, *, origin: Origin) -> SplitEvents
     """
     column = decoded(source_column(table, item.source, origin=origin, may_be_list=True))
     if item.kind == "text" and not is_list(column.type):
-        column = _words(column.cast(pa.string()))
+        column = split_words(column.cast(pa.string()))
     elif item.separator and not is_list(column.type):
         column = split_items(column.cast(pa.string()), item.separator)
     elif column.null_count == len(column):
@@ -360,7 +360,8 @@ def split_events(table: pa.Table, item: Field, *, origin: Origin) -> SplitEvents
     return SplitEvents(values=events, lengths=kept, num_shortened=int((kept < lengths).sum()))
 
 
-def _words(texts: pa.Array) -> pa.Array:
+def split_words(texts: pa.Array) -> pa.Array:
+    """Words of each text as a list array, in lower case; null has none."""
     texts = pc.utf8_lower(pc.fill_null(texts, ""))
     # A mark at either end, such as a full stop, would leave an empty word there.
     texts = pc.replace_substring_regex(texts, r"^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$", "")

@@ -1,7 +1,8 @@
 """Columns of a log that come as JSON: what each may hold, and many rows of them as one table.
 
 A row that went through here means to the encoders what the same row of a log file would: texts,
-whole numbers and booleans of a category are one category each, as ``as_categories`` has it.
+whole numbers and booleans of a category are one category each, as ``as_categories`` has it. A text
+that a schema splits at a separator is split here: no text can hold an id with the separator in it.
 """
 
 import math
@@ -10,9 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tamis.data.columns import Origin, as_categories, as_floats, combined, source_column
+from tamis.data.columns import (
+    Origin,
+    as_categories,
+    as_floats,
+    combined,
+    decoded,
+    is_list,
+    source_column,
+    split_items,
+)
+from tamis.data.encoders import split_words
 from tamis.data.schema import Field, Schema, Side
+from tamis.errors import DataError
 from tamis.serving.records import RawRow, RawValue
 from tamis.serving.refused import RefusedError
 
@@ -25,6 +38,13 @@ _TYPES: Mapping[Kind, pa.DataType] = {
     "categories": pa.list_(pa.string()),
     "text": pa.string(),
 }
+_KINDS: Mapping[str, Kind] = {
+    "numeric": "number",
+    "categorical": "category",
+    "sequence": "categories",
+    "text": "text",
+}
+"""By the kind of a field."""
 
 
 class Columns:
@@ -45,12 +65,16 @@ class Columns:
             without: Columns that are left out.
         """
         wanted, left_out = set(sides), set(without)
-        self._kinds: dict[str, Kind] = {}
+        readers: dict[str, list[Field]] = {}
         for item in schema.fields:
             if item.side in wanted and item.source not in left_out:
-                kind, known = _kind_of(item), self._kinds.get(item.source)
-                # A column that is read as a number and as a category holds texts that say numbers.
-                self._kinds[item.source] = kind if known in (None, kind) else "category"
+                readers.setdefault(item.source, []).append(item)
+        self._kinds = {name: _kind_of(items) for name, items in readers.items()}
+        self._separators = {
+            name: max(item.separator for item in readers[name])
+            for name, kind in self._kinds.items()
+            if kind == "categories"
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,7 +93,7 @@ class Columns:
     def is_plain(self, item: Field) -> bool:
         """Whether a field's column holds its values as they are, with nothing left to split."""
         kind = self._kinds[item.source]
-        return kind != "text" and kind == _kind_of(item)
+        return kind != "text" and kind == _kind_of([item])
 
     def check(self, values: Mapping[str, Any], *, where: str) -> RawRow:
         """Values as a log would hold them.
@@ -90,7 +114,8 @@ class Columns:
                     f"must hold no columns but {', '.join(self._kinds) or 'none at all'}; there is "
                     f"another. Remove it.",
                 )
-            row[name] = _checked(self._kinds[name], value, f"{where}.{name}")
+            separator = self._separators.get(name, "")
+            row[name] = _checked(self._kinds[name], value, f"{where}.{name}", separator)
         return row
 
     def table(self, rows: Sequence[RawRow]) -> pa.Table:
@@ -108,7 +133,8 @@ class Columns:
         found = {}
         for name, kind in self._kinds.items():
             column = source_column(table, name, origin=origin, may_be_list=True)
-            found[name] = _canonical(column, kind, origin.of(name))
+            separator = self._separators.get(name, "")
+            found[name] = _canonical(decoded(column), kind, origin.of(name), separator)
         return pa.table(found)
 
 
@@ -119,16 +145,19 @@ def text_of(column: pa.Array) -> pa.Array:
     return categories.values.take(codes).cast(pa.string())
 
 
-def _kind_of(item: Field) -> Kind:
-    if item.kind == "numeric":
-        return "number"
-    if item.kind == "categorical":
-        return "category"
-    # One with a separator is a text in the log, and so it is here.
-    return "text" if item.kind == "text" or item.separator else "categories"
+def _kind_of(readers: Sequence[Field]) -> Kind:
+    """What a column holds that some fields are read from."""
+    kinds = {_KINDS[item.kind] for item in readers}
+    if kinds <= {"categories", "text"}:
+        separators = {item.separator for item in readers if item.kind == "sequence"}
+        # A list is the same to all of them; a text that they split in different ways stays one.
+        is_list = "" in separators or (kinds == {"categories"} and len(separators) == 1)
+        return "categories" if is_list else "text"
+    # A column that is read as a number and as a category holds texts that say numbers.
+    return kinds.pop() if len(kinds) == 1 else "category"
 
 
-def _canonical(column: pa.Array, kind: Kind, origin: Origin) -> pa.Array:
+def _canonical(column: pa.Array, kind: Kind, origin: Origin, separator: str) -> pa.Array:
     if kind == "number":
         # JSON has no infinities; to the encoders the largest number is one.
         numbers = np.nan_to_num(as_floats(column, origin=origin), nan=np.nan)
@@ -136,15 +165,44 @@ def _canonical(column: pa.Array, kind: Kind, origin: Origin) -> pa.Array:
     if kind == "category":
         return text_of(column)
     if kind == "text":
-        return column.cast(pa.string())
+        return _one_text(column, origin) if is_list(column.type) else column.cast(pa.string())
+    if column.null_count == len(column):
+        return _lists(pa.nulls(len(column), pa.list_(pa.string())))
+    if separator and not is_list(column.type):
+        column = split_items(column.cast(pa.string()), separator)
+    return _lists(column)
+
+
+def _lists(column: pa.Array) -> pa.Array:
+    """Lists of any type as lists of texts; a missing one is empty."""
     items = text_of(combined(column.flatten()))
     lengths = column.value_lengths().fill_null(0)
-    ends = pa.compute.cumulative_sum(lengths).cast(pa.int32())
+    ends = pc.cumulative_sum(lengths).cast(pa.int32())
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
     return pa.ListArray.from_arrays(offsets, items)
 
 
-def _checked(kind: Kind, value: Any, where: str) -> RawValue:  # noqa: ANN401  (from JSON)
+def _one_text(column: pa.Array, origin: Origin) -> pa.Array:
+    """A text for each list of words, of which a text field makes the same words again."""
+    lists = _lists(column)
+    texts = pc.binary_join(lists, " ")
+    for row, (words, found) in enumerate(
+        zip(lists.to_pylist(), split_words(texts).to_pylist(), strict=True)
+    ):
+        if words != found:
+            raise DataError(
+                f"{origin.row(row)}: a list for a text must hold single words in lower case to be "
+                f"served, got {words!r}. Make the field a sequence, and ingest and train anew."
+            )
+    return texts
+
+
+def _checked(
+    kind: Kind,
+    value: Any,  # noqa: ANN401  (from JSON)
+    where: str,
+    separator: str,
+) -> RawValue:
     if value is None:
         return None
     if kind == "number":
@@ -155,8 +213,15 @@ def _checked(kind: Kind, value: Any, where: str) -> RawValue:  # noqa: ANN401  (
         return _category(value, where)
     if kind == "text":
         return _checked_text(value, where, MAX_TEXT_CHARACTERS)
+    if separator and isinstance(value, str):
+        text = _checked_text(value, where, MAX_TEXT_CHARACTERS)
+        items: list[str] = split_items(pa.array([text]), separator)[0].as_py()
+        return items
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        raise RefusedError(422, where, f"must be a list of at most {MAX_ITEMS} values, or null.")
+        text = f", a text with {separator!r} between them" if separator else ""
+        raise RefusedError(
+            422, where, f"must be a list of at most {MAX_ITEMS} values{text}, or null."
+        )
     return [_category(item, where) or "" for item in value]
 
 

@@ -50,6 +50,7 @@ class ServedBundle:
                     f"bundle: field of column {name!r} must be categorical to be served, since it "
                     f"holds ids, got another kind. Mend the schema, and train and publish anew."
                 )
+        self._kinds = all_columns.kinds
         self._encoder = RequestEncoder(blueprint.encoders)
 
     def check_groups(self, row: RawRow, *, where: str) -> None:
@@ -71,7 +72,7 @@ class ServedBundle:
             counts = {
                 len(value) if isinstance(value := row.get(item.source), list) else 0
                 for item in members
-                if not item.separator
+                if self._kinds[item.source] == "categories"
             }
             if len(counts) > 1:
                 raise RefusedError(
