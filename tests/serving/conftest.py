@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tamis import api
-from tamis.funnel.bundle import read_bundle
+from tamis.data.vocabulary import Vocabulary
+from tamis.funnel.bundle import Bundle, read_bundle
+from tamis.funnel.online import OnlineFeatures
 from tamis.serving.answers import Answer, Query
 from tamis.serving.engine import Engine, EngineSettings
 from tamis.serving.records import Event, ServedRequest, ShownAd, StoredAd
@@ -186,6 +189,42 @@ def bundles(market_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / "funnel.toml").write_text(f"reserve = {reserve}\n{textwrap.dedent(recipe)}")
         api.publish(folder / "funnel.toml", folder / name)
     return folder
+
+
+@pytest.fixture
+def make_hashed(bundles: Path) -> Callable[[str], Bundle]:
+    """The second bundle's first stage, with a number's column as a hashed category."""
+
+    def make(name: str) -> Bundle:
+        blueprint = read_bundle(bundles / "second").blueprint
+        encoders, inventory = blueprint.encoders, blueprint.inventory
+        hashed: dict[str, Any] = {
+            "kind": "categorical", "encoding": "hashing", "num_buckets": 10,
+            "transform": "standardise",
+        }  # fmt: skip
+        fields = tuple(
+            replace(item, **hashed) if item.name == name else item
+            for item in encoders.schema.fields
+        )
+        vocabularies = {**encoders.vocabularies, name: Vocabulary(values=None, num_rows=10)}
+        numeric = {key: value for key, value in encoders.numeric.items() if key != name}
+        schema = replace(encoders.schema, fields=fields)
+        encoders = replace(encoders, schema=schema, vocabularies=vocabularies, numeric=numeric)
+        rows = inventory.rows
+        if name in rows.numeric:
+            numbers = {key: value for key, value in rows.numeric.items() if key != name}
+            ids = {**rows.ids, name: np.zeros(len(rows.row), np.int32)}
+            inventory = replace(inventory, rows=replace(rows, numeric=numbers, ids=ids))
+        changed = replace(
+            blueprint,
+            encoders=encoders,
+            inventory=inventory,
+            stages=blueprint.stages[:1],
+            online=OnlineFeatures(),
+        )
+        return Bundle(release="hashed", blueprint=changed)
+
+    return make
 
 
 class Watched:

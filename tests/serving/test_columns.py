@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tamis.data.columns import Origin, as_categories
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders, EncodersFit
-from tamis.data.schema import Field, Schema, Task
+from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import DataError
 from tamis.serving.columns import Columns
 from tamis.serving.refused import RefusedError
@@ -235,3 +236,62 @@ def test_column_that_is_split_in_different_ways_stays_a_text() -> None:
     assert kind_of(bars, {"kind": "sequence"}) == kind_of({"kind": "sequence"}) == "categories"
     assert kind_of(bars, {**bars, "separator": ","}) == kind_of(bars, {"kind": "text"}) == "text"
     assert kind_of(bars, {"kind": "categorical"}) == "category"
+
+
+def _columns_of(field: dict[str, Any]) -> Columns:
+    schema = Schema(
+        fields=(
+            Field(name="ad", kind="categorical", side="item"),
+            Field(name="x", **field),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(item="ad", request="request"),
+    )
+    return Columns(schema)
+
+
+@pytest.mark.parametrize(
+    ("field", "cells", "expected"),
+    [
+        ({"kind": "numeric"}, [2.0, "3.5", " 4 ", "", "inf", True],
+         [2.0, 3.5, 4.0, None, sys.float_info.max, 1.0]),
+        ({"kind": "categorical"}, ["a", 7.0, 7, 0.5, True], ["a", "7", "7", "0.5", "1"]),
+        ({"kind": "sequence"}, [["a"], None], [["a"], None]),
+        ({"kind": "sequence", "separator": "|"}, [["a|b"], "a|b", 7.0, "", "[a]"],
+         [["a|b"], ["a", "b"], ["7"], [], ["a"]]),
+        ({"kind": "text"}, ["Two words", 7.0, ["two", "words"]], ["Two words", "7", "two words"]),
+    ],
+)  # fmt: skip
+def test_cell_that_was_kept_as_another_kind_is_read_as_the_one_that_is_now(
+    field: dict[str, Any], cells: list[Any], expected: list[Any]
+) -> None:
+    columns = _columns_of(field)
+
+    found = columns.table([{"x": cell} for cell in cells])
+
+    assert found["x"].to_pylist() == expected
+    assert found.schema == columns.table([]).schema
+    assert [columns.converted({"x": cell, "y": 1.0}) for cell in cells] == [
+        {"x": cell} for cell in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "cell", "message"),
+    [
+        ({"kind": "numeric"}, "warm", "must be a number, got 'warm'"),
+        ({"kind": "numeric"}, ["1"], r"must be a number, got \['1'\]"),
+        ({"kind": "categorical"}, ["a"], r"must be one category, got \['a'\]"),
+        ({"kind": "categorical"}, [], r"must be one category, got \[\]"),
+        ({"kind": "sequence"}, "abc", "must be a list of categories, got 'abc'"),
+        ({"kind": "sequence"}, 7.0, "must be a list of categories, got 7.0"),
+        ({"kind": "text"}, ["Two words"], r"must be a text, got \['Two words'\]"),
+    ],
+)
+def test_cell_that_says_nothing_of_the_kind_that_is_now_is_named(
+    field: dict[str, Any], cell: Any, message: str
+) -> None:
+    rows: list[dict[str, Any]] = [{}, {"x": cell, "request": "r7", "ad": "a3", "": 5}]
+
+    with pytest.raises(DataError, match=f"^column 'x' of request 'r7' of ad 'a3': {message}"):
+        _columns_of(field).table(rows)

@@ -22,10 +22,12 @@ from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.serving.answers import Answer, Query
 from tamis.serving.arrivals import Arrivals
+from tamis.serving.drift import DriftWatch
 from tamis.serving.engine import Engine, EngineSettings
 from tamis.serving.pace import Pace
 from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
+from tamis.serving.shadow import Shadow
 
 
 def _rank(engine: Engine, query: Query) -> Answer:
@@ -235,6 +237,40 @@ def test_ad_with_an_infinite_number_costs_nobody_a_request_or_an_event(
     assert engine.write(events).result(60) == [True, True]
     assert [item.request.request_id for item in engine.store.joined()] == ["a", "b", "c"]
     assert engine.recorder.num_lost == 0
+
+
+def test_bundle_that_has_a_column_as_another_kind_takes_the_stores_ads(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_ad: Callable[..., StoredAd],
+    make_hashed: Callable[[str], Bundle],
+) -> None:
+    engine = make_engine()
+    engine.put_ad(make_ad("mine", columns={"price": 3.0}, popularity=1e6))
+
+    engine.swap(make_hashed("price"), replaces=engine.live.served.release)
+
+    assert _rank(engine, make_query()).served.shown[0].columns["price"] == "3"
+
+
+def test_shadow_that_has_a_column_as_another_kind_scores(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_hashed: Callable[[str], Bundle],
+) -> None:
+    engine = make_engine()
+    query = make_query()
+    answer = _rank(engine, query)
+    assert answer.served.columns["user_requests"] == 0.0
+    engine.put_beside(make_hashed("user_requests"), control=engine.live.served.release)
+    shadow = Shadow(engine, DriftWatch())
+    shadow.offer(query, answer)
+    until = time.monotonic() + 60
+    while not (shadow.report().scored or shadow.report().failed) and time.monotonic() < until:
+        time.sleep(0.01)
+    shadow.close()
+
+    assert (shadow.report().scored, shadow.report().failed) == (1, 0)
 
 
 def test_request_that_was_checked_before_a_swap_is_answered_by_what_it_was_checked_against(

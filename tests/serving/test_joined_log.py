@@ -12,7 +12,7 @@ import pytest
 from tamis.data.ingest import encode_log
 from tamis.data.loader import batches_of_rows
 from tamis.data.market.schema import market_schema
-from tamis.data.schema import Task
+from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import DataError, SchemaError
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving.answers import Answer, Query
@@ -159,6 +159,34 @@ def test_id_with_the_separator_in_it_is_one_event(
     write_joined_log(engine.store, engine.live.served.schema, tmp_path / "log.parquet")
     log = pq.read_table(tmp_path / "log.parquet").to_pylist()
     assert [row["history_ads"] for row in log] == [["a|b"]]
+
+
+def test_column_that_changes_its_kind_is_read_as_the_one_that_is_now(
+    store: Store,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    tmp_path: Path,
+) -> None:
+    def schema_of(kind: Any) -> Schema:
+        hour, item = Field(name="hour", kind=kind), Field(name="ad", kind="categorical")
+        roles = Roles(item="ad", request="request_id")
+        return Schema(fields=(hour, item), tasks=(Task(name="click"),), roles=roles)
+
+    for name, hour in (("r", 3.0), ("s", "4")):
+        events = [
+            make_event(f"{name}{kind}", kind=kind, ad=ad, request_id=name)
+            for kind, ad in (("click", "7"), ("impression", "8"))
+        ]
+        store.append([make_served(name, columns={"hour": hour})], events)
+    found = {}
+    for kind in ("numeric", "categorical"):
+        write_joined_log(store, schema_of(kind), tmp_path / kind)
+        found[kind] = pq.read_table(tmp_path / kind)["hour"].to_pylist()
+    assert found == {"numeric": [3.0, 3.0, 4.0, 4.0], "categorical": ["3", "3", "4", "4"]}
+
+    store.append([make_served("t", columns={"hour": "noon"})], [make_event("t", request_id="t")])
+    with pytest.raises(DataError, match=r"column 'hour' of request 't' of ad '7': .* got 'noon'"):
+        write_joined_log(store, schema_of("numeric"), tmp_path / "numeric")
 
 
 def _with_separator(bundle: Bundle, separator: str) -> Bundle:

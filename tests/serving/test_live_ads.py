@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tamis.data.columns import as_codes
-from tamis.errors import ArtifactError
+from tamis.errors import ArtifactError, DataError
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving.live import ServedBundle
 from tamis.serving.live_ads import Catalogue, codes_of
@@ -97,6 +97,20 @@ def test_new_ads_are_beside_and_deleted_ones_are_gone(
     assert found.inventory.attributes.advertiser[row] == codes_of(["x"])[0]
     # As popular as the bundle's ads on average, until somebody knows better.
     assert found.inventory.popularity[row] == before.inventory.popularity.mean()
+
+
+@pytest.mark.parametrize(("price", "is_read"), [("3.5", True), ("dear", False)])
+def test_ad_of_another_schema_is_read_or_named(
+    catalogue: Catalogue, make_ad: Callable[..., StoredAd], price: str, *, is_read: bool
+) -> None:
+    ads = {"mine": make_ad("mine", columns={"price": price, "category": 4.0})}
+
+    if is_read:
+        (columns,) = (found := catalogue.live(ads)).columns(np.array([len(found) - 1]))
+        assert (columns["price"], columns["category"]) == (3.5, "4")
+    else:
+        with pytest.raises(DataError, match=r"column 'price' of ad 'mine': must be a number, got"):
+            catalogue.live(ads)
 
 
 def test_all_ads_can_be_deleted(catalogue: Catalogue, bundle: Bundle) -> None:

@@ -65,6 +65,17 @@ def test_columns_hold_what_the_last_events_ads_were(make_event: Callable[..., Ev
     assert columns.lengths == {"click": 2, "hide": 50}
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [("7", "7"), (7.0, "7"), (True, "1"), (0.5, "0.5"), (["7"], "")]
+)
+def test_category_of_an_ad_is_that_of_a_log_whatever_kind_its_column_was(
+    make_event: Callable[..., Event], value: Any, expected: str
+) -> None:
+    past = Past(events={"click": (make_event("e", ad_columns={"brand": value}),)})
+
+    assert OnlineColumns(ONLINE, SCHEMA).of(past)["brands"] == [expected]
+
+
 def test_past_is_that_of_the_store_before_and_after_it_is_in_memory(
     store: Store,
     users: Users,

@@ -38,6 +38,19 @@ _TYPES: Mapping[Kind, pa.DataType] = {
     "categories": pa.list_(pa.string()),
     "text": pa.string(),
 }
+_CELLS: Mapping[Kind, type | tuple[type, ...]] = {
+    "number": (int, float),
+    "category": str,
+    "categories": list,
+    "text": str,
+}
+"""What a cell is, as JSON has it."""
+_MUST_BE: Mapping[Kind, str] = {
+    "number": "a number",
+    "category": "one category",
+    "categories": "a list of categories",
+    "text": "a text",
+}
 _KINDS: Mapping[str, Kind] = {
     "numeric": "number",
     "categorical": "category",
@@ -64,6 +77,7 @@ class Columns:
             sides: Whose columns.
             without: Columns that are left out.
         """
+        self._roles = schema.roles
         wanted, left_out = set(sides), set(without)
         readers: dict[str, list[Field]] = {}
         for item in schema.fields:
@@ -119,16 +133,27 @@ class Columns:
         return row
 
     def table(self, rows: Sequence[RawRow]) -> pa.Table:
-        """Rows as the encoders take them; columns that a row lacks are missing."""
-        return pa.table(
-            {
-                name: pa.array([row.get(name) for row in rows], _TYPES[kind])
-                for name, kind in self._kinds.items()
-            }
-        )
+        """Rows as the encoders take them; columns that a row lacks are missing.
+
+        Raises:
+            DataError: A row was kept under another schema, and says nothing that this one can read.
+        """
+        return pa.table({name: self._array(name, rows) for name in self._kinds})
+
+    def converted(self, row: RawRow) -> RawRow:
+        """What a row says of these columns that was checked against another schema.
+
+        Raises:
+            DataError: It says nothing that this schema can read.
+        """
+        return {name: self._converted(name, row) for name in self._kinds if name in row}
 
     def of_log(self, table: pa.Table, *, where: str) -> pa.Table:
-        """These columns of a table of a log, each of the type that :meth:`table` gives it."""
+        """These columns of a table of a log, each of the type that :meth:`table` gives it.
+
+        Raises:
+            DataError: A column is missing, or has a value or type that no row of JSON could have.
+        """
         origin = Origin(file=where)
         found = {}
         for name, kind in self._kinds.items():
@@ -137,12 +162,51 @@ class Columns:
             found[name] = _canonical(decoded(column), kind, origin.of(name), separator)
         return pa.table(found)
 
+    def _array(self, name: str, rows: Sequence[RawRow]) -> pa.Array:
+        kind, cells = self._kinds[name], [row.get(name) for row in rows]
+        # Arrow would take a text for the list of its characters.
+        if kind != "categories" or not any(isinstance(cell, str) for cell in cells):
+            try:
+                return pa.array(cells, _TYPES[kind])
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                pass
+        return pa.array([self._converted(name, row) for row in rows], _TYPES[kind])
+
+    def _converted(self, name: str, row: RawRow) -> RawValue:
+        """A cell as the schema has it, whatever another one had it for."""
+        kind, value = self._kinds[name], row.get(name)
+        if value is None or isinstance(value, _CELLS[kind]):
+            return value
+        try:
+            origin, separator = Origin(file=""), self._separators.get(name, "")
+            column = _canonical(pa.array([value]), kind, origin, separator)
+        except DataError as error:
+            roles = {"request": self._roles.request, "ad": self._roles.item}
+            ids = [f" of {what} {row[role]!r}" for what, role in roles.items() if row.get(role)]
+            raise DataError(
+                f"column {name!r}{''.join(ids)}: must be {_MUST_BE[kind]}, got {value!r}. It was "
+                f"kept when the schema had the column as another kind: give it that kind again, "
+                f"or give the field another column."
+            ) from error
+        found: RawValue = column[0].as_py()
+        return found
+
 
 def text_of(column: pa.Array) -> pa.Array:
     """Categories of a column as texts, such as ids; null where one is missing."""
     categories = as_categories(column)
     codes = pa.array(categories.codes, mask=categories.codes < 0)
     return categories.values.take(codes).cast(pa.string())
+
+
+def category_of(value: str | float | None) -> str | None:
+    """The text that stands for a category; None where it is missing."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):  # booleans are, too
+        return str(int(value))
+    found: str | None = text_of(pa.array([value]))[0].as_py()
+    return found
 
 
 def _kind_of(readers: Sequence[Field]) -> Kind:
@@ -162,7 +226,7 @@ def _canonical(column: pa.Array, kind: Kind, origin: Origin, separator: str) -> 
         # JSON has no infinities; to the encoders the largest number is one.
         numbers = np.nan_to_num(as_floats(column, origin=origin), nan=np.nan)
         return pa.array(numbers, from_pandas=True)
-    if kind == "category":
+    if kind == "category" and not is_list(column.type):
         return text_of(column)
     if kind == "text":
         return _one_text(column, origin) if is_list(column.type) else column.cast(pa.string())
@@ -170,6 +234,10 @@ def _canonical(column: pa.Array, kind: Kind, origin: Origin, separator: str) -> 
         return _lists(pa.nulls(len(column), pa.list_(pa.string())))
     if separator and not is_list(column.type):
         column = split_items(column.cast(pa.string()), separator)
+    if kind != "categories" or not is_list(column.type):
+        raise DataError(
+            f"{origin}: must be {_MUST_BE[kind]}, got type {column.type}. Mend the schema."
+        )
     return _lists(column)
 
 
@@ -229,15 +297,10 @@ def _category(value: Any, where: str) -> str | None:  # noqa: ANN401
     """The text that stands for a category, as ``as_categories`` gives it."""
     if value is None:
         return None
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise RefusedError(422, where, "must be a whole number of 64 bits, or a text.")
-        return str(value)
-    if isinstance(value, float):
-        text: str = text_of(pa.array([_finite(value, where)]))[0].as_py()
-        return text
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RefusedError(422, where, "must be a whole number of 64 bits, or a text.")
+    if isinstance(value, (int, float)):
+        return category_of(_finite(value, where) if isinstance(value, float) else value)
     return _checked_text(value, where, MAX_CHARACTERS)
 
 

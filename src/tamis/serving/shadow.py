@@ -161,8 +161,9 @@ def _again(
 ) -> tuple[Query, Callable[[str | None], Past]]:
     """The request as it was ranked: with the past that it had then, which may have grown since."""
     served = beside.served
-    known = {*served.user_columns.names, *served.context_columns.names}
-    row = {name: value for name, value in answer.served.columns.items() if name in known}
+    said = answer.served.columns
+    # The served bundle may have a column as another kind.
+    row = {**served.user_columns.converted(said), **served.context_columns.converted(said)}
     again = replace(query, columns=row, arm=None)
     # Only a column that the served bundle does not make of events needs to be made now.
     if row.keys() >= set(served.online.names):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tamis.data.schema import Schema
 from tamis.errors import ConfigError
 from tamis.funnel.online import EventKind, OnlineFeatures
+from tamis.serving.columns import category_of
 from tamis.serving.records import Event, RawRow, RawValue, ServedRequest
 from tamis.serving.store import Appended, Store
 
@@ -68,7 +69,8 @@ class OnlineColumns:
         if column == self._item:
             return event.ad
         value = event.ad_columns.get(column)
-        return "" if value is None else str(value)
+        # A schema that had the column as a list has nothing to say here.
+        return "" if isinstance(value, list) else category_of(value) or ""
 
 
 @dataclass(kw_only=True, slots=True)
