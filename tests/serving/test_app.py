@@ -4,20 +4,28 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamis.artifacts import MANIFEST
+from tamis.data.columns import Origin
+from tamis.data.numeric import NumericEncoder
+from tamis.data.schema import Field
+from tamis.data.vocabulary import Vocabulary
 from tamis.errors import StoreError
-from tamis.funnel.bundle import read_bundle
+from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving import shelf
 from tamis.serving.app import make_app
 from tamis.serving.engine import Engine
 from tamis.serving.guard import LOOPBACK, Token
+from tamis.serving.joined_log import write_joined_log
 from tamis.serving.metrics import Metrics
 from tamis.serving.pace import Pace
 from tamis.serving.users import Past
@@ -572,6 +580,9 @@ def test_ten_thousand_mutated_requests_are_answered_or_refused_with_the_field(
         {"history_ads": ["1", "2"], "history_categories": ["3"]},
         {"history_ads": ["1"]},
         {"history_ads": ["1"], "history_categories": None},
+        # Nothing beside what events have made of the other column.
+        {"history_ads": None},
+        {"history_ads": []},
     ],
 )
 def test_histories_that_do_not_go_together_are_refused(
@@ -582,3 +593,109 @@ def test_histories_that_do_not_go_together_are_refused(
     problem = _problem(response, 422)
     assert problem["field"] == "body.user.features.history_ads"
     assert "as many events as history_ads, history_categories" in problem["message"]
+
+
+@pytest.fixture
+def widened(bundles: Path) -> Bundle:
+    """A bundle of one stage with groups of two columns, and a number that is a category, too."""
+    blueprint = read_bundle(bundles / "second").blueprint
+    encoders, inventory = blueprint.encoders, blueprint.inventory
+    assert inventory.raw is not None
+    hashed: dict[str, Any] = {"encoding": "hashing", "num_buckets": 10}
+    fields = (
+        Field(name="past_ads", kind="sequence", group="past", **hashed),
+        Field(name="past_kinds", kind="sequence", group="past", separator="|", **hashed),
+        Field(name="tags", kind="sequence", group="tags", side="item", **hashed),
+        Field(name="marks", kind="sequence", group="tags", side="item", **hashed),
+        Field(name="warmth", kind="numeric"),
+        Field(name="weather", kind="categorical", column="warmth", **hashed),
+        Field(name="wind", kind="numeric"),
+        Field(name="storm", kind="categorical", column="wind", side="user", **hashed),
+    )
+    number = NumericEncoder(transform="standardise", mean=0.0, std=1.0, minimum=0.0, maximum=1.0)
+    hashes = {item.name: Vocabulary(values=None, num_rows=10) for item in fields}
+    schema = replace(encoders.schema, fields=(*encoders.schema.fields, *fields))
+    encoders = replace(
+        encoders,
+        schema=schema,
+        numeric={**encoders.numeric, "warmth": number, "wind": number},
+        vocabularies={**encoders.vocabularies, **hashes},
+    )
+    raw = inventory.raw
+    for name in ("tags", "marks"):
+        raw = raw.append_column(name, pa.nulls(raw.num_rows))
+    blueprint = replace(
+        blueprint,
+        encoders=encoders,
+        inventory=replace(inventory, raw=raw),
+        stages=blueprint.stages[:1],
+    )
+    return Bundle(release="widened", blueprint=blueprint)
+
+
+@pytest.mark.parametrize(
+    ("columns", "field"),
+    [
+        ({"past_ads": ["1"]}, "past_ads"),
+        ({"past_ads": None}, "past_ads"),
+        ({"past_ads": ["1"], "past_kinds": "a|b"}, "past_ads"),
+        ({"past_ads": [], "past_kinds": ["a"]}, "past_ads"),
+        ({"warmth": "warm"}, "warmth"),
+        ({"warmth": "1_0"}, "warmth"),
+        ({"wind": "strong"}, "wind"),
+    ],
+)
+def test_what_no_log_could_hold_is_refused_of_requests_and_events(
+    client: Any, engine: Engine, widened: Bundle, columns: dict[str, Any], field: str
+) -> None:
+    engine.swap(widened, replaces=engine.live.served.release)
+    event = {"event_id": "e", "kind": "impression", "ad": "7", "columns": columns}
+
+    ranked = client.post("/v1/rank", json={"k": 2, "context": columns})
+    told = client.post("/v1/events", json={"events": [{**event, "columns": {}}, event]})
+
+    assert _problem(ranked, 422)["field"] == f"body.context.{field}"
+    assert _problem(told, 422)["field"] == f"body.events.1.columns.{field}"
+    assert engine.store.num_events() == 0
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"past_ads": ["1", "2"], "past_kinds": "a|b", "warmth": "21.5", "wind": "3"},
+        {"past_ads": ["1"], "past_kinds": ["a"], "warmth": 7},
+        {"past_ads": None, "past_kinds": None, "warmth": None},
+        {"warmth": " "},
+    ],
+)
+def test_what_is_confirmed_can_be_joined_and_encoded(
+    client: Any, engine: Engine, widened: Bundle, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    engine.swap(widened, replaces=engine.live.served.release)
+    asked = {"past_ads": ["3"], "past_kinds": "c", "warmth": 1}
+    ranked = client.post("/v1/rank", json={"k": 1, "context": asked}).json()
+    event = {"kind": "impression", "ad": ranked["ads"][0]["ad"], "request_id": ranked["request_id"]}
+    events = [{**event, "event_id": "e", "columns": columns}]
+    assert client.post("/v1/events", json={"events": events}).json()["accepted"] == 1
+
+    schema, path = engine.live.served.schema, tmp_path / "log.parquet"
+    write_joined_log(engine.store, schema, path)
+
+    encoders = engine.live.served.bundle.blueprint.encoders
+    log = pq.read_table(path)
+    rows = encoders.encode(log, first_row=0, origin=Origin(file="log"), inputs_only=True)
+    expected = columns.get("past_ads", ["3"]) or []
+    assert rows.sequences["past"][1].tolist() == [len(expected)]
+
+
+def test_ad_whose_histories_do_not_go_together_is_refused(
+    client: Any, engine: Engine, widened: Bundle
+) -> None:
+    engine.swap(widened, replaces=engine.live.served.release)
+    put = {"bid": 1, "advertiser": "me"}
+
+    wrong = client.put("/v1/ads/mine", json={**put, "features": {"tags": ["a"], "marks": []}})
+    right = client.put("/v1/ads/mine", json={**put, "features": {"tags": ["a"], "marks": ["b"]}})
+
+    assert _problem(wrong, 422)["field"] == "body.features.tags"
+    assert right.status_code == 200

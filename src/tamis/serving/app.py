@@ -140,6 +140,7 @@ def _events_of(live: Live, body: wire.EventsBody) -> list[Event]:
     columns = dict(
         zip(rows, live.ads.columns(np.array(list(rows.values()), np.int64)), strict=True)
     )
+    said = [_said_of(live, item, at) for at, item in enumerate(body.events)]
     now = _now_micros()
     return [
         Event(
@@ -149,13 +150,18 @@ def _events_of(live: Live, body: wire.EventsBody) -> list[Event]:
             user=item.user,
             request_id=item.request_id,
             time_micros=now if item.time_micros is None else item.time_micros,
-            columns=live.served.context_columns.check(
-                item.columns, where=f"body.events.{at}.columns"
-            ),
+            columns=of_context,
             ad_columns=columns.get(item.ad, {}),
         )
-        for at, item in enumerate(body.events)
+        for item, of_context in zip(body.events, said, strict=True)
     ]
+
+
+def _said_of(live: Live, event: wire.EventBody, at: int) -> RawRow:
+    where = f"body.events.{at}.columns"
+    found = live.served.context_columns.check(event.columns, where=where)
+    live.served.check_groups(found, where=where)
+    return found
 
 
 def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
@@ -168,9 +174,11 @@ def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
     async def put_ad(ad: AdId, body: wire.AdBody) -> wire.AdAnswer:
         """Add an ad, or replace it; when this is answered, it may be shown."""
         served = engine.live.served
+        columns = served.catalogue.said.check(body.features, where="body.features")
+        served.check_groups(columns, where="body.features")
         stored = StoredAd(
             ad=ad,
-            columns=served.catalogue.said.check(body.features, where="body.features"),
+            columns=columns,
             bid=body.bid,
             billing=body.billing,
             advertiser=body.advertiser,

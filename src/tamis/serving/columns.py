@@ -78,16 +78,25 @@ class Columns:
             without: Columns that are left out.
         """
         self._roles = schema.roles
-        wanted, left_out = set(sides), set(without)
         readers: dict[str, list[Field]] = {}
         for item in schema.fields:
-            if item.side in wanted and item.source not in left_out:
-                readers.setdefault(item.source, []).append(item)
-        self._kinds = {name: _kind_of(items) for name, items in readers.items()}
+            readers.setdefault(item.source, []).append(item)
+        wanted, left_out = set(sides), set(without)
+        # All of a column's readers count: it is one column, whatever sides they describe.
+        self._kinds = {
+            name: _kind_of(items)
+            for name, items in readers.items()
+            if name not in left_out and any(item.side in wanted for item in items)
+        }
         self._separators = {
             name: max(item.separator for item in readers[name])
             for name, kind in self._kinds.items()
             if kind == "categories"
+        }
+        self._also_numbers = {
+            name
+            for name, kind in self._kinds.items()
+            if kind == "category" and any(item.kind == "numeric" for item in readers[name])
         }
 
     @property
@@ -128,8 +137,12 @@ class Columns:
                     f"must hold no columns but {', '.join(self._kinds) or 'none at all'}; there is "
                     f"another. Remove it.",
                 )
-            separator = self._separators.get(name, "")
-            row[name] = _checked(self._kinds[name], value, f"{where}.{name}", separator)
+            place, separator = f"{where}.{name}", self._separators.get(name, "")
+            row[name] = _checked(self._kinds[name], value, place, separator)
+            if name in self._also_numbers and not _says_number(row[name]):
+                raise RefusedError(
+                    422, place, "must be a number, a text that says one, or null. Send a number."
+                )
         return row
 
     def table(self, rows: Sequence[RawRow]) -> pa.Table:
@@ -302,6 +315,14 @@ def _category(value: Any, where: str) -> str | None:  # noqa: ANN401
     if isinstance(value, (int, float)):
         return category_of(_finite(value, where) if isinstance(value, float) else value)
     return _checked_text(value, where, MAX_CHARACTERS)
+
+
+def _says_number(text: RawValue) -> bool:
+    try:
+        as_floats(pa.array([text], pa.string()), origin=Origin(file=""))
+    except DataError:
+        return False
+    return True
 
 
 def _checked_text(value: Any, where: str, most: int) -> str:  # noqa: ANN401

@@ -59,7 +59,7 @@ class ServedBundle:
         Who says one column of a group says all of them: those of events know nothing of it.
 
         Args:
-            row: What a request says of user and context.
+            row: What is said of user, context or an ad.
             where: Path of it in the request.
 
         Raises:
@@ -74,7 +74,7 @@ class ServedBundle:
                 for item in members
                 if self._kinds[item.source] == "categories"
             }
-            if len(counts) > 1:
+            if len(said) < len(members) or len(counts) > 1:
                 raise RefusedError(
                     422,
                     f"{where}.{said[0]}",
