@@ -20,14 +20,17 @@ from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
+from tamis.serving import engine as engine_module
 from tamis.serving.answers import Answer, Query
 from tamis.serving.arrivals import Arrivals
 from tamis.serving.drift import DriftWatch
 from tamis.serving.engine import Engine, EngineSettings
+from tamis.serving.live import Live
 from tamis.serving.pace import Pace
 from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
 from tamis.serving.shadow import Shadow
+from tamis.serving.store import Store
 
 
 def _rank(engine: Engine, query: Query) -> Answer:
@@ -210,6 +213,55 @@ def test_bundle_that_cannot_serve_leaves_the_one_before(
         engine.swap(broken, replaces=engine.live.served.release)
 
     assert _rank(engine, make_query()).release == read_bundle(bundles / "first").release
+
+
+def test_bundle_that_fails_at_its_first_answer_is_not_remembered(
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_hashed: Callable[[str], Bundle],
+    tmp_path: Path,
+    watched: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, odd = make_engine(), make_hashed("price")
+    before = engine.store.newest_schema()
+    answer_all = engine_module.answer_all
+
+    def fail(live: Live, *arguments: Any) -> list[Answer]:
+        if live.served.release == odd.release:
+            raise ZeroDivisionError
+        return answer_all(live, *arguments)
+
+    monkeypatch.setattr(engine_module, "answer_all", fail)
+    with pytest.raises(ZeroDivisionError):
+        engine.swap(odd, replaces=engine.live.served.release)
+
+    assert _rank(engine, make_query()).release != odd.release
+    assert engine.store.newest_schema() == before != odd.blueprint.encoders.schema.to_toml()
+    store = Store(f"sqlite:///{tmp_path / 'new.db'}")
+    with pytest.raises(ZeroDivisionError):
+        Engine(odd, store, watched, EngineSettings())
+    assert store.newest_schema() is None
+    store.close()
+
+
+def test_bundle_is_remembered_before_it_answers(
+    make_engine: Callable[..., Engine],
+    make_hashed: Callable[[str], Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, other = make_engine(), make_hashed("price")
+    before = engine.live
+
+    def away(release: str, schema: str) -> None:
+        assert engine.live is before
+        raise StoreError(f"{release} cannot be written")
+
+    monkeypatch.setattr(engine.store, "put_release", away)
+    with pytest.raises(StoreError, match="hashed cannot be written"):
+        engine.swap(other, replaces=before.served.release)
+
+    assert engine.live is before
 
 
 def test_ad_with_an_infinite_number_costs_nobody_a_request_or_an_event(

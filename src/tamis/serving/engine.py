@@ -87,19 +87,16 @@ class Engine:
         self.settings = settings
         self._store, self._watch = store, watch
         self._users = Users(store)
-        served = self._prepared(bundle)
-        self._users.keep(served.online.lengths)
-        self._live = served.live(store.ads())
+        self._live = self._prepared(bundle).live(store.ads())
+        self._pace = self._ready(self._live)
         self._previous: ServedBundle | None = None
         self._beside: Live | None = None
-        store.put_release(served.release, served.schema.to_toml())
         self.recorder = Recorder(self._users.append)
         # One change at a time; what asks for new ads meanwhile shares the next change.
         self._change = threading.Lock()
         self._asked, self._made = 0, 0
         self._queue: deque[_Job] = deque()
         self._wakes = threading.Condition()
-        self._pace = _warmed_up(self._live, settings.max_batch)
         # When each thread's batch that is under way should be done.
         self._busy_until = [0.0] * settings.threads
         self._arrivals = Arrivals()
@@ -304,12 +301,20 @@ class Engine:
             )
         before, asked = self._live.served, self._asked
         live = served.live(self._store.ads())
-        self._users.keep(served.online.lengths)
-        self._store.put_release(served.release, served.schema.to_toml())
-        pace = _warmed_up(live, self.settings.max_batch)
+        pace = self._ready(live)
         # One assignment: a request takes the one or the other, whole.
         self._live, self._previous, self._made = live, before, asked
         self._pace = pace
+
+    def _ready(self, live: Live) -> Pace:
+        """Make sure that a bundle can answer, and remember it before it answers anybody."""
+        served = live.served
+        pace = _warmed_up(live, self.settings.max_batch)
+        self._users.keep(served.online.lengths)
+        # After the first answers: the newest schema is what a store's log is read by. Before all
+        # others, so that no request can be on the disk without the schema of its bundle.
+        self._store.put_release(served.release, served.schema.to_toml())
+        return pace
 
     def _refresh(self) -> None:
         """Make the store's ads live; whoever comes while another works shares one more turn."""
