@@ -175,21 +175,27 @@ def test_who_no_longer_waits_is_written_for_and_not_told(
     recorder.close()
 
 
-def test_requests_beyond_the_limit_are_counted(
-    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+def test_requests_beyond_the_limit_are_counted_and_said_once_in_a_while(
+    fake: FakeStore,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = Recorder(fake.append, max_waiting=2)
     fake.may_go_on.clear()
     first = recorder.write([make_event("a")])
     assert fake.entered.wait(30)
-    for name in "rst":
+    for name in "rstuv":
         recorder.record(make_served(name))
+    assert caplog.messages == ["answered requests that are in no store: 1 so far"]
     fake.may_go_on.set()
     first.result(30)
 
-    recorder.close()
+    for _ in range(2):
+        recorder.close()
 
-    assert recorder.num_lost == 1
+    assert recorder.num_lost == 3
+    assert caplog.messages[1:] == ["answered requests that are in no store: 3 in all"]
     assert [name for requests, _ in fake.written for name in requests] == ["r", "s"]
 
 
@@ -234,19 +240,23 @@ def test_events_beyond_the_limit_are_refused_and_can_be_told_again(
 
 
 def test_closing_writes_what_waits_and_refuses_what_comes(
-    fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
+    fake: FakeStore,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = Recorder(fake.append)
     recorder.record(make_served("r"))
     recorder.close()
 
     assert fake.written == [(["r"], [])]
+    assert not caplog.messages
     with pytest.raises(StoreError, match="must be open"):
         recorder.write([make_event("a")]).result(30)
 
 
 def test_closing_without_a_store_says_what_is_lost(
-    fake: FakeStore, make_served: Callable[..., ServedRequest]
+    fake: FakeStore, make_served: Callable[..., ServedRequest], caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder(fake.append)
     fake.may_go_on.clear()
@@ -260,6 +270,7 @@ def test_closing_without_a_store_says_what_is_lost(
 
     assert not closing.is_alive()
     assert (recorder.num_lost, fake.written) == (1, [])
+    assert caplog.messages[-1] == "answered requests that are in no store: 1 in all"
 
 
 def test_answered_requests_wait_a_moment_for_each_other_and_events_do_not(

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
@@ -12,6 +13,8 @@ from tamis.serving.store import Appended
 _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
 """How long answered requests leave the store alone after it could not be written."""
+_SAY_S = 60.0
+"""How long nothing more is said of answered requests that are lost: all may be, in a rush."""
 _GATHER_S = 0.05
 """How long an answered request waits for others: each transaction takes time from rankings."""
 
@@ -46,6 +49,7 @@ class Recorder:
         self._is_closed = False
         self.num_lost = 0
         """Answered requests that are in no store: too many waited, or they cannot be written."""
+        self._say_from = 0.0
         self._wakes = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tamis-recorder", daemon=True)
         self._thread.start()
@@ -54,7 +58,7 @@ class Recorder:
         """Write an answered request soon."""
         with self._wakes:
             if len(self._requests) >= self._max_waiting:
-                self.num_lost += 1
+                self._lose(1)
                 return
             self._requests.append(request)
             if len(self._requests) == 1:
@@ -86,11 +90,13 @@ class Recorder:
         return future
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write what waits, end the thread, and say what was lost; a second time does nothing."""
         with self._wakes:
-            self._is_closed = True
+            was_closed, self._is_closed = self._is_closed, True
             self._wakes.notify()
         self._thread.join()
+        if self.num_lost and not was_closed:
+            _log.error("answered requests that are in no store: %d in all", self.num_lost)
 
     def _work(self) -> None:
         while True:
@@ -138,7 +144,8 @@ class Recorder:
                 _log.error("what was answered could not be recorded: %s", type(error).__name__)
                 _fail(events, error)
                 # Trying again would fail again, and nothing behind it would ever be written.
-                self.num_lost += len(requests)
+                with self._wakes:
+                    self._lose(len(requests))
             else:
                 start = 0
                 for part, future in events:
@@ -151,13 +158,21 @@ class Recorder:
         with self._wakes:
             room = self._max_waiting - len(self._requests)
             self._requests = [*requests[:room], *self._requests]
-            self.num_lost += max(0, len(requests) - room)
+            self._lose(max(0, len(requests) - room))
             if is_closed:
                 # Nobody comes after this: what cannot be written now is lost, and said.
-                self.num_lost += len(self._requests)
+                self._lose(len(self._requests))
                 self._requests = []
             else:
                 self._wakes.wait_for(lambda: self._events or self._is_closed, _PAUSE_S)
+
+    def _lose(self, count: int) -> None:
+        """Count answered requests that are in no store, and say so now and then."""
+        self.num_lost += count
+        now = time.monotonic()
+        if count and now >= self._say_from:
+            self._say_from = now + _SAY_S
+            _log.error("answered requests that are in no store: %d so far", self.num_lost)
 
 
 def _halves(
