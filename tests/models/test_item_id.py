@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tamis.data.batch import blank_batch
-from tamis.data.schema import CategoricalInput, InputSpec, Table
+from tamis.data.batch import Batch, Jagged, blank_batch
+from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table
 from tamis.errors import ConfigError
 from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
+from tamis.nn.frequency import StreamingFrequency
 
 _SPEC = InputSpec(
     numeric=(),
@@ -55,14 +56,97 @@ def test_dropout_hides_its_share_of_ids() -> None:
     assert shown[:, 1].mean().item() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
 
 
-def test_items_are_counted_by_their_ids_and_without_one_by_their_categories() -> None:
-    batch = blank_batch(_SPEC, 24, torch.device("cpu"))
-    batch.ids.copy_(torch.randint(9, (24, 3), generator=torch.Generator().manual_seed(0)))
+# With lists and numbers of the item, and numbers of others.
+_WIDE = replace(
+    _SPEC,
+    numeric=("age", "price"),
+    numeric_sides=("user", "item"),
+    sequences=(
+        SequenceInput(name="past", fields=("past",), tables=("kind",), max_length=9, side="user"),
+        SequenceInput(
+            name="tags", fields=("tag", "of"), tables=("kind", "user"), max_length=9, side="item"
+        ),
+    ),
+)
 
-    assert torch.equal(counted_places(_SPEC, batch, place_of_id(_SPEC)), batch.ids[:, 2])
-    assert num_counted(_SPEC, place_of_id(_SPEC)) == 9
-    without = replace(_SPEC, item="")
-    places = counted_places(without, batch, place_of_id(without))
-    same = (batch.ids[:, None, 1:] == batch.ids[None, :, 1:]).all(2)
-    assert torch.equal(places[:, None] == places[None, :], same)
-    assert int(places.max()) < num_counted(without, place_of_id(without))
+
+def _wide(rows: int, seed: int = 0) -> Batch:
+    """Random rows of few values, so that many are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = blank_batch(_WIDE, rows, torch.device("cpu"))
+    batch.ids.copy_(torch.randint(3, (rows, 3), generator=generator))
+    batch.numeric.copy_(torch.randint(3, (rows, 2), generator=generator))
+    offsets = torch.cat([torch.zeros(1), torch.randint(3, (rows,), generator=generator)]).cumsum(0)
+    sequences = {
+        group.name: Jagged(
+            values=torch.randint(
+                1, 4, (int(offsets[-1]), len(group.fields)), generator=generator
+            ).int(),
+            offsets=offsets.long(),
+        )
+        for group in _WIDE.sequences
+    }
+    return replace(batch, ids=batch.ids.int(), sequences=sequences)
+
+
+def _tags(batch: Batch, row: int) -> list[tuple[int, ...]]:
+    tags = batch.sequences["tags"]
+    return sorted(map(tuple, tags.values[tags.offsets[row] : tags.offsets[row + 1]].tolist()))
+
+
+def test_items_are_counted_by_their_ids_and_without_one_by_their_categories_and_lists() -> None:
+    batch = _wide(300)
+    place = place_of_id(_WIDE)
+    places = counted_places(_WIDE, batch, place)
+    alone = counted_places(replace(_WIDE, item=""), batch, (0, None))
+    content = [(int(batch.ids[row, 1]), _tags(batch, row)) for row in range(300)]
+    of_items = [int(batch.ids[row, 2]) or content[row] for row in range(300)]
+    by_all = [(int(batch.ids[row, 2]), content[row]) for row in range(300)]
+
+    for found, expected in ((places, of_items), (alone, by_all)):
+        same = torch.tensor([[one == other for other in expected] for one in expected])
+        assert torch.equal(found[:, None] == found[None, :], same)
+    known = batch.ids[:, 2] > 0
+    assert torch.equal(places[known], batch.ids[known, 2].long())
+    assert int(places[~known].min()) >= num_counted(_WIDE, place)[0] == 9
+    assert int(places.max()) < sum(num_counted(_WIDE, place))
+    assert int(alone.max()) < sum(num_counted(replace(_WIDE, item=""), (0, None)))
+
+
+def test_items_that_are_nothing_but_numbers_are_counted_by_them() -> None:
+    spec = replace(_WIDE, sequences=(), categorical=(_SPEC.categorical[0], _SPEC.categorical[2]))
+    batch = _wide(300)
+    batch = replace(batch, ids=batch.ids[:, ::2] * 0)
+    places = counted_places(spec, batch, place_of_id(spec))
+
+    assert torch.equal(
+        places[:, None] == places[None, :], batch.numeric[:, 1, None] == batch.numeric[None, :, 1]
+    )
+
+
+def test_few_of_many_contents_share_a_place() -> None:
+    spec = replace(_WIDE, sequences=())
+    batch = blank_batch(spec, 20_000, torch.device("cpu"))
+    batch.ids[:, 1] = torch.arange(20_000)
+    places = counted_places(spec, batch, place_of_id(spec))
+
+    # Of 20,000 balls in 2 ** 18 places, 1 - 19,999 / 2 / 2 ** 18 = 96 % have no ball before them.
+    assert len(places.unique()) > 19_000
+
+
+def test_item_of_row_0_has_its_own_share() -> None:
+    # Half of the rows are of two known items; 50 that are not known, told apart by their kind, make
+    # up the other half. Taken for one item, each of them would have a share of 1/2.
+    shares = torch.cat([torch.full((2,), 0.25), torch.full((50,), 0.01)])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(shares, 40_000, replacement=True, generator=generator)
+    batch = blank_batch(_SPEC, 40_000, torch.device("cpu"))
+    batch.ids[:, 2] = torch.where(drawn < 2, drawn + 1, 0)
+    batch.ids[:, 1] = torch.where(drawn < 2, 3, drawn)
+    frequency = StreamingFrequency(*num_counted(_SPEC, place_of_id(_SPEC)), rate=0.02)
+    places = counted_places(_SPEC, batch, place_of_id(_SPEC))
+    frequency.observe(places)
+
+    apart = frequency.log_share(places) - shares[drawn].log()
+    # A standard deviation of an estimate is sqrt(0.02 / 2) = 0.1.
+    assert apart.abs().max().item() < 5 * 0.1

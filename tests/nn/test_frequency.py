@@ -59,6 +59,18 @@ def test_two_gaps_known_answer() -> None:
     assert float(_shares(model)[3]) == pytest.approx(1 / 4)
 
 
+def test_first_gap_of_others_is_that_from_the_beginning() -> None:
+    model = StreamingFrequency(4, 2, rate=0.5)
+    # Item 5, one of two others, stands in rows 2 and 3.
+    model.observe(torch.tensor([2, 0]))
+    model.observe(torch.tensor([5, 5]))
+
+    # Weights 1/8, 1/4 and 1/2 of the gaps 4, as of all items, 3 and 1.
+    expected = (1 / 8 + 1 / 4 + 1 / 2) / (4 / 8 + 3 / 4 + 1 / 2)
+    assert float(_shares(model)[5]) == pytest.approx(expected)
+    assert _shares(model)[[1, 2, 4]].tolist() == pytest.approx([1 / 4] * 3)
+
+
 def test_estimates_converge_to_the_true_shares() -> None:
     shares = 1.0 / torch.arange(1, 51)
     shares = shares / shares.sum()

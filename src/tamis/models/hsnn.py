@@ -165,7 +165,7 @@ class HSNN(nn.Module):
         of the ensemble (logits of all tasks) were not published. Index-level interaction towers see
         the node in place of the item. The source's negatives are impressions; the softmax is for
         logs that have none. An item without a row in the id's table has zeros there, as
-        ``id_dropout`` has trained it.
+        ``id_dropout`` has trained it, and is counted by its content.
     """
 
     def __init__(self, config: HSNNConfig, spec: InputSpec) -> None:
@@ -218,7 +218,7 @@ class HSNN(nn.Module):
         self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
         if config.negatives:
             self.in_batch = InBatchPairs(spec)
-            self.frequency = StreamingFrequency(num_counted(spec, self.place_of_id))
+            self.frequency = StreamingFrequency(*num_counted(spec, self.place_of_id))
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""

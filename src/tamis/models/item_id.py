@@ -1,6 +1,6 @@
 """The item's own id among its features: where it stands, and how a tower learns to do without.
 
-Where there is no id, items are told apart by their categories as far as they are counted.
+Where an item has no id, or none that training has seen often enough, it is counted by its content.
 """
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
+from tamis.nn.event_rows import event_rows
 
-# Items without an id are counted by their content; so many places keep most of them apart.
-_CONTENT_PLACES = 1 << 16
-_MIXER = 1_000_003  # an odd prime, so that every category moves the place
+# Content is counted in so many places, which keep most of a hundred thousand items apart.
+_CONTENT_PLACES = 1 << 18
+_MIXER, _MASK = 0x45D9F3B, (1 << 32) - 1  # an odd number whose products are below 2 ** 63
 
 
 def place_of_id(spec: InputSpec) -> tuple[int, int | None]:
@@ -66,18 +67,23 @@ def hide_ids(
     return tokens * shown.unsqueeze(2)
 
 
-def num_counted(spec: InputSpec, place: tuple[int, int | None]) -> int:
-    """Places that items are counted in; see :func:`counted_places`."""
+def num_counted(spec: InputSpec, place: tuple[int, int | None]) -> tuple[int, int]:
+    """Places of ids, and places of content after them; see :func:`counted_places`."""
     column, token = place
     if token is None:
-        return _CONTENT_PLACES
-    return spec.num_rows_by_table[spec.categorical[column].table]
+        return 0, _CONTENT_PLACES
+    return spec.num_rows_by_table[spec.categorical[column].table], _CONTENT_PLACES
 
 
 def counted_places(
     spec: InputSpec, items: Batch, place: tuple[int, int | None]
 ) -> Int[Tensor, " B"]:
-    """Where each row's item is counted: its row in the id's table, or by its categories.
+    """Where each row's item is counted: its row in the id's table, or by its content.
+
+    Row 0 of that table stands for many items, which a tower tells apart by their content as it does
+    where there is no id: so does the count. Content is the categories and lists of the item side.
+    Numbers change in the life of an item, which would be counted as many; they are read where there
+    is nothing else.
 
     Args:
         spec: Inputs of the model.
@@ -85,9 +91,40 @@ def counted_places(
         place: As :func:`place_of_id` gives it.
     """
     column, token = place
-    if token is not None:
-        return items.ids[:, column].to(torch.int64)
-    mixed = torch.zeros(items.num_rows, dtype=torch.int64, device=items.ids.device)
-    for category in spec.categorical_of("item"):
-        mixed = (mixed * _MIXER + items.ids[:, category]) % (1 << 31)
-    return mixed % _CONTENT_PLACES
+    own = None if token is None else column
+    places = _content(spec, items, own) % _CONTENT_PLACES
+    if own is None:
+        return places
+    ids = items.ids[:, own].to(torch.int64)
+    return torch.where(ids == 0, num_counted(spec, place)[0] + places, ids)
+
+
+def _content(spec: InputSpec, items: Batch, own: int | None) -> Int[Tensor, " B"]:
+    """A hash of what items are, the column of their own ids and the order of lists left out."""
+    mixed = torch.ones(items.num_rows, dtype=torch.int64, device=items.ids.device)
+    categories = [column for column in spec.categorical_of("item") if column != own]
+    lists = spec.sequences_of("item")
+    for column in categories:
+        mixed = _mix(mixed + items.ids[:, column])
+    for group in lists:
+        events = items.sequences[group.name]
+        of_events = mixed.new_ones(len(events.values))
+        for number in range(len(group.fields)):
+            of_events = _mix(of_events + events.values[:, number])
+        owner = event_rows(events.offsets, len(events.values))
+        total = torch.zeros_like(mixed).index_add_(0, owner, of_events)
+        # Mixed once more, or what an item is and what its list holds could trade places.
+        mixed = _mix(_mix(mixed) + total)
+    if not categories and not lists:
+        for column in spec.numeric_of("item"):
+            bits = items.numeric[:, column].view(torch.int32).to(torch.int64)
+            mixed = _mix(mixed + (bits & _MASK))
+    return mixed
+
+
+def _mix(values: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """A bijection of 32 bits in which every input bit reaches every output bit."""
+    values = values & _MASK
+    for _ in range(2):
+        values = ((values ^ (values >> 16)) * _MIXER) & _MASK
+    return values ^ (values >> 16)

@@ -101,9 +101,9 @@ class TwoTower(nn.Module):
     Differs from the source:
         Towers are HSNN's (arXiv:2408.06653, two tower XS). Uniform items come as rows of the data,
         as the model has no corpus, and their number in a batch is random around its mean. Scale and
-        shift, and tasks that share an item's vector, are ours. Without an item id, items are
-        counted by the categories of their side. An item without a row in the id's table has zeros
-        there, as ``id_dropout`` has trained it.
+        shift, and tasks that share an item's vector, are ours. An item without a row in the id's
+        table has zeros there, as ``id_dropout`` has trained it, and is counted by its content, as
+        all items are where there is no id.
     """
 
     def __init__(self, config: TwoTowerConfig, spec: InputSpec) -> None:
@@ -137,7 +137,7 @@ class TwoTower(nn.Module):
             self.log_temperature = nn.Parameter(start)
             if config.log_q:
                 self.frequency = StreamingFrequency(
-                    num_counted(spec, self.place_of_id), rate=config.frequency_rate
+                    *num_counted(spec, self.place_of_id), rate=config.frequency_rate
                 )
 
     def forward(self, batch: Batch) -> Output:

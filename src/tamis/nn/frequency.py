@@ -21,7 +21,8 @@ class StreamingFrequency(nn.Module):
         which has no ceiling for an item that is in every batch. Every item has a place of its own
         instead of one that it is hashed to. The first gap is that from an item's first row to its
         second; before it one gap of as many rows as there are items is taken for granted, and the
-        weights of all gaps are made to sum to 1.
+        weights of all gaps are made to sum to 1. Of others, which nobody has counted beforehand,
+        the first gap is that from the beginning of the stream.
     """
 
     clock: Tensor
@@ -29,20 +30,23 @@ class StreamingFrequency(nn.Module):
     gap_sum: Tensor
     gap_mass: Tensor
 
-    def __init__(self, num_items: int, *, rate: float = 0.05) -> None:
+    def __init__(self, num_items: int, num_others: int = 0, *, rate: float = 0.05) -> None:
         """Take all items to be equally frequent.
 
         Args:
             num_items: Items, numbered from 0.
+            num_others: Places that are numbered on from there, for rows of other items: how many
+                there are is not known, but that most of them are rarer.
             rate: Weight of the newest gap, in (0, 1). The logarithm of an estimate has a standard
                 deviation of about ``sqrt(rate / 2)``.
         """
         super().__init__()
-        self.rate = rate
+        self.num_items, self.rate = num_items, rate
+        places = num_items + num_others
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("last_row", torch.full((num_items,), -1, dtype=torch.int64))
-        self.register_buffer("gap_sum", torch.full((num_items,), rate * num_items))
-        self.register_buffer("gap_mass", torch.full((num_items,), rate))
+        self.register_buffer("last_row", torch.full((places,), -1, dtype=torch.int64))
+        self.register_buffer("gap_sum", torch.full((places,), rate * max(1, num_items)))
+        self.register_buffer("gap_mass", torch.full((places,), rate))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -61,7 +65,8 @@ class StreamingFrequency(nn.Module):
         starts = ends - counts
         earlier = torch.cat([rows.new_zeros(1), rows[:-1]])
         earlier[starts] = self.last_row[known]
-        has_gap = earlier >= 0
+        # Before an item has come its last row is -1: for others, the beginning of the stream.
+        has_gap = (earlier >= 0) | (ordered >= self.num_items)
         # The k-th last gap of an item has been moved away from k times.
         later = (
             torch.repeat_interleave(ends, counts) - 1 - torch.arange(len(rows), device=rows.device)
