@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
 from tamis.nn.embedding import EmbeddingTables
 from tamis.nn.frequency import StreamingFrequency
-from tamis.nn.residual_index import ResidualIndex
+from tamis.nn.residual_index import IndexLearning, ResidualIndex
 from tamis.training.averaging import WeightAverage
 from tamis.training.optimizers import RowAdam, RowwiseAdagrad
 
@@ -112,8 +112,13 @@ def test_average_goes_on_from_its_state() -> None:
         assert all(torch.equal(value, expected[k]) for k, value in _values(model).items())
 
 
-def test_state_of_an_index_is_not_averaged() -> None:
-    index = ResidualIndex((3,), 4, learning="em", cluster_steps=1, cluster_rows=20).train()
+@pytest.mark.parametrize("learning", ["lti", "em"])
+def test_index_is_not_averaged_across_the_clusterings_that_set_it_anew(
+    learning: IndexLearning,
+) -> None:
+    index = ResidualIndex(
+        (3,), 4, learning=learning, start_steps=2, cluster_steps=1, cluster_rows=20
+    ).train()
     average = WeightAverage(index, decay=0.9, total_steps=3)
     for step in range(3):
         average.before_update(step)
@@ -135,16 +140,3 @@ def test_counts_of_items_are_not_averaged() -> None:
     with average.swapped_in(3):
         for name, value in frequency.state_dict().items():
             assert torch.equal(value, before[name])
-
-
-def test_codebooks_that_are_weights_are_averaged() -> None:
-    index = ResidualIndex((3,), 4).train()
-    average = WeightAverage(index, decay=0.9, total_steps=1)
-    before = index.codebooks[0].detach().clone()
-    with torch.no_grad():
-        index.codebooks[0].add_(1.0)
-        after = index.codebooks[0].detach().clone()
-
-    with average.swapped_in(1):
-        # The decay of step 1 is 2 / 11.
-        torch.testing.assert_close(index.codebooks[0].detach(), before.lerp(after, 9 / 11))

@@ -23,7 +23,8 @@ class WeightAverage:
     table row.
 
     Floating-point buffers, such as the statistics of batch norm, are averaged as weights are; those
-    of a learnt index are not, as the mean of two clusterings is none, nor those that count items.
+    that count items are not. Nor is anything of a learnt index, codebooks that are weights
+    included: k-means and revived nodes set centres anew, and the mean of two clusterings is none.
 
     Source:
         Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control
@@ -43,10 +44,10 @@ class WeightAverage:
         self._buffers: dict[str, Tensor] = {}
         self._tables: dict[str, nn.Parameter] = {}
         not_averaged = {
-            id(buffer)
+            id(value)
             for module in model.modules()
             if isinstance(module, ResidualIndex | StreamingFrequency)
-            for buffer in module.buffers()
+            for value in (*module.parameters(), *module.buffers())
         }
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if isinstance(value, nn.Parameter) and id(value) in tables:
