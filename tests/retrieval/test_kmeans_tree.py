@@ -1,12 +1,14 @@
 """The tree of k-means: what its nodes hold, and search through it by a model's own levels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, ConfigError, DataError
+from tamis.models.hsnn import HSNN
 from tamis.nn.kmeans import kmeans, squared_distances
 from tamis.retrieval.kmeans_tree import KMeansTree
 from tamis.retrieval.search import BeamSearcher, Retriever
@@ -115,3 +117,11 @@ def test_what_does_not_fit_is_refused(world: Any, make_world: Callable[..., Any]
         world.model.levels[0].shift += 1e-3
     with pytest.raises(ArtifactError, match="weights must be those it was published from"):
         Retriever(world.model, tree)
+
+
+def test_levels_that_have_learnt_nothing_walk_no_tree(world: Any) -> None:
+    model = HSNN(replace(world.model.config, start_steps=9), world.model.spec).eval()
+    tree = KMeansTree.build(model, [(_IDS, world.features(_IDS))], (6, 4), seed=0)
+
+    with pytest.raises(ConfigError, match="begins in step 9, got those of step 0"):
+        Retriever(model, tree)

@@ -26,6 +26,8 @@ class _Dot:
     def codebooks(self) -> Sequence[Tensor]:
         return [self.centres]
 
+    def check_index(self) -> None: ...
+
     def encode_items(self, items: Batch, *, by_content: bool = False) -> Tensor:
         return items.numeric
 

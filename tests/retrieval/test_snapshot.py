@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import safetensors.torch
 import torch
 
 from tamis import artifacts
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, ConfigError, DataError
+from tamis.models.hsnn import HSNN
 from tamis.retrieval.snapshot import IndexSnapshot, churn, weights_version
 
 
@@ -368,3 +370,34 @@ def test_item_without_a_finite_vector_is_named(world: Any) -> None:
 
     with pytest.raises(DataError, match="item 8 must have a finite vector"):
         IndexSnapshot.publish(world.model, [(ids, features)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "begins", "option"),
+    [
+        ({"start_steps": 9}, 9, "start_steps"),
+        ({"index_learning": "em", "start_steps": 9}, 9, "start_steps"),
+        ({"index_learning": "sil", "cluster_steps": 7}, 7, "cluster_steps"),
+    ],
+)
+def test_index_that_does_not_exist_yet_is_not_published(
+    world: Any, settings: dict[str, Any], begins: int, option: str
+) -> None:
+    model = HSNN(replace(world.model.config, **settings), world.model.spec).eval()
+    ids = torch.arange(1, 20)
+    corpus = [(ids, world.features(ids))]
+    vectors = model.encode_items(corpus[0][1]).detach()
+    for _ in range(begins - 1):
+        model.index.advance(vectors)
+
+    with pytest.raises(
+        ConfigError,
+        match=rf"which begins in step {begins}, got those of step {begins - 1}\. Train longer or "
+        rf"lower model\.{option}\.",
+    ):
+        IndexSnapshot.publish(model, corpus)
+    model.index.advance(vectors)
+    assert IndexSnapshot.publish(model, corpus).num_items == 19
+    # Without levels for nodes there is nothing to wait for.
+    config = replace(model.config, levels=model.config.levels[-1:], codebooks=())
+    assert IndexSnapshot.publish(HSNN(config, model.spec).eval(), corpus).num_items == 19

@@ -383,6 +383,28 @@ def test_training_stops_when_patience_runs_out(
     assert not any(bests[i : i + 3] == [False] * 3 for i in range(len(bests) - 3))
 
 
+def test_weights_from_before_a_learnt_index_are_not_kept(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    level = {"user_tokens": 2, "width": 6, "module_tokens": 2, "head_units": [8]}
+    table = {
+        "model": {"name": "hsnn", "levels": [level, level], "codebooks": [4], "start_steps": 22},
+        "optimizer": {"dense_lr": 0.03},
+        "training": {"batch_size": 32, "max_epochs": 7, "patience": 2, "ema_decay": 0.5},
+    }
+
+    train(make_dataset(train=100), run_config_from_table(table), tmp_path / "run")
+
+    # An epoch has 4 steps. 100 rows are learnt by heart in the second one.
+    lines = _lines(tmp_path / "run")
+    errors = [line["valid"]["click"]["ne"] for line in lines]
+    assert [line["step"] for line in lines][:6] == [4, 8, 12, 16, 20, 24]
+    assert min(errors[:5]) < min(errors[5:])
+    assert [line["is_best"] for line in lines][:6] == [True] * 6
+    assert artifacts.read_json(tmp_path / "run" / "run.json")["best_step"] >= 22
+    assert load_trained(tmp_path / "run").module.index.is_live
+
+
 def test_step_sizes_halve_after_each_evaluation_without_improvement(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:

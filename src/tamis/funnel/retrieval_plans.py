@@ -120,7 +120,7 @@ class IndexPlan:
             encoders: What the model was trained with, where that is other than ``whole``.
 
         Raises:
-            ConfigError: The model is another, or the settings are not for it.
+            ConfigError: The model is another or has no index yet, or the settings are not for it.
             DataError: There is no ad, or one has features that give no vector.
         """
         hsnn = _hsnn(model)

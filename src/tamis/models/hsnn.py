@@ -85,8 +85,9 @@ class HSNNConfig:
     """Batches of the index until memberships are as sharp as they get."""
     start_steps: int = 1
     """Batch in which the index begins, as the k-means of the latest item vectors (``lti``, ``em``);
-    until then items alone are learnt. Vectors of the first batches are those of an untrained tower,
-    so that a few hundred are better where there are thousands."""
+    until then items alone are learnt, and a run keeps no weights for later ones. Vectors of the
+    first batches are those of an untrained tower, so that a few hundred are better where there are
+    thousands."""
     warmup_steps: int = 200
     """Batches over which the losses of the index grow linearly to their weights."""
     queue_batches: int = 32
@@ -299,6 +300,21 @@ class HSNN(nn.Module):
     def codebooks(self) -> list[Tensor]:
         """Centres (K_n, W) of each index level, the coarsest first."""
         return self.index.codebooks
+
+    def check_index(self) -> None:
+        """Check that there is an index, where the model is for one: before, all nodes score alike.
+
+        Raises:
+            ConfigError: Its first k-means is still to come.
+        """
+        index = self.index
+        if self.config.codebooks and not bool(index.is_live):
+            option = "cluster_steps" if index.learning == "sil" else "start_steps"
+            raise ConfigError(
+                f"hsnn: weights must be of a step at which there is an index to publish, which "
+                f"begins in step {index.start_steps}, got those of step {int(index.step)}. Train "
+                f"longer or lower model.{option}."
+            )
 
     def encode_items(self, items: Batch, *, by_content: bool = False) -> Float[Tensor, "B W"]:
         """Item vectors of unit length; only the item side of the batch is read.

@@ -29,6 +29,14 @@ class Scorer(Protocol):
         """Centres (K_n, W) of each of the N - 1 index levels, the coarsest first."""
         ...
 
+    def check_index(self) -> None:
+        """Check that the levels for nodes have learnt what nodes are, where there are any.
+
+        Raises:
+            ConfigError: Training ended before.
+        """
+        ...
+
     def encode_items(self, items: Batch, *, by_content: bool = False) -> Tensor:
         """Item vectors (B, W); with ``by_content`` as if their ids had never been seen."""
         ...

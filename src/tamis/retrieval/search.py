@@ -62,6 +62,7 @@ class Retriever:
 
         Raises:
             ArtifactError: The snapshot was published from other weights.
+            ConfigError: The model was trained for so short a time that all nodes score alike.
             DataError: Tree and model have not as many levels.
             ValueError: The model is in training mode.
         """
@@ -70,6 +71,7 @@ class Retriever:
                 "retriever: the model must be in evaluation mode, got training mode. Call eval()."
             )
         check_versions(scorer, snapshot)
+        scorer.check_index()
         check_levels(scorer, snapshot.tree)
         self.scorer, self.snapshot = scorer, snapshot
         self.vectors = (*snapshot.node_vectors(), snapshot.members.vectors)

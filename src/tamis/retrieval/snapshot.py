@@ -119,10 +119,12 @@ class IndexSnapshot:
                 item side is read.
 
         Raises:
+            ConfigError: The model was trained for so short a time that it has no index yet.
             ValueError: The model is in training mode.
             DataError: There is no item, an id stands twice, ids are not as many as rows, or a
                 vector is no finite number.
         """
+        scorer.check_index()
         codebooks = tuple(centres.detach().clone() for centres in scorer.codebooks)
         parts = [_encoded(scorer, codebooks, ids, items) for ids, items in corpus]
         if not sum(len(part.ids) for part in parts):

@@ -21,6 +21,7 @@ from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
 from tamis.models.weights import weights_fingerprint
+from tamis.nn.residual_index import ResidualIndex
 from tamis.process import on_first_signal
 from tamis.training import runlog
 from tamis.training.averaging import WeightAverage
@@ -353,6 +354,9 @@ class _Training:
         step_sizes = {
             name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()
         }
+        if progress.best_step < _index_begins(self.model, progress.step):
+            # Nobody can search with weights from before; later ones are better at any value.
+            progress.best_value = None
         is_best = progress.observe(
             self.monitor.value(metrics),
             larger_is_better=self.monitor.larger_is_better,
@@ -440,6 +444,12 @@ def _take_weights(
             f"with its config on a dataset of its encoders, or from the beginning."
         )
     model.load_state_dict(start.module.state_dict())
+
+
+def _index_begins(model: nn.Module, step: int) -> int:
+    """The step in which a learnt index begins, the next one if it is to come; 0 without any."""
+    indices = [m for m in model.modules() if isinstance(m, ResidualIndex) and m.sizes]
+    return max((step + 1 - int(index.age) for index in indices), default=0)
 
 
 def _check_labels(dataset: Dataset, monitor: Monitor) -> None:

@@ -21,7 +21,7 @@ dot_units = 4
 head_units = [4]
 """
 # Vectors of the first batches are alike.
-LATE = "start_steps = 9\nalpha_steps = 10\n"
+LATE = "start_steps = 8\nalpha_steps = 10\n"
 TRAINING = """
 [optimizer]
 dense_lr = 0.01
