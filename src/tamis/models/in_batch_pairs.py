@@ -30,7 +30,9 @@ class InBatchPairs:
     """What the context side says of a user with an item that another row of the batch brings.
 
     The context side must tell of pairs by counts alone, see ``tamis.data.schema.Field.counts``:
-    these follow from the user's history and the item's category, wherever the two come from.
+    these follow from the user's history and the item's category, wherever the two come from. They
+    are ``log(1 + n)`` of the n events that ingest kept, ``max_length`` at most. A category out of
+    vocabulary is like no other, as nobody knows which one it is.
 
     Source:
         HSNN, arXiv:2408.06653, inverted-index-based interaction features: counts of the user's
@@ -84,6 +86,6 @@ def _matches(rows: Batch, users: Tensor, items: Tensor, count: _Count) -> Float[
     history = rows.sequences[count.group].take(users)
     owner = event_rows(history.offsets, len(history.values))
     wanted = rows.ids[:, count.category].index_select(0, items).index_select(0, owner)
-    is_same = (history.values[:, count.event] == wanted).float()
+    is_same = (history.values[:, count.event] == wanted) & (wanted != 0)
     zeros = torch.zeros(len(users), device=users.device)
-    return zeros.index_add_(0, owner, is_same).log1p()
+    return zeros.index_add_(0, owner, is_same.float()).log1p()
