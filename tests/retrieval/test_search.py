@@ -343,6 +343,26 @@ def test_best_places_equal_a_stable_sort() -> None:
 # What is refused.
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_scores_that_are_no_numbers_are_not_chosen_among(count: int) -> None:
+    with pytest.raises(DataError, match=r"search: scores must be numbers, got nan in place 2 of 4"):
+        best_places(torch.tensor([3.0, 1.0, torch.nan, 2.0]), count)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_search_names_the_level_whose_score_is_no_number(
+    world: Any, snapshot: IndexSnapshot, bad: int
+) -> None:
+    def score(level: int, places: Tensor, probabilities: Tensor) -> Tensor:
+        return torch.where((places == 3) & (level == bad), torch.nan, probabilities.sum(1))
+
+    retriever = Retriever(world.model, snapshot, score=score)
+    count = (*snapshot.tree.num_nodes, 300)[bad]
+
+    with pytest.raises(DataError, match=f"search, level {bad + 1}: .* nan in place 3 of {count}"):
+        retriever.exact(world.request(1), 5)
+
+
 def test_snapshot_of_other_weights_is_refused(world: Any, snapshot: IndexSnapshot) -> None:
     with torch.no_grad():
         world.model.levels[0].shift += 1e-3

@@ -103,7 +103,7 @@ class Retriever:
         Raises:
             ValueError: A number is out of range, or there is not one beam for each index level or
                 one weight for each task.
-            DataError: The user is not one row.
+            DataError: The user is not one row, or a score is NaN.
         """
         index_levels = self.scorer.num_levels - 1
         if len(beams) != index_levels or k < 1 or any(beam < 1 for beam in beams):
@@ -136,7 +136,7 @@ class Retriever:
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
                 probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
                 scores = self._score_of(level, candidates, probabilities)
-                kept = best_places(scores, width)
+                kept = best_places(scores, width, where=f"search, level {level + 1}")
                 levels.append(
                     LevelTrace(
                         nodes=totals[level],
@@ -294,17 +294,35 @@ def check_levels(scorer: Scorer, tree: PrefixTree) -> None:
         )
 
 
-def best_places(scores: Float[Tensor, " C"], count: int) -> Int[Tensor, " K"]:
+def best_places(
+    scores: Float[Tensor, " C"], count: int, *, where: str = "search"
+) -> Int[Tensor, " K"]:
     """Places of the highest scores, in order of place; of equal scores the first ones.
+
+    Args:
+        scores: Of what there is to choose from.
+        count: How many to choose.
+        where: What an error begins with.
+
+    Raises:
+        DataError: A score is NaN, which is neither above nor below another.
 
     Example:
         >>> best_places(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist()
         [1, 2]
     """
-    if count >= len(scores):
+    is_all = count >= len(scores)
+    # Which of several equal scores topk returns is left open, so it is asked for values alone. It
+    # takes NaN to be the highest one.
+    best = scores if is_all else torch.topk(scores, count).values
+    if bool(best.isnan().any()):
+        place = int(scores.isnan().nonzero()[0])
+        raise DataError(
+            f"{where}: scores must be numbers, got nan in place {place} of {len(scores)}. Mend the "
+            f"features of the user or of the pair, or the scoring function."
+        )
+    if is_all:
         return torch.arange(len(scores), device=scores.device)
-    # Which of several equal scores topk returns is left open, so it is asked for the value alone.
-    least = torch.topk(scores, count).values[-1]
-    above = scores > least
-    ties = (scores == least).nonzero().squeeze(1)[: count - int(above.sum())]
+    above = scores > best[-1]
+    ties = (scores == best[-1]).nonzero().squeeze(1)[: count - int(above.sum())]
     return torch.cat([above.nonzero().squeeze(1), ties]).sort().values
