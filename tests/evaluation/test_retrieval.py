@@ -77,6 +77,12 @@ def test_list_of_the_whole_corpus_may_be_shorter_than_a_cutoff() -> None:
     assert scores.ndcg.tolist() == pytest.approx([1 / log2(3)])
 
 
+def test_ndcg_alone_needs_no_cutoff() -> None:
+    scores = _scores([[4, 7, 2]], [[7]], [[]], cutoffs=())
+
+    assert scores.means() == pytest.approx({"ndcg@3": 1 / log2(3)})
+
+
 def test_lists_of_pairs_are_lists_in_the_order_of_users() -> None:
     lists = ItemLists.of_pairs([2, 0, 2], [5, 6, 7], num_users=4)
 
@@ -101,6 +107,10 @@ def test_lists_of_items_that_repeat_or_are_none_are_refused() -> None:
         ([[1, 2, 3]], [[8]], [[8]], {}, "relevant items must not be masked, got item 8"),
         ([[1, 2, 3]], [[]], [[]], {}, "a user must have a relevant item, got none in 1 users"),
         ([[1, 2, 3]], [[1], [2]], [[]], {"candidates": [10]}, "for each of 2 users"),
+        ([[1, 10, 3]], [[1]], [[]], {}, "items of lists must be of the 10 items .*, got 10"),
+        ([[1, 2, -2]], [[1]], [[]], {}, "items of lists must be of the 10 items .*, got -2"),
+        ([[1, 2, 3]], [[1, 11]], [[]], {}, "relevant items must be of the 10 items .*, got 11"),
+        ([[1, 2, 3]], [[1]], [[12]], {}, "masked items must be of the 10 items .*, got 12"),
     ],
 )
 def test_what_would_give_a_wrong_number_is_refused(

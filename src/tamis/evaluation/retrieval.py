@@ -105,6 +105,7 @@ def full_corpus_scores(
 
     Args:
         found: (U, K) ids, the best item first, -1 after the last one of a list that is shorter.
+            Here and below they number the items of the corpus, from 0.
         relevant: What each user went for in the evaluated window.
         masked: What no list may hold, such as the items of the user's training rows.
         num_items: Items V of the corpus.
@@ -120,7 +121,8 @@ def full_corpus_scores(
 
     Raises:
         DataError: Candidates were sampled, a list is too short for a cutoff, holds an item twice or
-            a masked one, an item is both relevant and masked, or no user has a relevant item.
+            a masked one, an item is both relevant and masked or none of the corpus, or no user has
+            a relevant item.
 
     Source:
         Protocol of He et al., LightGCN, SIGIR 2020, section 4.1.
@@ -143,7 +145,7 @@ def full_corpus_scores(
     """
     lists = np.asarray(found, np.int64)
     users = len(relevant.offsets) - 1
-    longest = max(*cutoffs, ndcg_at)
+    longest = max((*cutoffs, ndcg_at))
     _check_corpus(lists, masked, users, num_items, np.asarray(candidates))
     width = min(longest, num_items)
     if lists.shape[1] < width:
@@ -151,6 +153,7 @@ def full_corpus_scores(
             f"retrieval: lists must hold {width} items for the largest cutoff, got "
             f"{lists.shape[1]}. Search for more items."
         )
+    _check_known(lists, relevant, masked, num_items)
     _check_lists(lists, relevant, masked)
     hits = _is_in(lists, relevant)
     count = relevant.lengths.astype(np.float64)
@@ -237,6 +240,22 @@ def _check_corpus(
             f"{candidates[user]}. Search the whole corpus; recall among sampled items is another "
             f"number."
         )
+
+
+def _check_known(
+    lists: NDArray[np.int64], relevant: ItemLists, masked: ItemLists, num_items: int
+) -> None:
+    for what, ids, least in (
+        ("items of lists", lists, -1),  # -1 is no item
+        ("relevant items", relevant.ids, 0),
+        ("masked items", masked.ids, 0),
+    ):
+        is_unknown = (ids < least) | (ids >= num_items)
+        if is_unknown.any():
+            raise DataError(
+                f"retrieval: {what} must be of the {num_items} items of the corpus, numbered from "
+                f"0, got {int(ids[is_unknown][0])}. Number the same corpus throughout."
+            )
 
 
 def _check_lists(lists: NDArray[np.int64], relevant: ItemLists, masked: ItemLists) -> None:
