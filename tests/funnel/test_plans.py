@@ -9,7 +9,7 @@ import torch
 
 from tamis.data.batch import concatenate
 from tamis.data.dataset import Dataset
-from tamis.errors import ArtifactError, ConfigError, DataError
+from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
@@ -103,6 +103,18 @@ def test_request_without_features_is_refused_by_the_stage_itself(blueprint: Blue
 
     with pytest.raises(ValueError, match=r"request 3: must have features for a ranker"):
         stage(request, Candidates(ads=np.arange(2), scores=np.zeros(2)), 1)
+
+
+def test_model_that_takes_the_ads_id_from_the_request_is_refused(blueprint: Blueprint) -> None:
+    schema = blueprint.encoders.schema
+    fields = [
+        replace(item, side="context") if item.name == "ad_id" else item for item in schema.fields
+    ]
+    encoders = replace(blueprint.encoders, schema=replace(schema, fields=tuple(fields)))
+    plan = replace(blueprint.stages[2].plan, encoders=encoders)
+
+    with pytest.raises(SchemaError, match=r"stage: field 'ad_id' must be of side 'item'"):
+        plan.build(_surroundings(blueprint))
 
 
 @pytest.mark.parametrize("at", [1, 2])

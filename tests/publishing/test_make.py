@@ -205,6 +205,37 @@ def test_run_of_other_encoders_is_refused(market_world: Path, tmp_path: Path) ->
         make_blueprint(mixed)
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (
+            ("user_id", "ad_id", "price"),
+            r"stage 'final', .*lr: field 'ad_id' must be of side 'item', .* got 'context'. Set",
+        ),
+        (
+            ("user_id", "price"),
+            r"stage 'final', .*lr: must read a field of side 'item' .* none among 'user_id', 'pric",
+        ),
+    ],
+)
+def test_run_that_does_not_read_the_ad_is_refused(
+    market_world: Path, tmp_path: Path, kept: tuple[str, ...], message: str
+) -> None:
+    schema = market_schema()
+    fields = [replace(item, side="context") for item in schema.fields if item.name in kept]
+    data = api.ingest(
+        market_world / "market",
+        tmp_path / "data",
+        schema=replace(schema, fields=tuple(fields)),
+    )
+    api.train(data, model="lr", settings=["training.max_epochs=1"], run=tmp_path / "lr",
+              report=False)  # fmt: skip
+    stages = (StageRecipe(name="final", kind="ranker", keep=5, run=str(tmp_path / "lr")),)
+
+    with pytest.raises(SchemaError, match=message):
+        make_blueprint(FunnelRecipe(stages=stages))
+
+
 def test_run_of_another_model_is_no_early_stage(market_world: Path) -> None:
     with pytest.raises(ConfigError, match=r"model must be 'early_stage', got 'deepfm'"):
         make_blueprint(_recipe(market_world, early="final"))

@@ -9,8 +9,8 @@ import numpy as np
 from tamis import artifacts, config
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
-from tamis.data.schema import Task, load_schema
-from tamis.errors import ArtifactError, ConfigError
+from tamis.data.schema import Schema, Task, load_schema
+from tamis.errors import ArtifactError, ConfigError, SchemaError
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.stage import Stage
@@ -75,6 +75,37 @@ def check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> No
         surroundings.value.score(constants, np.ones(1), np.array([billing]))
 
 
+def check_reads_ads(schema: Schema, *, where: str) -> None:
+    """Refuse a model that does not read the ad, as it would take every candidate for one.
+
+    Fields of user and context are the request's: an ad's id among them is of an ad that the log
+    showed, whichever candidate is scored.
+
+    Args:
+        schema: What the model was trained with.
+        where: Who runs it, for messages.
+
+    Raises:
+        SchemaError: No field is of side ``item``, or one of the item's id is of another.
+    """
+    advice = (
+        "Set side = 'item' in schema.toml for every field of the ad, ingest the log anew and train "
+        "again."
+    )
+    for field in schema.fields:
+        if field.source == schema.roles.item and field.side != "item":
+            raise SchemaError(
+                f"{where}: field {field.name!r} must be of side 'item', as the role 'item' names "
+                f"its column, got {field.side!r}. {advice}"
+            )
+    if not any(field.side == "item" for field in schema.fields):
+        fields = ", ".join(repr(field.name) for field in schema.fields)
+        raise SchemaError(
+            f"{where}: must read a field of side 'item' to tell ads apart, got none among "
+            f"{fields}. {advice}"
+        )
+
+
 def ad_features(inventory: Inventory, whole: Encoders, reads: Encoders) -> AdFeatures:
     """What a model reads of every ad.
 
@@ -84,8 +115,9 @@ def ad_features(inventory: Inventory, whole: Encoders, reads: Encoders) -> AdFea
         reads: What the model was trained with.
 
     Raises:
-        SchemaError: The model reads what the ads lack.
+        SchemaError: The model reads what the ads lack, or no field of an ad.
     """
+    check_reads_ads(reads.schema, where="stage")
     rows = InputSelection(whole, reads, where="stage").of_fields(inventory.rows)
     return AdFeatures.of_rows(rows, reads.schema, reads.spec)
 

@@ -16,7 +16,7 @@ from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.plan import Plan
+from tamis.funnel.plan import Plan, check_reads_ads
 from tamis.funnel.plans import (
     EarlyStagePlan,
     EarlyStageSettings,
@@ -73,7 +73,8 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
         ArtifactError: A run is unfinished, or a run or the dataset is damaged.
         ConfigError: A stage's run is of another kind of model.
         DataError: The ads cannot be made, or a calibration cannot be fitted.
-        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise.
+        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise, or
+            reads no field of the ad.
     """
     runs = [Path(stage.run) for stage in recipe.stages if stage.run]
     for run in runs:
@@ -156,8 +157,9 @@ def _given(stage: StageRecipe, *names: str) -> dict[str, Any]:
 def _encoders_of(run: Path, funnels: Encoders, name: str) -> Encoders | None:
     """What a run was trained with; None where the funnel's own encoders do the same."""
     verified_inputs(run)
-    own = run_encoders(run)
-    selection = InputSelection(funnels, own, where=f"stage {name!r}, {run}")
+    own, where = run_encoders(run), f"stage {name!r}, {run}"
+    check_reads_ads(own.schema, where=where)
+    selection = InputSelection(funnels, own, where=where)
     return None if selection.changes_nothing else own
 
 
