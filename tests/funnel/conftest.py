@@ -187,36 +187,56 @@ def _early_encoders(whole: Encoders) -> Encoders:
     )
 
 
-def _searched_model(data: Dataset, inventory: Inventory) -> TrainedModel:
+def _searched_model(encoders: Encoders, inventory: Inventory) -> TrainedModel:
     """An HSNN none of whose weights is at its start, with codebooks of the inventory's vectors."""
     small = MoNNConfig(user_tokens=2, user_dim=4, width=4, module_tokens=2, head_units=(8,))
     options = {"embedding_dim": 4, "item_dim": 6, "cross_dim": 4, "attention_units": 4}
-    model = _untrained(data.spec, "hsnn", levels=(small, small, small), codebooks=(5, 3), **options)
+    model = _untrained(
+        encoders.spec, "hsnn", levels=(small, small, small), codebooks=(5, 3), **options
+    )
     hsnn = model.module
     assert isinstance(hsnn, HSNN)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in hsnn.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    features = AdFeatures.of_rows(inventory.rows, data.schema, data.spec)
+    features = AdFeatures.of_rows(inventory.rows, encoders.schema, encoders.spec)
     ads = torch.arange(len(inventory))
-    nobody = blank_batch(data.spec, 1, torch.device("cpu"))
+    nobody = blank_batch(encoders.spec, 1, torch.device("cpu"))
     vectors = hsnn.encode_items(features.pairs(nobody, torch.zeros_like(ads), ads)).detach()
     hsnn.index.fit(vectors, seed=0)
     return model
 
 
-@pytest.fixture(scope="session")
-def searched(market_data: Dataset, blueprint: Blueprint) -> Blueprint:
+def _with_index(blueprint: Blueprint) -> Blueprint:
     """The blueprint with a learnt index as its first stage in place of popularity."""
     plan = IndexPlan.publish(
-        _searched_model(market_data, blueprint.inventory),
+        _searched_model(blueprint.encoders, blueprint.inventory),
         blueprint.inventory,
         blueprint.encoders,
         settings=IndexSettings(beams=(3, 5)),
     )
     first = PlannedStage(budget=Budget(name="index", keep=60), plan=plan)
     return replace(blueprint, stages=(first, *blueprint.stages[1:]))
+
+
+@pytest.fixture(scope="session")
+def searched(blueprint: Blueprint) -> Blueprint:
+    """The blueprint with a learnt index as its first stage in place of popularity."""
+    return _with_index(blueprint)
+
+
+@pytest.fixture(scope="session")
+def counting(blueprint: Blueprint) -> Blueprint:
+    """An index alone, whose model reads how often a user met an ad's category."""
+    schema = blueprint.encoders.schema
+    counts = {"side": "context", "transform": "none", "counts": "history_categories"}
+    fields = tuple(
+        replace(item, **counts) if item.name == "user_requests" else item for item in schema.fields
+    )
+    encoders = replace(blueprint.encoders, schema=replace(schema, fields=fields))
+    found = _with_index(replace(blueprint, encoders=encoders))
+    return replace(found, stages=found.stages[:1])
 
 
 @pytest.fixture(scope="session")

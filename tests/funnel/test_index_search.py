@@ -1,19 +1,21 @@
 """Beam search as a stage: a slow walk with money in it, ads that are not asked for, its trace."""
 
 from dataclasses import replace
+from math import log1p
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from tamis.data.batch import Batch
 from tamis.data.dataset import Dataset
 from tamis.errors import DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.index_search import IndexSearch
 from tamis.funnel.log import logged_requests
-from tamis.funnel.plan import Surroundings
+from tamis.funnel.plan import Surroundings, ad_features
 from tamis.funnel.request import Request
 from tamis.funnel.retrieval_plans import IndexPlan, IndexSettings
 from tamis.funnel.value import ValueFunction
@@ -55,6 +57,7 @@ class _SlowWalk:
     def __init__(self, blueprint: Blueprint, request: Request, ads: NDArray[np.int64]) -> None:
         plan, inventory = _plan(blueprint), blueprint.inventory
         self.model, self.request, self.value = plan.model.module, request, blueprint.weights
+        self.spec, self.categories = plan.model.spec, inventory.rows.ids
         members = plan.snapshot.members
         row = {code: at for at, code in enumerate(inventory.codes.tolist())}
         rows = [row[code] for code in members.ids.tolist()]
@@ -71,6 +74,19 @@ class _SlowWalk:
         prefix = self.path[ad][: depth + 1]
         return [ad] if depth == 2 else [i for i, p in self.path.items() if p[: depth + 1] == prefix]
 
+    def pair_of(self, ad: int) -> Batch:
+        """The request's row, with what its number of matches would be beside the ad."""
+        features = self.request.features
+        assert features is not None
+        numeric = features.numeric.clone()
+        for number, field in enumerate(self.spec.numeric_counts):
+            if field:
+                event = self.spec.sequences[0].fields.index(field)
+                category = int(self.categories[self.spec.sequences[0].tables[event]][ad])
+                met = features.sequences["history"].values[:, event].tolist()
+                numeric[0, number] = log1p(met.count(category))
+        return replace(features, numeric=numeric)
+
     def worth(self, ad: int, depth: int) -> float:
         """Mean value of a node's ads, each with its own bid and the node's chances."""
         outputs = []
@@ -78,8 +94,7 @@ class _SlowWalk:
             path = self.path[ad][: level + 1]
             centres = sum(book[code] for book, code in zip(self.codebooks, path, strict=False))
             vector = (centres if level < 2 else self.vector[ad])[None]
-            # One ad's row: the context is that of the request.
-            pairs = self.request.features if level == 2 else None
+            pairs = self.pair_of(ad) if level == 2 else None
             outputs.append(self.model.pair_logits(level, self.users[level], vector, pairs))
         z = self.model.ensemble(depth, torch.stack(outputs, dim=1))[0].double()
         click, conversion, hide = torch.sigmoid(z).tolist()
@@ -139,6 +154,25 @@ def test_scores_of_ads_are_their_total_values(searched: Blueprint, market_data: 
     np.testing.assert_allclose(found.scores, worth, rtol=1e-4, atol=1e-7)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
     assert {"click", "conversion"} == set(searched.inventory.attributes.billing[found.ads])
+
+
+@torch.inference_mode()
+def test_ads_are_scored_by_what_the_user_met_of_their_category(
+    counting: Blueprint, market_data: Dataset
+) -> None:
+    codes = counting.inventory.codes
+    stream = logged_requests(
+        market_data.split("test"), market_data.spec, codes, may_be_unknown=True
+    )
+    request = max(stream, key=lambda one: len(one.features.sequences["history"].values))
+    slow = _SlowWalk(counting, request, ads := np.arange(len(counting.inventory)))
+
+    found = _stage(counting, beams=(100, 100))(request, _of(ads), len(ads)).candidates
+
+    worth = [slow.worth(ad, 2) for ad in found.ads.tolist()]
+    np.testing.assert_allclose(found.scores, worth, rtol=1e-4, atol=1e-7)
+    met = {float(slow.pair_of(ad).numeric.sum()) for ad in ads.tolist()}
+    assert len(met) > 1  # else any one number would do
 
 
 def test_task_weights_leave_bids_out(searched: Blueprint, market_data: Dataset) -> None:
@@ -211,6 +245,7 @@ def test_rows_of_other_ads_are_refused(searched: Blueprint) -> None:
     for rows in (np.arange(3), np.arange(len(ads)) + 1):
         with pytest.raises(DataError, match=r"rows must be one of \d+ ads for each of \d+ items"):
             IndexSearch(
-                plan.model.module, plan.model.spec, plan.snapshot, rows, ads,
+                plan.model.module, plan.model.spec, plan.snapshot, rows,
+                ad_features(searched.inventory, searched.encoders, searched.encoders), ads,
                 ValueFunction(searched.weights), beams=IndexSettings(beams=(3, 5)).beams,
             )  # fmt: skip

@@ -117,6 +117,19 @@ def test_model_that_takes_the_ads_id_from_the_request_is_refused(blueprint: Blue
         plan.build(_surroundings(blueprint))
 
 
+def test_early_stage_that_counts_events_by_category_is_refused(
+    blueprint: Blueprint, counting: Blueprint
+) -> None:
+    plan = blueprint.stages[1].plan
+    assert isinstance(plan, EarlyStagePlan)
+    model = replace(plan.model, spec=replace(counting.encoders.spec, tasks=plan.model.spec.tasks))
+
+    with pytest.raises(
+        SchemaError, match=r"kind 'early': field 'user_requests' must not count .*'history_cat.*'"
+    ):
+        replace(plan, model=model).build(_surroundings(blueprint))
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_stage_that_lacks_a_prediction_of_the_value_is_refused(
     blueprint: Blueprint, at: int

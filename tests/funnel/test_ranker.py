@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import log1p
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,16 @@ _SCHEMA = Schema(
         Field(name="hour", kind="categorical", side="context"),
         Field(name="brand", kind="categorical", side="item"),
         Field(name="load", kind="numeric", side="context"),
+        Field(name="seen", kind="numeric", transform="none", counts="past"),
         Field(name="past", kind="sequence", side="user", shares="ad"),
         Field(name="words", kind="sequence", side="item"),
     ),
     tasks=_TASKS,
 )
 _SPEC = InputSpec(
-    numeric=("age", "price", "load"),
+    numeric=("age", "price", "load", "seen"),
+    numeric_sides=("user", "item", "context", "context"),
+    numeric_counts=("", "", "", "past"),
     categorical=(
         CategoricalInput(name="user", table="user", side="user"),
         CategoricalInput(name="ad", table="ad", side="item"),
@@ -97,9 +101,9 @@ def _jagged(*rows: list[int]) -> Jagged:
 
 
 def _features(user: int, history: list[int]) -> Batch:
-    """A request: its item fields hold what must never be read."""
+    """A request: what depends on the item holds what must never be read."""
     return Batch(
-        numeric=torch.tensor([[0.5 * user, torch.nan, -0.25]]),
+        numeric=torch.tensor([[0.5 * user, torch.nan, -0.25, torch.nan]]),
         ids=torch.tensor([[user, 10**6, user % 5, 10**6]], dtype=torch.int32),
         labels=torch.full((1, 2), torch.nan),
         weights=torch.ones(1),
@@ -112,6 +116,7 @@ def _row_of_pair(features: Batch, ads: EncodedRows, ad: int) -> Batch:
     ids, numeric = features.ids.clone(), features.numeric.clone()
     ids[0, 1], ids[0, 3] = int(ads.ids["ad"][ad]), int(ads.ids["brand"][ad])
     numeric[0, 1] = float(ads.numeric["price"][ad])
+    numeric[0, 3] = log1p(features.sequences["past"].values.tolist().count([int(ids[0, 1])]))
     values, lengths = ads.sequences["words"]
     first = int(lengths[:ad].sum())
     words = values[first : first + lengths[ad], 0].tolist()
@@ -151,13 +156,13 @@ def test_pairs_are_scored_as_rows_encoded_by_themselves(
     torch.manual_seed(1)
     model = make_model()
     stage = make_ranker(model)
-    requests = [_features(3, [1, 2, 7]), _features(8, [])]
+    requests = [_features(3, [5, 2, 7, 5]), _features(8, [])]
     joined = Batch(
         numeric=torch.cat([row.numeric for row in requests]),
         ids=torch.cat([row.ids for row in requests]),
         labels=torch.cat([row.labels for row in requests]),
         weights=torch.cat([row.weights for row in requests]),
-        sequences={"past": _jagged([1, 2, 7], []), "words": _jagged([10**6], [10**6])},
+        sequences={"past": _jagged([5, 2, 7, 5], []), "words": _jagged([10**6], [10**6])},
     )
     rows, ads = np.array([1, 0, 1, 0, 0]), np.array([4, 4, 0, 19, 7])
 

@@ -1,5 +1,8 @@
 """The retrieval stage: beam search through a learnt index, level by level."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +13,7 @@ from tamis.data.schema import InputSpec, Task
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.candidates import Candidates
+from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.models.hsnn import HSNN
@@ -23,7 +27,8 @@ class IndexSearch:
 
     The user's towers run once for a request. Only nodes that hold a candidate are walked, and only
     candidates are found: an ad that the request's inventory does not allow never comes back, nor
-    does one that the index does not hold. What is known of the context is the same for all ads.
+    does one that the index does not hold. What is known of the context is the same for all ads, but
+    for what counts events of the user by the ad's category.
 
     Scores are total values, by the one function that all stages share: of an ad with its own
     predictions, and of a node the mean of what its ads, those that are no candidates included,
@@ -42,6 +47,7 @@ class IndexSearch:
         spec: InputSpec,
         snapshot: IndexSnapshot,
         rows: NDArray[np.int64],
+        features: AdFeatures,
         ads: AdTable,
         value: Valuation,
         *,
@@ -56,7 +62,8 @@ class IndexSearch:
             spec: Its inputs, in order.
             snapshot: An index that was published from it.
             rows: (V,) ad row of each item, in the order of the snapshot's members.
-            ads: Bids and quality of all ads.
+            features: Item fields of all ads.
+            ads: Bids and quality of the same ads.
             value: Combines predictions and bid.
             beams: Nodes to keep at each index level, the coarsest first.
             task_weights: Of each task; scores are then the weighted sums of probabilities, whatever
@@ -73,8 +80,10 @@ class IndexSearch:
                 f"{snapshot.num_items} items of the index, got shape {rows.shape} with "
                 f"{rows.min()} to {rows.max()}. Index the ads of the inventory."
             )
-        self._spec, self._beams, self._num_ads = spec, beams, len(ads)
-        self._rows = rows
+        self._beams, self._num_ads = beams, len(ads)
+        self._rows, self._features = rows, features
+        self._groups = {group.name for group in spec.sequences_of("context")}
+        self._groups |= {count.group for count in features.counts}
         self._order = np.argsort(snapshot.members.ids.numpy())
         self._ids = snapshot.members.ids.numpy()[self._order]
         score = None if task_weights else _NodeValues(snapshot, rows, ads, value, spec.tasks)
@@ -98,39 +107,32 @@ class IndexSearch:
             is_open = np.zeros(self._num_ads, np.bool_)
             is_open[candidates.ads] = True
             allowed = torch.from_numpy(is_open[self._rows])
-        query = searcher.Request(
-            user=request.features, pairs=_Context(request.features, self._spec).beside
-        )
+        query = searcher.Request(user=request.features, pairs=self._context_of(request.features))
         found = self._retriever.search(query, keep, self._beams, allowed=allowed)
-        places = self._order[np.searchsorted(self._ids, found.ids.numpy())]
         return Scored(
             candidates=Candidates(
-                ads=self._rows[places], scores=found.scores.numpy().astype(np.float64)
+                ads=self._ads_of(found.ids), scores=found.scores.numpy().astype(np.float64)
             ),
             scored_pairs=found.trace.levels[-1].pairs,
             flops=float(found.trace.flops),
             levels=found.trace.levels,
         )
 
+    def _context_of(self, features: Batch) -> Callable[[Tensor], Batch]:
+        """What is known of the request beside each of some items, which are given by id."""
+        # A user's own histories are not read beside ads, and long.
+        read = {name: features.sequences[name] for name in self._groups}
+        row = replace(features, sequences=read)
 
-class _Context:
-    """What a request says of its context, which is the same beside every ad."""
+        def beside(items: Tensor) -> Batch:
+            ads = torch.from_numpy(self._ads_of(items))
+            return self._features.pairs(row, torch.zeros_like(ads), ads)
 
-    def __init__(self, features: Batch, spec: InputSpec) -> None:
-        self._features = features
-        self._groups = [group.name for group in spec.sequences_of("context")]
+        return beside
 
-    def beside(self, items: Tensor) -> Batch:
-        """A row for each item, of which the context side alone is filled."""
-        row = torch.zeros(len(items), dtype=torch.int64)
-        features = self._features
-        return Batch(
-            numeric=features.numeric.index_select(0, row),
-            ids=features.ids.index_select(0, row),
-            labels=features.labels.index_select(0, row),
-            weights=features.weights.index_select(0, row),
-            sequences={name: features.sequences[name].take(row) for name in self._groups},
-        )
+    def _ads_of(self, items: Tensor) -> NDArray[np.int64]:
+        """Ad rows of items, which are given by id."""
+        return self._rows[self._order[np.searchsorted(self._ids, items.numpy())]]
 
 
 class _NodeValues:

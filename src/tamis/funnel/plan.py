@@ -9,12 +9,13 @@ import numpy as np
 from tamis import artifacts, config
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
-from tamis.data.schema import Schema, Task, load_schema
+from tamis.data.schema import InputSpec, Schema, Side, Task, load_schema
 from tamis.errors import ArtifactError, ConfigError, SchemaError
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.stage import Stage
 from tamis.funnel.value import ValueFunction
+from tamis.models.in_batch_pairs import pair_counts
 
 _SETTINGS, _ENCODERS, _SCHEMA = "settings.json", "encoders", "schema.toml"
 _Settings = TypeVar("_Settings")
@@ -104,6 +105,28 @@ def check_reads_ads(schema: Schema, *, where: str) -> None:
             f"{where}: must read a field of side 'item' to tell ads apart, got none among "
             f"{fields}. {advice}"
         )
+
+
+def check_counts(spec: InputSpec, *sides: Side, kind: str) -> None:
+    """Refuse counts of the user's events by the ad's category where no pair is looked at.
+
+    Args:
+        spec: What the stage's model reads.
+        sides: Those of which counts may be.
+        kind: The stage's kind.
+
+    Raises:
+        SchemaError: A count is of another side.
+    """
+    for count in pair_counts(spec):
+        name, side = spec.numeric[count.number], spec.sides_of_numeric[count.number]
+        if side not in sides:
+            advice = f"Set side = {sides[0]!r}, or train" if sides else "Train"
+            raise SchemaError(
+                f"stage of kind {kind!r}: field {name!r} must not count events of "
+                f"{spec.numeric_counts[count.number]!r}, as the stage encodes user and ad apart, "
+                f"got side {side!r}. {advice} the model without the field."
+            )
 
 
 def ad_features(inventory: Inventory, whole: Encoders, reads: Encoders) -> AdFeatures:

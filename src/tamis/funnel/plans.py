@@ -28,6 +28,7 @@ from tamis.funnel.plan import (
     Plan,
     Surroundings,
     ad_features,
+    check_counts,
     check_predictions,
     read_encoders,
     read_settings,
@@ -180,6 +181,7 @@ class EarlyStagePlan:
         """An ``EarlyStageRanker``."""
         spec, module = self.model.spec, self.model.module
         check_predictions(surroundings, label_tasks(spec.tasks))
+        check_counts(spec, kind=self.kind)
         reads = self.encoders or surroundings.encoders
         assert isinstance(module, EarlyStage)
         stage = EarlyStageRanker(

@@ -18,6 +18,7 @@ from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.funnel.stages import flops_of
+from tamis.models.in_batch_pairs import PairCount, pair_counts
 from tamis.models.output import probabilities_of
 from tamis.nn.rounded import rounded
 
@@ -40,6 +41,8 @@ class AdFeatures:
     """(M_item,) int64, their columns in ``Batch.numeric``."""
     sequences: Mapping[str, Jagged] = field(default_factory=dict)
     """By sequence group of the item's side."""
+    counts: tuple[PairCount, ...] = ()
+    """Numeric features that follow from the user's history and the ad's category."""
 
     @staticmethod
     def of_rows(rows: EncodedRows, schema: Schema, spec: InputSpec) -> "AdFeatures":
@@ -75,6 +78,7 @@ class AdFeatures:
             numeric=torch.from_numpy(numeric.astype(np.float32)),
             numeric_columns=torch.tensor(numeric_columns, dtype=torch.int64),
             sequences=_item_sequences(rows, of_item, spec),
+            counts=pair_counts(spec),
         )
 
     def __len__(self) -> int:
@@ -97,6 +101,9 @@ class AdFeatures:
     def pairs(self, features: Batch, rows: Tensor, ads: Tensor) -> Batch:
         """A batch of P pairs: user and context of one side, item of the other.
 
+        What counts events of the user by the ad's category is counted anew, in the events of
+        ``features``.
+
         Args:
             features: Encoded fields of user and context, a row for each request.
             rows: (P,) int64 row in ``features`` of each pair.
@@ -110,6 +117,8 @@ class AdFeatures:
             name: self.sequences[name].take(ads) if name in self.sequences else history.take(rows)
             for name, history in features.sequences.items()
         }
+        for count in self.counts:
+            numeric[:, count.number] = count.of(sequences[count.group], ids[:, count.category])
         return Batch(
             numeric=numeric,
             ids=ids,

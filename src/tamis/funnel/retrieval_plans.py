@@ -21,6 +21,7 @@ from tamis.funnel.plan import (
     Plan,
     Surroundings,
     ad_features,
+    check_counts,
     check_predictions,
     read_encoders,
     read_settings,
@@ -139,13 +140,13 @@ class IndexPlan:
         if not self.settings.task_weights:
             check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
-        # Ads that come later are encoded as the funnel's are: they must hold what the model reads.
-        InputSelection(surroundings.encoders, reads, where="stage")
+        check_counts(self.model.spec, "context", kind=self.kind)
         stage = IndexSearch(
             _hsnn(self.model),
             self.model.spec,
             self.snapshot,
             _rows_of(self.snapshot.members.ids.numpy(), surroundings.inventory.codes),
+            ad_features(surroundings.inventory, surroundings.encoders, reads),
             surroundings.inventory.attributes,
             surroundings.value,
             beams=self.settings.beams,
@@ -232,6 +233,7 @@ class TwoTowerPlan:
         """A ``DotProduct``."""
         inventory = surroundings.inventory
         model, reads = _two_tower(self.model).eval(), self.encoders or surroundings.encoders
+        check_counts(self.model.spec, "context", kind=self.kind)
         corpus = _corpus(self.model, inventory, surroundings.encoders, self.encoders)
         items = ItemVectors.encode(model, corpus)
         first_alone = (1.0, *(0.0 for _ in self.model.spec.tasks[1:]))

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tamis.data.batch import Batch, blank_batch
+from tamis.data.batch import Batch, Jagged, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.nn.event_rows import event_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Count:
+class PairCount:
     """A number of a pair: how many events of the user are of the item's category."""
 
     number: int
@@ -24,6 +24,29 @@ class _Count:
     """Column of the events."""
     category: int
     """Column of ``Batch.ids``."""
+
+    def of(self, history: Jagged, category: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """``log(1 + n)`` of P pairs, from the history and the item's category of each."""
+        owner = event_rows(history.offsets, len(history.values))
+        wanted = category.index_select(0, owner)
+        is_same = (history.values[:, self.event] == wanted) & (wanted != 0)
+        zeros = torch.zeros(len(category), device=category.device)
+        return zeros.index_add_(0, owner, is_same.float()).log1p()
+
+
+def pair_counts(spec: InputSpec) -> tuple[PairCount, ...]:
+    """The numeric features that count events, see ``tamis.data.schema.Field.counts``."""
+    categories = [column.name for column in spec.categorical]
+    places = {
+        name: (group, event) for group in spec.sequences for event, name in enumerate(group.fields)
+    }
+    found = []
+    for number, field in enumerate(spec.numeric_counts):
+        if field:
+            group, event = places[field]
+            category = categories.index(group.tables[event])
+            found.append(PairCount(number=number, group=group.name, event=event, category=category))
+    return tuple(found)
 
 
 class InBatchPairs:
@@ -46,9 +69,9 @@ class InBatchPairs:
             ConfigError: The context side holds anything else.
         """
         self._spec = spec
-        columns = spec.numeric_of("context")
-        counts = spec.numeric_counts or ("",) * len(spec.numeric)
-        others = [spec.numeric[column] for column in columns if not counts[column]]
+        columns, counts = spec.numeric_of("context"), pair_counts(spec)
+        counted = {count.number for count in counts}
+        others = [spec.numeric[column] for column in columns if column not in counted]
         others += [spec.categorical[column].name for column in spec.categorical_of("context")]
         others += [group.name for group in spec.sequences_of("context")]
         if others:
@@ -57,7 +80,7 @@ class InBatchPairs:
                 f"other pairs, got {others[0]!r}. Say in schema.toml what it counts, or set its "
                 f"side."
             )
-        self._counts = tuple(self._count_of(column, counts[column]) for column in columns)
+        self._counts = tuple(count for count in counts if count.number in columns)
 
     def batch(self, rows: Batch, users: Int[Tensor, " P"], items: Int[Tensor, " P"]) -> Batch:
         """The context side of P pairs; nothing stands in the place of other sides.
@@ -69,23 +92,7 @@ class InBatchPairs:
         """
         pairs = blank_batch(self._spec, len(users), rows.ids.device)
         for count in self._counts:
-            pairs.numeric[:, count.number] = _matches(rows, users, items, count)
+            history = rows.sequences[count.group].take(users)
+            category = rows.ids[:, count.category].index_select(0, items)
+            pairs.numeric[:, count.number] = count.of(history, category)
         return pairs
-
-    def _count_of(self, number: int, field: str) -> _Count:
-        for group in self._spec.sequences:
-            for event, name in enumerate(group.fields):
-                if name == field:
-                    names = [column.name for column in self._spec.categorical]
-                    category = names.index(group.tables[event])
-                    return _Count(number=number, group=group.name, event=event, category=category)
-        raise AssertionError(field)
-
-
-def _matches(rows: Batch, users: Tensor, items: Tensor, count: _Count) -> Float[Tensor, " P"]:
-    history = rows.sequences[count.group].take(users)
-    owner = event_rows(history.offsets, len(history.values))
-    wanted = rows.ids[:, count.category].index_select(0, items).index_select(0, owner)
-    is_same = (history.values[:, count.event] == wanted) & (wanted != 0)
-    zeros = torch.zeros(len(users), device=users.device)
-    return zeros.index_add_(0, owner, is_same.float()).log1p()
