@@ -106,8 +106,10 @@ def test_predictions_are_those_of_the_model(
     expected = _predicted(model, pairs, head)
     assert list(found) == ["click", "conversion", "hide"]
     assert expected.std(axis=0).min() > 1e-3  # else every pair would equal every other
+    of_rows = stage.predict_rows(pairs, ads)
     for at, name in enumerate(found):
         np.testing.assert_allclose(found[name], expected[:, at], atol=1e-6)
+        np.testing.assert_allclose(of_rows[name], expected[:, at], atol=1e-6)
 
 
 def test_request_is_ordered_by_the_total_value_of_the_model(

@@ -14,7 +14,7 @@ from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
 from tamis.funnel.log import logged_requests
-from tamis.funnel.plan import Surroundings
+from tamis.funnel.plan import Surroundings, ad_features
 from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart
 from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
@@ -88,6 +88,10 @@ def test_model_of_fewer_inputs_reads_its_own_columns(
         logits = served_logits(plan.model.module(pairs).logits, spec.tasks, "distilled")
     expected = logits.double().sigmoid().numpy()
     np.testing.assert_allclose(np.stack(list(found.values()), axis=1), expected, atol=1e-6)
+    features = ad_features(blueprint.inventory, blueprint.encoders, blueprint.encoders)
+    as_one = features.pairs(whole, torch.from_numpy(rows), torch.from_numpy(ads))
+    of_rows = stage.predict_rows(as_one, ads)
+    np.testing.assert_allclose(np.stack(list(of_rows.values()), axis=1), expected, atol=1e-6)
     assert expected.std(axis=0).min() > 1e-4
 
 

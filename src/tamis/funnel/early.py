@@ -156,9 +156,18 @@ class EarlyStageRanker:
             rows: (P,) row in ``features`` of each pair.
             ads: (P,) ad of each pair.
         """
-        user = self._parts.embed_user(side_batch(features, self._spec, "user"))
-        query = self._parts.query(user, self._context(features))
-        return self._predictions(query, rows, ads)
+        return self._predictions(self._queries(features), rows, ads)
+
+    def predict_rows(self, rows: Batch, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P rows as they are, the item's fields included.
+
+        Args:
+            rows: Encoded fields of user, context and item.
+            ads: (P,) ad of each row, which says how it is billed.
+        """
+        vectors = self._parts.embed_ads(side_batch(rows, self._spec, "item"))
+        vectors = vectors.to(self._vectors.dtype)
+        return self._scored(self._queries(rows), np.arange(rows.num_rows), vectors, ads)
 
     def _users_of(self, requests: Sequence[Request], features: Batch) -> tuple[Tensor, list[bool]]:
         """Vectors of the users, and which of them were known."""
@@ -174,6 +183,10 @@ class EarlyStageRanker:
         is_known = [at not in missing for at in range(len(found))]
         return torch.cat([vector for vector in found if vector is not None]), is_known
 
+    def _queries(self, features: Batch) -> Tensor:
+        user = self._parts.embed_user(side_batch(features, self._spec, "user"))
+        return self._parts.query(user, self._context(features))
+
     def _context(self, features: Batch) -> Batch | None:
         if self._parts.context_tower is None:
             return None
@@ -183,6 +196,11 @@ class EarlyStageRanker:
         self, queries: Tensor, rows: NDArray[np.int64], ads: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         vectors = self._vectors.index_select(0, torch.from_numpy(ads))
+        return self._scored(queries, rows, vectors, ads)
+
+    def _scored(
+        self, queries: Tensor, rows: NDArray[np.int64], vectors: Tensor, ads: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._is_rounded):
             found = self._parts.score_vectors(queries, vectors, torch.from_numpy(rows))
         return self._calibration.apply(found, self._ads.billing[ads])

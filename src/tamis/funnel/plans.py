@@ -245,6 +245,10 @@ class ReadsPart:
         """Predictions (P,) by task for P pairs; ``features`` are those of requests."""
         return self.stage.predict(self._select(features), rows, ads)
 
+    def predict_rows(self, rows: Batch, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P rows of the requests' inputs, as they are."""
+        return self.stage.predict_rows(self._select(rows), ads)
+
     def _part(self, request: Request) -> Request:
         if request.features is None:
             return request

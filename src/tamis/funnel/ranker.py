@@ -218,8 +218,18 @@ class RankerStage:
             ads: (P,) ad of each pair.
         """
         pairs = self._features.pairs(features, torch.from_numpy(rows), torch.from_numpy(ads))
+        return self.predict_rows(pairs, ads)
+
+    @torch.inference_mode()
+    def predict_rows(self, rows: Batch, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P rows as they are, the item's fields included.
+
+        Args:
+            rows: Encoded fields of user, context and item.
+            ads: (P,) ad of each row, which says how it is billed.
+        """
         with torch.autocast("cpu", torch.bfloat16, enabled=self._is_rounded):
-            logits = self._ranker(pairs).logits
+            logits = self._ranker(rows).logits
         found = probabilities_of(logits, self.tasks).numpy()
         predictions = {task.name: found[:, at].copy() for at, task in enumerate(self.tasks)}
         return self._calibration.apply(predictions, self._ads.billing[ads])

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,16 +20,37 @@ from tamis.data.cascade_log import FINAL_PREFIX, POOLS, WEIGHT, CascadeLog, casc
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
-from tamis.data.schema import InputSpec, Schema
+from tamis.data.schema import InputSpec, Schema, Task
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
-from tamis.funnel.tally import PredictsPairs
 
 _ROWS_AT_A_TIME = 65_536
 _SCORED, _REJECTED = POOLS.index("scored"), POOLS.index("rejected")
+
+
+@runtime_checkable
+class PredictsRows(Protocol):
+    """A final stage, such as a ``RankerStage``."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts; the binary ones are distilled."""
+        ...
+
+    def predict(
+        self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P pairs of a row of ``features`` and an ad."""
+        ...
+
+    def predict_rows(
+        self, rows: Batch, ads: NDArray[np.int64]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P rows as they are, each of an ad."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +114,7 @@ def write_cascade(
             "retrieval."
         )
     final = blueprint.build(encoders).steps[-1].stage
-    if not isinstance(final, PredictsPairs):
+    if not isinstance(final, PredictsRows):
         raise ConfigError(
             f"cascade: the last stage must predict, got {blueprint.stages[-1].budget.name!r}, "
             f"which predicts nothing. Put a ranker last."
@@ -152,7 +173,7 @@ class _Source:
     codes: NDArray[np.int64]
     features: AdFeatures
     earlier: Funnel
-    final: PredictsPairs
+    final: PredictsRows
     tasks: tuple[str, ...]
     generator: np.random.Generator
     sampling: CascadeSampling
@@ -163,7 +184,8 @@ class _Source:
         final = {task: np.full(len(at), np.nan, np.float32) for task in self.tasks}
         if not is_seen:
             rows, ads = self._known_ads(at)
-            predictions = self.final.predict(batch, rows, ads)
+            # An ad's fields change: what is distilled belongs to those that the row has.
+            predictions = self.final.predict_rows(batch.take(torch.from_numpy(rows)), ads)
             for task, values in final.items():
                 values[rows] = predictions[task]
         return self._encoded(at, batch, final, np.ones(len(at), np.float32))
