@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -138,8 +138,9 @@ def test_ads_are_those_of_the_log_as_last_seen(tmp_path: Path, spec: InputSpec) 
     assert set(ads.rows.ids) == {"item"}
 
 
-def test_ads_of_several_splits_are_as_the_last_of_them_has_them(
-    tmp_path: Path, spec: InputSpec
+@pytest.mark.parametrize("of", ["first", "last"])
+def test_ads_of_several_splits_are_as_the_first_or_last_of_them_has_them(
+    tmp_path: Path, spec: InputSpec, of: Literal["first", "last"]
 ) -> None:
     fields = (
         Field(name="user", kind="categorical", side="user"),
@@ -158,19 +159,20 @@ def test_ads_of_several_splits_are_as_the_last_of_them_has_them(
         writer.append("valid", late)
         data = writer.finish({})
 
-    ads = logged_ads([data.split("train"), data.split("valid")], schema, spec)
+    ads = logged_ads([data.split("train"), data.split("valid")], schema, spec, of=of)
 
     assert sorted(ads.codes.tolist()) == [10, 30, 50, 70, 90]
     lengths, events = ads.rows.sequences["past"][1], []
     for at, code in enumerate(ads.codes.tolist()):
         # Prices are row numbers.
-        newest = early if code == 70 else late
-        last = int(np.flatnonzero(newest.roles["item"] == code)[-1])
-        assert ads.rows.numeric["price"][at] == newest.numeric["price"][last]
-        assert ads.rows.ids["item"][at] == newest.ids["item"][last]
-        bounds = np.concatenate([[0], np.cumsum(newest.sequences["past"][1])])
-        assert lengths[at] == bounds[last + 1] - bounds[last]
-        events += newest.sequences["past"][0][bounds[last] : bounds[last + 1], 0].tolist()
+        newest, oldest = (early if code == 70 else late), (late if code == 90 else early)
+        part, place = (oldest, 0) if of == "first" else (newest, -1)
+        row = int(np.flatnonzero(part.roles["item"] == code)[place])
+        assert ads.rows.numeric["price"][at] == part.numeric["price"][row]
+        assert ads.rows.ids["item"][at] == part.ids["item"][row]
+        bounds = np.concatenate([[0], np.cumsum(part.sequences["past"][1])])
+        assert lengths[at] == bounds[row + 1] - bounds[row]
+        events += part.sequences["past"][0][bounds[row] : bounds[row + 1], 0].tolist()
     assert ads.rows.sequences["past"][0][:, 0].tolist() == events
 
 

@@ -13,7 +13,6 @@ from tamis.data.inputs import InputSelection
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
-from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
 from tamis.publishing.cascade import CascadeSampling, write_cascade
 from tamis.publishing.make import make_blueprint
@@ -50,12 +49,6 @@ def cascade(teacher: Blueprint, log: Dataset, tmp_path_factory: pytest.TempPathF
 
 def _is_shown(cascade: Dataset, split: str) -> np.ndarray:
     return ~np.isnan(cascade.split(split).labels()[:, 0])
-
-
-def _final(blueprint: Blueprint) -> RankerStage:
-    stage = blueprint.build().steps[-1].stage
-    assert isinstance(stage, RankerStage)
-    return stage
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
@@ -112,7 +105,6 @@ def test_candidates_are_drawn_from_what_the_index_keeps_and_from_the_rest(
     shown_items = log.split("train").role("item")
     assert of_log is not None
     assert shown_items is not None
-    final = _final(teacher)
     for number in asked.tolist():
         mine = others & (request == number)
         rows = np.flatnonzero(of_log == number)
@@ -134,13 +126,24 @@ def test_candidates_are_drawn_from_what_the_index_keeps_and_from_the_rest(
         left = len(codes) - open_kept - len(np.unique(shown))
         expected = np.where(is_scored, min(open_kept / 6, 4.0), min(left / 3, 4.0))
         np.testing.assert_allclose(weights[mine], expected, rtol=1e-6)
-        # What the final stage says of each, one pair at a time.
-        for place, code in zip(np.flatnonzero(mine), drawn.tolist(), strict=True):
-            ad = np.flatnonzero(codes == code)
-            said = final.predict(features, np.zeros(1, np.int64), ad)
-            for task_place, task in enumerate(_TASKS):
-                found = split.labels()[place, 3 + task_place]
-                assert found == pytest.approx(said[task][0], rel=1e-4)
+
+
+def test_candidates_are_distilled_by_what_the_final_model_says_of_their_rows(
+    cascade: Dataset, market_world: Path
+) -> None:
+    (batch,) = Loader(cascade.split("train"), cascade.spec, batch_size=10_000, shuffle=False).epoch(
+        0
+    )
+    others = ~_is_shown(cascade, "train")
+
+    with torch.inference_mode():
+        logits = load_trained(market_world / "final").module.eval()(batch).logits
+
+    np.testing.assert_allclose(
+        cascade.split("train").labels()[others, 3:],
+        logits.sigmoid().numpy()[others],
+        rtol=1e-5,
+    )
 
 
 def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_request(
@@ -181,21 +184,64 @@ def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_req
         assert set(drawn.tolist()) == set(kept.tolist()) - set(shown[rows].tolist())
 
 
-def test_candidates_have_their_own_features_beside_the_requests(
-    cascade: Dataset, log: Dataset, teacher: Blueprint
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_candidates_have_the_fields_of_their_last_row_before_the_request(
+    cascade: Dataset, log: Dataset, split: str
+) -> None:
+    ours, others = cascade.split(split), ~_is_shown(cascade, split)
+    splits = [log.split(name) for name in ("train", "valid", "test")]
+    names = {"ids": ("ad_id", "category"), "numeric": ("price", "ad_click_rate", "budget_left")}
+    columns = {
+        name: np.concatenate([getattr(part, kind)(name) for part in splits])
+        for kind, group in names.items()
+        for name in group
+    }
+    shown = np.concatenate([part.role("item") for part in splits])
+    before = 0 if split == "train" else splits[0].num_rows
+    first = before + np.searchsorted(log.split(split).rows(), ours.rows()[others])
+    expected = []
+    for row, code in zip(first.tolist(), ours.role("item")[others].tolist(), strict=True):
+        rows = np.flatnonzero(shown == code)
+        earlier = rows[rows < row]
+        expected.append(earlier[-1] if len(earlier) else rows[0])
+
+    assert len(np.unique(columns["ad_click_rate"][expected])) > 10  # else any row would do
+    for kind, group in names.items():
+        for name in group:
+            found = getattr(ours, kind)(name)[others]
+            np.testing.assert_array_equal(found, columns[name][expected])
+
+
+def test_fields_of_ads_are_the_same_however_many_rows_are_read_at_a_time(
+    cascade: Dataset,
+    log: Dataset,
+    teacher: Blueprint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tamis.publishing.cascade._ROWS_AT_A_TIME", 97)
+
+    found = write_cascade(teacher, log, tmp_path / "data", sampling=_SAMPLING)
+
+    for name in log.split_names:
+        ours, theirs = (
+            data.split(name).numeric("ad_click_rate")[_in_order(data, name)]
+            for data in (found, cascade)
+        )
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _in_order(cascade: Dataset, name: str) -> np.ndarray:
+    """Rows of the log one after another, and after each the candidates beside it."""
+    split = cascade.split(name)
+    return np.lexsort((split.role("item"), ~_is_shown(cascade, name), split.rows()))
+
+
+def test_candidates_have_the_fields_of_user_and_context_of_their_request(
+    cascade: Dataset, log: Dataset
 ) -> None:
     split, others = cascade.split("train"), ~_is_shown(cascade, "train")
-    rows, item = split.rows()[others], split.role("item")[others]
-    at = np.searchsorted(log.split("train").rows(), rows)
-    ads = np.argsort(teacher.inventory.codes)[
-        np.searchsorted(np.sort(teacher.inventory.codes), item)
-    ]
-    for name in ("ad_id", "campaign_id", "category", "format"):
-        ours = split.ids(name)[others]
-        np.testing.assert_array_equal(ours, teacher.inventory.rows.ids[name][ads])
-    for name in ("price", "ad_click_rate"):
-        ours = split.numeric(name)[others]
-        np.testing.assert_array_equal(ours, teacher.inventory.rows.numeric[name][ads])
+    at = np.searchsorted(log.split("train").rows(), split.rows()[others])
     for name in ("user_id", "age", "device", "position"):
         np.testing.assert_array_equal(split.ids(name)[others], log.split("train").ids(name)[at])
     whole, own = (

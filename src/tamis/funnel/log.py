@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,11 +26,17 @@ class LoggedAds:
     codes: NDArray[np.int64]
     """(N,) of the role ``item``; no two alike."""
     rows: EncodedRows
-    """The item fields of each, as its last row in the log has them; ``AdFeatures.of_rows`` takes
+    """The item fields of each, as one of its rows in the log has them; ``AdFeatures.of_rows`` takes
     them. ``row`` is the number of that row."""
 
 
-def logged_ads(splits: Sequence[Split], schema: Schema, spec: InputSpec) -> LoggedAds:
+def logged_ads(
+    splits: Sequence[Split],
+    schema: Schema,
+    spec: InputSpec,
+    *,
+    of: Literal["first", "last"] = "last",
+) -> LoggedAds:
     """The ads of some splits of a log. Memory holds one column of a split at a time.
 
     Leave out the splits that a funnel is measured on: features such as an ad's click rate would
@@ -40,14 +46,15 @@ def logged_ads(splits: Sequence[Split], schema: Schema, spec: InputSpec) -> Logg
         splits: At least one, in the order of time, whose rows have the role ``item``.
         schema: Which fields are the item's.
         spec: Inputs, in order.
+        of: Which of an ad's rows has the fields that are taken.
 
     Raises:
         DataError: The log does not say which ad a row shows.
     """
     codes, parts = np.empty(0, np.int64), []
-    for split in reversed(splits):
-        found = _ads_of_split(split, schema, spec)
-        # What a later split has seen of an ad is newer.
+    # What a later split has seen of an ad is newer.
+    for split in splits if of == "first" else reversed(splits):
+        found = _ads_of_split(split, schema, spec, of)
         is_new = ~np.isin(found.codes, codes)
         codes = np.concatenate([codes, found.codes[is_new]])
         parts.append(found.rows.select(is_new))
@@ -102,7 +109,7 @@ def logged_requests(
     for batch in loader.epoch(0):
         roles = _roles(split, start, start + batch.num_rows)
         _check_codes(split, roles["request"], start)
-        ads = _ads_of(roles["item"], item_codes, by_code)
+        ads = ads_of(roles["item"], item_codes, by_code)
         if not may_be_unknown and (ads < 0).any():
             raise _unknown_ad(split, start + int(np.argmax(ads < 0)), len(item_codes))
         start += batch.num_rows
@@ -124,6 +131,22 @@ def logged_requests(
             waiting = rows
     if waiting is not None:
         yield waiting.to_request(spec)
+
+
+def ads_of(
+    codes: NDArray[np.int64], item_codes: NDArray[np.int64], by_code: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Ad rows of codes (n,) of the role ``item``; -1 where the table has none.
+
+    Args:
+        codes: Of some rows of a log.
+        item_codes: (N,) code of each ad, by ad row; no two alike.
+        by_code: (N,) ad rows in the order of their codes.
+    """
+    ads = np.full(len(codes), -1)
+    known = np.isin(codes, item_codes)
+    ads[known] = by_code[np.searchsorted(item_codes, codes[known], sorter=by_code)]
+    return ads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -161,13 +184,18 @@ class _Rows:
         )
 
 
-def _ads_of_split(split: Split, schema: Schema, spec: InputSpec) -> LoggedAds:
+def _ads_of_split(
+    split: Split, schema: Schema, spec: InputSpec, of: Literal["first", "last"]
+) -> LoggedAds:
     item = split.role("item")
     if item is None:
         raise _no_role(split, "item")
-    # The first of the reversed rows is the last of the rows.
-    codes, last = np.unique(item[::-1], return_index=True)
-    at = len(item) - 1 - last
+    if of == "first":
+        codes, at = np.unique(item, return_index=True)
+    else:
+        # The first of the reversed rows is the last of the rows.
+        codes, last = np.unique(item[::-1], return_index=True)
+        at = len(item) - 1 - last
     of_item = {field.name for field in schema.fields if field.side == "item"}
     sequences = {}
     for group in spec.sequences:
@@ -225,16 +253,6 @@ def _check_codes(split: Split, codes: NDArray[np.int64], start: int) -> None:
             f"split {split.name!r}, row {start + int(np.argmax(codes < 0))}: must belong to a "
             f"request, got none. Give every row of the log a request."
         )
-
-
-def _ads_of(
-    codes: NDArray[np.int64], item_codes: NDArray[np.int64], by_code: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Ad rows of codes; -1 where the table has none."""
-    ads = np.full(len(codes), -1)
-    known = np.isin(codes, item_codes)
-    ads[known] = by_code[np.searchsorted(item_codes, codes[known], sorter=by_code)]
-    return ads
 
 
 def _unknown_ad(split: Split, row: int, num_ads: int) -> DataError:

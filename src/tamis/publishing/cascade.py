@@ -15,15 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, concatenate
 from tamis.data.cascade_log import FINAL_PREFIX, POOLS, WEIGHT, CascadeLog, cascade_schema
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
 from tamis.data.schema import InputSpec, Schema, Task
+from tamis.data.sides import side_batch
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.funnel import Funnel
+from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import ads_of, logged_ads
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
 
@@ -38,12 +41,6 @@ class PredictsRows(Protocol):
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What it predicts; the binary ones are distilled."""
-        ...
-
-    def predict(
-        self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
-    ) -> Mapping[str, NDArray[np.float64]]:
-        """Predictions (P,) by task for P pairs of a row of ``features`` and an ad."""
         ...
 
     def predict_rows(
@@ -90,7 +87,9 @@ def write_cascade(
 
     Labels are those of the log; candidates that were not shown have none. For each binary task a
     task ``final_<task>`` distils the final stage. Of impressions of the training split there is no
-    prediction to distil, as the final stage has seen their labels; of later splits there is.
+    prediction to distil, as the final stage has seen their labels; of later splits there is. The
+    fields of a candidate's ad are those of its last row before the request, in the order of splits
+    and rows; of an ad that was first shown later, those of its first row.
 
     Args:
         blueprint: Stages that find candidates, and a final one that predicts.
@@ -128,18 +127,21 @@ def write_cascade(
         name: _chosen(dataset.split(name), sampling.requests / train_rows)
         for name in dataset.split_names
     }
+    latest = _LatestAds.of(blueprint.inventory, dataset)
+    by_code = np.argsort(blueprint.inventory.codes)
     total, done = sum(len(firsts) for firsts, _ in chosen.values()), 0
     with DatasetWriter(out, schema, spec) as writer:
         for path in dataset.encoders_path.iterdir():
             shutil.copy2(path, writer.encoders_path)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):
             split = dataset.split(name)
+            roles = _roles(split)
             source = _Source(
-                roles=_roles(split),
+                roles=roles,
                 rows=split.rows(),
                 spec=dataset.spec,
                 codes=blueprint.inventory.codes,
-                features=AdFeatures.of_rows(blueprint.inventory.rows, schema, dataset.spec),
+                ads=ads_of(roles["item"], blueprint.inventory.codes, by_code),
                 earlier=earlier,
                 final=final,
                 tasks=names,
@@ -149,8 +151,9 @@ def write_cascade(
             for start, batch in _batches(split, dataset.spec):
                 writer.append(name, source.impressions(start, batch, is_seen=name == "train"))
                 within = slice(*np.searchsorted(firsts, [start, start + batch.num_rows]))
+                ads = latest.before_each(batch, source.ads[start : start + batch.num_rows])
                 if len(firsts[within]):
-                    found = source.candidates(firsts[within], ends[within], start, batch)
+                    found = source.candidates(firsts[within], ends[within], start, batch, ads)
                     writer.append(name, found)
                 done += len(firsts[within])
                 if progress is not None:
@@ -171,7 +174,8 @@ class _Source:
     rows: NDArray[np.int64]
     spec: InputSpec
     codes: NDArray[np.int64]
-    features: AdFeatures
+    ads: NDArray[np.int64]
+    """Ad row of each row; -1 where the inventory has no such ad."""
     earlier: Funnel
     final: PredictsRows
     tasks: tuple[str, ...]
@@ -183,26 +187,36 @@ class _Source:
         at = np.arange(start, start + batch.num_rows)
         final = {task: np.full(len(at), np.nan, np.float32) for task in self.tasks}
         if not is_seen:
-            rows, ads = self._known_ads(at)
+            rows = np.flatnonzero(self.ads[at] >= 0)
             # An ad's fields change: what is distilled belongs to those that the row has.
-            predictions = self.final.predict_rows(batch.take(torch.from_numpy(rows)), ads)
+            predictions = self.final.predict_rows(
+                batch.take(torch.from_numpy(rows)), self.ads[at[rows]]
+            )
             for task, values in final.items():
                 values[rows] = predictions[task]
         return self._encoded(at, batch, final, np.ones(len(at), np.float32))
 
     def candidates(
-        self, firsts: NDArray[np.int64], ends: NDArray[np.int64], start: int, batch: Batch
+        self,
+        firsts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        start: int,
+        batch: Batch,
+        latest: "_AdsBefore",
     ) -> EncodedRows:
         """Rows of other candidates of some requests, which begin in the batch."""
         requests = batch.take(torch.from_numpy(firsts - start))
         drawn = []
         for at, (first, end) in enumerate(zip(firsts, ends, strict=True)):
-            _, shown = self._known_ads(np.arange(first, end))
+            shown = self.ads[first:end]
             features = requests.take(torch.tensor([at]))
-            drawn.append(self._draw(int(self.roles["request"][first]), features, shown))
+            request = int(self.roles["request"][first])
+            drawn.append(self._draw(request, features, shown[shown >= 0]))
         rows = np.repeat(np.arange(len(drawn)), [len(ads) for ads, _, _ in drawn])
         ads, pool, rate = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
-        predictions = self.final.predict(requests, rows, ads)
+        places = torch.from_numpy(latest.places(ads, firsts[rows] - start))
+        pairs = latest.features.pairs(requests, torch.from_numpy(rows), places)
+        predictions = self.final.predict_rows(pairs, ads)
         log = CascadeLog(
             request=self.roles["request"][firsts[rows]],
             candidate=self.codes[ads],
@@ -211,7 +225,6 @@ class _Source:
             labels={},
             final={task: predictions[task].astype(np.float32) for task in self.tasks},
         )
-        pairs = self.features.pairs(requests, torch.from_numpy(rows), torch.from_numpy(ads))
         unknown = replace(pairs, labels=torch.full_like(pairs.labels, torch.nan))
         weights = log.weights(cap=self.sampling.weight_cap)
         found = self._encoded(firsts[rows], unknown, log.final, weights)
@@ -243,15 +256,6 @@ class _Source:
             pools.append(np.full(count, pool, np.int8))
             rates.append(np.full(count, count / max(len(open_ads), 1)))
         return np.concatenate(ads), np.concatenate(pools), np.concatenate(rates)
-
-    def _known_ads(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of some rows of the split, by place, those whose ad is in the inventory, and its row."""
-        item = self.roles["item"][at]
-        order = np.argsort(self.codes)
-        place = np.minimum(np.searchsorted(self.codes, item, sorter=order), len(self.codes) - 1)
-        ads = order[place]
-        rows = np.flatnonzero(self.codes[ads] == item)
-        return rows, ads[rows]
 
     def _encoded(
         self,
@@ -285,6 +289,72 @@ class _Source:
             roles={name: codes[at] for name, codes in self.roles.items()},
             weights=weights,
         )
+
+
+class _LatestAds:
+    """Item fields of all N ads, as each ad's last row before a place of the log has them.
+
+    What became of an ad later, its click rate say, would tell of labels. An ad that was not shown
+    before has the fields of its first row.
+    """
+
+    def __init__(self, features: AdFeatures, spec: InputSpec) -> None:
+        """Start with the fields that the ads have before the first row."""
+        self._features, self._spec = features, spec
+
+    @staticmethod
+    def of(inventory: Inventory, dataset: Dataset) -> "_LatestAds":
+        """Those of an inventory before the first row of a dataset."""
+        schema, spec = dataset.schema, dataset.spec
+        splits = [dataset.split(name) for name in dataset.split_names]
+        first = logged_ads(splits, schema, spec, of="first")
+        known = AdFeatures.of_rows(inventory.rows, schema, spec)
+        found = _LatestAds(known, spec)
+        rows = AdFeatures.of_rows(first.rows, schema, spec).of_ads(torch.arange(len(first.codes)))
+        found._go_on(rows, ads_of(first.codes, inventory.codes, np.argsort(inventory.codes)))
+        return found
+
+    def before_each(self, batch: Batch, ads: NDArray[np.int64]) -> "_AdsBefore":
+        """The ads before each of the next rows, which show some of them; -1 is none of them."""
+        items = side_batch(batch, self._spec, "item")
+        return self._go_on(replace(items, labels=items.labels[:, :0]), ads)
+
+    def _go_on(self, items: Batch, ads: NDArray[np.int64]) -> "_AdsBefore":
+        num_ads = len(self._features)
+        table = concatenate([self._features.of_ads(torch.arange(num_ads)), items])
+        shown = np.flatnonzero(ads >= 0)
+        found = _AdsBefore(
+            features=replace(
+                self._features, ids=table.ids, numeric=table.numeric, sequences=table.sequences
+            ),
+            keys=np.sort(ads[shown] * items.num_rows + shown),
+            num_ads=num_ads,
+            num_rows=items.num_rows,
+        )
+        every = np.arange(num_ads)
+        after = table.take(torch.from_numpy(found.places(every, np.full(num_ads, len(ads)))))
+        self._features = replace(
+            self._features, ids=after.ids, numeric=after.numeric, sequences=after.sequences
+        )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _AdsBefore:
+    """Item fields of N ads before some rows, and after them those that these rows have."""
+
+    features: AdFeatures
+    keys: NDArray[np.int64]
+    """ad * ``num_rows`` + row, in order."""
+    num_ads: int
+    num_rows: int
+
+    def places(self, ads: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in ``features`` each of some ads stands as it was before a row."""
+        last = np.searchsorted(self.keys, ads * self.num_rows + rows) - 1
+        key = self.keys[np.maximum(last, 0)] if len(self.keys) else np.full(len(ads), -1)
+        is_shown = (last >= 0) & (key // self.num_rows == ads)
+        return np.where(is_shown, self.num_ads + key % self.num_rows, ads)
 
 
 def _schema(schema: Schema, final: tuple[str, ...]) -> Schema:
