@@ -4,13 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tamis import api
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
 from tamis.data.loader import Loader
+from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.request import Request
@@ -249,6 +253,47 @@ def test_candidates_have_the_fields_of_user_and_context_of_their_request(
         for data in (split, log.split("train"))
     )
     np.testing.assert_array_equal(whole[others], own[at])
+
+
+def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Path) -> None:
+    generator, count = np.random.default_rng(0), 1200
+    request = np.arange(count) // 4
+    weight = generator.integers(1, 5, count) * 1.0
+    rows = pa.table(
+        {
+            "user": request % 7,
+            "ad": generator.integers(0, 20, count),
+            "request": request,
+            "time": 1_700_000_000 + np.arange(count),
+            "click": generator.integers(0, 2, count),
+            "w": weight,
+        }
+    )
+    pq.write_table(rows, tmp_path / "log.parquet")
+    schema = Schema(
+        fields=(
+            Field(name="user", kind="categorical", side="user"),
+            Field(name="ad", kind="categorical", side="item"),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(time="time", user="user", item="ad", request="request", weight="w"),
+    )
+    data = api.ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
+    api.train(data, model="lr", settings=["training.max_epochs=1"], run=tmp_path / "lr",
+              report=False)  # fmt: skip
+    stages = (
+        StageRecipe(name="popular", kind="popularity", keep=10),
+        StageRecipe(name="final", kind="ranker", keep=5, run=str(tmp_path / "lr")),
+    )
+    blueprint = make_blueprint(FunnelRecipe(stages=stages))
+    sampling = replace(_SAMPLING, rejected=0, weight_cap=1.0)
+
+    cascade = write_cascade(blueprint, data, tmp_path / "cascade", sampling=sampling)
+
+    split, shown = cascade.split("train"), _is_shown(cascade, "train")
+    np.testing.assert_array_equal(split.weights()[shown], weight[split.rows()[shown]])
+    of_request = weight.reshape(-1, 4).mean(1)[split.rows()[~shown] // 4]
+    np.testing.assert_allclose(split.weights()[~shown], of_request, rtol=1e-6)
 
 
 def test_dataset_is_encoded_as_the_log_is(cascade: Dataset, log: Dataset) -> None:

@@ -62,7 +62,8 @@ class CascadeSampling:
     rejected: int = 8
     """Candidates of each that they do not keep, drawn at random. At least 0."""
     weight_cap: float = 5.0
-    """Largest weight of a candidate, which otherwise is 1 over its chance of being drawn."""
+    """Largest weight of a candidate, which otherwise is 1 over its chance of being drawn; it is
+    multiplied by the mean weight of the request's impressions."""
     seed: int = 0
     """Decides the draws. At least 0."""
 
@@ -85,11 +86,11 @@ def write_cascade(
 ) -> Dataset:
     """Write a dataset that an early stage learns from.
 
-    Labels are those of the log; candidates that were not shown have none. For each binary task a
-    task ``final_<task>`` distils the final stage. Of impressions of the training split there is no
-    prediction to distil, as the final stage has seen their labels; of later splits there is. The
-    fields of a candidate's ad are those of its last row before the request, in the order of splits
-    and rows; of an ad that was first shown later, those of its first row.
+    Labels and weights are those of the log; candidates that were not shown have no labels. For each
+    binary task a task ``final_<task>`` distils the final stage. Of impressions of the training
+    split there is no prediction to distil, as the final stage has seen their labels; of later
+    splits there is. The fields of a candidate's ad are those of its last row before the request, in
+    the order of splits and rows; of an ad that was first shown later, those of its first row.
 
     Args:
         blueprint: Stages that find candidates, and a final one that predicts.
@@ -135,13 +136,14 @@ def write_cascade(
             shutil.copy2(path, writer.encoders_path)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):
             split = dataset.split(name)
-            roles = _roles(split)
+            roles, weights = _roles(split), split.weights()
             source = _Source(
                 roles=roles,
                 rows=split.rows(),
                 spec=dataset.spec,
                 codes=blueprint.inventory.codes,
                 ads=ads_of(roles["item"], blueprint.inventory.codes, by_code),
+                weights=np.ones(split.num_rows, np.float32) if weights is None else weights,
                 earlier=earlier,
                 final=final,
                 tasks=names,
@@ -176,6 +178,8 @@ class _Source:
     codes: NDArray[np.int64]
     ads: NDArray[np.int64]
     """Ad row of each row; -1 where the inventory has no such ad."""
+    weights: NDArray[np.float32]
+    """Weight of each row."""
     earlier: Funnel
     final: PredictsRows
     tasks: tuple[str, ...]
@@ -194,7 +198,7 @@ class _Source:
             )
             for task, values in final.items():
                 values[rows] = predictions[task]
-        return self._encoded(at, batch, final, np.ones(len(at), np.float32))
+        return self._encoded(at, batch, final, self.weights[at])
 
     def candidates(
         self,
@@ -206,9 +210,9 @@ class _Source:
     ) -> EncodedRows:
         """Rows of other candidates of some requests, which begin in the batch."""
         requests = batch.take(torch.from_numpy(firsts - start))
-        drawn = []
+        drawn, of_request = [], np.empty(len(firsts), np.float32)
         for at, (first, end) in enumerate(zip(firsts, ends, strict=True)):
-            shown = self.ads[first:end]
+            shown, of_request[at] = self.ads[first:end], self.weights[first:end].mean()
             features = requests.take(torch.tensor([at]))
             request = int(self.roles["request"][first])
             drawn.append(self._draw(request, features, shown[shown >= 0]))
@@ -226,7 +230,7 @@ class _Source:
             final={task: predictions[task].astype(np.float32) for task in self.tasks},
         )
         unknown = replace(pairs, labels=torch.full_like(pairs.labels, torch.nan))
-        weights = log.weights(cap=self.sampling.weight_cap)
+        weights = log.weights(cap=self.sampling.weight_cap) * of_request[rows]
         found = self._encoded(firsts[rows], unknown, log.final, weights)
         return replace(found, roles={**found.roles, "item": log.candidate})
 
@@ -358,7 +362,7 @@ class _AdsBefore:
 
 
 def _schema(schema: Schema, final: tuple[str, ...]) -> Schema:
-    """The log's schema with tasks that distil, and with weights; its roles stay."""
+    """The log's schema with tasks that distil, and with weights; its other roles stay."""
     tasks = cascade_schema(schema, final=final).tasks
     return replace(schema, tasks=tasks, roles=replace(schema.roles, weight=WEIGHT))
 
