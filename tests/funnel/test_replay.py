@@ -200,12 +200,12 @@ def test_fallbacks_are_counted_by_reason_and_reasons_are_bounded(
     assert report.stages[0].fallbacks == report.stages[2].fallbacks == {}
 
 
-def _row(user: int) -> Batch:
+def _row(user: int, weight: float = 1.0) -> Batch:
     return Batch(
         numeric=torch.zeros(1, 0),
         ids=torch.tensor([[user]], dtype=torch.int32),
         labels=torch.zeros(1, 1),
-        weights=torch.ones(1),
+        weights=torch.full((1,), weight),
     )
 
 
@@ -289,6 +289,35 @@ def test_impressions_with_rows_of_their_own_are_predicted_from_them(
     # (1 + (user + ad) % 9) / 10: 0.2 and 0.3 of user 6, twice; 0.5 of user 3 and 0.1 of user 7.
     losses = 2 * (np.log(0.2) + np.log(0.7)) + np.log(0.5) + np.log(0.9)
     assert found.log_loss == pytest.approx(-losses / 6)
+
+
+def test_losses_are_by_the_weights_of_the_rows(make_funnel: Callable[..., Funnel]) -> None:
+    own = concatenate([_row(3, weight=3), _row(7, weight=0.5)])
+    labels = {"click": np.array([1, 0], np.float32), "hide": np.array([1, 0], np.float32)}
+    shown = Impressions(ads=np.array([1, 2]), labels=labels, features=own)
+    shared = Impressions(ads=np.array([4, 5]), labels={"click": labels["click"]})
+    requests = [
+        Request(request_id=at, user=0, time_micros=0, slots=1, features=row, shown=part)
+        for at, (row, part) in enumerate([(_row(6), shown), (_row(6, weight=2), shared)])
+    ]
+
+    found = replay(make_funnel(), requests, heads={"final": _Head()}).heads["final"]
+
+    # 0.5 of user 3, 0.1 of user 7, 0.2 and 0.3 of user 6.
+    loss = -(3 * np.log(0.5) + 0.5 * np.log(0.9) + 2 * np.log(0.2) + 2 * np.log(0.7)) / 7.5
+    assert found["click"].log_loss == pytest.approx(loss)
+    assert found["click"].base_rate == pytest.approx(5 / 7.5)
+    assert found["click"].rows == 4
+    assert found["hide"].base_rate == pytest.approx(3 / 3.5)
+
+
+def test_rows_without_weight_have_no_loss(make_funnel: Callable[..., Funnel]) -> None:
+    shown = Impressions(ads=np.array([1, 2]), labels={"click": np.array([1, 0], np.float32)})
+    requests = _requests(3, features=_row(0, weight=0), shown=shown)
+
+    found = replay(make_funnel(), requests, heads={"final": _Head()}).heads["final"]["click"]
+
+    assert (found.rows, found.log_loss, found.ne) == (6, None, None)
 
 
 def test_labels_of_one_class_have_a_loss_and_no_ne(make_funnel: Callable[..., Funnel]) -> None:

@@ -244,6 +244,11 @@ class LogLossAccumulator:
         return int(self._sums[3])
 
     @property
+    def weight(self) -> float:
+        """Sum of the observed rows' weights so far."""
+        return float(self._sums[1])
+
+    @property
     def positives(self) -> int:
         """Observed rows with label 1 so far, not weighted."""
         return int(self._sums[4])
@@ -303,13 +308,13 @@ class LogLossAccumulator:
         )
 
     def _weight(self) -> float:
-        if self._sums[1] <= 0.0:
+        if self.weight <= 0.0:
             raise DataError(
                 f"log loss: a row with weight must be observed, got weight 0 over {self.rows} "
                 f"observed and {self.unobserved} unobserved rows. Evaluate on rows whose label is "
                 "known."
             )
-        return float(self._sums[1])
+        return self.weight
 
     def _add(self, rows: EvaluatedRows, losses: NDArray[np.float64], clipped: int) -> None:
         self._sums += (

@@ -82,9 +82,9 @@ class HeadLoss:
     rows: int
     """Impressions with a label."""
     base_rate: float | None
-    """Share of positives; None without rows."""
+    """Share of positives by the rows' weights; None without weight."""
     log_loss: float | None
-    """Nats; None without rows."""
+    """Nats by the rows' weights; None without weight."""
     ne: float | None
     """Normalised entropy; None where the labels are of one class."""
 

@@ -132,7 +132,7 @@ class SlateTally:
 
 
 class HeadTally:
-    """Losses of models on impressions, predicted many at a time."""
+    """Losses of models on impressions by the rows' weights, predicted many at a time."""
 
     def __init__(self, heads: Mapping[str, PredictsPairs]) -> None:
         """Start with none, for models by name."""
@@ -180,12 +180,14 @@ class HeadTally:
         ]
         rows = np.repeat(np.arange(features.num_rows), np.concatenate(counts))
         ads = np.concatenate([part.ads for part in shown])
+        weights = features.weights.numpy()[rows]
         for name, model in self._heads.items():
             predictions = model.predict(features, rows, ads)
             for task in model.tasks:
                 if task.kind == "binary":
                     sums = self._sums[name].setdefault(task.name, LogLossAccumulator())
-                    sums.update(_labels_of(task.name, shown), predictions[task.name])
+                    labels = _labels_of(task.name, shown)
+                    sums.update(labels, predictions[task.name], weights=weights)
         self._waiting, self._impressions = [], 0
 
 
@@ -196,12 +198,12 @@ def _labels_of(task: str, shown: list[Impressions]) -> NDArray[np.float32]:
 
 
 def _loss_of(sums: LogLossAccumulator) -> HeadLoss:
-    if not sums.rows:
-        return HeadLoss(rows=0, base_rate=None, log_loss=None, ne=None)
-    both = 0 < sums.positives < sums.rows
+    if not sums.weight:
+        return HeadLoss(rows=sums.rows, base_rate=None, log_loss=None, ne=None)
+    base_rate = sums.base_rate()
     return HeadLoss(
         rows=sums.rows,
-        base_rate=sums.base_rate(),
+        base_rate=base_rate,
         log_loss=sums.log_loss(),
-        ne=sums.normalised_entropy().value if both else None,
+        ne=sums.normalised_entropy().value if 0 < base_rate < 1 else None,
     )
