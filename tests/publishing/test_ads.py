@@ -11,7 +11,9 @@ import pytest
 from tamis.data.columns import Origin, as_codes
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
+from tamis.data.ingest import ingest
 from tamis.data.market import simulate
+from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import DataError
 from tamis.publishing.ads import make_inventory
 from tamis.publishing.recipe import AdsRecipe
@@ -77,6 +79,41 @@ def test_ads_are_those_of_the_splits_and_popular_by_clicks(data: Dataset) -> Non
     assert found.popularity.sum() == clicks.sum()
     both = make_inventory(AdsRecipe(), data)
     assert len(both) > len(found)
+
+
+def test_rows_that_do_not_say_their_ad_are_of_none(tmp_path: Path) -> None:
+    count = 400
+    ads = [None if at % 3 == 0 else f"ad{at % 7}" for at in range(count)]
+    rows = pa.table(
+        {
+            "ad": ads,
+            "user": [f"user{at % 5}" for at in range(count)],
+            "time": 1_700_000_000 + np.arange(count),
+            "click": np.arange(count) % 2,
+        }
+    )
+    pq.write_table(rows, tmp_path / "log.parquet")
+    schema = Schema(
+        fields=(
+            Field(name="user", kind="categorical", side="user"),
+            Field(name="ad", kind="categorical", side="item"),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(time="time", item="ad"),
+    )
+    data = ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
+
+    found = make_inventory(AdsRecipe(splits=("train",)), data)
+
+    item, clicks = data.split("train").role("item"), data.split("train").labels()[:, 0]
+    assert item is not None
+    assert found.codes.tolist() == sorted(set(item[item >= 0].tolist()))
+    assert found.popularity.tolist() == [clicks[item == code].sum() for code in found.codes]
+    nowhere = rows.set_column(0, "ad", pa.nulls(count, pa.string()))
+    pq.write_table(nowhere, tmp_path / "log.parquet")
+    data = ingest(tmp_path / "log.parquet", tmp_path / "nowhere", schema=schema)
+    with pytest.raises(DataError, match=r"splits 'train': some row must say which ad .* 'ad'"):
+        make_inventory(AdsRecipe(splits=("train",)), data)
 
 
 def test_ads_without_a_table_bid_alike_and_compete(data: Dataset) -> None:

@@ -39,6 +39,8 @@ def logged_ads(
 ) -> LoggedAds:
     """The ads of some splits of a log. Memory holds one column of a split at a time.
 
+    Rows that do not say which ad they show are left out.
+
     Leave out the splits that a funnel is measured on: features such as an ad's click rate would
     tell what happened in them.
 
@@ -49,7 +51,7 @@ def logged_ads(
         of: Which of an ad's rows has the fields that are taken.
 
     Raises:
-        DataError: The log does not say which ad a row shows.
+        DataError: The log does not say which ad a row shows, in no row of these splits.
     """
     codes, parts = np.empty(0, np.int64), []
     # What a later split has seen of an ad is newer.
@@ -58,6 +60,12 @@ def logged_ads(
         is_new = ~np.isin(found.codes, codes)
         codes = np.concatenate([codes, found.codes[is_new]])
         parts.append(found.rows.select(is_new))
+    if not len(codes):
+        names = ", ".join(repr(split.name) for split in splits)
+        raise DataError(
+            f"splits {names}: some row must say which ad it shows, got none in column "
+            f"{schema.roles.item!r}. Name the right column as the role 'item'."
+        )
     return LoggedAds(codes=codes, rows=joined_ads(parts))
 
 
@@ -196,6 +204,8 @@ def _ads_of_split(
         # The first of the reversed rows is the last of the rows.
         codes, last = np.unique(item[::-1], return_index=True)
         at = len(item) - 1 - last
+    # A row that does not say which ad it shows is of none.
+    codes, at = codes[codes >= 0], at[codes >= 0]
     of_item = {field.name for field in schema.fields if field.side == "item"}
     sequences = {}
     for group in spec.sequences:

@@ -15,12 +15,12 @@ from tamis.data.schema import Schema
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.log import LoggedAds, logged_ads
+from tamis.funnel.log import LoggedAds, ads_of, logged_ads
 from tamis.publishing.recipe import AdsRecipe
 
 
 def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
-    """The ads that some splits of a dataset show.
+    """The ads that some splits of a dataset show; rows that do not say their ad are left out.
 
     Popularity is the number of positives of the first task.
 
@@ -30,13 +30,14 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
     """
     splits = [dataset.split(name) for name in recipe.splits]
     ads = logged_ads(splits, dataset.schema, dataset.spec)
-    order = np.argsort(ads.codes)
+    by_code = np.argsort(ads.codes)
     popularity = np.zeros(len(ads.codes))
     for split in splits:
         item = split.role("item")
         assert item is not None  # else there were no ads
-        rows = order[np.searchsorted(ads.codes, item, sorter=order)]
-        popularity += np.bincount(rows, split.labels()[:, 0] > 0, minlength=len(ads.codes))
+        rows = ads_of(item, ads.codes, by_code)
+        shown, is_positive = rows >= 0, split.labels()[:, 0] > 0
+        popularity += np.bincount(rows[shown], is_positive[shown], minlength=len(ads.codes))
     return Inventory(
         codes=ads.codes,
         attributes=_attributes(recipe, ads.codes, dataset.schema.roles.item),
