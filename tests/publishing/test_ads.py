@@ -81,6 +81,26 @@ def test_ads_are_those_of_the_splits_and_popular_by_clicks(data: Dataset) -> Non
     assert len(both) > len(found)
 
 
+def test_ads_without_an_advertiser_compete(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    table = _table(market_world)
+    owner = table["advertiser_id"].to_pylist()
+    nobody = pa.array([None if at % 2 else name for at, name in enumerate(owner)])
+    pq.write_table(table.append_column("owner", nobody), tmp_path / "ads.parquet")
+    recipe = AdsRecipe(table=str(tmp_path / "ads.parquet"), bid="bid_micros", advertiser="owner")
+
+    found = make_inventory(recipe, data)
+
+    place = np.argsort(as_codes(table["ad_id"].combine_chunks()))
+    codes = as_codes(table["ad_id"].combine_chunks())[place]
+    is_alone = place[np.searchsorted(codes, found.codes)] % 2 == 1
+    alone, owned = found.attributes.advertiser[is_alone], found.attributes.advertiser[~is_alone]
+    assert len(set(alone.tolist())) == len(alone) > 1
+    assert not set(alone.tolist()) & set(owned.tolist())
+    assert len(set(owned.tolist())) < len(owned)
+
+
 def test_rows_that_do_not_say_their_ad_are_of_none(tmp_path: Path) -> None:
     count = 400
     ads = [None if at % 3 == 0 else f"ad{at % 7}" for at in range(count)]

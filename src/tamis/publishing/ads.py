@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tamis.data.columns import Origin, as_codes, as_floats, source_column
+from tamis.data.columns import Origin, alone_where_missing, as_codes, as_floats, source_column
 from tamis.data.dataset import Dataset
 from tamis.data.ingest import MARKET_MANIFEST, numeric_columns
 from tamis.data.readers import column_names, discover, read_chunks
@@ -87,7 +87,11 @@ def _attributes(recipe: AdsRecipe, codes: NDArray[np.int64], item: str) -> AdTab
         billing=(
             table.texts(recipe.billing)[rows] if recipe.billing else np.full(count, recipe.pays_for)
         ),
-        advertiser=table.codes(recipe.advertiser)[rows] if recipe.advertiser else np.arange(count),
+        advertiser=(
+            alone_where_missing(table.codes(recipe.advertiser)[rows], codes)
+            if recipe.advertiser
+            else np.arange(count)
+        ),
         quality=table.floats(recipe.quality)[rows] if recipe.quality else np.zeros(count),
     )
 

@@ -93,7 +93,7 @@ class AdsRecipe:
     bid_unit: float = 1.0
     """Money of one unit of the bid, such as 1e-6 for micros. Positive."""
     advertiser: str = ""
-    """Column of the advertiser. Empty: each ad is alone with its own."""
+    """Column of the advertiser. Empty: each ad is alone with its own, as is one without a value."""
     billing: str = ""
     """Column that says ``click`` or ``conversion``. Empty: ``pays_for``."""
     pays_for: Literal["click", "conversion"] = "click"
