@@ -353,8 +353,24 @@ def test_row_without_a_request_is_named(tmp_path: Path, schema: Schema, spec: In
     request[7] = -1
     split = _dataset(_with_roles(request=request), tmp_path / "data", schema, spec).split("test")
 
-    with pytest.raises(DataError, match=r"split 'test', row 7: must belong to a request"):
-        list(logged_requests(split, spec, _CODES))
+    for read in (count_requests, lambda split: next(logged_requests(split, spec, _CODES))):
+        with pytest.raises(DataError, match=r"split 'test', row 7: must belong to a request"):
+            read(split)
+
+
+def test_requests_whose_rows_stand_apart_are_refused(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    # Two at a time, of two rows each: 0 1 0 1 2 3 2 3 ...
+    at = np.arange(sum(_SIZES))
+    request = 500 - (at // 4 * 2 + at % 2)
+    split = _dataset(_with_roles(request=request), tmp_path / "data", schema, spec).split("test")
+
+    for read in (count_requests, lambda split: next(logged_requests(split, spec, _CODES))):
+        with pytest.raises(
+            DataError, match=r"'test', row 2: the rows of a request must .* of others, 11 times"
+        ):
+            read(split)
 
 
 def test_table_without_ads_is_said(tmp_path: Path, schema: Schema, spec: InputSpec) -> None:

@@ -1,5 +1,6 @@
 """Rows for an early stage: the log's own, and those of candidates that nobody was shown."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,13 +256,11 @@ def test_candidates_have_the_fields_of_user_and_context_of_their_request(
     np.testing.assert_array_equal(whole[others], own[at])
 
 
-def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Path) -> None:
-    generator, count = np.random.default_rng(0), 1200
-    request = np.arange(count) // 4
-    weight = generator.integers(1, 5, count) * 1.0
+def _small_log(folder: Path, request: list[int | None], weight: np.ndarray) -> Dataset:
+    generator, count = np.random.default_rng(0), len(request)
     rows = pa.table(
         {
-            "user": request % 7,
+            "user": np.arange(count) // 4 % 7,
             "ad": generator.integers(0, 20, count),
             "request": request,
             "time": 1_700_000_000 + np.arange(count),
@@ -269,7 +268,7 @@ def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Pa
             "w": weight,
         }
     )
-    pq.write_table(rows, tmp_path / "log.parquet")
+    pq.write_table(rows, folder / "log.parquet")
     schema = Schema(
         fields=(
             Field(name="user", kind="categorical", side="user"),
@@ -278,14 +277,23 @@ def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Pa
         tasks=(Task(name="click"),),
         roles=Roles(time="time", user="user", item="ad", request="request", weight="w"),
     )
-    data = api.ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
-    api.train(data, model="lr", settings=["training.max_epochs=1"], run=tmp_path / "lr",
+    return api.ingest(folder / "log.parquet", folder / "data", schema=schema)
+
+
+def _small_teacher(folder: Path, data: Dataset) -> Blueprint:
+    api.train(data, model="lr", settings=["training.max_epochs=1"], run=folder / "lr",
               report=False)  # fmt: skip
     stages = (
         StageRecipe(name="popular", kind="popularity", keep=10),
-        StageRecipe(name="final", kind="ranker", keep=5, run=str(tmp_path / "lr")),
+        StageRecipe(name="final", kind="ranker", keep=5, run=str(folder / "lr")),
     )
-    blueprint = make_blueprint(FunnelRecipe(stages=stages))
+    return make_blueprint(FunnelRecipe(stages=stages))
+
+
+def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Path) -> None:
+    weight = np.random.default_rng(1).integers(1, 5, 1200) * 1.0
+    data = _small_log(tmp_path, [at // 4 for at in range(1200)], weight)
+    blueprint = _small_teacher(tmp_path, data)
     sampling = replace(_SAMPLING, rejected=0, weight_cap=1.0)
 
     cascade = write_cascade(blueprint, data, tmp_path / "cascade", sampling=sampling)
@@ -294,6 +302,27 @@ def test_weights_of_the_log_stay_and_weigh_the_candidates_beside_it(tmp_path: Pa
     np.testing.assert_array_equal(split.weights()[shown], weight[split.rows()[shown]])
     of_request = weight.reshape(-1, 4).mean(1)[split.rows()[~shown] // 4]
     np.testing.assert_allclose(split.weights()[~shown], of_request, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("request_of_row", "message"),
+    [
+        (
+            lambda at: at // 8 * 2 + at % 2,
+            r"split 'train', row 2: the rows of a request must follow one another",
+        ),
+        (lambda at: None if at == 9 else at // 4, r"split 'train', row 9: must belong to a req"),
+    ],
+)
+def test_requests_whose_rows_are_not_together_are_refused(
+    tmp_path: Path, request_of_row: Callable[[int], int | None], message: str
+) -> None:
+    data = _small_log(tmp_path, [request_of_row(at) for at in range(400)], np.ones(400))
+
+    with pytest.raises(DataError, match=message):
+        write_cascade(
+            _small_teacher(tmp_path, data), data, tmp_path / "cascade", sampling=_SAMPLING
+        )
 
 
 def test_dataset_is_encoded_as_the_log_is(cascade: Dataset, log: Dataset) -> None:

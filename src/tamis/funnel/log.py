@@ -69,16 +69,41 @@ def logged_ads(
     return LoggedAds(codes=codes, rows=joined_ads(parts))
 
 
-def count_requests(split: Split) -> int:
-    """How many requests :func:`logged_requests` gives.
+def request_starts(split: Split) -> NDArray[np.int64]:
+    """(R,) first row of each request, in the order of the log. Memory holds one column.
 
     Raises:
-        DataError: The log does not say which request a row belongs to.
+        DataError: The log does not say which request a row belongs to, or rows of other requests
+            stand between those of one.
     """
     codes = split.role("request")
     if codes is None:
         raise _no_role(split, "request")
-    return int(np.count_nonzero(np.diff(codes))) + 1
+    if (codes < 0).any():
+        raise DataError(
+            f"split {split.name!r}, row {int(np.argmax(codes < 0))}: must belong to a request, got "
+            f"none. Give every row of the log a request."
+        )
+    starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])[: len(codes)]
+    found = codes[starts]
+    order = np.argsort(found, kind="stable")
+    again = order[1:][found[order[1:]] == found[order[:-1]]]
+    if len(again):
+        raise DataError(
+            f"split {split.name!r}, row {starts[again.min()]}: the rows of a request must follow "
+            f"one another, got a request that goes on after rows of others, {len(again):,} times. "
+            f"Sort the log by request, the requests by time, and ingest it anew."
+        )
+    return starts
+
+
+def count_requests(split: Split) -> int:
+    """How many requests :func:`logged_requests` gives.
+
+    Raises:
+        DataError: As :func:`request_starts` does.
+    """
+    return len(request_starts(split))
 
 
 def logged_requests(
@@ -90,12 +115,12 @@ def logged_requests(
 ) -> Iterator[Request]:
     """Requests with what was shown, in the order of the log.
 
-    A request is made of rows that follow one another with the same code of the ``request`` role: a
-    log split at random has few such rows. It asks for as many ads as were shown; user and context
-    are those of its first row; each impression keeps those of its own. Whoever is not known counts
-    as a user of one request, so that no cache takes two for one; so does everybody in a log without
-    times, which does not tell how old what a cache remembers would be. Memory does not grow with
-    the log.
+    A request is made of rows that follow one another with the same code of the ``request`` role. It
+    asks for as many ads as were shown; user and context are those of its first row; each impression
+    keeps those of its own. Whoever is not known counts as a user of one request, so that no cache
+    takes two for one; so does everybody in a log without times, which does not tell how old what a
+    cache remembers would be. Memory does not grow with the log, once its column of requests was
+    looked through.
 
     Args:
         split: Rows with the roles ``request`` and ``item``; ``user`` and ``time`` where there are.
@@ -105,18 +130,19 @@ def logged_requests(
             later. They are left out of what was shown, and still count as slots.
 
     Raises:
-        DataError: A role is missing, a row has no request, or shows an ad that must be known.
+        DataError: A role is missing, a row has no request, rows of one stand apart, or a row shows
+            an ad that must be known.
     """
     for role in ("request", "item"):
         if not split.columns.has(f"role:{role}"):
             raise _no_role(split, role)
+    request_starts(split)
     by_code = np.argsort(item_codes, kind="stable")
     waiting: _Rows | None = None
     start = 0
     loader = Loader(split, spec, batch_size=_ROWS_AT_A_TIME, shuffle=False)
     for batch in loader.epoch(0):
         roles = _roles(split, start, start + batch.num_rows)
-        _check_codes(split, roles["request"], start)
         ads = ads_of(roles["item"], item_codes, by_code)
         if not may_be_unknown and (ads < 0).any():
             raise _unknown_ad(split, start + int(np.argmax(ads < 0)), len(item_codes))
@@ -255,14 +281,6 @@ def _roles(split: Split, start: int, stop: int) -> dict[str, NDArray[np.int64]]:
     is_of_one_request = (found["user"] < 0) | (not split.columns.has("role:time"))
     found["user"] = np.where(is_of_one_request, ~found["request"], found["user"])
     return found
-
-
-def _check_codes(split: Split, codes: NDArray[np.int64], start: int) -> None:
-    if (codes < 0).any():
-        raise DataError(
-            f"split {split.name!r}, row {start + int(np.argmax(codes < 0))}: must belong to a "
-            f"request, got none. Give every row of the log a request."
-        )
 
 
 def _unknown_ad(split: Split, row: int, num_ads: int) -> DataError:

@@ -26,7 +26,7 @@ from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.log import ads_of, logged_ads
+from tamis.funnel.log import ads_of, logged_ads, request_starts
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
 
@@ -104,7 +104,8 @@ def write_cascade(
 
     Raises:
         ConfigError: There is no stage before the last one, or that predicts nothing.
-        DataError: ``out`` is taken, a role is missing, or a stage fell back.
+        DataError: ``out`` is taken, a role is missing, a stage fell back, a row has no request, or
+            rows of one stand apart.
         SchemaError: A stage reads what the dataset lacks.
     """
     encoders = Encoders.load(dataset.encoders_path, dataset.schema)
@@ -369,14 +370,13 @@ def _schema(schema: Schema, final: tuple[str, ...]) -> Schema:
 
 def _chosen(split: Split, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First rows and ends of requests that are spread evenly over a split."""
-    request = split.role("request")
-    if request is None or not split.columns.has("role:item"):
+    if not (split.columns.has("role:request") and split.columns.has("role:item")):
         raise DataError(
             f"split {split.name!r}: must have the roles 'request' and 'item', got none of one. "
             f"Name their columns under [roles] in the schema and ingest the log anew."
         )
-    starts = np.flatnonzero(np.concatenate([[True], request[1:] != request[:-1]]))
-    ends = np.append(starts[1:], len(request))
+    starts = request_starts(split)
+    ends = np.append(starts[1:], split.num_rows)
     count = min(len(starts), max(1, round(share * split.num_rows)))
     picked = np.linspace(0, len(starts) - 1, count).astype(np.int64)
     return starts[picked], ends[picked]
