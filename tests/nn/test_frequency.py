@@ -65,10 +65,45 @@ def test_first_gap_of_others_is_that_from_the_beginning() -> None:
     model.observe(torch.tensor([2, 0]))
     model.observe(torch.tensor([5, 5]))
 
-    # Weights 1/8, 1/4 and 1/2 of the gaps 4, as of all items, 3 and 1.
-    expected = (1 / 8 + 1 / 4 + 1 / 2) / (4 / 8 + 3 / 4 + 1 / 2)
+    # Weights 1/4 and 1/2 of the gaps 3 and 1; of an item, one gap of 4 is taken for granted.
+    expected = (1 / 4 + 1 / 2) / (3 / 4 + 1 / 2)
     assert float(_shares(model)[5]) == pytest.approx(expected)
-    assert _shares(model)[[1, 2, 4]].tolist() == pytest.approx([1 / 4] * 3)
+    assert _shares(model)[[1, 2]].tolist() == pytest.approx([1 / 4] * 2)
+
+
+def test_nothing_is_taken_for_granted_where_there_are_others_alone() -> None:
+    model = StreamingFrequency(0, 2, rate=0.5)
+    model.observe(torch.tensor([1]))
+    assert float(_shares(model)[1]) == pytest.approx(1)
+    model.observe(torch.tensor([1, 0, 1]))
+
+    # Gaps of 1, 1 and 2 with weights 1/8, 1/4 and 1/2; and the one of 3 from the beginning.
+    expected = (1 / 8 + 1 / 4 + 1 / 2) / (1 / 8 + 1 / 4 + 2 / 2)
+    assert _shares(model).tolist() == pytest.approx([1 / 3, expected])
+
+
+def test_other_that_has_not_come_counts_as_if_it_came_next() -> None:
+    model = StreamingFrequency(2, 2, rate=0.5)
+    assert _shares(model)[2:].tolist() == [1, 1]
+    model.observe(torch.tensor([0, 1, 2]))
+    before = float(_shares(model)[3])
+    model.observe(torch.tensor([3]))
+
+    assert before == pytest.approx(1 / 4)
+    assert float(_shares(model)[3]) == pytest.approx(before)
+
+
+def test_others_of_which_most_come_seldom_are_not_taken_to_be_in_every_row() -> None:
+    model = StreamingFrequency(0, 2000)
+    shares = torch.full((2000,), 1 / 2000)
+    apart = []
+    for batch in _stream(shares, 20_000, seed=0).split(500):
+        model.observe(batch)
+        apart.append(model.log_share(batch) - shares[batch].log())
+
+    # First gaps are short ones, as they end in the stream. Taken to be in every row, items would
+    # come 0.48 too high.
+    assert torch.cat(apart).mean().item() < 0.35
 
 
 def test_estimates_converge_to_the_true_shares() -> None:

@@ -22,7 +22,8 @@ class StreamingFrequency(nn.Module):
         instead of one that it is hashed to. The first gap is that from an item's first row to its
         second; before it one gap of as many rows as there are items is taken for granted, and the
         weights of all gaps are made to sum to 1. Of others, which nobody has counted beforehand,
-        the first gap is that from the beginning of the stream.
+        nothing is taken for granted: whoever asks for a share has observed its row, and the first
+        gap is that from the beginning of the stream.
     """
 
     clock: Tensor
@@ -31,7 +32,7 @@ class StreamingFrequency(nn.Module):
     gap_mass: Tensor
 
     def __init__(self, num_items: int, num_others: int = 0, *, rate: float = 0.05) -> None:
-        """Take all items to be equally frequent.
+        """Take all items to be equally frequent, and of others nothing.
 
         Args:
             num_items: Items, numbered from 0.
@@ -43,10 +44,12 @@ class StreamingFrequency(nn.Module):
         super().__init__()
         self.num_items, self.rate = num_items, rate
         places = num_items + num_others
+        mass = torch.zeros(places)
+        mass[:num_items] = rate
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_row", torch.full((places,), -1, dtype=torch.int64))
-        self.register_buffer("gap_sum", torch.full((places,), rate * max(1, num_items)))
-        self.register_buffer("gap_mass", torch.full((places,), rate))
+        self.register_buffer("gap_sum", mass * num_items)
+        self.register_buffer("gap_mass", mass)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -85,6 +88,10 @@ class StreamingFrequency(nn.Module):
         self.clock.add_(len(items))
 
     def log_share(self, items: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """Natural logarithm of the share of rows that hold each of some items."""
+        """Natural logarithm of the share of rows that hold each of some items.
+
+        One of the others that has not come yet counts as if it came in the next row.
+        """
         places = items.to(torch.int64)
-        return (self.gap_mass[places] / self.gap_sum[places]).log()
+        mass, total = self.gap_mass[places], self.gap_sum[places]
+        return torch.where(mass > 0, mass / total, 1 / (self.clock + 1)).log()
