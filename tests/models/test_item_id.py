@@ -8,7 +8,7 @@ import torch
 from tamis.data.batch import Batch, Jagged, blank_batch
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table
 from tamis.errors import ConfigError
-from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
+from tamis.models.item_id import counted_places, hide_ids, place_of_id, places_of
 from tamis.nn.frequency import StreamingFrequency
 
 _SPEC = InputSpec(
@@ -108,9 +108,9 @@ def test_items_are_counted_by_their_ids_and_without_one_by_their_categories_and_
         assert torch.equal(found[:, None] == found[None, :], same)
     known = batch.ids[:, 2] > 0
     assert torch.equal(places[known], batch.ids[known, 2].long())
-    assert int(places[~known].min()) >= num_counted(_WIDE, place)[0] == 9
-    assert int(places.max()) < sum(num_counted(_WIDE, place))
-    assert int(alone.max()) < sum(num_counted(replace(_WIDE, item=""), (0, None)))
+    assert int(places[~known].min()) >= places_of(_WIDE, place)[0] == 9
+    assert int(places.max()) < sum(places_of(_WIDE, place))
+    assert int(alone.max()) < sum(places_of(replace(_WIDE, item=""), (0, None)))
 
 
 def test_items_that_are_nothing_but_numbers_are_counted_by_them() -> None:
@@ -143,7 +143,7 @@ def test_item_of_row_0_has_its_own_share() -> None:
     batch = blank_batch(_SPEC, 40_000, torch.device("cpu"))
     batch.ids[:, 2] = torch.where(drawn < 2, drawn + 1, 0)
     batch.ids[:, 1] = torch.where(drawn < 2, 3, drawn)
-    frequency = StreamingFrequency(*num_counted(_SPEC, place_of_id(_SPEC)), rate=0.02)
+    frequency = StreamingFrequency(*places_of(_SPEC, place_of_id(_SPEC)), rate=0.02)
     places = counted_places(_SPEC, batch, place_of_id(_SPEC))
     frequency.observe(places)
 

@@ -21,7 +21,7 @@ from tamis.errors import ConfigError
 from tamis.models.corpus_rows import corpus_rows
 from tamis.models.flops import counted_flops
 from tamis.models.in_batch_pairs import InBatchPairs
-from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
+from tamis.models.item_id import counted_places, hide_ids, place_of_id, places_of
 from tamis.models.level_shifts import level_shifts
 from tamis.models.monn import MoNN, MoNNConfig, for_pairs
 from tamis.models.output import Inspection, Output, Supervised
@@ -219,7 +219,7 @@ class HSNN(nn.Module):
         self.levels = nn.ModuleList(self._level(place) for place in range(len(config.levels)))
         if config.negatives:
             self.in_batch = InBatchPairs(spec)
-            self.frequency = StreamingFrequency(*num_counted(spec, self.place_of_id))
+            self.frequency = StreamingFrequency(*places_of(spec, self.place_of_id))
 
     def forward(self, batch: Batch) -> Output:
         """Calibrated logits (B, T) of the items' level; every level is supervised."""

@@ -67,8 +67,8 @@ def hide_ids(
     return tokens * shown.unsqueeze(2)
 
 
-def num_counted(spec: InputSpec, place: tuple[int, int | None]) -> tuple[int, int]:
-    """Places of ids, and places of content after them; see :func:`counted_places`."""
+def places_of(spec: InputSpec, place: tuple[int, int | None]) -> tuple[int, int]:
+    """How many places there are for ids, and after them for content; see :func:`counted_places`."""
     column, token = place
     if token is None:
         return 0, _CONTENT_PLACES
@@ -96,7 +96,8 @@ def counted_places(
     if own is None:
         return places
     ids = items.ids[:, own].to(torch.int64)
-    return torch.where(ids == 0, num_counted(spec, place)[0] + places, ids)
+    num_ids, _ = places_of(spec, place)
+    return torch.where(ids == 0, num_ids + places, ids)
 
 
 def _content(spec: InputSpec, items: Batch, own: int | None) -> Int[Tensor, " B"]:

@@ -14,7 +14,7 @@ from tamis.data.batch import Batch, blank_batch
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.flops import counted_flops
-from tamis.models.item_id import counted_places, hide_ids, num_counted, place_of_id
+from tamis.models.item_id import counted_places, hide_ids, place_of_id, places_of
 from tamis.models.output import Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.bridged_tower import Bridge, BridgedTower
@@ -137,7 +137,7 @@ class TwoTower(nn.Module):
             self.log_temperature = nn.Parameter(start)
             if config.log_q:
                 self.frequency = StreamingFrequency(
-                    *num_counted(spec, self.place_of_id), rate=config.frequency_rate
+                    *places_of(spec, self.place_of_id), rate=config.frequency_rate
                 )
 
     def forward(self, batch: Batch) -> Output:
