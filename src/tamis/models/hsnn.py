@@ -84,10 +84,10 @@ class HSNNConfig:
     alpha_steps: int = 1000
     """Batches of the index until memberships are as sharp as they get."""
     start_steps: int = 1
-    """Batch in which the index begins, as the k-means of the latest item vectors (``lti``, ``em``);
-    until then items alone are learnt, and a run keeps no weights for later ones. Vectors of the
-    first batches are those of an untrained tower, so that a few hundred are better where there are
-    thousands."""
+    """Batch in which the index begins, as the k-means of the latest item vectors (``lti``, ``em``).
+    Until then items alone are learnt, patience does not count, and any later weights replace those
+    of an evaluation before. Vectors of the first batches are those of an untrained tower, so that a
+    few hundred are better where there are thousands."""
     warmup_steps: int = 200
     """Batches over which the losses of the index grow linearly to their weights."""
     queue_batches: int = 32

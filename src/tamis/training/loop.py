@@ -354,7 +354,7 @@ class _Training:
         step_sizes = {
             name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()
         }
-        if progress.best_step < _index_begins(self.model, progress.step):
+        if progress.best_step < _oldest_searchable(self.model, progress.step):
             # Nobody can search with weights from before; later ones are better at any value.
             progress.best_value = None
         is_best = progress.observe(
@@ -446,8 +446,11 @@ def _take_weights(
     model.load_state_dict(start.module.state_dict())
 
 
-def _index_begins(model: nn.Module, step: int) -> int:
-    """The step in which a learnt index begins, the next one if it is to come; 0 without any."""
+def _oldest_searchable(model: nn.Module, step: int) -> int:
+    """First step whose weights have a learnt index.
+
+    ``step + 1`` where none has one yet, 0 where the model is to have none.
+    """
     indices = [m for m in model.modules() if isinstance(m, ResidualIndex) and m.sizes]
     return max((step + 1 - int(index.age) for index in indices), default=0)
 
