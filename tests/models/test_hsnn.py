@@ -648,44 +648,6 @@ def test_calibration_learns_from_detached_logits_and_calibrates_every_level(trai
     assert all(torch.equal(a, b) for a, b in zip(_trunk(model), _trunk(trained), strict=True))
 
 
-def test_shifted_levels_predict_as_much_as_there_are_labels(trained: HSNN) -> None:
-    model = copy.deepcopy(trained).eval()
-    with torch.no_grad():
-        for level in model.levels:
-            level.shift += 0.3
-    rows = [_batch(400, seed=70), _batch(300, seed=71)]
-    rows[0].weights[:100] = 5.0
-    before = [model.level_logits(some, "hard") for some in rows]
-
-    model.shift_to(iter(rows))
-
-    logits = torch.cat([model.level_logits(some, "hard") for some in rows])
-    labels, weights = (
-        torch.cat([getattr(some, name) for some in rows]) for name in ("labels", "weights")
-    )
-    for task in range(2):
-        known = ~labels[:, task].isnan()
-        predicted = (weights[known, None] * logits[known, :, task].sigmoid()).sum(0)
-        wanted = (weights * labels[:, task])[known].sum()
-        torch.testing.assert_close(predicted, wanted.expand(3), rtol=1e-4, atol=0.0)
-    # A shift and nothing else, of each level and task.
-    moved = logits - torch.cat(before)
-    torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=0.0, atol=1e-5)
-
-
-def test_level_is_not_shifted_by_rows_of_one_kind_or_while_training(trained: HSNN) -> None:
-    model = copy.deepcopy(trained).eval()
-    rows = _batch(50, seed=72)
-    rows.labels[:, 0], rows.labels[:, 1] = 1.0, torch.nan
-    before = copy.deepcopy(model.state_dict())
-    model.shift_to([rows])
-    torch.testing.assert_close(model.state_dict(), before)
-    with pytest.raises(ValueError, match=r"Call eval\(\)"):
-        model.train().shift_to([rows])
-    with pytest.raises(ValueError, match="got no batch"):
-        model.eval().shift_to([])
-
-
 # Cold items.
 
 

@@ -1,8 +1,9 @@
 """HSNN: a hierarchy of nodes over the items, and a network for each of its levels, learnt together.
 
-The file is one thing: the config, the model, and the part of it that belongs to one level. What the
-networks are stands in ``monn.py``, what the hierarchy is in ``nn/residual_index.py``, and what
-serves a trained model in the package ``retrieval``, whose ``Scorer`` the model is.
+The file is one thing: the config and the model. What belongs to one level stands in
+``hsnn_level.py``, what the networks are in ``monn.py``, what the hierarchy is in
+``nn/residual_index.py``, and what serves a trained model in the package ``retrieval``, whose
+``Scorer`` the model is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,17 +21,17 @@ from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError
 from tamis.models.corpus_rows import corpus_rows
 from tamis.models.flops import counted_flops
+from tamis.models.hsnn_level import Level
 from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.item_id import counted_places, hide_ids, place_of_id, places_of
 from tamis.models.level_shifts import level_shifts
-from tamis.models.monn import MoNN, MoNNConfig, for_pairs
+from tamis.models.monn import MoNN, MoNNConfig
 from tamis.models.output import Inspection, Output, Supervised
 from tamis.models.ranges import check_probabilities, check_ranges
 from tamis.nn.autocast import compiles_by_shape
 from tamis.nn.bridged_tower import Bridge, BridgedTower
 from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.linear import missing_rows
-from tamis.nn.mlp import ExactLinear
 from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
 from tamis.nn.sampled_softmax import sampled_softmax_losses
 from tamis.nn.side_tokens import SideTokens
@@ -415,8 +416,8 @@ class HSNN(nn.Module):
         ]
 
     @property
-    def _parts(self) -> list["_Level"]:
-        return [cast("_Level", level) for level in self.levels]
+    def _parts(self) -> list[Level]:
+        return [cast(Level, level) for level in self.levels]
 
     def _score(
         self, pairs: Batch, users: Sequence[Tensor], items: Tensor, nodes: Sequence[Tensor]
@@ -542,7 +543,7 @@ class HSNN(nn.Module):
         taught = losses * (is_item | self.index.is_live)[:, None, None]
         return (taught.sum(0) * rewards).sum(0) / batch.num_rows
 
-    def _level(self, place: int) -> "_Level":
+    def _level(self, place: int) -> Level:
         config, settings = self.config, self.config.levels[place]
         user_tower = self._tower(
             self.tokens.num_tokens["user"],
@@ -569,7 +570,15 @@ class HSNN(nn.Module):
             cross_dim=config.cross_dim,
             num_tasks=len(self.task_names),
         )
-        return _Level(config, settings, user_tower, node_tower, network, num_inputs=place + 1)
+        return Level(
+            user_tower,
+            node_tower,
+            network,
+            user_dim=settings.user_dim,
+            item_dim=config.item_dim,
+            cross_dim=config.cross_dim,
+            num_inputs=place + 1,
+        )
 
     def _tower(
         self, in_tokens: int, width: int, *, num_layers: int, out_tokens: int, out_dim: int
@@ -583,43 +592,3 @@ class HSNN(nn.Module):
             attention_units=self.config.attention_units,
             bridge=self.config.bridge,
         )
-
-
-class _Level(nn.Module):
-    """What belongs to one level: towers, network, ensemble with coarser levels, calibration."""
-
-    def __init__(
-        self,
-        config: HSNNConfig,
-        settings: MoNNConfig,
-        user_tower: BridgedTower,
-        node_tower: BridgedTower | None,
-        network: MoNN,
-        *,
-        num_inputs: int,
-    ) -> None:
-        super().__init__()
-        self.user_tower, self.network, self.node_tower = user_tower, network, node_tower
-        if node_tower is not None:
-            self.of_user = nn.Linear(settings.user_dim, config.cross_dim)
-            self.of_node = nn.Linear(config.item_dim, config.cross_dim)
-        num_tasks = network.head.out_dim
-        self.weigh = ExactLinear(num_inputs * num_tasks, num_tasks)
-        with torch.no_grad():  # its own logits at first, whatever the coarser levels say
-            self.weigh.weight[:, -num_tasks:] = torch.eye(num_tasks)
-        self.log_scale = nn.Parameter(torch.zeros(num_tasks))
-        self.shift = nn.Parameter(torch.zeros(num_tasks))
-
-    def interact(self, user: Tensor, node: Tensor) -> Tensor:
-        """Interaction vectors of user and node."""
-        assert self.node_tower is not None
-        of_user = for_pairs(self.of_user(user), node.shape[0])
-        return self.node_tower(torch.cat([of_user, self.of_node(node)], dim=1).float())
-
-    def joined(self, outputs: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:
-        """The ensemble z of this level's logits with those of coarser levels."""
-        return self.weigh(outputs.flatten(1))
-
-    def calibrated(self, logits: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Logits whose probabilities are those of the labels; their order stays."""
-        return logits * self.log_scale.exp() + self.shift
