@@ -100,7 +100,7 @@ class Shadow:
         import torch
 
         torch.set_num_threads(1)
-        with contextlib.suppress(AttributeError, OSError):
+        with contextlib.suppress(OSError):
             # On Linux the priority is the thread's own; elsewhere this thread stays as others are.
             if os.uname().sysname == "Linux":
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
