@@ -149,6 +149,24 @@ def make_ranker(make_ads: Callable[..., AdTable], click_value: Any) -> Callable[
     return make
 
 
+def test_events_of_an_ad_are_counted_as_those_of_a_user() -> None:
+    groups = (_SPEC.sequences[0], replace(_SPEC.sequences[1], tables=("brand",)))
+    spec = replace(_SPEC, numeric_counts=("", "", "", "words"), sequences=groups)
+    rows = _ad_rows()
+    values, lengths = rows.sequences["words"][0] % 6, rows.sequences["words"][1]
+    rows = replace(rows, sequences={"words": (values, lengths)})
+    features = AdFeatures.of_rows(rows, _SCHEMA, spec)
+    ads = np.tile(np.arange(_NUM_ADS), 2)
+
+    found = features.pairs(_features(3, [5]), torch.zeros(len(ads)).long(), torch.from_numpy(ads))
+
+    starts = np.cumsum(lengths) - lengths
+    for at, ad in enumerate(ads):
+        own, brand = values[starts[ad] : starts[ad] + lengths[ad], 0], rows.ids["brand"][ad]
+        assert found.numeric[at, 3] == pytest.approx(log1p(sum(own == brand) if brand else 0))
+    assert found.numeric[:, 3].any()
+
+
 @pytest.mark.parametrize("make_model", [_deepfm, _din])
 def test_pairs_are_scored_as_rows_encoded_by_themselves(
     make_ranker: Callable[..., RankerStage], make_model: Callable[[], nn.Module]

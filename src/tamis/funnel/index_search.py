@@ -83,7 +83,6 @@ class IndexSearch:
         self._beams, self._num_ads = beams, len(ads)
         self._rows, self._features = rows, features
         self._groups = {group.name for group in spec.sequences_of("context")}
-        self._groups |= {count.group for count in features.counts}
         self._order = np.argsort(snapshot.members.ids.numpy())
         self._ids = snapshot.members.ids.numpy()[self._order]
         score = None if task_weights else _NodeValues(snapshot, rows, ads, value, spec.tasks)
@@ -125,8 +124,11 @@ class IndexSearch:
         row = replace(features, sequences=read)
 
         def beside(items: Tensor) -> Batch:
+            of = torch.zeros(len(items), dtype=torch.int64)
+            if not self._features.counts:
+                return row.take(of)
             ads = torch.from_numpy(self._ads_of(items))
-            return self._features.pairs(row, torch.zeros_like(ads), ads)
+            return self._features.pairs(features, of, ads, groups=self._groups)
 
         return beside
 

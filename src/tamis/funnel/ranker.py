@@ -1,6 +1,6 @@
 """A stage around a trained model: one batched call for all candidates of a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,7 +98,9 @@ class AdFeatures:
             sequences={name: words.take(ads) for name, words in self.sequences.items()},
         )
 
-    def pairs(self, features: Batch, rows: Tensor, ads: Tensor) -> Batch:
+    def pairs(
+        self, features: Batch, rows: Tensor, ads: Tensor, *, groups: Collection[str] | None = None
+    ) -> Batch:
         """A batch of P pairs: user and context of one side, item of the other.
 
         What counts events of the user by the ad's category is counted anew, in the events of
@@ -108,6 +110,7 @@ class AdFeatures:
             features: Encoded fields of user and context, a row for each request.
             rows: (P,) int64 row in ``features`` of each pair.
             ads: (P,) int64 ad of each pair.
+            groups: Sequence groups that the pairs hold, as histories are long; None: all.
         """
         ids = features.ids.to(torch.int64).index_select(0, rows)
         ids[:, self.id_columns] = self.ids.index_select(0, ads)
@@ -116,9 +119,13 @@ class AdFeatures:
         sequences = {
             name: self.sequences[name].take(ads) if name in self.sequences else history.take(rows)
             for name, history in features.sequences.items()
+            if groups is None or name in groups
         }
         for count in self.counts:
-            numeric[:, count.number] = count.of(sequences[count.group], ids[:, count.category])
+            history, of = features.sequences[count.group], rows
+            if count.group in self.sequences:
+                history, of = self.sequences[count.group].take(ads), torch.arange(len(ads))
+            numeric[:, count.number] = count.of(history, of, ids[:, count.category])
         return Batch(
             numeric=numeric,
             ids=ids,

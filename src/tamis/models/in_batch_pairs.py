@@ -25,13 +25,26 @@ class PairCount:
     category: int
     """Column of ``Batch.ids``."""
 
-    def of(self, history: Jagged, category: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """``log(1 + n)`` of P pairs, from the history and the item's category of each."""
-        owner = event_rows(history.offsets, len(history.values))
-        wanted = category.index_select(0, owner)
-        is_same = (history.values[:, self.event] == wanted) & (wanted != 0)
-        zeros = torch.zeros(len(category), device=category.device)
-        return zeros.index_add_(0, owner, is_same.float()).log1p()
+    def of(
+        self, history: Jagged, rows: Int[Tensor, " P"], category: Int[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        """``log(1 + n)`` of P pairs.
+
+        Args:
+            history: Events of some users; many pairs may be of one.
+            rows: Row in ``history`` of each pair's user.
+            category: The item's, of each pair.
+        """
+        events = history.values[:, self.event].to(torch.int64)
+        if not len(events) or not len(category):
+            return torch.zeros(len(category), device=category.device)
+        size = torch.maximum(events.max(), category.max()) + 1
+        owner = event_rows(history.offsets, len(events))
+        known, met = torch.unique(owner * size + events, return_counts=True)
+        wanted = rows * size + category
+        at = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+        is_same = (known[at] == wanted) & (category != 0)
+        return torch.where(is_same, met[at], 0).float().log1p()
 
 
 def pair_counts(spec: InputSpec) -> tuple[PairCount, ...]:
@@ -92,7 +105,6 @@ class InBatchPairs:
         """
         pairs = blank_batch(self._spec, len(users), rows.ids.device)
         for count in self._counts:
-            history = rows.sequences[count.group].take(users)
             category = rows.ids[:, count.category].index_select(0, items)
-            pairs.numeric[:, count.number] = count.of(history, category)
+            pairs.numeric[:, count.number] = count.of(rows.sequences[count.group], users, category)
         return pairs
