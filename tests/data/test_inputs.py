@@ -156,6 +156,10 @@ def test_same_encoders_change_nothing_whatever_the_tasks() -> None:
             r"field 'age' must be a number of the context in the rows at hand, got a number of the",
         ),
         (
+            _encoders(age=replace(_FIELDS["age"], transform="none", counts="seen")),
+            r"'age' must be a number of the user that counts 'seen' in .*, got a number of the us",
+        ),
+        (
             _encoders(
                 seen=replace(_FIELDS["seen"], max_length=3),
                 where=replace(_FIELDS["where"], max_length=3),

@@ -134,6 +134,8 @@ def _described(spec: InputSpec) -> dict[str, str]:
     found = {}
     for place, name in enumerate(spec.numeric):
         found[name] = f"a number of the {spec.sides_of_numeric[place]}"
+        if spec.numeric_counts and spec.numeric_counts[place]:
+            found[name] += f" that counts {spec.numeric_counts[place]!r}"
     for item in spec.categorical:
         found[item.name] = f"a category of the {item.side} in table {item.table!r}"
     for group in spec.sequences:
