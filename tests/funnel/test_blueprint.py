@@ -213,6 +213,14 @@ def test_funnel_without_an_index_follows_its_inventory(
         ({"name": "Early", "keep": 1}, r"stage 'Early': name must be of small letters, digits"),
         ({"name": "../x", "keep": 1}, r"stage '../x': name must be of small letters"),
         ({"name": "", "keep": 1}, r"stage '': name must be"),
+        (
+            {"name": "known", "keep": 1},
+            r"stage 'known': name must be none of 'known' and 'auction'",
+        ),
+        (
+            {"name": "auction", "keep": 1},
+            r"stage 'auction': .* first stage and after the last",
+        ),
         ({"name": "a", "keep": 0}, r"stage 'a': keep must be at least 1 .*, got keep=0"),
         ({"name": "a", "keep": 1, "budget_ms": 0.0}, r"positive, got keep=1, budget_ms=0.0"),
     ],

@@ -78,6 +78,10 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         ),
         ({"run": ""}, r"stage 'final': run must name a finished run for kind 'ranker', got none"),
         ({"name": "Final"}, r"stage 'Final': name must be of small letters"),
+        (
+            {"name": "auction"},
+            r"stage 'auction': name must be none of 'known' and 'auction'",
+        ),
         ({"keep": 0}, r"keep must be at least 1"),
         ({"kind": "index"}, r"'final': beams must say how many nodes are kept at each index level"),
         ({"beams": (3,)}, r"beams must be left out for kind 'ranker', got \(3,\)"),

@@ -13,6 +13,7 @@ from tamis.funnel.inventory import Inventory
 from tamis.funnel.online import OnlineFeatures
 from tamis.funnel.plan import Plan, Surroundings
 from tamis.funnel.retrieval_plans import FollowsAds
+from tamis.funnel.trace import AUCTION, KNOWN
 from tamis.funnel.value import ValueFunction, ValueWeights
 
 _IN_NAMES = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -35,6 +36,12 @@ class Budget:
             raise ConfigError(
                 f"stage {self.name!r}: name must be of small letters, digits, _ and -, as it names "
                 f"a folder. Rename it."
+            )
+        if self.name in (KNOWN, AUCTION):
+            raise ConfigError(
+                f"stage {self.name!r}: name must be none of {KNOWN!r} and {AUCTION!r}, which "
+                f"reports keep for what is before the first stage and after the last, got "
+                f"{self.name!r}. Rename it."
             )
         if self.keep < 1 or (self.budget_ms is not None and not self.budget_ms > 0):
             raise ConfigError(

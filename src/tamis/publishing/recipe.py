@@ -27,7 +27,8 @@ class StageRecipe:
     """One stage."""
 
     name: str
-    """Name in traces, reports and folders."""
+    """Name in traces, reports and folders: small letters, digits, ``_`` and ``-``; not ``known`` or
+    ``auction``."""
     kind: Literal["popularity", "index", "two_tower", "early", "ranker"]
     """Ads by how often they were clicked; beam search through the index that an ``hsnn`` learnt;
     exact search by the dot products of a ``two_tower``; an early-stage ranker, whose towers are
