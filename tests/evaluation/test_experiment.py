@@ -242,6 +242,18 @@ def test_difference_from_an_arm_without_spread_is_not_certain(
         assert [values[name] for name in unknown] == [None] * len(unknown)
 
 
+def test_arms_of_one_ratio_are_alike_however_their_sums_are_rounded() -> None:
+    treated, numerator = np.arange(10) >= 3, np.full(10, 0.1)
+    # Else equality would need no tolerance.
+    assert numerator[:3].sum() / 3 != numerator[3:].sum() / 7
+
+    found = arm_difference("value", treated, numerator, np.ones(10))
+
+    assert (found.difference, found.lift, found.p_value) == (0.0, 0.0, 1.0)
+    assert found.lower == pytest.approx(0.0, abs=1e-15)
+    assert found.upper == pytest.approx(0.0, abs=1e-15)
+
+
 def test_json_of_a_difference_is_strict() -> None:
     value = compare_arms(hand_totals()).differences[3]
     values = json.loads(json.dumps(value.to_json(), allow_nan=False))

@@ -316,7 +316,9 @@ def arm_difference(
         _arm_ratio(metric, name, top[member], bottom[member], confidence)
         for name, member in (("control", ~arm), ("treatment", arm))
     )
-    difference = treatment.value - control.value
+    # Equal ratios of other users differ by rounding.
+    is_alike = math.isclose(treatment.value, control.value, rel_tol=1e-12)
+    difference = 0.0 if is_alike else treatment.value - control.value
     error = math.hypot(treatment.standard_error, control.standard_error)
     spreads = [_has_spread(control), _has_spread(treatment)]
     if not all(spreads) and (any(spreads) or difference != 0.0):
@@ -324,7 +326,7 @@ def arm_difference(
     half = normal_quantile(confidence) * error
     lift = lift_half = float("nan")
     if control.value > 0.0 and not math.isnan(error):
-        ratio = treatment.value / control.value
+        ratio = 1.0 if is_alike else treatment.value / control.value
         lift = ratio - 1.0
         lift_error = math.hypot(treatment.standard_error, ratio * control.standard_error)
         lift_half = normal_quantile(confidence) * lift_error / control.value
