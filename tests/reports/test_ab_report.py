@@ -139,11 +139,13 @@ def test_why_losses_are_not_known_stands_on_the_page() -> None:
 
 
 def test_looks_that_contradict_each_other_are_not_drawn() -> None:
-    looks = {"days": [1, 2], "lower": [0.1, 0.3], "upper": [0.5, 0.2], "stopped_on": 1}
+    looks = {
+        "days": [3, 4, 5], "lower": [0.1, 0.15, 0.3], "upper": [0.5, 0.4, 0.2], "stopped_on": 3
+    }  # fmt: skip
 
     text = render(_record(guarded={"click_rate": looks}))
 
-    assert "decided on day 1; the days after 1 contradict" in text
+    assert "decided on day 3; the days after 4 contradict" in text
     assert "Too few events for total value a user, conversions a click, hides" in text
 
 

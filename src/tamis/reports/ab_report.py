@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tamis import artifacts
+from tamis.funnel.trace import KNOWN
 from tamis.reports import page
 from tamis.reports.figures import intervals
 
@@ -127,7 +128,7 @@ def loss_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         whole = losses["regret"]["value"]
         for stage in losses["stages"]:
-            if stage["stage"] == "known":  # what every funnel knows of; it has lost nothing yet
+            if stage["stage"] == KNOWN:  # what every funnel knows of; it has lost nothing yet
                 continue
             lost = stage["lost"]["value"]
             share = f"{lost / whole:.0%}" if whole else "-"
@@ -200,7 +201,7 @@ def _looks(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         stopped = found["stopped_on"]
         when = "decided on none" if stopped is None else f"decided on day {stopped}"
         if len(agreeing) < len(found["days"]):
-            when += f"; the days after {len(agreeing)} contradict"
+            when += f"; the days after {agreeing[-1][0]} contradict"
         figures.append(
             intervals(
                 *(list(column) for column in zip(*agreeing, strict=True)),

@@ -161,6 +161,20 @@ def test_test_without_an_error_has_no_interval_and_no_claim_over_users() -> None
     ]  # fmt: skip
     page = ROWS.markdown(payload, columns, display)
     assert "| baseline | 1 | +0.0300 |  | no difference yet |" in page
+    assert "\nNo claim over users against baseline: in markets 1 all users of an arm have" in page
+    assert "against popularity: in markets" not in page
+
+
+def test_test_of_too_few_events_for_its_guard_says_so() -> None:
+    rows = [_row(seed, 0.03) for seed in range(3)]
+    rows[0]["tests"]["baseline"]["guarded"]["value_per_user"] = None
+    columns, display = ROWS.display(rows)
+    payload = {"table": "t", "command": "c", "rows": rows, "claims": []}
+
+    page = ROWS.markdown(payload, columns, display)
+
+    assert "| baseline | 0 | +0.0300 [+0.0104, +0.0496] | +15.0% | too few events |" in page
+    assert "No claim over users" not in page
 
 
 def test_a_rival_can_win() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tamis import config
 from tamis.evaluation.significance import normal_quantile
+from tamis.funnel.trace import AUCTION, KNOWN
 from tamis.reproduce.ab.funnels import RECIPES
 from tamis.reproduce.ab.row import RowOrder, read_row
 from tamis.reproduce.ab.tables import FULL, RIVALS, AbTable
@@ -21,12 +22,12 @@ _VALUE = "value_per_request"
 _SHOWN = (_VALUE, "click_rate", "conversion_rate", "hide_rate")
 # The funnels' stages from the first to the last; popularity is one stage that retrieves.
 _STAGES = {
-    "known": "known",
+    KNOWN: KNOWN,
     "retrieval": "retrieval",
     "popularity": "retrieval",
     "early": "early",
     "final": "final",
-    "auction": "auction",
+    AUCTION: AUCTION,
 }
 
 
@@ -87,7 +88,7 @@ class AbRows:
                     0.0,
                 )
             )
-            if all(item["standard_error"] is not None for item in found):
+            if all(_error(row, rival) is not None for row in rows):
                 claims.append(_pooled_claim(rival, found))
         return claims
 
@@ -159,12 +160,25 @@ def _tests_of(rows: Sequence[Row]) -> list[str]:
             if found["lower"] is not None:
                 difference += f" [{found['lower']:+.4f}, {found['upper']:+.4f}]"
             lines.append(f"| {rival} | {row['seed']} | {difference} | {lift} | {_verdict(guard)} |")
+    for rival in RIVALS:
+        silent = [str(row["seed"]) for row in rows if _error(row, rival) is None]
+        if silent:
+            lines += [
+                "",
+                f"No claim over users against {rival}: in markets {', '.join(silent)} all users of "
+                f"an arm have one value per request, which shows no error.",
+            ]
     return lines
+
+
+def _error(row: Row, rival: str) -> float | None:
+    error: float | None = row["tests"][rival]["differences"][_VALUE]["standard_error"]
+    return error
 
 
 def _verdict(guard: Row | None) -> str:
     if guard is None:
-        return "no events"
+        return "too few events"
     if guard["stopped_on"] is None:
         return "no difference yet"
     at = guard["days"].index(guard["stopped_on"])
