@@ -129,7 +129,9 @@ def test_early_stage_that_counts_events_by_category_is_refused(
     model = replace(plan.model, spec=replace(counting.encoders.spec, tasks=plan.model.spec.tasks))
 
     with pytest.raises(
-        SchemaError, match=r"kind 'early': field 'user_requests' must not count .*'history_cat.*'"
+        SchemaError,
+        match=r"field 'user_requests' must not count events of 'history_categories', as a stage of "
+        r"kind 'early' .*, got side 'context'\. Take it out of schema.toml, ingest the log anew",
     ):
         replace(plan, model=model).build(_surroundings(blueprint))
 

@@ -236,6 +236,34 @@ def test_run_that_does_not_read_the_ad_is_refused(
         make_blueprint(FunnelRecipe(stages=stages))
 
 
+@pytest.mark.parametrize(
+    ("kind", "side", "advice"),
+    [
+        ("early", "context", r"Take it out of schema.toml, ingest"),
+        ("index", "user", r"Set its side = 'context' in schema.toml, or take it out, ingest"),
+    ],
+)
+def test_run_that_counts_where_no_pair_is_looked_at_is_refused(
+    market_world: Path, tmp_path: Path, kind: str, side: str, advice: str
+) -> None:
+    schema = market_schema()
+    counts = {"side": side, "transform": "none", "counts": "history_categories"}
+    fields = tuple(
+        replace(item, **counts) if item.name == "user_requests" else item for item in schema.fields
+    )
+    market = market_world / "market"
+    data = api.ingest(market, tmp_path / "data", schema=replace(schema, fields=fields))
+    api.train(data, model="lr", settings=["training.max_epochs=1"], run=tmp_path / "lr",
+              report=False)  # fmt: skip
+    beams = {"beams": (3,)} if kind == "index" else {}
+    stage = StageRecipe(name="one", kind=kind, keep=5, run=str(tmp_path / "lr"), **beams)
+
+    with pytest.raises(
+        SchemaError, match=rf"stage 'one', .*lr: field 'user_requests' must not count .* {advice}"
+    ):
+        make_blueprint(FunnelRecipe(stages=(stage,)))
+
+
 def test_run_of_another_model_is_no_early_stage(market_world: Path) -> None:
     with pytest.raises(ConfigError, match=r"model must be 'early_stage', got 'deepfm'"):
         make_blueprint(_recipe(market_world, early="final"))

@@ -18,6 +18,12 @@ from tamis.funnel.value import ValueFunction
 from tamis.models.in_batch_pairs import pair_counts
 
 _SETTINGS, _ENCODERS, _SCHEMA = "settings.json", "encoders", "schema.toml"
+# Sides whose counts do no harm to a kind of stage that encodes user and ad apart.
+_SIDES_OF_COUNTS: dict[str, tuple[Side, ...]] = {
+    "index": ("context",),
+    "two_tower": ("context",),
+    "early": (),
+}
 _Settings = TypeVar("_Settings")
 
 
@@ -107,25 +113,30 @@ def check_reads_ads(schema: Schema, *, where: str) -> None:
         )
 
 
-def check_counts(spec: InputSpec, *sides: Side, kind: str) -> None:
+def check_counts(spec: InputSpec, kind: str, *, where: str) -> None:
     """Refuse counts of the user's events by the ad's category where no pair is looked at.
 
     Args:
         spec: What the stage's model reads.
-        sides: Those of which counts may be.
         kind: The stage's kind.
+        where: Who runs it, for messages.
 
     Raises:
-        SchemaError: A count is of another side.
+        SchemaError: The stage encodes user and ad apart, and a count is of a side that it encodes.
     """
+    if kind not in _SIDES_OF_COUNTS:
+        return
+    sides = _SIDES_OF_COUNTS[kind]
     for count in pair_counts(spec):
         name, side = spec.numeric[count.number], spec.sides_of_numeric[count.number]
         if side not in sides:
-            advice = f"Set side = {sides[0]!r}, or train" if sides else "Train"
+            advice = "Take it out of schema.toml"
+            if sides:
+                advice = f"Set its side = {sides[0]!r} in schema.toml, or take it out"
             raise SchemaError(
-                f"stage of kind {kind!r}: field {name!r} must not count events of "
-                f"{spec.numeric_counts[count.number]!r}, as the stage encodes user and ad apart, "
-                f"got side {side!r}. {advice} the model without the field."
+                f"{where}: field {name!r} must not count events of "
+                f"{spec.numeric_counts[count.number]!r}, as a stage of kind {kind!r} encodes user "
+                f"and ad apart, got side {side!r}. {advice}, ingest the log anew and train again."
             )
 
 

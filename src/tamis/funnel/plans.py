@@ -181,7 +181,7 @@ class EarlyStagePlan:
         """An ``EarlyStageRanker``."""
         spec, module = self.model.spec, self.model.module
         check_predictions(surroundings, label_tasks(spec.tasks))
-        check_counts(spec, kind=self.kind)
+        check_counts(spec, self.kind, where="stage")
         reads = self.encoders or surroundings.encoders
         assert isinstance(module, EarlyStage)
         stage = EarlyStageRanker(

@@ -140,7 +140,7 @@ class IndexPlan:
         if not self.settings.task_weights:
             check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
-        check_counts(self.model.spec, "context", kind=self.kind)
+        check_counts(self.model.spec, self.kind, where="stage")
         stage = IndexSearch(
             _hsnn(self.model),
             self.model.spec,
@@ -233,7 +233,7 @@ class TwoTowerPlan:
         """A ``DotProduct``."""
         inventory = surroundings.inventory
         model, reads = _two_tower(self.model).eval(), self.encoders or surroundings.encoders
-        check_counts(self.model.spec, "context", kind=self.kind)
+        check_counts(self.model.spec, self.kind, where="stage")
         corpus = _corpus(self.model, inventory, surroundings.encoders, self.encoders)
         items = ItemVectors.encode(model, corpus)
         first_alone = (1.0, *(0.0 for _ in self.model.spec.tasks[1:]))

@@ -16,7 +16,7 @@ from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.inventory import Inventory
-from tamis.funnel.plan import Plan, check_reads_ads
+from tamis.funnel.plan import Plan, check_counts, check_reads_ads
 from tamis.funnel.plans import (
     EarlyStagePlan,
     EarlyStageSettings,
@@ -73,8 +73,8 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
         ArtifactError: A run is unfinished, or a run or the dataset is damaged.
         ConfigError: A stage's run is of another kind of model.
         DataError: The ads cannot be made, or a calibration cannot be fitted.
-        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise, or
-            reads no field of the ad.
+        SchemaError: A stage reads fields that the dataset does not have, or encodes otherwise,
+            reads no field of the ad, or counts events where its kind cannot.
     """
     runs = [Path(stage.run) for stage in recipe.stages if stage.run]
     for run in runs:
@@ -117,7 +117,7 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
     if stage.kind == "popularity":
         return PopularityPlan()
     run = Path(stage.run)
-    own = _encoders_of(run, encoders, stage.name)
+    own = _encoders_of(run, encoders, stage)
     model = load_trained(run)
     if stage.kind == "index":
         assert stage.beams is not None  # its recipe says so
@@ -154,11 +154,12 @@ def _given(stage: StageRecipe, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(stage, name)) is not None}
 
 
-def _encoders_of(run: Path, funnels: Encoders, name: str) -> Encoders | None:
+def _encoders_of(run: Path, funnels: Encoders, stage: StageRecipe) -> Encoders | None:
     """What a run was trained with; None where the funnel's own encoders do the same."""
     verified_inputs(run)
-    own, where = run_encoders(run), f"stage {name!r}, {run}"
+    own, where = run_encoders(run), f"stage {stage.name!r}, {run}"
     check_reads_ads(own.schema, where=where)
+    check_counts(own.spec, stage.kind, where=where)
     selection = InputSelection(funnels, own, where=where)
     return None if selection.changes_nothing else own
 
