@@ -26,6 +26,7 @@ from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.bundle import read_bundle
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.live import FunnelPolicy, ServedFunnel, ad_rows, ad_table
+from tamis.funnel.log import ads_of
 
 _CHANGING = frozenset(("ad_age_days", "ad_click_rate", "budget_left"))
 """Columns of an ad that are another every hour."""
@@ -165,11 +166,8 @@ def _check_fields(encoders: Encoders) -> None:
 def _check_ads(blueprint: Blueprint, market: LiveMarket) -> None:
     """Compare what never changes of an ad; markets of other seeds or sizes have other ads."""
     ads, inventory, encoders = market.ads(), blueprint.inventory, blueprint.encoders
-    codes = _codes_of(ads)
-    order = np.argsort(codes)
-    at = np.minimum(np.searchsorted(codes, inventory.codes, sorter=order), len(codes) - 1)
-    rows = order[at]
-    _refuse("ad_id", codes[rows] != inventory.codes, market)
+    rows = ads_of(inventory.codes, _codes_of(ads))
+    _refuse("ad_id", rows < 0, market)
     origin = Origin(file="ads of the market")
     for field in encoders.schema.fields:
         if field.side != "item" or field.is_jagged or field.source not in ads.column_names:
@@ -222,7 +220,5 @@ def _codes_of(ads: pa.Table) -> NDArray[np.int64]:
 
 def _popularity_of(codes: NDArray[np.int64], published: Inventory) -> NDArray[np.float64]:
     """Popularity (n,) of some ads; 0 for those that are not published."""
-    order = np.argsort(published.codes)
-    at = np.minimum(np.searchsorted(published.codes, codes, sorter=order), len(published.codes) - 1)
-    rows = order[at]
-    return np.where(published.codes[rows] == codes, published.popularity[rows], 0.0)
+    rows = ads_of(codes, published.codes)
+    return np.where(rows >= 0, published.popularity[rows], 0.0)

@@ -51,7 +51,7 @@ def logged_ads(
         of: Which of an ad's rows has the fields that are taken.
 
     Raises:
-        DataError: The log does not say which ad a row shows, in no row of these splits.
+        DataError: A split has no role ``item``, or none of the rows says which ad it shows.
     """
     codes, parts = np.empty(0, np.int64), []
     # What a later split has seen of an ad is newer.
@@ -130,8 +130,8 @@ def logged_requests(
             later. They are left out of what was shown, and still count as slots.
 
     Raises:
-        DataError: A role is missing, a row has no request, rows of one stand apart, or a row shows
-            an ad that must be known.
+        DataError: When the first request is asked for: a role is missing, a row has no request, or
+            rows of one stand apart. Later, too: a row shows an ad that must be known.
     """
     for role in ("request", "item"):
         if not split.columns.has(f"role:{role}"):
@@ -168,15 +168,18 @@ def logged_requests(
 
 
 def ads_of(
-    codes: NDArray[np.int64], item_codes: NDArray[np.int64], by_code: NDArray[np.int64]
+    codes: NDArray[np.int64],
+    item_codes: NDArray[np.int64],
+    by_code: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Ad rows of codes (n,) of the role ``item``; -1 where the table has none.
 
     Args:
         codes: Of some rows of a log.
         item_codes: (N,) code of each ad, by ad row; no two alike.
-        by_code: (N,) ad rows in the order of their codes.
+        by_code: (N,) ad rows in the order of their codes, for who asks often; None: found here.
     """
+    by_code = np.argsort(item_codes) if by_code is None else by_code
     ads = np.full(len(codes), -1)
     known = np.isin(codes, item_codes)
     ads[known] = by_code[np.searchsorted(item_codes, codes[known], sorter=by_code)]

@@ -17,6 +17,7 @@ from tamis.errors import ConfigError, DataError
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.index_search import IndexSearch
 from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import ads_of
 from tamis.funnel.plan import (
     Plan,
     Surroundings,
@@ -342,10 +343,8 @@ def _rows_of(ids: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int
     Raises:
         DataError: An item is no ad of the inventory.
     """
-    order = np.argsort(codes)
-    at = np.minimum(np.searchsorted(codes, ids, sorter=order), len(codes) - 1)
-    rows: NDArray[np.int64] = order[at]
-    strange = int(np.count_nonzero(codes[rows] != ids))
+    rows = ads_of(ids, codes)
+    strange = int(np.count_nonzero(rows < 0))
     if strange:
         raise DataError(
             f"stage of kind 'index': its ads must be of the inventory, got {strange:,} of "

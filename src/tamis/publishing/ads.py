@@ -25,7 +25,7 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
     Popularity is the number of positives of the first task.
 
     Raises:
-        DataError: The log does not say which ad a row shows, a split is missing, the table of ads
+        DataError: No row says which ad it shows, a split is missing, the table of ads
             cannot be read, lacks one of them or has it twice, or the log is another.
     """
     splits = [dataset.split(name) for name in recipe.splits]

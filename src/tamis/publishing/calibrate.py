@@ -13,6 +13,7 @@ from tamis.errors import DataError
 from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
 from tamis.funnel.calibration import Calibration
 from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import ads_of
 from tamis.models.early_serving import ServedHead, label_tasks, served_tasks
 from tamis.training.compare import read_predictions
 
@@ -42,7 +43,7 @@ def fit_calibration(
 
     Raises:
         ArtifactError: The predictions are damaged.
-        DataError: The log does not say which ad a row shows, or a task cannot be fitted.
+        DataError: The dataset has no role ``item``, or a task cannot be fitted.
     """
     table = read_predictions(run / "predictions", "valid")
     columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -98,7 +99,7 @@ def billing_of_rows(dataset: Dataset, split: str, inventory: Inventory) -> NDArr
     """How the ad of each row of a split is billed.
 
     Raises:
-        DataError: The log does not say which ad a row shows.
+        DataError: The dataset has no role ``item``.
     """
     item = dataset.split(split).role("item")
     if item is None:
@@ -106,9 +107,7 @@ def billing_of_rows(dataset: Dataset, split: str, inventory: Inventory) -> NDArr
             f"{dataset.path}: must have the role 'item' to calibrate by billing, got none. Name "
             f"its column under [roles] in the schema and ingest the log anew."
         )
-    order = np.argsort(inventory.codes)
-    known = np.isin(item, inventory.codes)
+    rows = ads_of(item, inventory.codes)
     groups = np.full(len(item), _OF_NO_AD, dtype="<U16")
-    rows = order[np.searchsorted(inventory.codes, item[known], sorter=order)]
-    groups[known] = inventory.attributes.billing[rows]
+    groups[rows >= 0] = inventory.attributes.billing[rows[rows >= 0]]
     return groups
