@@ -1,7 +1,7 @@
 """A stage around a trained model: one batched call for all candidates of a request."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -97,6 +97,14 @@ class AdFeatures:
             weights=self.numeric.new_ones(len(ads)),
             sequences={name: words.take(ads) for name, words in self.sequences.items()},
         )
+
+    def of_inputs(self, items: Batch) -> "AdFeatures":
+        """Features of other ads, or of these at another time.
+
+        Args:
+            items: The item's inputs alone, as :meth:`of_ads` gives them, a row for each ad.
+        """
+        return replace(self, ids=items.ids, numeric=items.numeric, sequences=items.sequences)
 
     def pairs(
         self, features: Batch, rows: Tensor, ads: Tensor, *, groups: Collection[str] | None = None

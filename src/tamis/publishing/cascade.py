@@ -129,10 +129,9 @@ def write_cascade(
         name: _chosen(dataset.split(name), sampling.requests / train_rows)
         for name in dataset.split_names
     }
-    latest = _LatestAds.of(blueprint.inventory, dataset)
-    by_code = np.argsort(blueprint.inventory.codes)
     total, done = sum(len(firsts) for firsts, _ in chosen.values()), 0
     with DatasetWriter(out, schema, spec) as writer:
+        latest = _LatestAds.of(blueprint.inventory, dataset)
         for path in dataset.encoders_path.iterdir():
             shutil.copy2(path, writer.encoders_path)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):
@@ -143,7 +142,7 @@ def write_cascade(
                 rows=split.rows(),
                 spec=dataset.spec,
                 codes=blueprint.inventory.codes,
-                ads=ads_of(roles["item"], blueprint.inventory.codes, by_code),
+                ads=ads_of(roles["item"], blueprint.inventory.codes),
                 weights=np.ones(split.num_rows, np.float32) if weights is None else weights,
                 earlier=earlier,
                 final=final,
@@ -154,9 +153,9 @@ def write_cascade(
             for start, batch in _batches(split, dataset.spec):
                 writer.append(name, source.impressions(start, batch, is_seen=name == "train"))
                 within = slice(*np.searchsorted(firsts, [start, start + batch.num_rows]))
-                ads = latest.before_each(batch, source.ads[start : start + batch.num_rows])
+                before = latest.before_each(batch, source.ads[start : start + batch.num_rows])
                 if len(firsts[within]):
-                    found = source.candidates(firsts[within], ends[within], start, batch, ads)
+                    found = source.candidates(firsts[within], ends[within], start, batch, before)
                     writer.append(name, found)
                 done += len(firsts[within])
                 if progress is not None:
@@ -207,7 +206,7 @@ class _Source:
         ends: NDArray[np.int64],
         start: int,
         batch: Batch,
-        latest: "_AdsBefore",
+        before: "_AdsBefore",
     ) -> EncodedRows:
         """Rows of other candidates of some requests, which begin in the batch."""
         requests = batch.take(torch.from_numpy(firsts - start))
@@ -219,8 +218,8 @@ class _Source:
             drawn.append(self._draw(request, features, shown[shown >= 0]))
         rows = np.repeat(np.arange(len(drawn)), [len(ads) for ads, _, _ in drawn])
         ads, pool, rate = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
-        places = torch.from_numpy(latest.places(ads, firsts[rows] - start))
-        pairs = latest.features.pairs(requests, torch.from_numpy(rows), places)
+        places = torch.from_numpy(before.places(ads, firsts[rows] - start))
+        pairs = before.features.pairs(requests, torch.from_numpy(rows), places)
         predictions = self.final.predict_rows(pairs, ads)
         log = CascadeLog(
             request=self.roles["request"][firsts[rows]],
@@ -304,7 +303,7 @@ class _LatestAds:
     """
 
     def __init__(self, features: AdFeatures, spec: InputSpec) -> None:
-        """Start with the fields that the ads have before the first row."""
+        """Start with some fields of each ad."""
         self._features, self._spec = features, spec
 
     @staticmethod
@@ -316,7 +315,7 @@ class _LatestAds:
         known = AdFeatures.of_rows(inventory.rows, schema, spec)
         found = _LatestAds(known, spec)
         rows = AdFeatures.of_rows(first.rows, schema, spec).of_ads(torch.arange(len(first.codes)))
-        found._go_on(rows, ads_of(first.codes, inventory.codes, np.argsort(inventory.codes)))
+        found._go_on(rows, ads_of(first.codes, inventory.codes))
         return found
 
     def before_each(self, batch: Batch, ads: NDArray[np.int64]) -> "_AdsBefore":
@@ -329,18 +328,14 @@ class _LatestAds:
         table = concatenate([self._features.of_ads(torch.arange(num_ads)), items])
         shown = np.flatnonzero(ads >= 0)
         found = _AdsBefore(
-            features=replace(
-                self._features, ids=table.ids, numeric=table.numeric, sequences=table.sequences
-            ),
+            features=self._features.of_inputs(table),
             keys=np.sort(ads[shown] * items.num_rows + shown),
             num_ads=num_ads,
             num_rows=items.num_rows,
         )
         every = np.arange(num_ads)
         after = table.take(torch.from_numpy(found.places(every, np.full(num_ads, len(ads)))))
-        self._features = replace(
-            self._features, ids=after.ids, numeric=after.numeric, sequences=after.sequences
-        )
+        self._features = self._features.of_inputs(after)
         return found
 
 
