@@ -328,6 +328,44 @@ def test_round_whose_events_do_not_suffice_fails_until_a_wider_one_begins(
     assert (found.turn.number, found.turn.after, found.turn.until) == (2, 0, 185)
 
 
+def test_requests_of_a_failed_round_are_tried_again_with_other_settings(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    world.store.close()
+    world.store = Store(f"sqlite:///{world.folder / 'young.db'}")
+    world.tell(20)
+    world.tell(5, converts=False)  # of these two validate
+    by_ne, by_auc, by_log_loss = (
+        replace(
+            LOOSE,
+            settings=(
+                *LOOSE.settings,
+                'training.monitor_tasks=["conversion"]',
+                f'training.monitor="{metric}"',
+            ),
+        )
+        for metric in ("ne", "auc", "log_loss")
+    )
+    for settings, metric in ((by_ne, "ne"), (by_auc, "auc"), (by_ne, "ne")):
+        message = f"both classes of 'conversion' for training.monitor='{metric}'.* another --settle"
+        with pytest.raises(DataError, match=message):
+            turn(settings)
+    rounds = Ledger(world.work).rounds
+    assert [item.status for item in rounds] == ["failed", "failed"]
+    assert rounds[0].tried == ("settle_minutes=0.0", *by_ne.settings)
+
+    # They came two hours ago: with a longer wait there are none yet.
+    found = turn(replace(by_log_loss, settle_minutes=180))
+    assert (found.outcome, found.new_requests) == ("nothing", 0)
+    found = turn(by_log_loss)
+
+    assert found.outcome == "published"
+    assert found.turn is not None
+    assert (found.turn.number, found.turn.after, found.turn.until) == (3, 0, 25)
+    assert (found.turn.problem, found.turn.tried) == ("", ())
+    assert turn(by_ne).outcome == "nothing"
+
+
 def test_round_that_storage_stopped_goes_on(
     world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
 ) -> None:

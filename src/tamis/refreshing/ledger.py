@@ -56,6 +56,9 @@ class Round:
     ``overtaken``: another bundle served before it was done."""
     problem: str = ""
     """What its events lack; empty but for ``failed``."""
+    tried: tuple[str, ...] = ()
+    """Settings with which it failed; with others its requests are tried again. Empty but for
+    ``failed``."""
     release: str = ""
     """The new bundle's; empty before it was published."""
     bundle: str = ""

@@ -101,7 +101,7 @@ def refresh(
         ConfigError: No bundle has ever served with the store, or that of the server, or of the
             round that goes on, is not there.
         DataError: The events of the round do not suffice to learn from, now or when it was last
-            tried and too few have come since.
+            tried with these settings and too few have come since.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
             last tried, too few have come since and the tolerance is as strict.
         RunInUseError: Another process refreshes in this folder.
@@ -119,7 +119,7 @@ def refresh(
                 ledger.add(turn)
                 _remove_rounds(work, but=turn.number)
             else:
-                turn = _judged_again(ledger.last, serving.release, settings)
+                turn = _judged_again(ledger, serving.release, settings)
                 if turn is None:
                     return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
         say(f"round {turn.number}: requests {turn.after + 1} to {turn.until} of the store")
@@ -206,7 +206,8 @@ def _new_round(
     after = _learnt_until(ledger, serving, store)
     before_micros = time.time_ns() // 1_000 - settings.settle_micros
     numbers = store.requests_with_events(Window(after=after), before_micros=before_micros)
-    seen = max((turn.until for turn in ledger.rounds if turn.status != "overtaken"), default=0)
+    rounds = _tried_alike(ledger, settings)
+    seen = max((turn.until for turn in rounds if turn.status != "overtaken"), default=0)
     fresh = int((numbers > seen).sum())
     if fresh < settings.least_requests:
         return None, fresh
@@ -235,20 +236,33 @@ def _learnt_until(ledger: Ledger, serving: Bundle, store: Store) -> int:
     return int(learnt[-1]) if len(learnt) else 0
 
 
-def _judged_again(last: Round | None, serving: str, settings: RefreshSettings) -> Round | None:
+def _tried_alike(ledger: Ledger, settings: RefreshSettings) -> list[Round]:
+    """All rounds but those that failed with other settings, which may be what they lacked."""
+    tried = _tried(settings)
+    return [turn for turn in ledger.rounds if turn.status != "failed" or turn.tried == tried]
+
+
+def _tried(settings: RefreshSettings) -> tuple[str, ...]:
+    """What decides whether a round's events suffice."""
+    return (f"settle_minutes={float(settings.settle_minutes)!r}", *settings.settings)
+
+
+def _judged_again(ledger: Ledger, serving: str, settings: RefreshSettings) -> Round | None:
     """The newest round, at work again, if it was refused and the tolerance has been raised.
 
     The ledger keeps the refusal until the round is published.
 
     Raises:
-        DataError: Its events did not suffice.
+        DataError: Its events did not suffice, with these settings.
         RefreshRefusedError: It was refused, and would be again.
     """
+    last = next(reversed(_tried_alike(ledger, settings)), None)
     if last is None or last.base != serving:
         return None
     if last.status == "failed":
         raise _failed(last)
-    if last.status != "refused":
+    # Of a round before the newest nothing is left that could be published.
+    if last.status != "refused" or last != ledger.last:
         return None
     if not _is_accepted(last, settings):
         raise _refused(last)
@@ -274,8 +288,9 @@ def _learn(
         with artifacts.disk_errors(folder):
             learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
     except DataError as error:
-        # Its logs stay as they are, so it would fail in this way whenever it was tried again.
-        raise _failed(ledger.update(status="failed", problem=str(error))) from error
+        # Its logs stay as they are: with the same settings it would fail in this way again.
+        failed = ledger.update(status="failed", problem=str(error), tried=_tried(settings))
+        raise _failed(failed) from error
     turn = ledger.update(losses=learnt.losses)
     if not _is_accepted(turn, settings):
         raise _refused(ledger.update(status="refused"))
@@ -382,8 +397,9 @@ def _is_accepted(turn: Round, settings: RefreshSettings) -> bool:
 
 def _failed(turn: Round) -> DataError:
     return DataError(
-        f"round {turn.number}: {turn.problem} What serves goes on; once --least-requests new ones "
-        f"have come, a round of all of them begins."
+        f"round {turn.number}: {turn.problem} What serves goes on; a round of all these requests "
+        f"and later ones begins once --least-requests new ones have come, or with another "
+        f"--settle-minutes or --set."
     )
 
 
