@@ -79,6 +79,8 @@ def test_columns_are_those_of_the_sides() -> None:
         ("past", [["a"]], r"x.past: must be a text of at most 256 characters"),
         ("tags", 7, r"x.tags: must be a list of at most 1000 values, a text with '\|' between"),
         ("tags", "a" * 10_001, r"x.tags: must be a text of at most 10,000 characters"),
+        ("tags", "a|" * 4999 + "b", r"x.tags: must be a list of at most 1000 values, a text with"),
+        ("tags", "a" * 9999, r"x.tags: must be a text of at most 256 characters"),
         ("title", "a" * 10_001, r"x.title: must be a text of at most 10,000 characters"),
         ("secret", "a", r"^x: must hold no columns but device, age, past, tags, title, code"),
     ],
@@ -208,6 +210,14 @@ def test_lists_without_a_value_are_empty() -> None:
     schema = Schema(fields=(Field(name="past", kind="sequence"),), tasks=(Task(name="click"),))
 
     assert Columns(schema).of_log(log, where="log")["past"].to_pylist() == [[], []]
+
+
+def test_lists_for_one_category_are_refused_where_all_are_missing_too() -> None:
+    log = pa.table({"device": pa.array([None, None], pa.list_(pa.string()))})
+    schema = Schema(fields=(Field(name="device", kind="categorical"),), tasks=(Task(name="click"),))
+
+    with pytest.raises(DataError, match=r"column 'device': must be one category, got type list"):
+        Columns(schema).of_log(log, where="log")
 
 
 def test_lists_of_words_are_served_as_texts_of_the_same_words() -> None:

@@ -2,7 +2,8 @@
 
 A row that went through here means to the encoders what the same row of a log file would: texts,
 whole numbers and booleans of a category are one category each, as ``as_categories`` has it. A text
-that a schema splits at a separator is split here: no text can hold an id with the separator in it.
+that a schema splits at a separator is split here, and kept as a list: an item of one may hold the
+separator.
 """
 
 import math
@@ -30,6 +31,7 @@ from tamis.serving.records import RawRow, RawValue
 from tamis.serving.refused import RefusedError
 
 MAX_CHARACTERS, MAX_TEXT_CHARACTERS, MAX_ITEMS = 256, 10_000, 1_000
+"""Most characters of a category and of a text, and most items of a list."""
 
 Kind = Literal["number", "category", "categories", "text"]
 _TYPES: Mapping[Kind, pa.DataType] = {
@@ -235,6 +237,11 @@ def _kind_of(readers: Sequence[Field]) -> Kind:
 
 
 def _canonical(column: pa.Array, kind: Kind, origin: Origin, separator: str) -> pa.Array:
+    """A column of any type as the one type of its kind.
+
+    Raises:
+        DataError: Its type or a value can be none of that kind.
+    """
     if kind == "number":
         # JSON has no infinities; to the encoders the largest number is one.
         numbers = np.nan_to_num(as_floats(column, origin=origin), nan=np.nan)
@@ -243,15 +250,14 @@ def _canonical(column: pa.Array, kind: Kind, origin: Origin, separator: str) -> 
         return text_of(column)
     if kind == "text":
         return _one_text(column, origin) if is_list(column.type) else column.cast(pa.string())
-    if column.null_count == len(column):
-        return _lists(pa.nulls(len(column), pa.list_(pa.string())))
-    if separator and not is_list(column.type):
-        column = split_items(column.cast(pa.string()), separator)
-    if kind != "categories" or not is_list(column.type):
-        raise DataError(
-            f"{origin}: must be {_MUST_BE[kind]}, got type {column.type}. Mend the schema."
-        )
-    return _lists(column)
+    if kind == "categories":
+        if column.null_count == len(column):
+            return _lists(pa.nulls(len(column), pa.list_(pa.string())))
+        if separator and not is_list(column.type):
+            column = split_items(column.cast(pa.string()), separator)
+        if is_list(column.type):
+            return _lists(column)
+    raise DataError(f"{origin}: must be {_MUST_BE[kind]}, got type {column.type}. Mend the schema.")
 
 
 def _lists(column: pa.Array) -> pa.Array:
@@ -296,12 +302,11 @@ def _checked(
         return _checked_text(value, where, MAX_TEXT_CHARACTERS)
     if separator and isinstance(value, str):
         text = _checked_text(value, where, MAX_TEXT_CHARACTERS)
-        items: list[str] = split_items(pa.array([text]), separator)[0].as_py()
-        return items
+        value = split_items(pa.array([text]), separator)[0].as_py()
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        text = f", a text with {separator!r} between them" if separator else ""
+        or_text = f", a text with {separator!r} between them" if separator else ""
         raise RefusedError(
-            422, where, f"must be a list of at most {MAX_ITEMS} values{text}, or null."
+            422, where, f"must be a list of at most {MAX_ITEMS} values{or_text}, or null."
         )
     return [_category(item, where) or "" for item in value]
 
