@@ -133,6 +133,39 @@ def test_what_cannot_be_written_costs_nothing_that_waited_beside_it(
     assert recorder.num_lost == odd.startswith("r")
 
 
+def test_failure_of_everything_is_not_tried_for_each_and_said_twice(
+    fake: FakeStore,
+    make_event: Callable[..., Event],
+    make_served: Callable[..., ServedRequest],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[int] = []
+
+    def append(requests: Sequence[ServedRequest], events: Sequence[Event]) -> Appended:
+        if not calls:
+            assert fake.may_go_on.wait(30)
+        calls.append(len(requests))
+        raise ZeroDivisionError
+
+    recorder = Recorder(append)
+    fake.may_go_on.clear()
+    for number in range(1000):
+        recorder.record(make_served(str(number)))
+    event = recorder.write([make_event("a")])
+    fake.may_go_on.set()
+
+    with pytest.raises(ZeroDivisionError):
+        event.result(30)
+    recorder.close()
+    # Each of the few that are traced takes ten halvings at most, and so do those that are left.
+    assert len(calls) < 400
+    assert recorder.num_lost == 1000
+    first, _, whole, last = caplog.messages
+    assert first == "a request or a caller's events could not be recorded: ZeroDivisionError"
+    assert whole.startswith("more than 16 could not be recorded in one write, and what fails")
+    assert last == "answered requests that are in no store: 1000 in all"
+
+
 def test_store_that_goes_away_meanwhile_keeps_what_is_not_written_yet(
     fake: FakeStore, make_event: Callable[..., Event], make_served: Callable[..., ServedRequest]
 ) -> None:

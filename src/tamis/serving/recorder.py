@@ -17,6 +17,9 @@ _SAY_S = 60.0
 """How long nothing more is said of answered requests that are lost: all may be, in a rush."""
 _GATHER_S = 0.05
 """How long an answered request waits for others: each transaction takes time from rankings."""
+_MOST_BLAMED = 16
+"""Failures of one write that are traced to a request or the events of a caller. After so many it is
+hardly what is written that is to blame, and a try for each would only keep the store busy."""
 
 Append = Callable[[Sequence[ServedRequest], Sequence[Event]], Appended]
 _Told = tuple[Sequence[Event], "Future[list[bool]] | None"]
@@ -31,7 +34,8 @@ class Recorder:
     written in the order in which it came, so that no event that was confirmed can lack the request
     that it names. While the store cannot be written, events are refused at once, and answered
     requests wait for it, up to a limit. Events that the store is too slow for are refused. What can
-    never be written costs nothing else: what shared its transaction is tried without it.
+    never be written costs nothing else: what shared its transaction is tried without it, unless
+    much of that fails too.
     """
 
     def __init__(self, append: Append, *, max_waiting: int = 100_000) -> None:
@@ -121,9 +125,10 @@ class Recorder:
     ) -> None:
         """Write it all at once; where that cannot be done, all but what is to blame.
 
-        The events of one caller are written together or not at all.
+        The events of one caller are written together or not at all. After ``_MOST_BLAMED``
+        failures, whatever fails is given up as it is.
         """
-        left = [(requests, events)]
+        left, blamed = [(requests, events)], 0
         while left:
             requests, events = left.pop()
             try:
@@ -131,17 +136,27 @@ class Recorder:
             except StoreError as error:
                 # Its message names no value of a row.
                 _log.warning("%s", error)
-                after = left[::-1]
-                _fail([*events, *(one for _, rest in after for one in rest)], error)
-                waiting = [*requests, *(one for rest, _ in after for one in rest)]
+                unwritten = [(requests, events), *reversed(left)]
+                _fail([told for _, part in unwritten for told in part], error)
+                waiting = [request for part, _ in unwritten for request in part]
                 self._wait_for_store(waiting, is_closed=is_closed)
                 return
             except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
-                if len(requests) + len(events) > 1:
+                if len(requests) + len(events) > 1 and blamed < _MOST_BLAMED:
                     # In their order: an event must not be there before the request that it names.
                     left += reversed(_halves(requests, events))
                     continue
-                _log.error("what was answered could not be recorded: %s", type(error).__name__)
+                name = type(error).__name__
+                if blamed == 0:
+                    _log.error("a request or a caller's events could not be recorded: %s", name)
+                elif blamed == _MOST_BLAMED:
+                    _log.error(
+                        "more than %d could not be recorded in one write, and what fails with them "
+                        "is given up in larger parts: %s",
+                        blamed,
+                        name,
+                    )
+                blamed += 1
                 _fail(events, error)
                 # Trying again would fail again, and nothing behind it would ever be written.
                 with self._wakes:
