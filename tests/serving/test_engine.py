@@ -233,9 +233,15 @@ def test_bundle_that_fails_at_its_first_answer_is_not_remembered(
         return answer_all(live, *arguments)
 
     monkeypatch.setattr(engine_module, "answer_all", fail)
+    kept: list[Any] = []
+    monkeypatch.setattr(engine_module.Users, "keep", lambda _, lengths: kept.append(lengths))
     with pytest.raises(ZeroDivisionError):
         engine.swap(odd, replaces=engine.live.served.release)
+    with pytest.raises(ZeroDivisionError):
+        engine.put_beside(odd, control=engine.live.served.release)
 
+    assert kept == []
+    assert engine.beside is None
     assert _rank(engine, make_query()).release != odd.release
     assert engine.store.newest_schema() == before != odd.blueprint.encoders.schema.to_toml()
     store = Store(f"sqlite:///{tmp_path / 'new.db'}")

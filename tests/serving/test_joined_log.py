@@ -233,7 +233,8 @@ def test_store_without_a_seen_ad_is_refused(
     store.append([make_served("r")], [make_event("e", request_id="another")])
 
     with pytest.raises(
-        DataError, match=r"must hold an answered request .* got none among 1 events"
+        DataError,
+        match=r"must hold an answered request .* got none among 1 events\. Send events with the",
     ):
         write_joined_log(store, market_schema(), tmp_path / "log.parquet")
     assert list(tmp_path.glob("*.parquet*")) == []
@@ -270,7 +271,8 @@ def test_events_after_the_time_of_attribution_are_counted_and_in_no_row(
     report, found = rows()
     assert found == [(first, 1, 1), (second, 1, 0)]
     assert report.late == 0
-    with pytest.raises(DataError, match="got none among 4 events, 4 of which came too late"):
+    message = r"none among 4 events, 4 of which came too late\. Let events count for longer after"
+    with pytest.raises(DataError, match=message):
         rows(attribution_micros=0)
 
 

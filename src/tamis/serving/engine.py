@@ -262,8 +262,8 @@ class Engine:
         with self._change:
             self._check_replaces(control)
             beside = self._prepared(bundle).live(self._store.ads())
-            self._users.keep(beside.served.online.lengths)
             _warmed_up(beside, self.settings.max_batch)
+            self._users.keep(beside.served.online.lengths)
             self._beside = beside
 
     def drop_beside(self) -> None:
@@ -312,7 +312,7 @@ class Engine:
         pace = _warmed_up(live, self.settings.max_batch)
         self._users.keep(served.online.lengths)
         # After the first answers: the newest schema is what a store's log is read by. Before all
-        # others, so that no request can be on the disk without the schema of its bundle.
+        # others, so that it is that of what serves. A bundle beside it is not remembered.
         self._store.put_release(served.release, served.schema.to_toml())
         return pace
 

@@ -95,8 +95,7 @@ def write_joined_log(
         if writer is None:
             raise DataError(
                 f"{store.url}: must hold an answered request with an event that names it, got none "
-                f"among {store.num_events():,} events, {join.late:,} of which came too late. Send "
-                f"events with the request_id of the answer."
+                f"among {store.num_events():,} events{join.advice()}"
             )
         writer.close()
         if window == EVERYTHING:  # of a part they may be missing by chance
@@ -114,6 +113,15 @@ class _Join:
         self._requests = self._rows = self._not_seen = self._implied = 0
         self._joined_events = self._of_other_ads = 0
         self._positives = dict.fromkeys((task.name for task in schema.tasks), 0)
+
+    def advice(self) -> str:
+        """The end of a sentence on events that make no row."""
+        if self.late:
+            return (
+                f", {self.late:,} of which came too late. Let events count for longer after their "
+                f"request."
+            )
+        return ". Send events with the request_id of the answer."
 
     def check_impressions(self, url: str) -> None:
         """Refuse a log in which a label is always 1, as nobody told of ads without an event."""
