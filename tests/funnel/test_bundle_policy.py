@@ -33,14 +33,24 @@ def _with_bids(blueprint: Blueprint, bid: np.ndarray) -> Blueprint:
     return replace(blueprint, inventory=replace(blueprint.inventory, attributes=attributes))
 
 
-@pytest.fixture(scope="session")
-def blueprint(blueprint: Blueprint) -> Blueprint:
-    """With the bids of the market; ``searched`` is made of it."""
+def _with_market_bids(blueprint: Blueprint) -> Blueprint:
     ads = _market().ads()
     codes = _codes(ads["ad_id"].to_numpy())
     order = np.argsort(codes)
     rows = order[np.searchsorted(codes, blueprint.inventory.codes, sorter=order)]
     return _with_bids(blueprint, ad_table(ads).bid[rows])
+
+
+@pytest.fixture(scope="module")
+def popular(blueprint: Blueprint) -> Blueprint:
+    """Popular ads first, with the bids of the market."""
+    return _with_market_bids(blueprint)
+
+
+@pytest.fixture(scope="module")
+def searched(searched: Blueprint) -> Blueprint:
+    """An index first, with the bids of the market."""
+    return _with_market_bids(searched)
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +123,13 @@ def test_truth_says_where_the_value_was_lost(
     assert losses.lost[1].mean() > 0
 
 
-def test_two_funnels_meet_in_an_ab_test(blueprint: Blueprint, searched: Blueprint) -> None:
+def test_two_funnels_meet_in_an_ab_test(popular: Blueprint, searched: Blueprint) -> None:
     market = _market()
     value = ValueFunction(searched.weights)
 
     test = run_ab_test(
         market,
-        bundle_policy(blueprint, market, judge_every=5),
+        bundle_policy(popular, market, judge_every=5),
         bundle_policy(searched, market, judge_every=5),
         days=1,
         split=SplitByUser(salt=1),
