@@ -24,6 +24,7 @@ _NOT_MODELS |= {
     "corpus_rows",
     "in_batch_pairs",
     "item_id",
+    "hsnn_level",
     "level_shifts",
     "lightgcn",
     "monn",
