@@ -86,6 +86,7 @@ def _slices(
 ) -> dict[str, list[dict[str, Any]]]:
     """Metrics for each frequent value of the fields with few values, by field."""
     result: dict[str, list[dict[str, Any]]] = {}
+    is_observed = ~np.isnan(labels)
     for item in dataset.spec.categorical:
         names = encoders.category_names(item.name)
         if names is None or len(names) > _MAX_VALUES or len(result) >= _SLICED_FIELDS:
@@ -96,13 +97,13 @@ def _slices(
         for value in np.argsort(-counts, kind="stable")[:_VALUES_SHOWN].tolist():
             if counts[value] == 0:
                 continue
-            chosen = ids == value
-            known = int((~np.isnan(labels[chosen])).sum())
-            if weights is not None and not weights[chosen & ~np.isnan(labels)].any():
+            chosen = is_observed & (ids == value)
+            num_rows = int(chosen.sum())
+            if weights is not None and not weights[chosen].any():
                 chosen[:] = False  # Of rows that weigh nothing their number alone can be told.
             mass = None if weights is None else weights[chosen]
             metrics = evaluate_task(labels[chosen], predictions[chosen], weights=mass).to_json()
-            entries.append({"value": names[value], **metrics, "rows": known})
+            entries.append({"value": names[value], **metrics, "rows": num_rows})
         result[item.name] = entries
     return result
 
