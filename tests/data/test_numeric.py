@@ -73,6 +73,48 @@ def test_bucket_of_a_value_is_the_same_in_float32_and_in_float64() -> None:
     assert (encoder.bucket(values, FieldCounts()) == encoder.bucket(in_log, FieldCounts())).all()
 
 
+def test_quantile_of_a_frequent_value_is_nearly_the_same_in_float32_and_in_float64() -> None:
+    # A third of the log is 0.3, in float32.
+    in_log = float(np.float32(0.3))
+    encoder = _fitted(
+        [*np.arange(100.0) / 500, *[in_log] * 100, *np.arange(100.0) + 1], transform="quantile"
+    )
+
+    logged, served = encoder.encode(np.array([in_log, 0.3]), FieldCounts())
+
+    assert in_log != 0.3
+    assert served == pytest.approx(logged, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "becomes"),
+    [
+        # Half of the steps are 0's, from -1 to 0.
+        ([0.0] * 50 + [*range(1, 51)], {0.0: -0.5, 25.0: 0.5, 50.0: 1.0, -9.0: -0.5, 99.0: 1.0}),
+        ([7.0], {7.0: 0.0, 6.0: 0.0, 8.0: 0.0}),
+        ([np.nan], {7.0: 0.0}),
+    ],
+)
+def test_frequent_value_becomes_the_middle_of_its_ranks(
+    values: list[float], becomes: dict[float, float]
+) -> None:
+    encoder = _fitted(values, transform="quantile")
+
+    encoded = encoder.encode(np.array(list(becomes)), FieldCounts())
+
+    assert encoded == pytest.approx(np.array(list(becomes.values())), abs=0.02)
+
+
+def test_quantiles_of_an_earlier_version_are_read_as_they_were() -> None:
+    table = _fitted([1.0, 2.0, 3.0], transform="quantile").to_table()
+    del table["ranks"]
+    table["knots"] = [1.0, 2.0, 3.0]
+
+    encoder = NumericEncoder.from_table(table)
+
+    assert encoder.encode(np.array([1.0, 2.5]), FieldCounts()).tolist() == [-1.0, 0.5]
+
+
 def test_number_beyond_float32_counts_as_infinite() -> None:
     encoder = _fitted([0.0, 1.0, 2.0, 1e200, -1e39, float(np.finfo(np.float32).max)])
     counts = FieldCounts()

@@ -38,7 +38,10 @@ class NumericEncoder:
     maximum: float
     """Largest finite training value; infinity, or more than float32 holds, becomes it."""
     knots: tuple[float, ...] = ()
-    """Bucket bounds, or training values at equal steps of probability."""
+    """Bucket bounds, or training values at equal steps of probability, each once."""
+    ranks: tuple[float, ...] = ()
+    """What a training value at such a step becomes, from -1 to 1; the middle of the steps that it
+    takes, so that values beside it become nearly the same. Empty: equally spaced."""
 
     @property
     def num_buckets(self) -> int:
@@ -46,10 +49,12 @@ class NumericEncoder:
         return len(self.knots) + 1 if self.transform == "bucket" else 0
 
     def encode(self, values: NDArray[np.float64], counts: Counts) -> NDArray[np.float32]:
-        """Transform values; a missing one becomes the neutral value: the mean or the median."""
+        """Transform values; a missing one becomes neutral: the mean or the middle rank."""
         values, missing = self._repair(values, counts)
         if self.transform == "quantile":
-            result = np.interp(values, self.knots, np.linspace(-1, 1, len(self.knots)))
+            # Datasets of earlier versions name no ranks.
+            ranks = self.ranks or np.linspace(-1, 1, len(self.knots))
+            result = np.interp(values, self.knots, ranks)
             result[missing] = 0.0
         elif self.transform == "none":
             result = np.where(missing, self.mean, values)
@@ -73,7 +78,8 @@ class NumericEncoder:
     @staticmethod
     def from_table(table: dict[str, Any]) -> "NumericEncoder":
         """Read what :meth:`to_table` gave."""
-        return NumericEncoder(**{**table, "knots": tuple(table["knots"])})
+        lists = {name: tuple(table.get(name, ())) for name in ("knots", "ranks")}
+        return NumericEncoder(**{**table, **lists})
 
     def _repair(
         self, values: NDArray[np.float64], counts: Counts
@@ -121,13 +127,15 @@ class NumericFit:
         """The encoder of all values taken in; without any, everything becomes 0."""
         std = (self._square / self._count) ** 0.5 if self._count else 0.0
         known = self._count > 0
+        knots, ranks = self._knots()
         return NumericEncoder(
             transform=self._field.transform,
             mean=self._mean,
             std=std if std > 1e-12 * max(1.0, abs(self._mean)) else 1.0,
             minimum=self._minimum if known else 0.0,
             maximum=self._maximum if known else 0.0,
-            knots=self._knots(),
+            knots=knots,
+            ranks=ranks,
         )
 
     def _take_sample(self, values: NDArray[np.float64]) -> None:
@@ -141,19 +149,28 @@ class NumericFit:
             self._sample, self._sampled = [joined], len(joined)
             self._stride *= 2
 
-    def _knots(self) -> tuple[float, ...]:
+    def _knots(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Knots, and what they become where they are of ``quantile``."""
+        if self._field.transform not in ("quantile", "bucket"):
+            return (), ()
         if not self._sample:
-            return (0.0,) if self._field.transform in ("quantile", "bucket") else ()
+            return (0.0,), (0.0,)
         values = np.concatenate(self._sample)
         if self._field.transform == "quantile":
             knots = np.quantile(values, np.linspace(0, 1, _QUANTILE_KNOTS))
-            return tuple(float(knot) for knot in knots)
+            distinct, first, repeats = np.unique(knots, return_index=True, return_counts=True)
+            middle = first + (repeats - 1) / 2
+            return _floats(distinct), _floats(2 * middle / (_QUANTILE_KNOTS - 1) - 1)
         # Bounds lie between training values: a value is its own bucket's in float32 and in JSON.
         steps = np.linspace(0, 1, self._field.num_buckets + 1)[1:-1]
         distinct = np.unique(values)
         above = np.unique(np.searchsorted(distinct, np.quantile(values, steps)))
         above = above[above > 0]
-        return tuple(float(knot) for knot in (distinct[above - 1] + distinct[above]) / 2)
+        return _floats((distinct[above - 1] + distinct[above]) / 2), ()
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
