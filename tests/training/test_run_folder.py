@@ -30,7 +30,7 @@ def _settings(**training: object) -> RunConfig:
 @pytest.fixture
 def opened(make_dataset: Callable[..., Dataset], tmp_path: Path) -> tuple[Dataset, Path]:
     dataset, run = make_dataset(), tmp_path / "run"
-    open_run(dataset, _settings(), run)
+    open_run(dataset, _settings(), run, trained_until=None)
     return dataset, run
 
 
@@ -141,7 +141,7 @@ def test_dataset_of_a_run_has_an_absolute_path(
     make_dataset()
     monkeypatch.chdir(tmp_path)
 
-    open_run(Dataset.open(Path("data")), _settings(), Path("run"))
+    open_run(Dataset.open(Path("data")), _settings(), Path("run"), trained_until=None)
 
     recorded = artifacts.read_json(tmp_path / "run" / "run.json")["dataset"]["path"]
     assert recorded == str((tmp_path / "data").resolve())

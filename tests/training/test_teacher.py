@@ -11,6 +11,7 @@ import torch
 from tests.conftest import random_rows
 from torch import nn
 
+from tamis import artifacts
 from tamis.data.batch import Batch, concatenate
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.schema import InputSpec, Schema
@@ -201,6 +202,24 @@ def test_run_is_resumed_with_the_teacher_that_it_had(
     for other in (teachers[1], None):
         with pytest.raises(ConfigError, match="must be resumed with the weights that taught it"):
             train(dataset, _settings(max_epochs=1), tmp_path / "run", teacher=other)
+
+
+def test_student_has_learnt_from_what_its_teacher_has(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    dataset = _half_labelled(tmp_path / "half", schema, spec)
+    train(dataset, _settings(max_epochs=1), tmp_path / "teacher")
+    record = artifacts.read_json(tmp_path / "teacher" / "run.json")
+    assert record["dataset"]["trained_until"] is None  # its rows have no time
+    record["dataset"]["trained_until"] = 7
+    artifacts.write_json(tmp_path / "teacher" / "run.json", record)
+
+    teacher = load_trained(tmp_path / "teacher")
+    train(dataset, _settings(max_epochs=1), tmp_path / "run", teacher=teacher)
+
+    student = artifacts.read_json(tmp_path / "run" / "run.json")
+    assert student["dataset"]["trained_until"] == 7
+    assert load_trained(tmp_path / "run").trained_until == 7
 
 
 def test_weight_of_a_teacher_is_positive() -> None:

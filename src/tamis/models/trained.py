@@ -35,6 +35,9 @@ class TrainedModel:
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, in the words of its run's recipe without ``[model]``, for whoever trains
     it further; empty: not known."""
+    trained_until: int | None = None
+    """Time of the last row that it, or a model that taught it, has learnt from, microseconds since
+    1970 UTC; None: its rows had no time, or it is of a bundle, which says it of all its stages."""
 
 
 def write_model(folder: Path, model: TrainedModel) -> None:

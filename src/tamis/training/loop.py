@@ -137,7 +137,10 @@ def train(
             training = _Training(dataset, settings, run, start, teacher, observer or _Silent())
             # Only now, so that a config that does not fit the dataset leaves no run behind.
             if not is_opened(run):
-                open_run(dataset, settings, run, origin=origin)
+                times = [model.trained_until for model in (start, teacher) if model is not None]
+                times = [dataset.trained_until(), *times]
+                until = max((time for time in times if time is not None), default=None)
+                open_run(dataset, settings, run, origin=origin, trained_until=until)
             return training.work()
 
 

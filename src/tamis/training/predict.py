@@ -142,6 +142,7 @@ def load_trained(run: Path) -> TrainedModel:
         spec=spec,
         module=module,
         training=training,
+        trained_until=artifacts.read_json(run / "run.json")["dataset"].get("trained_until"),
     )
 
 

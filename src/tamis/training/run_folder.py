@@ -150,7 +150,12 @@ def run_encoders(run: Path) -> Encoders:
 
 
 def open_run(
-    dataset: Dataset, settings: RunConfig, run: Path, *, origin: Mapping[str, str] | None = None
+    dataset: Dataset,
+    settings: RunConfig,
+    run: Path,
+    *,
+    trained_until: int | None,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     """Write what identifies the run, ``config.toml`` last, and what its model needs to predict.
 
@@ -158,6 +163,8 @@ def open_run(
         dataset: What it is trained on.
         settings: Everything else that decides the result.
         run: Its folder.
+        trained_until: Time of the last row that weights are learnt from, here or in the models of
+            ``origin``; None where rows have no time.
         origin: Fingerprints of other models' weights: ``started_from``, where it did not start
             from those of its seed, and ``taught_by``, where a teacher labels rows.
 
@@ -173,7 +180,7 @@ def open_run(
             "path": str(dataset.path.resolve()),
             "split": dataset.manifest.get("split", {}),
             # The dataset may be gone when a funnel is published.
-            "trained_until": dataset.trained_until(),
+            "trained_until": trained_until,
         },
         "commit": runlog.source_commit(),
         "seed": settings.training.seed,
