@@ -60,6 +60,17 @@ def test_atomic_files_become_one_log(folder: Path, tmp_path: Path) -> None:
     assert imported.notes == ("vector: lists of numbers are not carried over.",)
 
 
+def test_texts_of_items_may_be_more_than_one_array_holds(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "whole")
+    # In place of 2 GiB; the longest title has 17.
+    monkeypatch.setattr(recbole, "_MOST_TEXT", 17)
+    parts = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "parts")
+
+    assert pq.read_table(parts.files).equals(pq.read_table(whole.files))
+
+
 def test_other_columns_of_the_interactions_are_pointed_out(folder: Path, tmp_path: Path) -> None:
     path = folder / "ml-100k.inter"
     ends = ["\tdwell:float", "\t1", "\t2", "\t3", "\t4"]

@@ -19,6 +19,8 @@ _USER, _ITEM, _TIME = "user_id", "item_id", "timestamp"
 _TYPES = ("token", "float", "token_seq", "float_seq")
 _LIST = "_list"
 """RecBole's LIST_SUFFIX: ``item_id_list`` holds the earlier values of ``item_id``, oldest first."""
+_MOST_TEXT = 2**31 - 1
+"""Bytes that an array of texts can hold; its offsets have 32 bits."""
 
 
 def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imported:
@@ -162,8 +164,20 @@ def _joined(log: pa.Table, table: pa.Table, key: str) -> pa.Table:
     place = pc.index_in(log[key], table[key].combine_chunks())
     for column in table.column_names:
         if column != key:
-            log = log.append_column(column, table[column].take(place))
+            parts = _taken(table[column], place)
+            log = log.append_column(column, pa.chunked_array(parts, table[column].type))
     return log
+
+
+def _taken(column: pa.ChunkedArray, place: pa.ChunkedArray) -> list[pa.Array]:
+    """The values at some places, in as many arrays as their texts need."""
+    if pa.types.is_string(column.type):
+        size = pc.sum(pc.binary_length(column).take(place)).as_py() or 0
+        if size > _MOST_TEXT and len(place) > 1:
+            half = len(place) // 2
+            return _taken(column, place[:half]) + _taken(column, place[half:])
+    taken: list[pa.Array] = column.take(place).chunks
+    return taken
 
 
 def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.ChunkedArray:
