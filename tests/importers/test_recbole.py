@@ -191,6 +191,7 @@ def test_folder_without_interactions_is_refused(tmp_path: Path) -> None:
         ("user", "id:token\tage:float\n1\t2\n", "must have the column 'user_id'"),
         ("user", "user_id:float\tage:float\n1\t2\n", "user_id must be a token in all files"),
         ("user", "user_id:token\tage:float\n1\t2\n1\t3\n", "user_id must be there once"),
+        ("user", "user_id:token\tage:float\n1\t2\n\t3\n", "row 2: user_id must not be empty"),
         ("item", "item_id:token\trating:float\n1\t2\n", "got 'rating' twice"),
         ("train.inter", _INTER, r"must hold ml-100k\.train\.inter, .* got train alone"),
     ],

@@ -155,6 +155,9 @@ def _check_joinable(
             f"{path}: columns must differ from those of the other files, got {again[0]!r} twice. "
             f"Rename one of them."
         )
+    if table[key].null_count:
+        row = pc.index(pc.is_null(table[key]), True).as_py() + 1
+        raise DataError(f"{path}, row {row}: {key} must not be empty, got none. Remove the row.")
     if pc.count_distinct(table[key]).as_py() < table.num_rows:
         raise DataError(f"{path}: {key} must be there once, got one of them twice.")
 
