@@ -540,22 +540,30 @@ def test_what_cannot_be_imported_is_refused(
         ("label_col: {name: clk, dtype: float}", "label_col: {}", "label_col: must have a name"),
         ("data_format: csv", "rebuild_dataset: False", "must be raw csv or parquet"),
         ("num_buckets: 100", "num_buckets: x", "num_buckets: must be a number, got 'x'"),
-        ("train_data: ../data/tiny/train.csv", "", None),
+        ("train_data: ../data/tiny/train.csv", "", "must name train_data, got valid_data, test"),
     ],
 )
 def test_data_set_of_another_shape_is_refused(
-    folder: Path, old: str, new: str, message: str | None
+    folder: Path, old: str, new: str, message: str
 ) -> None:
     path = folder / "dataset_config.yaml"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    if message is None:
-        assert set(fuxictr.read(folder, "DIN_test").files) == {"valid", "test"}
-        return
 
     with pytest.raises(ConfigError, match=message):
         fuxictr.read(folder, "DIN_test")
+
+
+def test_training_data_alone_are_one_log_to_split(folder: Path, tmp_path: Path) -> None:
+    path = folder / "dataset_config.yaml"
+    lines = [line for line in path.read_text().splitlines() if "tiny/valid" not in line]
+    text = "\n".join(line for line in lines if "tiny/test" not in line)
+    path.write_text(text.replace("tiny_seq:", "tiny_seq:\n    valid_size: 0.1"))
+    imported = fuxictr.read(folder, "DIN_test")
+
+    assert imported.files == tmp_path / "zoo" / "../data/tiny/train.csv"
+    assert imported.notes[0].startswith("valid_size = 0.1 is not carried over; see tamis ingest")
 
 
 def test_missing_data_file_is_named(folder: Path, tmp_path: Path) -> None:

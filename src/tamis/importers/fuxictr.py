@@ -245,7 +245,7 @@ def _number(table: Mapping[str, Any], key: str, default: float) -> float:
 
 def _dataset(
     folder: Path, name: str, entry: object, *, model: Mapping[str, Any]
-) -> tuple[dict[str, Path], Schema, list[str]]:
+) -> tuple[Path | dict[str, Path], Schema, list[str]]:
     notes: list[str] = []
     table = _table(entry, f"data set {name!r}")
     encoded = table.get("data_format", "csv") not in ("csv", "parquet")
@@ -295,9 +295,11 @@ def _dataset(
         for split, key in (("train", "train_data"), ("valid", "valid_data"), ("test", "test_data"))
         if table.get(key)
     }
-    if not files:
-        raise ConfigError(f"data set {name!r}: must name train_data, got none.")
-    return files, schema, notes
+    if "train" not in files:
+        got = ", ".join(f"{split}_data" for split in files) or "none"
+        raise ConfigError(f"data set {name!r}: must name train_data, got {got}. Name its file.")
+    # One log is split as any is, which valid_size and test_size ask for.
+    return files["train"] if len(files) == 1 else files, schema, notes
 
 
 def _user(meta: Mapping[str, str], model: Mapping[str, Any], notes: list[str]) -> str:
