@@ -227,6 +227,40 @@ def test_what_has_no_counterpart_is_said(folder: Path) -> None:
     assert "foo = 3 has no counterpart in deepfm." in notes
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "owner"),
+    [
+        # FuxiCTR gives a history a table of its own where that of the item is not among them.
+        (
+            "model_config.yaml",
+            "attention_dropout: 0",
+            "use_features: [cate_id, click_sequence]",
+            "adgroup_id",
+        ),
+        # FuxiCTR's histories may share the table of another history.
+        (
+            "dataset_config.yaml",
+            "share_embedding: adgroup_id",
+            "share_embedding: cate_sequence",
+            "cate_sequence",
+        ),
+    ],
+)
+def test_without_a_category_to_share_with_a_history_has_its_own_table(
+    folder: Path, file: str, old: str, new: str, owner: str
+) -> None:
+    path = folder / file
+    path.write_text(path.read_text().replace(old, new))
+    imported = fuxictr.read(folder, "DIN_test")
+    (past,) = (field for field in imported.schema.fields if field.name == "click_sequence")
+
+    assert (past.shares, past.min_count) == ("", 2)
+    assert (
+        f"click_sequence: there is no categorical input {owner} with a table that it could share; "
+        "it has its own." in imported.notes
+    )
+
+
 def test_data_set_alone_has_no_recipe(folder: Path) -> None:
     imported = fuxictr.read(folder, "tiny_seq")
 

@@ -6,7 +6,7 @@ setting that the file leaves to FuxiCTR's default where tamis has another.
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,14 @@ def _dataset(
             notes.append(f"{key} = {table[key]!r} is not carried over; see tamis ingest --split.")
     groups, wanted = _groups(model), model.get("use_features")
     fields, ignored, meta = [], [], {}
-    for column in _columns(table["feature_cols"]):
+    columns = list(_columns(table["feature_cols"]))
+    owners = {
+        column["name"]
+        for column in columns
+        if column["type"] == "categorical" and not column.get("share_embedding")
+        if column.get("active", True) and (not wanted or column["name"] in wanted)
+    }
+    for column in columns:
         source = _copied(column.get("preprocess"))
         if not column.get("active", True):
             ignored.append(Ignored(column=column["name"], reason="inactive in FuxiCTR"))
@@ -276,7 +283,7 @@ def _dataset(
             ignored.append(Ignored(column=column["name"], reason="not among use_features"))
         else:
             with _blamed_on(f"column {column['name']!r}"):
-                fields.append(_field(column, table, source, groups, notes))
+                fields.append(_field(column, table, source, groups, owners, notes))
     user = _user(meta, model, notes)
     read = {field.source for field in fields}
     ignored += [
@@ -362,6 +369,7 @@ def _field(
     table: Mapping[str, Any],
     source: str,
     groups: Mapping[str, str],
+    owners: Collection[str],
     notes: list[str],
 ) -> Field:
     name, kind = column["name"], column["type"]
@@ -377,6 +385,12 @@ def _field(
         return Field(kind="numeric", transform=transform, **common)  # type: ignore[arg-type]
     processor = column.get("category_processor") or column.get("category_encoder")
     shares = column.get("share_embedding") or ""
+    if shares and shares not in owners:
+        notes.append(
+            f"{name}: there is no categorical input {shares} with a table that it could share; it "
+            f"has its own."
+        )
+        shares = ""
     if processor == "quantile_bucket":
         buckets = int(_number(column, "num_buckets", _number(table, "num_buckets", 10)))
         return Field(kind="numeric", transform="bucket", num_buckets=buckets, **common)
