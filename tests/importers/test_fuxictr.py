@@ -463,6 +463,23 @@ def test_fillings_of_missing_values_are_said(folder: Path) -> None:
     assert "age: na_value = 0 is not carried over." in fuxictr.read(folder, "DIN_test").notes
 
 
+@pytest.mark.parametrize(
+    ("encoder", "is_told"),
+    [
+        ("layers.MaskedSumPooling()", True),
+        ("layers.MaskedAveragePooling()", False),
+        ("null", False),
+    ],
+)
+def test_another_pooling_than_the_mean_is_said(folder: Path, encoder: str, is_told: bool) -> None:
+    path = folder / "dataset_config.yaml"
+    new = f"feature_encoder: {encoder}, max_len: 20"
+    path.write_text(path.read_text().replace("max_len: 20", new))
+
+    note = f"click_sequence: feature_encoder = {encoder!r} is not carried over."
+    assert (note in fuxictr.read(folder, "DIN_test").notes) == is_told
+
+
 def test_null_for_hidden_layers_is_none_not_the_default(folder: Path) -> None:
     nulls = "dnn_hidden_units: null, num_heads: null"
     experiment = f"x: {{model: AutoInt, dataset_id: tiny_seq, {nulls}}}"

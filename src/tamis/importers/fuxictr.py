@@ -376,6 +376,9 @@ def _field(
     for key in ("pretrained_emb", "embedding_dim", "preprocess", "fill_na", "na_value"):
         if column.get(key) not in (None, "") and not (key == "preprocess" and source):
             notes.append(f"{name}: {key} = {column[key]!r} is not carried over.")
+    encoder = column.get("feature_encoder")
+    if encoder not in (None, "null", "None", "none", "layers.MaskedAveragePooling()"):
+        notes.append(f"{name}: feature_encoder = {encoder!r} is not carried over.")
     common: dict[str, Any] = {"name": name, "column": source}
     if kind == "numeric":
         normalizer = column.get("normalizer") or ""
