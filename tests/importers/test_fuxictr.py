@@ -455,6 +455,15 @@ def test_transact_has_one_deep_network(
     assert [said for said in imported.notes if "dcn_hidden_units" in said] == [note]
 
 
+@pytest.mark.parametrize("column", ["user-id", "user id", "utilisateur·é"])
+def test_copied_column_may_have_any_name(folder: Path, column: str) -> None:
+    path = folder / "dataset_config.yaml"
+    text = path.read_text(encoding="utf-8").replace("copy_from(userid)", f"copy_from({column})")
+    path.write_text(text, encoding="utf-8")
+
+    assert fuxictr.read(folder, "DIN_test").schema.roles.user == column
+
+
 def test_fillings_of_missing_values_are_said(folder: Path) -> None:
     path = folder / "dataset_config.yaml"
     text = path.read_text().replace("name: age, active", "name: age, na_value: 0, active")

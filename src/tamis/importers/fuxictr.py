@@ -360,7 +360,7 @@ def _columns(entries: object) -> Iterator[dict[str, Any]]:
 
 def _copied(preprocess: object) -> str:
     """The column of FuxiCTR's ``copy_from(column)``."""
-    found = re.fullmatch(r"copy_from\((\w+)\)", str(preprocess or "").replace(" ", ""))
+    found = re.fullmatch(r"copy_from\((.+)\)", str(preprocess or "").strip())
     return found.group(1) if found else ""
 
 
