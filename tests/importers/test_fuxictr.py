@@ -134,6 +134,8 @@ def test_data_set_becomes_a_schema(folder: Path) -> None:
     assert [ignored.column for ignored in imported.schema.ignored] == ["pid", "day"]
     assert imported.notes == (
         "hour: preprocess = 'convert_hour' is not carried over.",
+        "price, age: FuxiCTR takes a missing number for 0 where fill_na says nothing else; tamis "
+        "takes the mean of the training rows.",
         "monitor = {'AUC': 1, 'logloss': -1} became auc.",
     )
     assert set(imported.files) == {"train", "valid", "test"}

@@ -284,6 +284,12 @@ def _dataset(
         else:
             with _blamed_on(f"column {column['name']!r}"):
                 fields.append(_field(column, table, source, groups, owners, notes))
+    numeric = [field.name for field in fields if field.kind == "numeric" and not field.is_category]
+    if numeric:
+        notes.append(
+            f"{', '.join(numeric)}: FuxiCTR takes a missing number for 0 where fill_na says "
+            f"nothing else; tamis takes the mean of the training rows."
+        )
     user = _user(meta, model, notes)
     read = {field.source for field in fields}
     ignored += [
