@@ -502,7 +502,8 @@ def test_null_for_hidden_layers_is_none_not_the_default(folder: Path) -> None:
 
 def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: Path) -> None:
     path = folder / "model_config.yaml"
-    changed = path.read_text().replace(
+    text = path.read_text().replace("shuffle: True", "shuffle: False")
+    changed = text.replace("save_best_only: True", "save_best_only: False").replace(
         "attention_dropout: 0\n",
         "reduce_lr_on_plateau: False\n    use_features: [adgroup_id, click_sequence]\n"
         "    use_residual: False\n    feature_specs: [x]\n    task: regression\n",
@@ -513,6 +514,8 @@ def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: 
     assert [field.name for field in imported.schema.fields] == ["adgroup_id", "click_sequence"]
     assert imported.recipe["schedule"]["plateau_factor"] == 1.0
     assert "use_residual = False has no counterpart in din." in imported.notes
+    assert "shuffle = False has no counterpart in din." in imported.notes
+    assert "save_best_only = False has no counterpart in din." in imported.notes
     assert "feature_specs = ['x'] has no counterpart in din." in imported.notes
     assert "monitor = {'gAUC': 1, 'AUC': 1} became auc." in imported.notes
 

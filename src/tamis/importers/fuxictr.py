@@ -115,8 +115,8 @@ _ACTIVATIONS = {
 # Keys that say where and how FuxiCTR runs, not what it computes, and those read below.
 _ELSEWHERE = {
     *("model", "model_id", "model_root", "dataset_id", "base_config", "base_expid", "tuner_space"),
-    *("num_workers", "verbose", "pickle_feature_encoder", "save_best_only", "debug_mode", "gpu"),
-    *("feature_config", "shuffle", "monitor_mode", "version", "metrics", "partition_block_size"),
+    *("num_workers", "verbose", "pickle_feature_encoder", "debug_mode", "gpu"),
+    *("feature_config", "monitor_mode", "version", "metrics", "partition_block_size"),
     *("task", "loss", "optimizer", "learning_rate", "batch_size", "epochs", "seed", "monitor"),
     *("early_stop_patience", "reduce_lr_on_plateau", "embedding_dim", "net_dropout", "batch_norm"),
     *("dnn_activations", "hidden_activations", "embedding_regularizer", "net_regularizer"),
@@ -142,6 +142,8 @@ _AS_HERE: dict[str, Any] = {
     "eval_steps": None,
     "feature_specs": None,
     "every_x_epochs": 1,
+    "save_best_only": True,
+    "shuffle": True,
 }
 _USER_NAMES = ("user_id", "userid", "uid")
 _SEQUENCE_KEYS = (
