@@ -225,6 +225,22 @@ def test_group_without_enough_events_takes_the_common_map() -> None:
         fit_by_group("platt", labels, predicted, groups[:5])
 
 
+def test_group_whose_rows_have_no_weight_takes_the_common_map() -> None:
+    labels, predicted = _head(20_000, upweight=3.0)
+    groups = np.where(np.arange(20_000) < 10_000, "unweighted", "weighted")
+    maps = fit_by_group("platt", labels, predicted, groups, weights=groups == "weighted")
+
+    assert list(maps.by_group) == ["weighted"]
+
+
+def test_group_that_cannot_be_fitted_is_named() -> None:
+    labels, predicted = _head(20_000, upweight=3.0)
+    groups = np.where(np.arange(20_000) < 10_000, "constant", "learnt")
+
+    with pytest.raises(DataError, match=r"^group 'constant': platt: predictions must differ"):
+        fit_by_group("platt", labels, np.where(groups == "constant", 0.3, predicted), groups)
+
+
 def test_maps_survive_json() -> None:
     labels, predicted = _head(5000, upweight=3.0)
     maps = GroupedCalibrator(

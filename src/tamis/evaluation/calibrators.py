@@ -251,13 +251,14 @@ def fit_by_group(
         groups: (B,) such as billing types; compared as text.
         weights: (B,) finite and not negative; None for 1 everywhere.
         min_targets: Smallest sum of a group's targets, as of what they lack to 1, for a map of
-            its own: the number of positives and of negatives where targets are labels.
+            its own: the number of positives and of negatives where targets are labels. Rows
+            without weight are left out.
 
     Returns:
         The maps.
 
     Raises:
-        DataError: As the fits do, or there are not as many groups as targets.
+        DataError: As the fits do, naming the group, or there are not as many groups as targets.
     """
     target, names = np.asarray(targets, np.float64), np.asarray(groups).astype(str)
     if target.shape != names.shape:
@@ -267,16 +268,19 @@ def fit_by_group(
         )
     predicted = np.asarray(probabilities, np.float64)
     weight = None if weights is None else np.asarray(weights, np.float64)
+    other = fit_calibrator(method, target, predicted, weights=weight)
     by_group = {}
     for name in np.unique(names):
         own = names == name
-        events, others = np.nansum(target[own]), np.nansum(1 - target[own])
-        if min(events, others) >= min_targets:
+        counted = target[own if weight is None else own & (weight > 0)]
+        if min(np.nansum(counted), np.nansum(1 - counted)) >= min_targets:
             own_weight = None if weight is None else weight[own]
-            by_group[str(name)] = fit_calibrator(
-                method, target[own], predicted[own], weights=own_weight
-            )
-    other = fit_calibrator(method, target, predicted, weights=weight)
+            try:
+                by_group[str(name)] = fit_calibrator(
+                    method, target[own], predicted[own], weights=own_weight
+                )
+            except DataError as error:
+                raise DataError(f"group {str(name)!r}: {error}") from error
     return GroupedCalibrator(by_group=by_group, other=other)
 
 
