@@ -50,6 +50,16 @@ def test_auc_of_perfect_reversed_and_constant_scores() -> None:
     assert auc(labels, [5, 5, 5, 5]) == 0.5
 
 
+def test_perfect_order_of_weighted_rows_is_not_above_one() -> None:
+    rng = np.random.default_rng(0)
+    for rows in range(4, 60):
+        labels = np.arange(rows) >= rows // 2
+        scores, weights, users = np.arange(rows), rng.random(rows), np.arange(rows) % 2
+
+        assert 1 - 1e-12 < auc(labels, scores, weights=weights) <= 1
+        assert 1 - 1e-12 < grouped_auc(labels, scores, users, weights=weights).value <= 1
+
+
 def test_auc_leaves_out_rows_with_nan_labels() -> None:
     assert auc([1, np.nan, 0], [0.2, 0.9, 0.1]) == 1.0
 

@@ -65,7 +65,8 @@ def auc_of_rows(rows: EvaluatedRows) -> float:
     high, high_weight = high[order], high_weight[order]
     won = weight_below[np.searchsorted(low, high, side="left")]
     won += weight_below[np.searchsorted(low, high, side="right")]
-    return float(high_weight @ won / (2.0 * high_weight.sum() * weight_below[-1]))
+    area = float(high_weight @ won / (2.0 * high_weight.sum() * weight_below[-1]))
+    return min(area, 1.0)  # Rounding of weighted sums may push it a hair above.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +148,7 @@ def grouped_auc_of_rows(rows: EvaluatedRows) -> GroupedAuc:
     counts = np.isfinite(area)
     value = float(area[counts] @ mass[counts] / mass[counts].sum()) if counts.any() else np.nan
     return GroupedAuc(
-        value=value,
+        value=min(value, 1.0),  # As in auc_of_rows; nan stays.
         groups=int(np.count_nonzero(counts)),
         skipped_groups=int(np.count_nonzero((num_rows > 0) & ~counts)),
         skipped_rows=int(num_rows[~counts].sum()),
