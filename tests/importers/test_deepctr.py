@@ -1,4 +1,7 @@
-"""DeepCTR's feature columns; the stand-ins below have the attributes of DeepCTR-Torch 0.2.9."""
+"""DeepCTR's feature columns; the stand-ins below have the attributes of DeepCTR-Torch 0.2.9.
+
+DeepCTR's own have more, see _KerasFeat.
+"""
 
 from collections import namedtuple
 from pathlib import Path
@@ -21,6 +24,7 @@ DenseFeat = namedtuple("DenseFeat", "name dimension dtype", defaults=(1, "float3
 VarLenSparseFeat = namedtuple(
     "VarLenSparseFeat", "sparsefeat maxlen combiner length_name", defaults=("mean", None)
 )
+_KerasFeat = namedtuple("SparseFeat", (*SparseFeat._fields, "embeddings_initializer", "trainable"))
 _LOG = Path("log.parquet")
 
 
@@ -109,6 +113,19 @@ def test_other_poolings_are_said() -> None:
     _, notes = _read([column])
 
     assert "past: combiner 'sum' became the mean." in notes
+
+
+def test_pretrained_tables_are_said() -> None:
+    def keras_notes(initializer: str, *, trainable: bool) -> list[str]:
+        made = type(initializer, (), {})()
+        _, notes = _read([_KerasFeat(*_sparse("item", 9), made, trainable)])
+        return [note for note in notes if "embedding_dim" not in note]
+
+    assert keras_notes("RandomNormal", trainable=True) == []
+    assert keras_notes("Constant", trainable=False) == [
+        "item: embeddings_initializer Constant is not carried over.",
+        "item: trainable = False is not carried over; its table is trained.",
+    ]
 
 
 def test_a_log_is_ingested_by_feature_columns(tmp_path: Path) -> None:

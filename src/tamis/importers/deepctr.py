@@ -97,6 +97,11 @@ def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of
     )
     if getattr(sparse, "vocabulary_path", None):
         notes.append(f"{sparse.name}: vocabulary_path is not carried over.")
+    initializer = type(getattr(sparse, "embeddings_initializer", None)).__name__
+    if initializer not in ("NoneType", "RandomNormal"):  # RandomNormal is the default.
+        notes.append(f"{sparse.name}: embeddings_initializer {initializer} is not carried over.")
+    if not getattr(sparse, "trainable", True):
+        notes.append(f"{sparse.name}: trainable = False is not carried over; its table is trained.")
     options: dict[str, Any] = {"name": sparse.name}
     if sparse.embedding_name != sparse.name:
         options["shares"] = sparse.embedding_name
