@@ -1,7 +1,7 @@
 """Tables from trainings that are only pretended here; ``tests/cli`` makes a real one."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tamis import artifacts
-from tamis.errors import DataError, TamisError
+from tamis import artifacts, config
+from tamis.errors import ConfigError, DataError, TamisError
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable, make_table
 from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable
@@ -83,14 +83,22 @@ class _Trainer:
         self.trained: list[tuple[str, int]] = []
         self.runs: list[Path] = []
         self.fails_after = 99
+        self.meanwhile: Callable[[Cell], None] = lambda cell: None
 
     def __call__(
-        self, cells: list[Cell], *, on_done: Callable[[Cell], None], **options: object
+        self,
+        cells: list[Cell],
+        *,
+        command: Callable[[Cell], Sequence[str]],
+        on_done: Callable[[Cell], None],
+        **options: object,
     ) -> None:
         for done, cell in enumerate(cells):
             if done == self.fails_after:
                 raise TamisError("no power")
+            command(cell)
             _pretend_training(cell)
+            self.meanwhile(cell)
             self.trained.append((cell.model, cell.seed))
             self.runs.append(cell.run)
             on_done(cell)
@@ -174,6 +182,23 @@ def test_another_recipe_is_trained_again_and_alone(
     assert trainer.trained == [("dhen", 0), ("dhen", 1)]
     # In folders of its own: a finished run of the old recipe must not stand for the new one.
     assert len(set(trainer.runs)) == 6
+
+
+def test_a_recipe_that_changes_meanwhile_is_not_trained_as_the_one_before(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipes" / "tiny" / "dhen.toml"
+    changed = recipe.read_text() + "num_layers = 1\n"
+    trainer.meanwhile = lambda cell: artifacts.write_text(recipe, changed)
+
+    with pytest.raises(ConfigError, match=r"recipe of 'dhen' must stay as it was"):
+        make_tiny()
+    assert trainer.trained == [("lr", 0)]
+
+    rows = artifacts.read_json(make_tiny().path)["rows"]
+    assert {row["recipe"] for row in rows if row["model"] == "dhen"} == {
+        config.fingerprint(config.read_toml(recipe))
+    }
 
 
 def test_an_interrupted_table_keeps_its_rows_and_says_that_it_is_not_complete(

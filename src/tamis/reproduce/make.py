@@ -66,7 +66,7 @@ def make_table(
         progress: Told trainings done and in all.
 
     Raises:
-        ConfigError: There is no such table or recipe.
+        ConfigError: There is no such table or recipe, or a recipe changed meanwhile.
         DataError: The public set is not at hand.
         TamisError: A training failed.
     """
@@ -84,6 +84,7 @@ def make_table(
         progress(ledger.num_trained, len(cells))
 
     def command(cell: Cell) -> list[str]:
+        ledger.check_recipe(cell)
         return table.command(cell, inputs=inputs, recipes=folder)
 
     run_cells(missing, command=command, workers=workers, on_done=on_done)
@@ -131,6 +132,7 @@ class _Ledger:
     def __init__(self, table: TableKind, recipes: Path, out: Path, fingerprint: str) -> None:
         self._table, self._path = table, out / f"{table.name}.json"
         self._data = {table.dataset: fingerprint}
+        self._folder = recipes
         self._recipes = table.recipes(recipes)
         for average in table.averages:
             parts = [self._recipes[model] for model in average.of]
@@ -157,6 +159,19 @@ class _Ledger:
 
     def has(self, cell: Cell) -> bool:
         return (cell.model, cell.seed) in self._rows
+
+    def check_recipe(self, cell: Cell) -> None:
+        """Check that what a cell is about to be trained by is what its row will name.
+
+        Raises:
+            ConfigError: The recipe changed after the table was begun.
+        """
+        if self._table.recipes(self._folder)[cell.model] != self._recipes[cell.model]:
+            raise ConfigError(
+                f"table {self._table.name!r}: the recipe of {cell.model!r} must stay as it was "
+                f"when the command was given, got another. Give the command again; finished "
+                f"trainings of the other recipes stay."
+            )
 
     def add(self, cell: Cell) -> None:
         row = self._table.row(cell)
