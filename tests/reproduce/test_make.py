@@ -216,6 +216,23 @@ def test_an_interrupted_table_keeps_its_rows_and_says_that_it_is_not_complete(
     assert trainer.trained == [("dhen", 1)]
 
 
+def test_rows_that_another_process_adds_meanwhile_stay(
+    make_tiny: Callable[[], MadeTable], trainer: _Trainer, tmp_path: Path
+) -> None:
+    path = make_tiny().path
+    *others, last = artifacts.read_json(path)["rows"]
+    payload = artifacts.read_json(path)
+    shutil.rmtree(tmp_path / "work" / "tiny")
+    artifacts.write_json(path, {**payload, "rows": []})
+    trainer.meanwhile = lambda cell: artifacts.write_json(path, {**payload, "rows": [last]})
+    trainer.fails_after = 1
+
+    with pytest.raises(TamisError, match="no power"):
+        make_tiny()
+
+    assert artifacts.read_json(path)["rows"] == [last, others[0]]
+
+
 def test_rows_of_other_data_are_not_taken(
     make_tiny: Callable[[], MadeTable], trainer: _Trainer
 ) -> None:

@@ -126,7 +126,8 @@ class _Ledger:
     """The rows of a table, in ``results/<table>.json`` from the first finished training on.
 
     A row that stands there is taken as it is where its recipe, its seed and the data are those
-    asked for; so a table may be made in several sittings, on several machines.
+    asked for; so a table may be made in several sittings, on several machines. Two of them may
+    write the same file at once: it is read again before each row is added.
     """
 
     def __init__(self, table: TableKind, recipes: Path, out: Path, fingerprint: str) -> None:
@@ -137,13 +138,7 @@ class _Ledger:
         for average in table.averages:
             parts = [self._recipes[model] for model in average.of]
             self._recipes[average.name] = config.fingerprint(parts)
-        before = artifacts.read_json(self._path) if self._path.exists() else {}
-        found = before["rows"] if before.get("data") == self._data else []
-        self._rows: dict[tuple[str, int], dict[str, Any]] = {
-            (row["model"], row["seed"]): row
-            for row in found
-            if self._recipes.get(row["model"]) == row["recipe"] and table.is_current(row)
-        }
+        self._rows = self._read()
 
     @property
     def stamps(self) -> dict[str, str]:
@@ -175,6 +170,7 @@ class _Ledger:
 
     def add(self, cell: Cell) -> None:
         row = self._table.row(cell)
+        self._rows = self._read() | self._rows
         self._rows[cell.model, cell.seed] = {**row, "recipe": self._recipes[cell.model]}
         self._write(list(self._rows.values()), claims=None)
 
@@ -218,6 +214,15 @@ class _Ledger:
         text = self._table.markdown(payload, columns, display)
         artifacts.write_text(self._path.with_suffix(".md"), text)
         return MadeTable(path=self._path, columns=columns, display_rows=display, claims=claims)
+
+    def _read(self) -> dict[tuple[str, int], dict[str, Any]]:
+        before = artifacts.read_json(self._path) if self._path.exists() else {}
+        found = before["rows"] if before.get("data") == self._data else []
+        return {
+            (row["model"], row["seed"]): row
+            for row in found
+            if self._recipes.get(row["model"]) == row["recipe"] and self._table.is_current(row)
+        }
 
     def _write(
         self, rows: list[dict[str, Any]], *, claims: list[dict[str, Any]] | None
