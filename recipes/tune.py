@@ -103,7 +103,7 @@ class Ledger:
         if judged_by:
             self._about["judged_by"] = judged_by
         self._lock = threading.Lock()
-        found = artifacts.read_json(path) if path.exists() else {"trials": {}, **self._about}
+        found = self._read()
         if found.get("judged_by", "") != judged_by:
             raise ConfigError(
                 f"{path}: trials must be judged alike, got those by "
@@ -121,10 +121,15 @@ class Ledger:
         return any(trial.get("refinement") == refinement for trial in self._trials[model])
 
     def add(self, model: str, trial: dict[str, Any]) -> None:
-        """Keep a trial."""
+        """Keep a trial, beside those that another process has added since."""
         with self._lock:
+            self._trials = self._read()["trials"]
             self._trials.setdefault(model, []).append(trial)
             artifacts.write_json(self._path, {**self._about, "trials": self._trials})
+
+    def _read(self) -> dict[str, Any]:
+        nothing = {"trials": {}, **self._about}
+        return artifacts.read_json(self._path) if self._path.exists() else nothing
 
     def best(self, model: str, monitor: str) -> dict[str, Any]:
         """The trial with the best monitored validation metric; NE goes by the log loss."""
