@@ -487,7 +487,11 @@ def test_dense_parameters_at_some_depth_are_near_the_published_budget(
         ({"embedding_dim": 6, "num_heads": 2}, r"num_heads: must divide .* into even parts, got 2"),
         (
             {"pooled_tokens": 0, "recent_tokens": 0, "class_tokens": False},
-            r"pooled_tokens: must be at least 1 without class and recent tokens",
+            r"pooled_tokens: must be at least 1 without recent tokens and without class tokens",
+        ),
+        (
+            {"pooled_tokens": 0, "recent_tokens": 0, "attention": False},
+            r"pooled_tokens: must be at least 1 .* class tokens that attend to events",
         ),
     ],
 )

@@ -110,10 +110,12 @@ class InterFormerConfig:
                 f"model.num_heads: must divide embedding_dim={self.embedding_dim} into even parts, "
                 f"got {self.num_heads}. Rotary positions turn pairs; rotary = false needs none."
             )
-        if not (self.pooled_tokens or self.recent_tokens or self.has_class_tokens):
+        # Class tokens know of events what they attend to.
+        sees_events = self.has_class_tokens and self.attention
+        if not (self.pooled_tokens or self.recent_tokens or sees_events):
             raise ConfigError(
-                "model.pooled_tokens: must be at least 1 without class and recent tokens, got 0: "
-                "nothing would summarise the events."
+                "model.pooled_tokens: must be at least 1 without recent tokens and without class "
+                "tokens that attend to events, got 0: nothing would summarise the events."
             )
 
     @property
