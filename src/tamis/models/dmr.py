@@ -31,9 +31,10 @@ class DMRConfig(InterestConfig):
 class DMR(InterestRanker):
     """Match of user and item, match of item and items, and the history pooled for the candidate.
 
-    User to item: events are pooled by attention to their positions alone, and the result is
-    compared with the candidate's output vector by an inner product; the auxiliary loss trains that
-    product to predict the last event. Item to item: the sum of the candidate's attention scores.
+    User to item: events are pooled by attention to them and their positions, whatever the
+    candidate, and the result is compared with the candidate's output vector by an inner product;
+    the auxiliary loss trains that product to predict the last event. Item to item: the sum of the
+    candidate's attention scores.
 
     Source:
         Lyu et al., Deep Match to Rank Model for Personalized Click-Through Rate Prediction,

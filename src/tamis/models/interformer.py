@@ -153,9 +153,10 @@ class InterFormer(nn.Module):
         nothing else. The last summaries are made after the last update; by the formula as written
         the last layer would get no gradient. Not published: the number of layers, the depth of f
         (linear here), the gate's activation, the width of the map that restores the fields' tokens,
-        and how histories of different events are aligned (see ``EventVectors``). The paper has
-        Swish everywhere; here the products of ``dhen`` and the hidden layer of the personal map of
-        low rank by an MLP have ReLU.
+        how weights start (biases of gates from 1, the mask's from 0), and how histories of
+        different events are aligned (see ``EventVectors``). The paper has Swish everywhere; here
+        the products of ``dhen`` and the hidden layer of the personal map of low rank by an MLP have
+        ReLU.
 
         Parameters outside tables, at the published sizes (C = 4, P = K = 2, this head), over those
         of the paper's table 3 less its tables, for 1, 2 and 3 layers: AmazonElectronics 0.73, 0.96,
