@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from tamis import api, artifacts
 from tamis.data.market import market_schema
 from tamis.data.splits import SplitConfig
-from tamis.errors import TamisError
 from tamis.evaluation.calibrators import GroupedCalibrator, IsotonicCalibrator
 from tamis.funnel.blueprint import Blueprint, PlannedStage
 from tamis.funnel.bundle import write_bundle
@@ -25,6 +24,7 @@ from tamis.publishing.cascade import CascadeSampling
 from tamis.publishing.make import make_blueprint
 from tamis.publishing.recipe import read_recipe
 from tamis.reproduce.ab.tables import FULL, FunnelSizes
+from tamis.reproduce.training import train
 
 RECIPES = ("index", "early", "final", "two_tower", "click_early", "baseline_final")
 """Models to train: three stages of the full funnel, and three of the baseline."""
@@ -51,17 +51,9 @@ def make_funnels(
     """
     dataset = _dataset(log, ads, folder)
 
-    def train(name: str, learns_from: Path) -> Path:
-        run = folder / "runs" / name
-        done = api.train(
-            learns_from,
-            recipe=recipes / f"{name}.toml",
-            settings=[f"training.seed={seed}"],
-            run=run,
-            report=False,
-        )
-        if done.status != "finished":
-            raise TamisError(f"{run}: training was stopped; make the table again to go on with it.")
+    def run_of(name: str, learns_from: Path) -> Path:
+        run, settings = folder / "runs" / name, [f"training.seed={seed}"]
+        train(learns_from, recipe=recipes / f"{name}.toml", settings=settings, run=run)
         return run
 
     def publish(
@@ -87,7 +79,7 @@ def make_funnels(
             write_bundle(bundle, change(blueprint))
         return bundle
 
-    trained = {name: train(name, dataset) for name in RECIPES if name != "early"}
+    trained = {name: run_of(name, dataset) for name in RECIPES if name != "early"}
 
     def ranker(model: str) -> dict[str, Any]:
         return _stage("final", "ranker", sizes.final, trained[model])
@@ -95,7 +87,7 @@ def make_funnels(
     index = _stage("retrieval", "index", sizes.retrieved, trained["index"])
     index["beams"] = list(sizes.beams)
     teacher = publish("teacher", index, ranker("final"))
-    trained["early"] = train("early", _cascade(teacher, dataset, sizes, folder))
+    trained["early"] = run_of("early", _cascade(teacher, dataset, sizes, folder))
     return {
         FULL: publish(
             FULL,

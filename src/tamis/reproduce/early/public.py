@@ -43,6 +43,7 @@ from tamis.reproduce.early.stages import (
 )
 from tamis.reproduce.early.study import SIMULATED, Part, first_valid_request, write_study
 from tamis.reproduce.early.variants import Judges, PublicCascade
+from tamis.reproduce.training import train
 
 ROWS_VERSION = 2
 """Of the rows that both stages and the oracle learn from; another one makes another cascade."""
@@ -72,6 +73,7 @@ def make_public_study(
 
     Raises:
         DataError: The public set is not at hand.
+        TamisError: A signal stopped a training.
     """
     if data is None:
         raise DataError(
@@ -198,12 +200,7 @@ class _World:
         files = self.write_rows(work / "all", self.events_of(0, 1, 2), num_splits=2)
         if not api.is_dataset(work / "dataset-oracle"):
             api.ingest(dict(files), work / "dataset-oracle", schema=self.early_schema)
-        api.train(
-            work / "dataset-oracle",
-            recipe=recipes / "oracle.toml",
-            run=work / "oracle",
-            report=False,
-        )
+        train(work / "dataset-oracle", recipe=recipes / "oracle.toml", run=work / "oracle")
         return PairPredictor(work / "oracle")
 
 

@@ -17,6 +17,7 @@ from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.models import catalog
 from tamis.reproduce.early.pairs import BoundPairs, PairPredictor, Predictions
+from tamis.reproduce.training import train
 from tamis.training.asymmetry import check_asymmetry
 from tamis.training.config import run_config_from_table
 from tamis.training.cost import count_parameters
@@ -67,6 +68,7 @@ def train_stages(
     Raises:
         ConfigError: The early stage sees no less than the final one, or something else, or has
             more than half its size. Nothing is trained then.
+        TamisError: A signal stopped a training.
     """
     for name, fields in (("final", schema), ("early", fewer)):
         if not api.is_dataset(work / f"dataset-{name}"):
@@ -80,12 +82,11 @@ def train_stages(
         ("final", "teacher", []),
         ("early", "incumbent", [f"training.task_weights={weights}"]),
     ):
-        api.train(
+        train(
             work / f"dataset-{name}",
             recipe=recipes / f"{recipe}.toml",
             settings=settings,
             run=work / name,
-            report=False,
         )
     artifacts.write_json(
         work / _RECORD,

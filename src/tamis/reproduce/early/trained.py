@@ -17,7 +17,7 @@ from tamis.data.batch import blank_batch
 from tamis.data.cascade_log import FINAL_PREFIX
 from tamis.data.schema import InputSpec
 from tamis.data.sides import side_spec
-from tamis.errors import ConfigError, TamisError
+from tamis.errors import ConfigError
 from tamis.evaluation import evaluate_imitation, evaluate_task
 from tamis.models.early_serving import ServedHead, served_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
@@ -25,6 +25,7 @@ from tamis.reproduce.early.calibration import ValidationRows, calibration_ratios
 from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Judged, Study
 from tamis.reproduce.early.variants import OneModel, Pools
+from tamis.reproduce.training import train
 from tamis.training.compare import read_predictions
 from tamis.training.config import run_config_from_table
 from tamis.training.consolidation import Load, RequestCost, request_cost
@@ -113,8 +114,7 @@ def train_tasks(
     ]
     path = run.parent / f"{run.name}.toml"
     artifacts.write_text(path, config.write_toml(config.override(settings_of(recipe), settings)))
-    if api.train(dataset, recipe=path, run=run, report=False).status != "finished":
-        raise TamisError(f"{run}: training was stopped; make the table again to go on with it.")
+    train(dataset, recipe=path, run=run)
 
 
 def serve(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis import api, artifacts, config
+from tamis import artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.retrieval_task import StoredTask, read_task
@@ -25,6 +25,7 @@ from tamis.reproduce.retrieval.lightgcn import train_lightgcn
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS, Measurer, of_users, spread
 from tamis.reproduce.retrieval.searchers import Point, Prepared
 from tamis.reproduce.retrieval.tables import Method
+from tamis.reproduce.training import train
 from tamis.retrieval.occupancy import occupancy
 from tamis.retrieval.search import Retriever
 
@@ -115,14 +116,13 @@ def _train(
     dataset = Path(order.inputs) / "dataset"
     while True:
         try:
-            api.train(
+            train(
                 dataset,
-                recipe=recipe,
+                recipe=Path(recipe),
                 settings=settings,
                 run=run,
                 teacher=teacher,
                 observer=_Told(started),
-                report=False,
             )
         except RunInUseError:
             time.sleep(_PATIENCE_SECONDS)
