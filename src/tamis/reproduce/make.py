@@ -66,12 +66,12 @@ def make_table(
         progress: Told trainings done and in all.
 
     Raises:
-        ConfigError: There is no such table or recipe, or a recipe changed meanwhile.
+        ConfigError: There is no such table or recipe.
         DataError: The public set is not at hand.
         TamisError: A training failed.
     """
     check_recipes(name, recipes)
-    table, folder = kind_of(TABLES[name]), recipes / name
+    table, folder = kind_of(TABLES[name]), _copied(recipes, work) / name
     inputs, fingerprint = table.prepare(data, work, folder)
     ledger = _Ledger(table, folder, out, fingerprint)
     cells = cells_of(table.models, table.seeds, work / name, ledger.stamps)
@@ -84,7 +84,6 @@ def make_table(
         progress(ledger.num_trained, len(cells))
 
     def command(cell: Cell) -> list[str]:
-        ledger.check_recipe(cell)
         return table.command(cell, inputs=inputs, recipes=folder)
 
     run_cells(missing, command=command, workers=workers, on_done=on_done)
@@ -122,6 +121,22 @@ def kind_of(
             return AbRows(table)
 
 
+def _copied(recipes: Path, work: Path) -> Path:
+    """A copy of all recipes below ``work``, so that what trains days later is what rows will name.
+
+    Its folder has the name of what it holds: a table that goes on has the same one.
+    """
+    found = {
+        path.relative_to(recipes): path.read_text("utf-8") for path in recipes.glob("*/*.toml")
+    }
+    decides = {str(name): text for name, text in found.items()}
+    copy = work / "recipes" / config.fingerprint(decides)[:12]
+    for name, text in found.items():
+        if not (copy / name).exists():
+            artifacts.write_text(copy / name, text)
+    return copy
+
+
 class _Ledger:
     """The rows of a table, in ``results/<table>.json`` from the first finished training on.
 
@@ -133,7 +148,6 @@ class _Ledger:
     def __init__(self, table: TableKind, recipes: Path, out: Path, fingerprint: str) -> None:
         self._table, self._path = table, out / f"{table.name}.json"
         self._data = {table.dataset: fingerprint}
-        self._folder = recipes
         self._recipes = table.recipes(recipes)
         for average in table.averages:
             parts = [self._recipes[model] for model in average.of]
@@ -154,19 +168,6 @@ class _Ledger:
 
     def has(self, cell: Cell) -> bool:
         return (cell.model, cell.seed) in self._rows
-
-    def check_recipe(self, cell: Cell) -> None:
-        """Check that what a cell is about to be trained by is what its row will name.
-
-        Raises:
-            ConfigError: The recipe changed after the table was begun.
-        """
-        if self._table.recipes(self._folder)[cell.model] != self._recipes[cell.model]:
-            raise ConfigError(
-                f"table {self._table.name!r}: the recipe of {cell.model!r} must stay as it was "
-                f"when the command was given, got another. Give the command again; finished "
-                f"trainings of the other recipes stay."
-            )
 
     def add(self, cell: Cell) -> None:
         row = self._table.row(cell)
