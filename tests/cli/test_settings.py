@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
@@ -43,6 +44,18 @@ def test_settings_are_listed_with_choices(tamis: Callable[..., Result]) -> None:
     assert by_name["levels.user_tokens"]["default"] == "8"
     assert '"attention"' in by_name["levels.modules"]["choices"]
     assert {item["name"] for item in found["training"]} >= {"seed", "batch_size", "patience"}
+
+
+def test_printed_recipe_trains_as_no_recipe_does(world: Path, tamis: Callable[..., Result]) -> None:
+    Path("lr.toml").write_text(tamis("settings", "lr").output)
+
+    one_epoch = ("--set", "training.max_epochs=1", "--no-report")
+    for run, model in (("by-name", ("--model", "lr")), ("by-recipe", ("--recipe", "lr.toml"))):
+        result = tamis("train", "d", *model, "--run", run, *one_epoch)
+        assert result.exit_code == 0, result.output
+
+    # The batch size follows from the rows, so that no one default can be printed.
+    assert Path("by-recipe/config.toml").read_text() == Path("by-name/config.toml").read_text()
 
 
 def test_models_are_named(tamis: Callable[..., Result]) -> None:

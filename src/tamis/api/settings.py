@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_BY_ROWS = "batch_size"
+"""Follows from the training rows where a recipe leaves it out: no one default can stand there."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
@@ -60,7 +63,8 @@ def _settings(kind: type[Any], *, within: str = "") -> Iterator[Setting]:
     for field in dataclasses.fields(kind):
         parts = typing.get_args(hints[field.name])
         tables = [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
-        has_default = not tables and field.default not in (None, dataclasses.MISSING)
+        unsaid = (None, dataclasses.MISSING)
+        has_default = not tables and field.default not in unsaid and field.name != _BY_ROWS
         yield Setting(
             name=within + field.name,
             default=_as_toml(field.default) if has_default else "",

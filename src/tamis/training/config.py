@@ -79,7 +79,8 @@ class TrainingConfig:
     seed: int = 0
     """Decides initial weights, dropout and the order of rows, in [0, 2**63)."""
     batch_size: int = 4096
-    """Rows per step. At least 2."""
+    """Rows per step. At least 2. Where a recipe leaves it out, ``tamis train`` takes a hundredth of
+    the training rows or somewhat less, a power of 2 in [64, 4096]."""
     bucket_by_length: bool = False
     """Whether batches hold rows with histories of like length, so that attention pads less. They
     are no random samples then, which batch norm and dice take them for."""
