@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import ArtifactError, RunInUseError, StorageError
+from tamis.errors import ArtifactError, DataError, RunInUseError, StorageError
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
@@ -276,7 +277,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     if descriptor is None:
         raise RunInUseError(
             f"{folder}: must not be in use, got a living process{_holder(path)}. Wait for it, stop "
-            f"it, or give another run name."
+            f"it, or name another folder."
         )
     try:
         yield
@@ -286,6 +287,44 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)  # While it is locked: whoever waits looks again.
         finally:
             os.close(descriptor)
+
+
+def check_free(folder: Path) -> None:
+    """Check that a folder can be made: nothing stands there, or an empty folder.
+
+    Raises:
+        DataError: Something stands there, or it is the working directory, which cannot be replaced.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: must not exist or be empty, got files in it. Name another.")
+    if not folder.name:
+        raise DataError(f"{folder}: must be a new folder, got the working directory. Name another.")
+
+
+@contextlib.contextmanager
+def draft_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that nobody else writes, to be moved to ``folder`` when it is done.
+
+    What a killed process left of its own is removed first; what is not moved, at the end.
+
+    Raises:
+        DataError: ``folder`` is taken.
+        RunInUseError: Another process is writing ``folder``.
+        StorageError: The disk is full or ``folder`` cannot be written.
+    """
+    work = folder.with_name(f".{folder.name}.tmp")
+    draft = work / folder.name
+    with disk_errors(folder):
+        work.mkdir(parents=True, exist_ok=True)
+    with folder_lock(work):
+        try:
+            check_free(folder)
+            shutil.rmtree(draft, ignore_errors=True)
+            with disk_errors(folder):
+                draft.mkdir()
+            yield draft
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_run(folder: Path) -> bool:

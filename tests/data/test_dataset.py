@@ -1,6 +1,8 @@
 """Datasets on disk: what is written is read back, and damage is found."""
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from tamis.data import dataset as dataset_module
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.schema import InputSpec, Schema
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, DataError, RunInUseError
 
 
 def _rows(count: int, first: int = 0) -> EncodedRows:
@@ -98,6 +100,48 @@ def test_failed_write_leaves_nothing_behind(
         write()
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_do_not_mix_one_dataset(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    with DatasetWriter(tmp_path / "d", schema, spec) as first:
+        first.append("train", _rows(5))
+        with pytest.raises(RunInUseError, match=r"must not be in use, got a living process"):
+            DatasetWriter(tmp_path / "d", schema, spec).__enter__()
+        first.append("train", _rows(5, first=5))
+        dataset = first.finish({})
+
+    assert dataset.split("train").num_rows == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_a_killed_writer_left_is_removed(
+    tmp_path: Path, schema: Schema, spec: InputSpec
+) -> None:
+    write = (
+        "import os; from pathlib import Path; from tamis import artifacts\n"
+        "with artifacts.draft_folder(Path('d')) as draft:\n"
+        "    (draft / 'half').write_text('x'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", write], cwd=tmp_path, check=False).returncode == 9
+    assert len(list(tmp_path.rglob("half"))) == 1
+
+    with DatasetWriter(tmp_path / "d", schema, spec) as writer:
+        writer.append("train", _rows(5))
+        dataset = writer.finish({})
+
+    assert "half" not in dataset.manifest["files"]
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_working_directory_is_not_replaced_by_a_dataset(
+    tmp_path: Path, schema: Schema, spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(DataError, match=r"^\.: must be a new folder, got the working directory"):
+        DatasetWriter(Path(), schema, spec)
 
 
 def test_full_disk_is_said_and_leaves_nothing_behind(

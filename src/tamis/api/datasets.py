@@ -179,7 +179,9 @@ def is_dataset(path: Path | str) -> bool:
 
 def dataset_folder_for(log: Path) -> Path:
     """A folder below ``datasets/`` that is not taken yet, named after a log."""
-    stem = log.name.split(".")[0]
+    # "." and ".." have no name of their own, and a hidden file none before its first dot.
+    name = log.resolve().name
+    stem = name.split(".")[0] or name.strip(".") or "log"
     for number in itertools.count(1):
         folder = Path("datasets") / (stem if number == 1 else f"{stem}-{number}")
         if not folder.exists():

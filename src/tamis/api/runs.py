@@ -123,7 +123,7 @@ def train(
     if not is_sized:
         chosen = _sized(chosen, data.split("train").num_rows)
     taught_by = None if teacher is None else _teacher_of(teacher, data)
-    name = f"{data.path.name}-{chosen.model_name}"
+    name = f"{data.path.resolve().name}-{chosen.model_name}"
     folder = Path(run) if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")

@@ -12,9 +12,9 @@ mapped counts as memory of the process and would grow with the data.
 Writer and reader stand in one file: both know the layout, and a change of it changes both.
 """
 
+import contextlib
 import mmap
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,19 +103,23 @@ class DatasetWriter:
         Raises:
             DataError: ``out`` exists and is not empty.
         """
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out}: must not exist or be empty, got files in it. Name another.")
+        artifacts.check_free(out)
         self.out, self.schema, self.spec = out, schema, spec
-        self._draft = out.with_name(f".{out.name}.tmp")
-        shutil.rmtree(self._draft, ignore_errors=True)
-        self.encoders_path = self._draft / "encoders"
+        self._stack = contextlib.ExitStack()
+        self._draft: Path
         self._columns: dict[str, _ColumnFile] = {}
         self._truth: dict[str, _ColumnFile] = {}
 
     def __enter__(self) -> "DatasetWriter":
-        """Make the draft folder."""
+        """Make the draft folder.
+
+        Raises:
+            RunInUseError: Another process is writing ``out``.
+            StorageError: The disk is full or ``out`` cannot be written.
+        """
+        self._draft = self._stack.enter_context(artifacts.draft_folder(self.out))
         with artifacts.disk_errors(self.out):
-            self.encoders_path.mkdir(parents=True)
+            self.encoders_path.mkdir()
         return self
 
     def __exit__(
@@ -127,7 +131,12 @@ class DatasetWriter:
         """Remove what was not finished."""
         for file in (*self._columns.values(), *self._truth.values()):
             file.abandon()
-        shutil.rmtree(self._draft, ignore_errors=True)
+        self._stack.close()
+
+    @property
+    def encoders_path(self) -> Path:
+        """Where the fitted encoders are to be saved."""
+        return self._draft / "encoders"
 
     def append(self, split: str, rows: EncodedRows) -> None:
         """Add rows to a split, in order.

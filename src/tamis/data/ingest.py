@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tamis import config
+from tamis import artifacts, config
 from tamis.data import splits
 from tamis.data.columns import Origin, alone_where_missing, as_codes, combined, source_column
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
@@ -66,11 +66,13 @@ def ingest(
         ``source``, the files that it was made of.
 
     Raises:
-        DataError: A log cannot be read, or a value has no meaning; file, column and row are named.
-            Rows are counted from 1 in each file; a header is none.
+        DataError: ``out`` is taken, a log cannot be read, or a value has no meaning; file, column
+            and row are named. Rows are counted from 1 in each file; a header is none.
         SchemaError: The schema names a column that is not there, or holds nothing in any file.
         ArtifactError: The disk is full.
+        RunInUseError: Another process is writing ``out``.
     """
+    artifacts.check_free(out)  # before the work, not after it
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
     log.check_columns()
     log.prepare_split()

@@ -12,7 +12,6 @@ release is a hash of the contents of all parts, so a part of another publishing 
 
 import importlib.metadata
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from tamis import artifacts, config
 from tamis.data.encoders import Encoders
 from tamis.data.schema import load_schema
-from tamis.errors import ArtifactError, ConfigError, DataError
+from tamis.errors import ArtifactError, ConfigError
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.inventory import read_inventory, write_inventory
@@ -57,26 +56,21 @@ def write_bundle(path: Path, blueprint: Blueprint) -> str:
     Raises:
         ConfigError: The stages do not make a funnel, or there is no field for an online feature.
         DataError: ``path`` is taken.
+        RunInUseError: Another process is writing ``path``.
         SchemaError: A stage reads what requests lack.
         StorageError: The disk is full or the folder cannot be written.
     """
     blueprint.build()
     blueprint.online.check(blueprint.encoders.schema)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(f"{path}: must not exist or be empty, got files in it. Name another.")
-    draft = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        with artifacts.disk_errors(path):
-            parts = _write_parts(draft, blueprint)
-            contents = {part: _contents(draft / part) for part in parts}
-            release = config.fingerprint(contents)
-            _seal(draft, contents, release)
-            if path.exists():
-                path.rmdir()
-            os.replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    artifacts.check_free(path)
+    with artifacts.draft_folder(path) as draft, artifacts.disk_errors(path):
+        parts = _write_parts(draft, blueprint)
+        contents = {part: _contents(draft / part) for part in parts}
+        release = config.fingerprint(contents)
+        _seal(draft, contents, release)
+        if path.exists():
+            path.rmdir()
+        os.replace(draft, path)
     return release
 
 
