@@ -12,6 +12,7 @@ from tamis.serving.store import Store
     ("arguments", "message"),
     [
         (("none", "--store", "sqlite:///s.db"), "none: must be a finished bundle"),
+        ((".", "--store", "sqlite:///s.db"), "must be a finished bundle"),
         (("none", "--store", "sqlite:///nope.db"), "nope.db: must be a store that a server has"),
         (("none", "--store", "mysql://x"), "got the kind 'mysql'"),
         (("none", "--store", "sqlite:///s.db", "--server", "x"), "server: must be an address"),

@@ -221,6 +221,20 @@ def test_log_or_labels_that_the_run_was_not_begun_with_are_refused(
     assert not Path("datasets").exists()
 
 
+def test_dataset_and_run_are_named_after_the_folder_that_a_dot_stands_for(
+    world: Path, tamis_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("logs").mkdir()
+    Path("that.csv").rename("logs/that.csv")
+    monkeypatch.chdir("logs")
+
+    found = tamis_json("train", ".", "--label", "y", "--no-report", *FAST)
+    assert (found["dataset"], found["run"]) == ("datasets/logs", "runs/logs-lr-1")
+
+    monkeypatch.chdir(world / "d")
+    assert tamis_json("train", ".", "--no-report", *FAST)["run"] == "runs/d-lr-1"
+
+
 def test_run_can_be_evaluated_from_any_folder(
     world: Path, tamis_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

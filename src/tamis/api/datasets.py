@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tamis import artifacts
+from tamis.api.folders import named
 from tamis.data.dataset import Dataset
 from tamis.data.inference import InferredSchema
 from tamis.data.inference import infer_schema as _infer_schema
@@ -179,9 +180,8 @@ def is_dataset(path: Path | str) -> bool:
 
 def dataset_folder_for(log: Path) -> Path:
     """A folder below ``datasets/`` that is not taken yet, named after a log."""
-    # "." and ".." have no name of their own, and a hidden file none before its first dot.
-    name = log.resolve().name
-    stem = name.split(".")[0] or name.strip(".") or "log"
+    # A hidden file has nothing before its first dot.
+    stem = named(log).name.strip(".").split(".")[0] or "log"
     for number in itertools.count(1):
         folder = Path("datasets") / (stem if number == 1 else f"{stem}-{number}")
         if not folder.exists():

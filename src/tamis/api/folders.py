@@ -1,4 +1,4 @@
-"""Folders that calls make where none is named."""
+"""Folders that calls make where none is named, and the names that they make them from."""
 
 import itertools
 from pathlib import Path
@@ -11,3 +11,8 @@ def next_folder(parent: str, name: str) -> Path:
         if not folder.exists():
             return folder
     raise AssertionError("a counter does not end")
+
+
+def named(path: Path) -> Path:
+    """A path whose last part is its name: ``.`` and ``..`` and the root are resolved."""
+    return path if path.name not in ("", "..") else path.resolve()

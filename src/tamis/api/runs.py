@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tamis import artifacts, config
 from tamis.api.datasets import check_log, check_made_of, is_dataset, open_dataset
-from tamis.api.folders import next_folder
+from tamis.api.folders import named, next_folder
 from tamis.data.dataset import Dataset
 from tamis.data.ingest import Progress, Source, market_of
 from tamis.data.ingest import ingest as ingest_log
@@ -123,7 +123,7 @@ def train(
     if not is_sized:
         chosen = _sized(chosen, data.split("train").num_rows)
     taught_by = None if teacher is None else _teacher_of(teacher, data)
-    name = f"{data.path.resolve().name}-{chosen.model_name}"
+    name = f"{named(data.path).name}-{chosen.model_name}"
     folder = Path(run) if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")

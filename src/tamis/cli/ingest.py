@@ -198,13 +198,12 @@ def _ingest_imported(
     threads: int,
 ) -> None:
     """Ingest what a set-up of another library describes, and write its recipe beside it."""
-    from tamis import api
+    from tamis import api, artifacts
     from tamis.cli.drawing import draw_warnings, ingest_progress
 
     if len(source) != 1:
         raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: must not exist yet, got files in it. Name another folder.")
+    artifacts.check_free(out)
     if origin is Origin.fuxictr:
         if experiment is None or label or threshold is not None:
             raise ConfigError(

@@ -61,6 +61,7 @@ def refresh(
             from tamis.refreshing.refresh import refresh as _refresh
             from tamis.refreshing.server import Server
             from tamis.serving.store import Store
+        from tamis.api.folders import named
         from tamis.cli.drawing import TrainingDisplay
         from tamis.process import prepare_process
 
@@ -72,14 +73,15 @@ def refresh(
         )
         told = Server(server, token=os.environ.get("TAMIS_TOKEN", "")) if server else None
         prepare_process(threads)
+        begun = named(bundle)
         with (
             contextlib.closing(Store(store, must_exist=True)) as opened,
             current.progress() as bars,
         ):
             found = _refresh(
-                bundle,
+                begun,
                 opened,
-                bundle.with_name(f"{bundle.name}-refresh") if work is None else work,
+                begun.with_name(f"{begun.name}-refresh") if work is None else work,
                 chosen,
                 server=told,
                 say=current.say,
