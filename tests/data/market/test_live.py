@@ -360,9 +360,9 @@ def test_truth_is_not_told_between_hours() -> None:
         market.logging_candidates(np.zeros(1, np.int64), np.random.default_rng(0))
 
 
-def test_policy_cannot_change_who_asked() -> None:
+def test_policy_cannot_change_who_asked_or_what_there_is() -> None:
     def changes(requests: LiveRequests) -> Slates:
-        for values in (requests.user, requests.request_id, requests.time_micros):
+        for values in (requests.user, requests.request_id, requests.time_micros, requests.ad):
             with pytest.raises(ValueError, match="read-only"):
                 values[0] = 1
         return RandomPolicy(seed=0)(requests)

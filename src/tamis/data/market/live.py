@@ -241,10 +241,10 @@ class LiveMarket:
         generator = running.generator(self._hour)
         asked = running.ask(self._hour, first, last, generator)
         luck = running.draw_luck(asked, generator)
-        for shared in (asked.request_id, asked.user, luck.micros):
-            # The policy sees these very arrays: it must not change who asked.
-            shared.flags.writeable = False
         requests = self._requests(asked, luck)
+        for shared in (asked.request_id, asked.user, luck.micros, requests.ad):
+            # The policy sees these very arrays: it must not change who asked, or what there is.
+            shared.flags.writeable = False
         self._asked = asked
         try:
             slates = policy(requests)
