@@ -28,7 +28,7 @@ class Users:
     taste: Floats
     """(U, K) at the start."""
     turned: Floats
-    """(U, K) orthogonal direction that taste turns to."""
+    """(U, K) second random vector, towards which taste turns."""
     angle: Floats
     """(U,) radians over the whole log."""
     need: Floats

@@ -61,7 +61,7 @@ class MarketRules:
     alive_at_start: float = 0.5
     """Share of ads that exist from the first hour; the others are born evenly over the log."""
     mean_lifetime_days: float = 6.0
-    """Mean lifetime of an ad, exponential."""
+    """Mean of the exponential part of an ad's lifetime; half a day comes before it."""
     drift: float = 0.8
     """Standard deviation of the angle, in radians, by which a user's taste turns over the log."""
     segment_taste: float = 0.6
@@ -89,9 +89,9 @@ class MarketRules:
     complement_sd: float = 0.5
     """Category of the last click x category of the ad."""
     interest: float = 0.3
-    """Per doubling of the clicks on the ad's category among the last five."""
+    """Per doubling of one plus the clicks on the ad's category among the last five."""
     saturation: float = 1.0
-    """Loss where the ad itself was clicked before."""
+    """Loss where the ad itself is in the history."""
     position_loss: float = 0.4
     """Loss per doubling of the position."""
     price_sd: float = 0.25
