@@ -37,6 +37,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_and_snippet_runs(workplace: Path) -> None:
     lines = [line for block in _blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line.removeprefix("$ tamis ")) for line in lines]

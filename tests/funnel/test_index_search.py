@@ -156,6 +156,7 @@ def test_scores_of_ads_are_their_total_values(searched: Blueprint, market_data: 
     assert {"click", "conversion"} == set(searched.inventory.attributes.billing[found.ads])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_ads_are_scored_by_what_the_user_met_of_their_category(
     counting: Blueprint, market_data: Dataset

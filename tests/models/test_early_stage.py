@@ -386,6 +386,7 @@ def _log_of_known_rates(rows: int) -> Batch:
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", [False, True])
 def test_product_of_the_chain_is_calibrated_over_impressions(chain: bool) -> None:
     batch = _log_of_known_rates(2000)
@@ -399,6 +400,7 @@ def test_product_of_the_chain_is_calibrated_over_impressions(chain: bool) -> Non
     assert conversion.mean().item() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", [False, True])
 def test_product_of_the_chain_holds_where_those_who_click_are_those_who_convert(
     chain: bool,
@@ -423,6 +425,7 @@ def test_product_of_the_chain_holds_where_those_who_click_are_those_who_convert(
         assert product[group].mean().item() == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_distilled_heads_imitate_predictions_that_differ_from_labels() -> None:
     batch = _log_of_known_rates(1000)
     # A teacher that says twice what happens: the two heads must tell them apart.

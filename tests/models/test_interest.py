@@ -412,6 +412,7 @@ def test_refined_events_of_dmin_have_not_seen_the_next_one() -> None:
     assert gradient[0].abs().sum(1).ne(0).tolist() == [True, True, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dien", "dmin"])
 def test_histories_at_random_teach_the_auxiliary_loss_nothing(name: str) -> None:
     """What cannot be known must cost as much as guessing: else the loss has seen the answer."""

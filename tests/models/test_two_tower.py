@@ -252,6 +252,7 @@ def _corpus(model: TwoTower) -> ItemVectors:
     return ItemVectors.encode(model, [(ids, _rows(zeros, ids, torch.zeros(_ITEMS, 2)))])
 
 
+@pytest.mark.slow
 def test_popular_items_of_the_users_taste_are_found_first_and_not_without_correction() -> None:
     shares = 1.0 / (1 + torch.arange(_ITEMS) // _KINDS).float() ** 2
     batches = [_clicks(64, shares, seed) for seed in range(250)]

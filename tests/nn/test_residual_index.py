@@ -332,6 +332,7 @@ def _learnt(balance_weight: float, queue_batches: int = 16) -> float:
         return float(torch.special.entr(share).sum().exp())
 
 
+@pytest.mark.slow
 def test_balance_spreads_items_over_nodes_and_the_queue_matters() -> None:
     balanced, unbalanced = _learnt(1.0), _learnt(0.0)
 

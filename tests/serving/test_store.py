@@ -249,6 +249,7 @@ def _kill_writer_over_and_over(url: str, folder: Path, rounds: int) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_writer_that_is_killed_loses_nothing_it_confirmed(store_url: str, tmp_path: Path) -> None:
     _kill_writer_over_and_over(store_url, tmp_path, rounds=3)
 

@@ -383,6 +383,7 @@ def test_training_stops_when_patience_runs_out(
     assert not any(bests[i : i + 3] == [False] * 3 for i in range(len(bests) - 3))
 
 
+@pytest.mark.slow
 def test_weights_from_before_a_learnt_index_are_not_kept(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
@@ -620,6 +621,7 @@ def test_training_with_one_thread_computes_in_one_thread(
     assert sum(spent[1:]) <= 0.25 * sum(spent)
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_of_another_model(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def _of(rows: EncodedRows, kept: np.ndarray) -> EncodedRows:
     )
 
 
+@pytest.mark.slow
 def test_student_learns_of_what_was_never_shown_from_its_teacher(
     make_dataset: Callable[..., Dataset], tmp_path: Path, schema: Schema, spec: InputSpec
 ) -> None:
