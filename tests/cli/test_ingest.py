@@ -129,9 +129,9 @@ def test_schema_that_is_a_folder_is_refused(world: Path, refused: Callable[..., 
     assert "d: must be a schema file, got a folder. Name the file" in message
 
 
-def test_experiment_of_fuxictr_is_ingested_and_trained(
-    world: Path, tamis_json: Callable[..., dict[str, Any]]
-) -> None:
+@pytest.fixture
+def of_fuxictr(world: Path) -> Path:
+    """A folder of configuration files as FuxiCTR's, for the log of three columns."""
     Path("config").mkdir()
     Path("config", "dataset_config.yaml").write_text(
         "clicks:\n  train_data: that.csv\n  valid_data: that.csv\n  test_data: that.csv\n"
@@ -144,6 +144,12 @@ def test_experiment_of_fuxictr_is_ingested_and_trained(
         "LR_clicks: {model: LR, dataset_id: clicks, learning_rate: 0.01, batch_size: 256,\n"
         "  epochs: 1, monitor: logloss}\n"
     )
+    return world
+
+
+def test_experiment_of_fuxictr_is_ingested_and_trained(
+    of_fuxictr: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
     made = tamis_json(
         *("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks", "--out", "f")
     )
@@ -151,6 +157,16 @@ def test_experiment_of_fuxictr_is_ingested_and_trained(
 
     assert made["rows"] == {"train": 1200, "valid": 1200, "test": 1200}
     assert "embedding_lr = 0.01" in Path("r", "config.toml").read_text()
+
+
+def test_printed_command_of_an_import_can_be_copied(
+    of_fuxictr: Path, tamis: Callable[..., Result]
+) -> None:
+    arguments = ("--from", "fuxictr", "--experiment", "LR_clicks", "--out", "my clicks")
+
+    printed = tamis("ingest", "config", *arguments).output
+
+    assert "tamis train 'my clicks' --recipe 'my clicks-recipe.toml'" in printed
 
 
 def test_data_set_of_recbole_is_ingested(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -241,7 +242,8 @@ def _ingest_imported(
         )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))
-        current.say(f"recipe: {recipe}; tamis train {out} --recipe {recipe}")
+        command = shlex.join(["tamis", "train", str(out), "--recipe", str(recipe)])
+        current.say(f"recipe: {recipe}; {command}")
     _finish(current, dataset, out, imported.notes)
 
 

@@ -1,5 +1,6 @@
 """``tamis quickstart``: the whole path on the simulated market, in one command."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,10 +100,11 @@ def quickstart(
         draw_metrics(current, finished, title=f"{model} on the simulated market")
         _draw_funnel(current, record)
         current.say(f"the models one by one: {', '.join(str(run.path) for run in runs.values())}")
-        current.say(f"serve simulated users: tamis simulate --funnel {bundle} --rows {rows} "
+        place = shlex.quote(str(bundle))
+        current.say(f"serve simulated users: tamis simulate --funnel {place} --rows {rows} "
                     f"--seed {seed} --first-day 13 --out DIR")  # fmt: skip
         current.say(f"report: {page}")
-        current.say(f"serve it: tamis serve {bundle}")
+        current.say(f"serve it: tamis serve {place}")
         current.finish(
             run=runs["final"].path,
             runs={name: run.path for name, run in runs.items()},
