@@ -301,6 +301,24 @@ def check_free(folder: Path) -> None:
         raise DataError(f"{folder}: must be a new folder, got the working directory. Name another.")
 
 
+def check_takes_report(folder: Path) -> None:
+    """Check that a report can be put into a folder: none yet, or one that is nothing else.
+
+    Raises:
+        ArtifactError: The folder's manifest is damaged.
+        DataError: It is a file, a run, or an artifact, whose own report might be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        found = "a file"
+    elif _is_run(folder):
+        found = "a run"
+    elif kind := kind_of(folder):
+        found = f"a folder of kind {kind!r}"
+    else:
+        return
+    raise DataError(f"{folder}: must be a folder for a report, got {found}. Name another.")
+
+
 @contextlib.contextmanager
 def draft_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that nobody else writes, to be moved to ``folder`` when it is done.

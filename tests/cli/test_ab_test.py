@@ -104,6 +104,10 @@ def test_days_and_place_are_as_they_were_asked_for(tamis: Callable[..., Result])
             "must be those of the market of 6,000 rows and seed 5",
         ),
         (("popular", "nowhere", *_MARKET, "--first-day", "13"), "nowhere"),
+        (
+            ("popular", "ranked", *_MARKET, "--first-day", "13", "--out", "popular"),
+            "popular: must be a folder for a report, got a folder of kind 'bundle'. Name another.",
+        ),
     ],
 )
 @pytest.mark.usefixtures("bundles")

@@ -129,6 +129,9 @@ def test_mixture_of_two_bundles_is_refused(
         (("early", "data"), "early: must be a finished bundle with a manifest.json, got none"),
         (("bundle", "early"), "early: must be a finished dataset with a manifest.json, got none"),
         (("bundle", "data", "--split", "tset"), "must have a split 'tset', got train, valid, test"),
+        (("bundle", "data", "--out", "early"), "early: must be a folder for a report, got a run."),
+        (("bundle", "data", "--out", "data"), "report, got a folder of kind 'dataset'. Name"),
+        (("bundle", "data", "--out", "bundle/manifest.json"), "for a report, got a file. Name"),
     ],
 )
 def test_other_folders_and_splits_are_refused(

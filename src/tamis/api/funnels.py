@@ -105,11 +105,14 @@ def replay(
         The folder, and the record that was written.
 
     Raises:
+        DataError: ``out`` is a file, a run or another artifact.
         TamisError: As :func:`tamis.funnel.bundle_replay.replay_bundle` does, or the disk is full.
     """
     from tamis.funnel.bundle_replay import replay_bundle
     from tamis.reports.replay_report import write_replay
 
+    if out is not None:
+        artifacts.check_takes_report(Path(out))  # before the work, not after it
     dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
     record = replay_bundle(
         Path(bundle),
@@ -189,12 +192,15 @@ def ab_test(
         The folder, and the record that was written.
 
     Raises:
+        DataError: ``out`` is a file, a run or another artifact.
         TamisError: As :func:`tamis.funnel.bundle_ab_test.ab_test_bundles` does, or the disk is
             full.
     """
     from tamis.funnel.bundle_ab_test import ab_test_bundles
     from tamis.reports.ab_report import write_ab_test
 
+    if out is not None:
+        artifacts.check_takes_report(Path(out))
     record = ab_test_bundles(
         Path(control),
         Path(treatment),
