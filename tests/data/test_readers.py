@@ -175,3 +175,14 @@ def test_compressed_file_that_was_cut_short_is_named(
 
     with pytest.raises(DataError, match=rf"log.{form}.{ending}: must be .* cut short or damaged"):
         _ingest(log)
+
+
+def test_file_that_is_named_again_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.csv"
+    file.write_text("user,click\na,1\n")
+    (tmp_path / "more.csv").write_text("user,click\nb,0\n")
+
+    assert len(readers.discover([file, tmp_path / "more.csv"])) == 2
+    for again in (file, tmp_path, tmp_path / ".." / tmp_path.name / "clicks.csv"):
+        with pytest.raises(DataError, match=r"clicks\.csv: must be named once, got it again"):
+            readers.discover([file, again])

@@ -59,7 +59,8 @@ def discover(source: Path | str | Sequence[Path | str]) -> list[LogFile]:
             endings and sorted by name.
 
     Raises:
-        DataError: A file is missing, empty or of an unknown ending, or a folder has no logs.
+        DataError: A file is missing, empty, there twice or of an unknown ending, or a folder has no
+            logs.
     """
     given = [source] if isinstance(source, (str, Path)) else list(source)
     if not given:
@@ -89,9 +90,16 @@ def discover(source: Path | str | Sequence[Path | str]) -> list[LogFile]:
                 f"{', '.join(_COMPRESSIONS)}), got {''.join(path.suffixes) or 'no ending'!r}."
             )
         files.append(LogFile(path=path, format=kind))
+    seen: set[Path] = set()
     for file in files:
         if file.path.stat().st_size == 0:
             raise DataError(f"{file.path}: must hold rows, got an empty file.")
+        if (place := file.path.resolve()) in seen:
+            raise DataError(
+                f"{file.path}: must be named once, got it again, and its rows would count twice. "
+                f"Leave it out once."
+            )
+        seen.add(place)
     return files
 
 
