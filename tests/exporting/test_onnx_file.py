@@ -227,6 +227,11 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     assert data.stat().st_size > (tmp_path / "final.onnx").stat().st_size / 10
     assert made.difference <= 1e-5
     assert not list(tmp_path.glob(".*"))
+    # Weights of an earlier model do not stay beside one that has its own.
+    monkeypatch.undo()
+    (tmp_path / "second.onnx.data").write_bytes(b"earlier")
+    export_onnx(market_world / "final", tmp_path / "second.onnx")
+    assert not (tmp_path / "second.onnx.data").exists()
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for name in ("final.onnx", "final.onnx.data"):

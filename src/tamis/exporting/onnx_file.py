@@ -346,6 +346,9 @@ def _move(run: Path, draft: Path, out: Path) -> None:
     shutil.rmtree(inputs, ignore_errors=True)
     os.replace(draft / "inputs", inputs)
     data = draft / f"{out.name}.data"
-    if data.exists():
+    has_data = data.exists()
+    if has_data:
         os.replace(data, out.with_name(data.name))
     os.replace(draft / out.name, out)
+    if not has_data:
+        out.with_name(data.name).unlink(missing_ok=True)
