@@ -146,12 +146,18 @@ def interformer_flops(cache: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write the JSON if asked."""
-    options = harness.parser(__doc__ or "").parse_args(arguments)
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--models", default="din,transact,interformer")
+    options = parser.parse_args(arguments)
+    wanted = options.models.split(",")
     api.prepare_process(options.threads)
     train_rows, rounds = ROWS[options.quick]
     rows: list[dict[str, Any]] = []
     ratios: dict[str, harness.Ratio] = {}
-    for histories, models in MODELS.items():
+    for histories, of_histories in MODELS.items():
+        models = [model for model in of_histories if model in wanted]
+        if not models:
+            continue
         log = synthetic.encoded_log(
             peers.cache_folder() / "data" / f"sequences-{histories}",
             table_rows=TABLE_ROWS,
