@@ -177,7 +177,8 @@ def main() -> None:
     size, monitor = SIZES[table.name].get("dense_parameters"), SIZES[table.name]["monitor"]
     assert spec.tasks[0].name == table.tasks[0], "early stopping looks at the first task"
     api.prepare_process(1)
-    ledger = Ledger(out / "tuning.json", command=f"python recipes/tune.py {table.name}")
+    command = f"python recipes/tune.py {table.name} --trials {arguments.trials}"
+    ledger = Ledger(out / "tuning.json", command=command)
 
     def try_out(model: str, recipe: Recipe, **about: str) -> None:
         if ledger.lacks(model, recipe):
