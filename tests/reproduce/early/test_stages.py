@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tamis import api, artifacts
 from tamis.data.market import market_schema
 from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import ConfigError, TamisError
@@ -122,17 +121,7 @@ def test_rates_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert set(earlier.notes["early_ne"]) == {"click"}
 
 
-def test_after_a_signal_the_next_stage_is_not_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-
-    def stopped(dataset: Path, *, run: Path, **options: object) -> api.Run:
-        begun.append(run.name)
-        artifacts.write_json(run / "run.json", {"status": "interrupted"})
-        return api.Run(run)
-
-    monkeypatch.setattr(api, "train", stopped)
+def test_after_a_signal_the_next_stage_is_not_trained(tmp_path: Path, stopped: list[str]) -> None:
     with pytest.raises(TamisError, match="final: training was stopped"):
         train_stages(
             _write_log(tmp_path),
@@ -141,7 +130,7 @@ def test_after_a_signal_the_next_stage_is_not_trained(
             _recipes(tmp_path, "[64, 32]"),
             tmp_path / "work",
         )
-    assert begun == ["final"]
+    assert stopped == ["final"]
 
 
 def test_a_final_stage_of_the_same_size_is_refused(tmp_path: Path) -> None:
