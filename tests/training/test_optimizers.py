@@ -337,12 +337,13 @@ def test_dense_l2_is_adam_with_the_weight_in_the_gradient(spec: InputSpec) -> No
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [parameter.detach().double() for parameter in parameters]
     for place, parameter in enumerate(parameters):
-        parameter.grad = torch.full_like(parameter, 1e-3 * (place + 1))
+        # Of the sign of the weight: where the two cancelled, rounding would decide the step.
+        parameter.grad = torch.where(parameter < 0, -1e-3, 1e-3) * (place + 1)
 
     optimizer.step()
 
     for place, (parameter, old) in enumerate(zip(parameters, before, strict=True)):
-        gradient = 1e-3 * (place + 1) + 0.01 * old
+        gradient = torch.where(old < 0, -1e-3, 1e-3) * (place + 1) + 0.01 * old
         # The first step of Adam, whose moments are the gradient and its square.
         expected = old - 0.1 * gradient / (gradient.abs() + 1e-8)
         assert torch.allclose(parameter.double(), expected, atol=1e-5)
