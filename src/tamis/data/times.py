@@ -1,5 +1,7 @@
 """Columns of times: what is one, in which unit, and as microseconds."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +19,11 @@ _ISO_DATE = r"^\s*(?:19[7-9]\d|20\d\d|21[0-2]\d)-\d\d-\d\d"
 _ISO_CLOCK = _ISO_DATE + r"[T ]\d\d:?\d\d"
 _NUMBER = r"^\s*\d+(?:\.\d*)?(?:[eE]\+?\d+)?\s*$"
 _ADVICE = "Mend it, remove the row, or take the time role out of the schema."
+
+
+def latest(times: Iterable[int | None]) -> int | None:
+    """The last of some times, those that are not known left out; None where none is."""
+    return max((time for time in times if time is not None), default=None)
 
 
 def as_microseconds(column: pa.Array, roles: Roles, *, origin: Origin) -> NDArray[np.int64]:

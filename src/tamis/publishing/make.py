@@ -11,6 +11,7 @@ from tamis import artifacts
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
+from tamis.data.times import latest
 from tamis.errors import DataError
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
@@ -110,7 +111,7 @@ def _trained_until(dataset: Dataset, splits: Sequence[str], runs: Sequence[Path]
             times.append(record["trained_until"])
         else:  # a run of an earlier version
             times.append(_own_dataset(run, why="say until when it was trained").trained_until())
-    return max((time for time in times if time is not None), default=None)
+    return latest(times)
 
 
 def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:

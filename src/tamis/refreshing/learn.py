@@ -19,6 +19,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.ingest import ingest
 from tamis.data.schema import Schema, Task
+from tamis.data.times import latest
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
 from tamis.evaluation.imitation import evaluate_imitation
@@ -129,7 +130,7 @@ def learn(
     learnt = replace(
         base,
         stages=tuple(stages.values()),
-        trained_until=max((time for time in times if time is not None), default=None),
+        trained_until=latest(times),
     )
     return Learnt(blueprint=learnt, losses=tuple(losses))
 

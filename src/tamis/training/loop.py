@@ -17,6 +17,7 @@ from tamis.data.batch import Batch
 from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import Task
+from tamis.data.times import latest
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
@@ -137,9 +138,8 @@ def train(
             training = _Training(dataset, settings, run, start, teacher, observer or _Silent())
             # Only now, so that a config that does not fit the dataset leaves no run behind.
             if not is_opened(run):
-                times = [model.trained_until for model in (start, teacher) if model is not None]
-                times = [dataset.trained_until(), *times]
-                until = max((time for time in times if time is not None), default=None)
+                origins = [model.trained_until for model in (start, teacher) if model is not None]
+                until = latest([dataset.trained_until(), *origins])
                 open_run(dataset, settings, run, origin=origin, trained_until=until)
             return training.work()
 
