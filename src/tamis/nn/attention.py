@@ -150,14 +150,24 @@ class PoolingAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B P D"]:
-        """What each query reads."""
-        key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.project(tokens).chunk(2, dim=2)
-        )
-        query = self.queries.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-        query = query.to(key.dtype).expand(tokens.shape[0], -1, -1, -1)
-        return self.output(attend(query, key, value, valid=valid).transpose(1, 2).flatten(2))
+        """What each query reads.
+
+        The queries are the same for all rows, so both projections change places with the sums over
+        tokens: a query passes the keys' map, and what it reads the values', instead of each token.
+        The keys' bias moves all scores of a query alike and so changes nothing.
+        """
+        heads = (self.num_heads, -1)
+        key_map, value_map = (part.unflatten(0, heads) for part in self.project.weight.chunk(2))
+        value_bias = self.project.bias.chunk(2)[1]
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.float()
+            asked = torch.einsum("phk,hkd->hpd", self.queries.unflatten(1, heads), key_map)
+            scores = F.linear(tokens, asked.flatten(0, 1) * key_map.shape[1] ** -0.5)
+            hidden = ~_mask_of(valid).squeeze(1)
+            shares = scores.transpose(1, 2).masked_fill(hidden, -torch.inf).softmax(2)
+            read = torch.bmm(shares, tokens).unflatten(1, heads)
+            mixed = torch.einsum("bhpd,hkd->bphk", read, value_map).flatten(2) + value_bias
+        return self.output(mixed * valid.any(1).view(-1, 1, 1))
 
 
 class TransformerLayer(nn.Module):
