@@ -29,6 +29,10 @@ class StorageError(ArtifactError):
     """A file cannot be written: the disk is full, or the place is read-only."""
 
 
+class DivergedError(TamisError, ArithmeticError):
+    """A training came to a loss, or to predictions, that are no finite numbers."""
+
+
 class RunInUseError(TamisError, RuntimeError):
     """A run folder belongs to a process that is still alive."""
 

@@ -366,6 +366,20 @@ def test_requests_of_a_failed_round_are_tried_again_with_other_settings(
     assert turn(by_ne).outcome == "nothing"
 
 
+def test_round_that_diverged_fails_and_is_tried_again_with_other_settings(
+    world: Any, turn: Callable[..., Refreshed]
+) -> None:
+    wild = replace(LOOSE, settings=(*LOOSE.settings, "optimizer.dense_lr=1e38"))
+
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"round 1: .* must be finite, got .* optimizer"):
+            turn(wild)
+    (failed,) = Ledger(world.work).rounds
+    assert failed.status == "failed"
+
+    assert turn().outcome == "published"
+
+
 def test_round_that_storage_stopped_goes_on(
     world: Any, turn: Callable[..., Refreshed], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from tamis import artifacts
-from tamis.errors import ArtifactError, ConfigError, DataError, RefreshRefusedError, RunInUseError
+from tamis.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    RefreshRefusedError,
+    RunInUseError,
+)
 from tamis.funnel.bundle import Bundle, read_bundle, write_bundle
 from tamis.refreshing.learn import Lesson, learn, log_schema
 from tamis.refreshing.ledger import Ledger, Round
@@ -100,8 +107,8 @@ def refresh(
     Raises:
         ConfigError: No bundle has ever served with the store, or that of the server, or of the
             round that goes on, is not there.
-        DataError: The events of the round do not suffice to learn from, now or when it was last
-            tried with these settings and too few have come since.
+        DataError: The events of the round do not suffice to learn from, or training on them
+            diverged, now or when it was last tried with these settings and too few have come since.
         RefreshRefusedError: The new bundle is worse than the one that serves, now or when it was
             last tried, too few have come since and the tolerance is as strict.
         RunInUseError: Another process refreshes in this folder.
@@ -243,7 +250,7 @@ def _tried_alike(ledger: Ledger, settings: RefreshSettings) -> list[Round]:
 
 
 def _tried(settings: RefreshSettings) -> tuple[str, ...]:
-    """What decides whether a round's events suffice."""
+    """What decides whether a round's events suffice, and whether training on them diverges."""
     return (f"settle_minutes={float(settings.settle_minutes)!r}", *settings.settings)
 
 
@@ -253,7 +260,7 @@ def _judged_again(ledger: Ledger, serving: str, settings: RefreshSettings) -> Ro
     The ledger keeps the refusal until the round is published.
 
     Raises:
-        DataError: Its events did not suffice, with these settings.
+        DataError: It failed, with these settings.
         RefreshRefusedError: It was refused, and would be again.
     """
     last = next(reversed(_tried_alike(ledger, settings)), None)
@@ -287,7 +294,7 @@ def _learn(
         lesson = Lesson(logs=logs, folder=folder, settings=settings.settings)
         with artifacts.disk_errors(folder):
             learnt = learn(serving.blueprint, lesson, say=say, observer=observer)
-    except DataError as error:
+    except (DataError, DivergedError) as error:
         # Its logs stay as they are: with the same settings it would fail in this way again.
         failed = ledger.update(status="failed", problem=str(error), tried=_tried(settings))
         raise _failed(failed) from error

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from tamis.errors import ConfigError, DataError, TamisError
+from tamis.errors import ConfigError, DataError, DivergedError
 from tamis.models.lightgcn import LightGCN
 
 
@@ -167,7 +167,7 @@ class BPRTraining:
         """Train on as many triples as there are interactions; their mean loss.
 
         Raises:
-            TamisError: The loss is no finite number.
+            DivergedError: The loss is no finite number.
         """
         losses = []
         device = self._model.weight.device
@@ -181,7 +181,7 @@ class BPRTraining:
         self.epochs += 1
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
-            raise TamisError(
+            raise DivergedError(
                 f"bpr epoch {self.epochs}: the loss must be finite, got {mean}. Lower lr."
             )
         return mean
@@ -230,7 +230,7 @@ def train_bpr(
 
     Raises:
         DataError: A user touched every item.
-        TamisError: The loss is no finite number.
+        DivergedError: The loss is no finite number.
     """
     training = BPRTraining(model, users, items, config)
     while training.epochs < config.max_epochs:

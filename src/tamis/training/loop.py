@@ -18,7 +18,7 @@ from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import Task
 from tamis.data.times import latest
-from tamis.errors import ConfigError, DataError, TamisError
+from tamis.errors import ConfigError, DataError, DivergedError
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
 from tamis.models.weights import weights_fingerprint
@@ -119,7 +119,7 @@ def train(
         RunInUseError: A living process works on this folder.
         ArtifactError: The disk is full, or no checkpoint is whole.
         DataError: A split lacks labels, or there is no row that ``teacher`` could label.
-        TamisError: The loss is no finite number.
+        DivergedError: The loss, or a prediction for the validation split, is no finite number.
     """
     with artifacts.folder_lock(run):
         origin = {
@@ -520,8 +520,8 @@ def _check_last_batch(model: nn.Module, loader: Loader) -> None:
         )
 
 
-def _diverged(what: str, value: float) -> TamisError:
-    return TamisError(
+def _diverged(what: str, value: float) -> DivergedError:
+    return DivergedError(
         f"{what} must be finite, got {value}. "
         f"Lower optimizer.dense_lr or optimizer.embedding_lr, or set optimizer.clip_norm."
     )

@@ -138,7 +138,7 @@ def train_lightgcn(
         DataError: Rows do not tell user and item, or nobody has anything to find on validation.
         RunInUseError: A living process works on this folder.
         ArtifactError: A checkpoint is damaged.
-        TamisError: The loss is no finite number.
+        DivergedError: The loss is no finite number.
     """
     settings = config.from_table(LightGCNRecipe, config.read_toml(recipe))
     with artifacts.folder_lock(run):
