@@ -163,8 +163,9 @@ def test_place_of_a_run_is_a_run_an_empty_folder_or_free(
         check_place(run)
     with pytest.raises(ConfigError, match="or an empty one, got 'encoders' in it"):
         check_place(dataset.path)
-    with pytest.raises(ConfigError, match="or a free name for one, got a file"):
-        check_place(dataset.path / "manifest.json")
+    for place in (dataset.path / "manifest.json", dataset.path / "manifest.json" / "run"):
+        with pytest.raises(ConfigError, match=r"free name for one, got a file .*manifest.json\."):
+            check_place(place)
 
 
 def test_unfinished_run_says_its_status_and_step(opened: tuple[Dataset, Path]) -> None:

@@ -38,12 +38,14 @@ def check_place(run: Path) -> None:
     """Check that a folder is a run, or free for one.
 
     Raises:
-        ConfigError: A file stands there, or a folder with anything else in it.
+        ConfigError: A file stands there or above it, or a folder with anything else in it.
     """
-    if run.exists() and not run.is_dir():
-        raise ConfigError(
-            f"{run}: must be a run folder or a free name for one, got a file. Name another folder."
-        )
+    for place in (run, *run.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(
+                f"{run}: must be a run folder or a free name for one, got a file {place}. Name "
+                f"another folder."
+            )
     found = {path.name for path in run.iterdir() if path.name[0] != "."} if run.exists() else set()
     is_run = {"run.json", _CONFIG} <= found
     # A run that was killed while it was opened has run.json, and perhaps a part of its inputs.
