@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
 from tamis.data.schema import InputSpec
 from tamis.models.dien import next_event_loss
@@ -15,7 +14,7 @@ from tamis.models.interest import (
     InterestUnit,
     check_heads,
 )
-from tamis.nn.attention import ActivationUnit, SequenceAttention, attend
+from tamis.nn.attention import ActivationUnit, SequenceAttention, self_attend
 from tamis.nn.length_groups import LengthGroups
 from tamis.nn.linear import Linear
 from tamis.nn.mlp import MLP, Activation
@@ -106,7 +105,8 @@ class _Unit(InterestUnit):
         if self.training and self.auxiliary_weight > 0:
             loss = self.auxiliary_weight * next_event_loss(refined, events)
         projected = zip(groups.pad(self.project(refined)), groups.valid, strict=True)
-        heads = groups.flat([self._attend(*group) for group in projected]).unbind(1)
+        mixed = [self_attend(*group, num_heads=self.num_heads, causal=True) for group in projected]
+        heads = groups.flat(mixed).chunk(self.num_heads, dim=1)
         positions = self.positions.index_select(0, events.ages)
         placed = torch.cat([history.target_of_events, positions], dim=1)
         vectors = []
@@ -117,13 +117,3 @@ class _Unit(InterestUnit):
             weights = replace(events, values=pool(place(placed), interest)).softmax()
             vectors.append(replace(events, values=interest * weights).sum())
         return Interest(vector=torch.cat(vectors, dim=1), loss=loss)
-
-    def _attend(
-        self, projected: Float[Tensor, "B T W"], valid: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T H K"]:
-        """What each head of the second attention reads."""
-        query, key, value = (
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in projected.chunk(3, dim=2)
-        )
-        return attend(query, key, value, valid=valid, causal=True).transpose(1, 2)

@@ -5,9 +5,10 @@ Masks are true where a token may be attended to. A row without any such token ge
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
+from tamis.nn.blocked_attention import blocked_attention
 from tamis.nn.dropout import Dropout
 from tamis.nn.linear import Linear, linear
 from tamis.nn.mlp import MLP, Activation
@@ -58,6 +59,40 @@ def _mask_of(valid: Tensor) -> Tensor:
     return (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
 
 
+def self_attend(
+    projected: Float[Tensor, "B L W"],
+    valid: Bool[Tensor, "B L"],
+    *,
+    num_heads: int,
+    rotary: bool = False,
+    causal: bool = False,
+) -> Float[Tensor, "B L D"]:
+    """Softmax attention of each row's tokens to each other.
+
+    Args:
+        projected: Queries, keys and values side by side, W = 3 D, each by heads.
+        valid: Tokens that may be attended to; a row without any gets zeros.
+        num_heads: Heads; must divide D.
+        rotary: Whether queries and keys are rotated; values are not.
+        causal: As in :func:`attend`.
+    """
+    length, width = projected.shape[1], projected.shape[2] // 3
+    # PyTorch's kernel is as fast on one thread, and hardly faster on more of them.
+    is_in_threads = projected.device.type == "cpu" and torch.get_num_threads() > 1
+    if is_in_threads and not torch.compiler.is_compiling():
+        turns = None
+        if rotary:
+            turns = _turns(length, width // num_heads, projected.device).repeat(1, num_heads)
+        return blocked_attention(projected, valid, num_heads=num_heads, turns=turns, causal=causal)
+    both, value = projected.split((2 * width, width), dim=2)
+    both = both.unflatten(2, (2 * num_heads, -1))
+    if rotary:
+        both = rotate(both)
+    query, key = both.transpose(1, 2).chunk(2, dim=1)
+    value = value.unflatten(2, (num_heads, -1)).transpose(1, 2).to(key.dtype)
+    return attend(query, key, value, valid=valid, causal=causal).transpose(1, 2).flatten(2)
+
+
 def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
     """Rotary positions 0 to L-1: pair i of a head turns by ``position * 10000 ** (-2i / K)``.
 
@@ -68,19 +103,28 @@ def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
         Su et al., RoFormer, arXiv:2104.09864, equation (34).
     """
     length, heads, width = x.shape[1:]
-    rates = 10000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)
-    angles = torch.arange(length, device=x.device).unsqueeze(1) * rates
     if torch.compiler.is_exporting():
         # Graphs of other servers have no complex numbers.
+        angles = _angles(length, width, x.device)
         cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
         first, second = x.float().unflatten(3, (-1, 2)).unbind(4)
         turned = [first * cosine - second * sine, first * sine + second * cosine]
         return torch.stack(turned, dim=4).flatten(3)
     # The same for all heads, but laid out for each: one product of rows without gaps takes a
     # quarter of the time of sines and cosines over halves of a head.
-    turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1).repeat(1, heads, 1)
+    turns = _turns(length, width, x.device).unsqueeze(1).repeat(1, heads, 1)
     pairs = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(3)
+
+
+def _turns(length: int, width: int, device: torch.device) -> Complex[Tensor, "L P"]:
+    angles = _angles(length, width, device)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _angles(length: int, width: int, device: torch.device) -> Float[Tensor, "L P"]:
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=device) / width)
+    return torch.arange(length, device=device).unsqueeze(1) * rates
 
 
 class SequenceAttention(nn.Module):
@@ -114,15 +158,14 @@ class SequenceAttention(nn.Module):
         self, tokens: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
         """Tokens after attention; those that are not valid hold no information."""
-        width = tokens.shape[2]
-        both, value = self.project(tokens).split((2 * width, width), dim=2)
-        both = both.unflatten(2, (2 * self.num_heads, -1))
-        if self.rotary:
-            both = rotate(both)
-        query, key = both.transpose(1, 2).chunk(2, dim=1)
-        value = value.unflatten(2, (self.num_heads, -1)).transpose(1, 2).to(key.dtype)
-        mixed = attend(query, key, value, valid=valid, causal=self.causal)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = self_attend(
+            self.project(tokens),
+            valid,
+            num_heads=self.num_heads,
+            rotary=self.rotary,
+            causal=self.causal,
+        )
+        return self.output(mixed)
 
 
 class PoolingAttention(nn.Module):
