@@ -6,10 +6,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tamis.models.flops import counted_flops
 from tamis.nn.attention import SequenceAttention, self_attend
 from tamis.nn.blocked_attention import blocked_attention
 
 ROWS, LENGTH, HEADS, WIDTH = 700, 20, 2, 8  # three blocks on one thread
+SCALE = 0.5
 
 
 @contextlib.contextmanager
@@ -40,7 +42,9 @@ def _attended(
     """Mixed values, and the gradient of some function of them."""
     projected = projected.clone().requires_grad_()
     valid = torch.arange(LENGTH) < lengths.unsqueeze(1)
-    mixed = self_attend(projected, valid, num_heads=HEADS, rotary=rotary, causal=causal)
+    mixed = self_attend(
+        projected, valid, num_heads=HEADS, scale=SCALE, rotary=rotary, causal=causal
+    )
     (mixed * torch.linspace(-1, 1, mixed.numel()).view_as(mixed)).sum().backward()
     assert projected.grad is not None
     return mixed.detach(), projected.grad
@@ -72,11 +76,11 @@ def test_gradient_is_that_of_finite_differences(projected: torch.Tensor) -> None
     weights = torch.randn(2, 4, HEADS * WIDTH, generator=torch.Generator().manual_seed(3))
 
     def value(step: float) -> torch.Tensor:
-        mixed = blocked_attention(projected + step * direction, valid, num_heads=HEADS)
+        mixed = blocked_attention(projected + step * direction, valid, num_heads=HEADS, scale=SCALE)
         return (mixed * weights).sum()
 
     changing = projected.clone().requires_grad_()
-    (blocked_attention(changing, valid, num_heads=HEADS) * weights).sum().backward()
+    (blocked_attention(changing, valid, num_heads=HEADS, scale=SCALE) * weights).sum().backward()
     assert changing.grad is not None
 
     expected = (value(0.01) - value(-0.01)) / 0.02
@@ -90,8 +94,8 @@ def test_projections_in_bfloat16_are_read_in_float32(
     rounded = projected.bfloat16().requires_grad_()
     exact = rounded.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = blocked_attention(rounded, valid, num_heads=HEADS)
-    expected = blocked_attention(exact, valid, num_heads=HEADS)
+        found = blocked_attention(rounded, valid, num_heads=HEADS, scale=SCALE)
+    expected = blocked_attention(exact, valid, num_heads=HEADS, scale=SCALE)
     found.sum().backward()
     expected.sum().backward()
 
@@ -100,6 +104,14 @@ def test_projections_in_bfloat16_are_read_in_float32(
     assert rounded.grad is not None
     assert exact.grad is not None
     assert torch.equal(rounded.grad, exact.grad.bfloat16())
+
+
+def test_operations_are_counted_as_those_of_the_whole(projected: torch.Tensor) -> None:
+    whole, _ = counted_flops(lambda: self_attend(projected, num_heads=HEADS))
+    with _two_threads():
+        blocks, _ = counted_flops(lambda: self_attend(projected, num_heads=HEADS))
+
+    assert blocks == whole == 2 * (2 * ROWS * HEADS * LENGTH * LENGTH * WIDTH)
 
 
 def test_no_rows_and_second_derivatives() -> None:

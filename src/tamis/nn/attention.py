@@ -61,9 +61,10 @@ def _mask_of(valid: Tensor) -> Tensor:
 
 def self_attend(
     projected: Float[Tensor, "B L W"],
-    valid: Bool[Tensor, "B L"],
+    valid: Bool[Tensor, "B L"] | None = None,
     *,
     num_heads: int,
+    scale: float | None = None,
     rotary: bool = False,
     causal: bool = False,
 ) -> Float[Tensor, "B L D"]:
@@ -71,26 +72,31 @@ def self_attend(
 
     Args:
         projected: Queries, keys and values side by side, W = 3 D, each by heads.
-        valid: Tokens that may be attended to; a row without any gets zeros.
+        valid: Tokens that may be attended to; a row without any gets zeros. None: all tokens.
         num_heads: Heads; must divide D.
+        scale: As in :func:`attend`.
         rotary: Whether queries and keys are rotated; values are not.
         causal: As in :func:`attend`.
     """
     length, width = projected.shape[1], projected.shape[2] // 3
+    scale = (width // num_heads) ** -0.5 if scale is None else scale
     # PyTorch's kernel is as fast on one thread, and hardly faster on more of them.
     is_in_threads = projected.device.type == "cpu" and torch.get_num_threads() > 1
     if is_in_threads and not torch.compiler.is_compiling():
         turns = None
         if rotary:
             turns = _turns(length, width // num_heads, projected.device).repeat(1, num_heads)
-        return blocked_attention(projected, valid, num_heads=num_heads, turns=turns, causal=causal)
+        return blocked_attention(
+            projected, valid, num_heads=num_heads, scale=scale, turns=turns, causal=causal
+        )
     both, value = projected.split((2 * width, width), dim=2)
     both = both.unflatten(2, (2 * num_heads, -1))
     if rotary:
         both = rotate(both)
     query, key = both.transpose(1, 2).chunk(2, dim=1)
     value = value.unflatten(2, (num_heads, -1)).transpose(1, 2).to(key.dtype)
-    return attend(query, key, value, valid=valid, causal=causal).transpose(1, 2).flatten(2)
+    mixed = attend(query, key, value, scale=scale, valid=valid, causal=causal)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:

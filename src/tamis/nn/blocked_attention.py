@@ -23,9 +23,10 @@ _BYTES_PER_THREAD = 2 << 20
 
 def blocked_attention(
     projected: Float[Tensor, "B L W"],
-    valid: Bool[Tensor, "B L"],
+    valid: Bool[Tensor, "B L"] | None,
     *,
     num_heads: int,
+    scale: float,
     turns: Complex[Tensor, "L P"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "B L D"]:
@@ -33,15 +34,16 @@ def blocked_attention(
 
     Args:
         projected: Queries, keys and values side by side, W = 3 D, each by heads.
-        valid: Tokens that may be attended to; a row without any gets zeros.
+        valid: Tokens that may be attended to; a row without any gets zeros. None: all tokens.
         num_heads: Heads; must divide D.
+        scale: Multiplies the scores.
         turns: What the P = D / 2 pairs of neighbours in queries and keys are multiplied by as
             complex numbers; None: nothing.
         causal: Whether a token sees only itself and those before it; rows then begin with a valid
             token, or have none.
     """
     mixed: Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
-        projected, valid, num_heads, turns, causal
+        projected, valid, num_heads, scale, turns, causal
     )
     return mixed
 
@@ -51,12 +53,13 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         projected: Tensor,
-        valid: Tensor,
+        valid: Tensor | None,
         num_heads: int,
+        scale: float,
         turns: Tensor | None,
         causal: bool,
     ) -> Tensor:
-        ctx.blocks = _Blocks(projected, valid, num_heads, turns, causal)
+        ctx.blocks = _Blocks(projected, valid, num_heads, scale, turns, causal)
         ctx.save_for_backward(projected)
         with torch.autocast("cpu", enabled=False):
             return ctx.blocks.mixed(projected)
@@ -66,7 +69,7 @@ class _BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, of_mixed: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (projected,) = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
-            return ctx.blocks.gradient(projected, of_mixed), None, None, None, None
+            return ctx.blocks.gradient(projected, of_mixed), None, None, None, None, None
 
 
 class _Blocks:
@@ -75,28 +78,32 @@ class _Blocks:
     def __init__(
         self,
         projected: Tensor,
-        valid: Tensor,
+        valid: Tensor | None,
         num_heads: int,
+        scale: float,
         turns: Tensor | None,
         causal: bool,
     ) -> None:
         self.rows, self.length, width = projected.shape
-        self.heads, self.width = num_heads, width // (3 * num_heads)
-        self.scale = self.width**-0.5
+        self.heads, self.width, self.scale = num_heads, width // (3 * num_heads), scale
         # Values turn as well, by nothing: rows without gaps take less time than two thirds of them.
         self.turns = (
             None if turns is None else torch.cat([turns, turns, torch.ones_like(turns)], dim=1)
         )
-        alive = valid.any(1, keepdim=True)
-        self.alive = None if bool(alive.all()) else alive[:, None, :, None]
-        # A row without a valid token would be NaN: it sees all of them, and is set to 0 then.
-        seen = (valid | ~alive)[:, None, None, :]
+        self.alive: Tensor | None = None
+        self.bias: Tensor | None = None
+        seen = torch.ones((1, 1, 1, 1), dtype=torch.bool)
+        if valid is not None:
+            # A row without a valid token would be NaN: it sees all of them, and is set to 0 then.
+            alive = valid.any(1, keepdim=True)
+            self.alive = None if bool(alive.all()) else alive[:, None, :, None]
+            seen = (valid | ~alive)[:, None, None, :]
         if causal:
             places = torch.arange(self.length)
             seen = seen & (places <= places.unsqueeze(1))
-        self.bias: Tensor | None = None
         if not bool(seen.all()):
-            self.bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+            shape = (self.rows, 1, *seen.shape[2:])
+            self.bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).expand(shape)
 
     def mixed(self, projected: Tensor) -> Tensor:
         """Mixed values (B, L, D)."""
@@ -122,8 +129,9 @@ class _Blocks:
             of_scores = torch.bmm(given, value.transpose(1, 2))
             of_scores -= (of_scores * shares).sum(2, keepdim=True)
             of_scores *= shares
-            parts[0].baddbmm_(of_scores, key, beta=0, alpha=self.scale)
-            parts[1].baddbmm_(of_scores.transpose(1, 2), query, beta=0, alpha=self.scale)
+            torch.bmm(of_scores, key, out=parts[0])
+            parts[0] *= self.scale
+            torch.bmm(of_scores.transpose(1, 2), query, out=parts[1])
             of_projected[block] = self._joined(parts)
         return of_projected
 
@@ -134,16 +142,15 @@ class _Blocks:
             yield slice(start, start + size)
 
     def _read(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (N, L, K)."""
+        """Scaled queries, keys and values (N, L, K)."""
         turned = _turned(projected.float(), self.turns)
         parts = turned.unflatten(2, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
         query, key, value = parts.flatten(1, 2).unbind(0)
-        return query, key, value
+        return query * self.scale, key, value
 
     def _shares(self, query: Tensor, key: Tensor, block: slice) -> Tensor:
         """What each token takes from each other one, (N, L, L)."""
-        scores = query.new_empty((len(query), self.length, self.length))
-        scores.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=self.scale)
+        scores = torch.bmm(query, key.transpose(1, 2))
         if self.bias is not None:
             scores.unflatten(0, (-1, self.heads)).add_(self.bias[block])
         return scores.softmax(2)

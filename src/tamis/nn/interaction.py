@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tamis.nn.attention import attend
+from tamis.nn.attention import self_attend
 from tamis.nn.autocast import in_autocast_type
 
 
@@ -194,7 +194,7 @@ class FieldAttention(nn.Module):
             layer_norm: Whether to normalise the sum of attention and residual before the ReLU.
         """
         super().__init__()
-        self.num_heads, self.head_dim, self.scale = num_heads, out_dim // num_heads, scale
+        self.num_heads, self.out_dim, self.scale = num_heads, out_dim, scale
         # Query, key, value and residual in one matrix product.
         self.project = nn.Linear(in_dim, 4 * out_dim, bias=False)
         for part in self.project.weight.chunk(4):
@@ -203,14 +203,10 @@ class FieldAttention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B F D"]) -> Float[Tensor, "B F O"]:
         """Tokens after attention."""
-        batch, count, _ = tokens.shape
-        query, key, value, residual = self.project(tokens).chunk(4, dim=2)
-        heads = [
-            part.view(batch, count, self.num_heads, self.head_dim).transpose(1, 2)
-            for part in (query, key, value)
-        ]
-        mixed = attend(*heads, scale=None if self.scale else 1.0)
-        return F.relu(self.norm(mixed.transpose(1, 2).flatten(2) + residual))
+        projected, residual = self.project(tokens).split((3 * self.out_dim, self.out_dim), dim=2)
+        scale = None if self.scale else 1.0
+        mixed = self_attend(projected, num_heads=self.num_heads, scale=scale)
+        return F.relu(self.norm(mixed + residual))
 
 
 def _cross_map(width: int, rank: int, num_experts: int) -> nn.Module:

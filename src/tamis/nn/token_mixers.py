@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tamis.nn.attention import attend
+from tamis.nn.attention import self_attend
 from tamis.nn.autocast import compiles_by_shape
 from tamis.nn.dropout import Dropout
 from tamis.nn.interaction import DotInteraction
@@ -216,11 +216,7 @@ class AttentionMixer(nn.Module):
         return self.map(self._encode(tokens))
 
     def _encode(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
-        heads = [
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.project(x).chunk(3, dim=2)
-        ]
-        mixed = self.output(attend(*heads).transpose(1, 2).flatten(2))
+        mixed = self.output(self_attend(self.project(x), num_heads=self.num_heads))
         x = self.norm1(x + self.dropout(mixed))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
