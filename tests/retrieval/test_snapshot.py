@@ -275,7 +275,7 @@ def test_snapshot_is_read_as_it_was_written(snapshot: IndexSnapshot, tmp_path: P
 def test_folder_that_exists_is_not_written_over(snapshot: IndexSnapshot, tmp_path: Path) -> None:
     snapshot.save(tmp_path / "index")
 
-    with pytest.raises(ArtifactError, match="must not exist yet"):
+    with pytest.raises(DataError, match="must not exist or be empty, got files in it"):
         snapshot.save(tmp_path / "index")
 
 

@@ -7,7 +7,6 @@ that neither the order of items nor the way they came in can be told from it.
 import dataclasses
 import functools
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,22 +217,12 @@ class IndexSnapshot:
         """Write the snapshot into a new folder.
 
         Raises:
-            ArtifactError: The folder exists.
+            DataError: The folder is taken.
+            RunInUseError: Another process is writing it.
             StorageError: The disk is full or the folder cannot be written.
         """
-        if folder.exists():
-            raise ArtifactError(
-                f"{folder}: must not exist yet, got a folder or file. Save a snapshot under a "
-                f"name of its own, such as {self.version[:12]}."
-            )
-        draft = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        with artifacts.disk_errors(folder):
-            draft.mkdir(parents=True)
-        try:
-            tensors = {
-                name: tensor.to("cpu").contiguous() for name, tensor in self._tensors().items()
-            }
+        tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self._tensors().items()}
+        with artifacts.draft_folder(folder) as draft, artifacts.disk_errors(folder):
             try:
                 with artifacts.atomic_path(draft / _TENSORS) as temporary:
                     safetensors.torch.save_file(tensors, temporary)
@@ -250,9 +239,7 @@ class IndexSnapshot:
                     "index_levels": len(self.codebooks),
                 },
             )
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            draft.replace(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "IndexSnapshot":
