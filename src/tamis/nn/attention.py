@@ -3,6 +3,8 @@
 Masks are true where a token may be attended to. A row without any such token gets zeros.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from tamis.nn.blocked_attention import blocked_attention
 from tamis.nn.dropout import Dropout
+from tamis.nn.event_rows import Count
 from tamis.nn.linear import Linear, linear
 from tamis.nn.mlp import MLP, Activation
 
@@ -123,14 +126,14 @@ def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
     return torch.view_as_real(pairs * turns).flatten(3)
 
 
-def _turns(length: int, width: int, device: torch.device) -> Complex[Tensor, "L P"]:
+def _turns(length: Count, width: int, device: torch.device) -> Complex[Tensor, "L P"]:
     angles = _angles(length, width, device)
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _angles(length: int, width: int, device: torch.device) -> Float[Tensor, "L P"]:
+def _angles(length: Count, width: int, device: torch.device) -> Float[Tensor, "L P"]:
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=device) / width)
-    return torch.arange(length, device=device).unsqueeze(1) * rates
+    return torch.arange(cast("int", length), device=device).unsqueeze(1) * rates
 
 
 class SequenceAttention(nn.Module):
