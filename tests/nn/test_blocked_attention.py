@@ -118,9 +118,11 @@ def test_no_rows_and_second_derivatives() -> None:
     module, tokens = SequenceAttention(8, 2), torch.randn(2, 3, 8, requires_grad=True)
     with _two_threads():
         nothing = module(torch.zeros(0, 3, 8), torch.zeros(0, 3, dtype=torch.bool))
+        nowhere = module(torch.zeros(3, 0, 8), torch.zeros(3, 0, dtype=torch.bool))
         mixed = module(tokens, torch.ones(2, 3, dtype=torch.bool))
 
     assert nothing.shape == (0, 3, 8)
+    assert nowhere.shape == (3, 0, 8)
     (first,) = torch.autograd.grad(mixed.square().sum(), tokens, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

@@ -84,8 +84,9 @@ def self_attend(
     length, width = projected.shape[1], projected.shape[2] // 3
     scale = (width // num_heads) ** -0.5 if scale is None else scale
     # PyTorch's kernel is as fast on one thread, and hardly faster on more of them.
-    is_in_threads = projected.device.type == "cpu" and torch.get_num_threads() > 1
-    if is_in_threads and not torch.compiler.is_compiling():
+    # A compiler cannot ask for their number.
+    is_read_by_compiler = torch.compiler.is_compiling()
+    if projected.device.type == "cpu" and not is_read_by_compiler and torch.get_num_threads() > 1:
         turns = None
         if rotary:
             turns = _turns(length, width // num_heads, projected.device).repeat(1, num_heads)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _BYTES_PER_THREAD = 2 << 20
-"""Of what a block needs: a core's second level of cache and some of the third."""
+"""Of a block's shares, queries, keys and values; for the gradient it holds about thrice as much."""
 
 
 def blocked_attention(
@@ -92,18 +92,14 @@ class _Blocks:
         )
         self.alive: Tensor | None = None
         self.bias: Tensor | None = None
-        seen = torch.ones((1, 1, 1, 1), dtype=torch.bool)
-        if valid is not None:
+        if valid is not None and not bool(valid.all()):
             # A row without a valid token would be NaN: it sees all of them, and is set to 0 then.
             alive = valid.any(1, keepdim=True)
             self.alive = None if bool(alive.all()) else alive[:, None, :, None]
-            seen = (valid | ~alive)[:, None, None, :]
-        if causal:
-            places = torch.arange(self.length)
-            seen = seen & (places <= places.unsqueeze(1))
-        if not bool(seen.all()):
-            shape = (self.rows, 1, *seen.shape[2:])
-            self.bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).expand(shape)
+            self.bias = _bias_of(valid | ~alive)[:, None, None, :]
+        self.causal_bias = (
+            _bias_of(torch.ones(self.length, self.length).tril() > 0) if causal else None
+        )
 
     def mixed(self, projected: Tensor) -> Tensor:
         """Mixed values (B, L, D)."""
@@ -137,7 +133,7 @@ class _Blocks:
 
     def _blocks(self) -> Iterator[slice]:
         bytes_per_row = 4 * self.heads * self.length * (self.length + 3 * self.width)
-        size = max(1, torch.get_num_threads() * _BYTES_PER_THREAD // bytes_per_row)
+        size = max(1, torch.get_num_threads() * _BYTES_PER_THREAD // max(1, bytes_per_row))
         for start in range(0, self.rows, size):
             yield slice(start, start + size)
 
@@ -153,6 +149,8 @@ class _Blocks:
         scores = torch.bmm(query, key.transpose(1, 2))
         if self.bias is not None:
             scores.unflatten(0, (-1, self.heads)).add_(self.bias[block])
+        if self.causal_bias is not None:
+            scores += self.causal_bias
         return scores.softmax(2)
 
     def _alive(self, tokens: Tensor, block: slice) -> Tensor:
@@ -164,6 +162,11 @@ class _Blocks:
         """Gradients of queries, keys and values (3, N, L, K), as they were projected (b, L, W)."""
         parts = parts.unflatten(1, (-1, self.heads)).permute(1, 3, 0, 2, 4)
         return _turned(parts.flatten(2), None if self.turns is None else self.turns.conj())
+
+
+def _bias_of(seen: Tensor) -> Tensor:
+    """What is added to scores: 0 where a token is seen."""
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
 
 def _turned(x: Tensor, turns: Tensor | None) -> Tensor:

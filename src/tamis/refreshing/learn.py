@@ -106,7 +106,7 @@ def learn(
         ConfigError: A setting is wrong, or an early stage that imitates reads other inputs than
             the funnel encodes.
         DataError: The logs do not suffice, such as for labels of one class.
-        DivergedError: The loss of a training is no finite number.
+        DivergedError: A loss, or a prediction for the validation rows, is no finite number.
         TamisError: A training was interrupted.
     """
     stages, losses = {stage.budget.name: stage for stage in base.stages}, []

@@ -51,11 +51,11 @@ class Round:
     until: int
     """Number of the last request."""
     status: Status = "open"
-    """``open``: at work. ``failed``: its events do not suffice to learn from. ``refused``: the new
-    bundle was worse. ``published``: it lies beside the others. ``live``: the server took it.
-    ``overtaken``: another bundle served before it was done."""
+    """``open``: at work. ``failed``: its events do not suffice, or training on them diverged.
+    ``refused``: the new bundle was worse. ``published``: it lies beside the others. ``live``: the
+    server took it. ``overtaken``: another bundle served before it was done."""
     problem: str = ""
-    """What its events lack; empty but for ``failed``."""
+    """Why it failed; empty but for ``failed``."""
     tried: tuple[str, ...] = ()
     """Settings with which it failed; with others its requests are tried again. Empty but for
     ``failed``."""

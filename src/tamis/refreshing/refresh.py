@@ -244,7 +244,7 @@ def _learnt_until(ledger: Ledger, serving: Bundle, store: Store) -> int:
 
 
 def _tried_alike(ledger: Ledger, settings: RefreshSettings) -> list[Round]:
-    """All rounds but those that failed with other settings, which may be what they lacked."""
+    """All rounds but those that failed with other settings, which may be why."""
     tried = _tried(settings)
     return [turn for turn in ledger.rounds if turn.status != "failed" or turn.tried == tried]
 
