@@ -42,34 +42,25 @@ def blocked_attention(
         causal: Whether a token sees only itself and those before it; rows then begin with a valid
             token, or have none.
     """
-    mixed: Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
-        projected, valid, num_heads, scale, turns, causal
-    )
+    blocks = _Blocks(projected, valid, num_heads, scale, turns, causal)
+    mixed: Tensor = _BlockedAttention.apply(projected, blocks)  # type: ignore[no-untyped-call]
     return mixed
 
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        projected: Tensor,
-        valid: Tensor | None,
-        num_heads: int,
-        scale: float,
-        turns: Tensor | None,
-        causal: bool,
-    ) -> Tensor:
-        ctx.blocks = _Blocks(projected, valid, num_heads, scale, turns, causal)
+    def forward(ctx: Any, projected: Tensor, blocks: "_Blocks") -> Tensor:  # noqa: ANN401
+        ctx.blocks = blocks
         ctx.save_for_backward(projected)
         with torch.autocast("cpu", enabled=False):
-            return ctx.blocks.mixed(projected)
+            return blocks.mixed(projected)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mixed: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, of_mixed: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (projected,) = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
-            return ctx.blocks.gradient(projected, of_mixed), None, None, None, None, None
+            return ctx.blocks.gradient(projected, of_mixed), None
 
 
 class _Blocks:
@@ -108,6 +99,7 @@ class _Blocks:
         for block in self._blocks():
             query, key, value = self._read(projected[block])
             part = torch.bmm(self._shares(query, key, block), value)
+            part = part.unflatten(0, (-1, self.heads))
             mixed[block] = self._alive(part, block).transpose(1, 2)
         return mixed.flatten(2)
 
@@ -118,7 +110,7 @@ class _Blocks:
         for block in self._blocks():
             query, key, value = self._read(projected[block])
             shares = self._shares(query, key, block)
-            given = of_mixed[block].transpose(1, 2).float().flatten(0, 1)
+            given = of_mixed[block].transpose(1, 2).float()
             given = self._alive(given, block).flatten(0, 1)
             parts = query.new_empty((3, *query.shape))
             torch.bmm(shares.transpose(1, 2), given, out=parts[2])
@@ -155,7 +147,6 @@ class _Blocks:
 
     def _alive(self, tokens: Tensor, block: slice) -> Tensor:
         """Tokens (b, H, L, K), those of rows without a valid one set to 0."""
-        tokens = tokens.unflatten(0, (-1, self.heads))
         return tokens if self.alive is None else tokens * self.alive[block]
 
     def _joined(self, parts: Tensor) -> Tensor:
