@@ -14,7 +14,6 @@ Writer and reader stand in one file: both know the layout, and a change of it ch
 
 import contextlib
 import mmap
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,9 +184,7 @@ class DatasetWriter:
             },
         )
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        if self.out.exists():
-            self.out.rmdir()
-        os.replace(self._draft, self.out)
+        self._draft.replace(self.out)
         return Dataset.open(self.out)
 
     def _file(self, files: dict[str, "_ColumnFile"], split: str, name: str) -> "_ColumnFile":

@@ -11,7 +11,6 @@ release is a hash of the contents of all parts, so a part of another publishing 
 """
 
 import importlib.metadata
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,7 @@ def write_bundle(path: Path, blueprint: Blueprint) -> str:
         contents = {part: _contents(draft / part) for part in parts}
         release = config.fingerprint(contents)
         _seal(draft, contents, release)
-        if path.exists():
-            path.rmdir()
-        os.replace(draft, path)
+        draft.replace(path)
     return release
 
 
