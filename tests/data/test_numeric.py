@@ -105,6 +105,22 @@ def test_frequent_value_becomes_the_middle_of_its_ranks(
     assert encoded == pytest.approx(np.array(list(becomes.values())), abs=0.02)
 
 
+def test_text_of_an_encoder_names_ranks_of_quantiles_alone() -> None:
+    # Fingerprints of datasets hold it, and rows of results those fingerprints.
+    fitted = {
+        transform: _fitted([1.0, 2.0, 2.0, 3.0], transform=transform)
+        for transform in ("none", "standardise", "log", "quantile")
+    }
+
+    tables = {transform: encoder.to_table() for transform, encoder in fitted.items()}
+
+    common = {"transform", "mean", "std", "minimum", "maximum", "knots"}
+    assert set(tables.pop("quantile")) == {*common, "ranks"}
+    assert all(set(table) == common for table in tables.values())
+    for encoder in fitted.values():
+        assert NumericEncoder.from_table(encoder.to_table()) == encoder
+
+
 def test_quantiles_of_an_earlier_version_are_read_as_they_were() -> None:
     table = _fitted([1.0, 2.0, 3.0], transform="quantile").to_table()
     del table["ranks"]

@@ -72,8 +72,11 @@ class NumericEncoder:
         return np.where(missing, 0, buckets).astype(np.int32)
 
     def to_table(self) -> dict[str, Any]:
-        """JSON values."""
-        return dataclasses.asdict(self)
+        """JSON values; ``ranks`` only where there are any."""
+        table = dataclasses.asdict(self)
+        if not self.ranks:
+            del table["ranks"]
+        return table
 
     @staticmethod
     def from_table(table: dict[str, Any]) -> "NumericEncoder":
