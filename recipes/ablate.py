@@ -82,17 +82,20 @@ def dhen_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -
     raise ValueError(f"{variant}: {error}")
 
 
-_MODULES = {"dot": ["dot"], "dcn_v2": ["dcn_v2"], "dhen": ["dot", "dcn_v2"]}
-_FLOWS = {"sep": "none", "s2n": "to_fields", "n2s": "to_events", "both": "both"}
+_FLOWS = {
+    "sole": "sole",
+    "sep": "none",
+    "s2n": "to_fields",
+    "n2s": "to_events",
+    "both": "both",
+}
 
 
 def flow_variant(variant: str, read: Callable[[str], Recipe], spec: InputSpec) -> Recipe:
-    """InterFormer with one backbone and one flow; ``sole`` is the backbone on the mean history."""
+    """InterFormer with one backbone and one flow."""
     del spec
     backbone, _, flow = variant.partition("-")
     recipe = copy.deepcopy(read("interformer"))
-    if flow == "sole":
-        return _without_sequence(recipe, _MODULES[backbone], history="mean")
     recipe["model"] |= {"backbone": backbone, "flow": _FLOWS[flow]}
     return recipe
 
@@ -107,7 +110,7 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
     model, (kind, _, rest) = recipe["model"], variant.partition("-")
     if variant == "dhen-sole" or kind == "early":
         history = rest if kind == "early" else "mean"
-        return _without_sequence(recipe, _MODULES["dhen"], history=history)
+        return _without_sequence(recipe, history=history)
     if variant == "dhen-both":
         model["flow"] = "both"
     elif kind == "depth":
@@ -129,10 +132,11 @@ def interformer_variant(variant: str, read: Callable[[str], Recipe], spec: Input
     return recipe
 
 
-def _without_sequence(recipe: Recipe, modules: list[str], *, history: str) -> Recipe:
-    """Modules of interaction alone, on a summary of the history, trained as InterFormer is."""
+def _without_sequence(recipe: Recipe, *, history: str) -> Recipe:
+    """DHEN alone, on a summary of the history, trained as InterFormer is."""
     shared = ("embedding_dim", "head_units", "head_norm", "dropout", "num_layers", "init_std")
     kept = {key: recipe["model"][key] for key in shared if key in recipe["model"]}
+    modules = ["dot", "dcn_v2"]
     return {**recipe, "model": {"name": "dhen", "modules": modules, "history": history} | kept}
 
 

@@ -226,6 +226,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         _SMALL_INTERFORMER
         | {"flow": "none", "pooled_tokens": 0, "gate": "sigmoid", "restore_units": (16,)},
     ),
+    ("interformer", _SMALL_INTERFORMER | {"flow": "sole", "style": "residual"}),
     (
         "interformer",
         _SMALL_INTERFORMER

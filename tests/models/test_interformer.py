@@ -46,20 +46,19 @@ class Rows:
             return tokens
         return np.array([self.reference.layer_norm(module, token) for token in tokens])
 
-    def events(self, row: int) -> np.ndarray:
+    def history(self, row: int) -> np.ndarray:
         weight = self.array(self.model.tokens.tables.weight)
         first = self.model.tokens.tables.first_row["item"]
         history = self.reference.batch.sequences["past"]
         rows = history.values[history.offsets[row] : history.offsets[row + 1], 0].tolist()
-        merged = []
-        for event in rows:
-            s = weight[first + event]
-            if self.model.events.mask is not None:
-                mask = self.reference.mlp(self.model.events.mask, s, num_hidden=0)
-                s = self.reference.mlp(
-                    self.model.events.merge, s * mask, num_hidden=1, activation="silu"
-                )
-            merged.append(s)
+        return np.array([weight[first + event] for event in rows])
+
+    def events(self, row: int) -> np.ndarray:
+        merged = self.history(row)
+        if self.model.events.mask is not None:
+            masked = merged * self.each(self.model.events.mask, merged, num_hidden=0)
+            merge = self.model.events.merge
+            merged = self.each(merge, masked, num_hidden=1, activation="silu")
         return np.array(merged).reshape(-1, self.config.embedding_dim)
 
     def fields(self, row: int) -> np.ndarray:
@@ -70,6 +69,9 @@ class Rows:
             weight[tables.first_row[name] + index]
             for name, index in zip(("user", "item"), ids, strict=True)
         ]
+        if self.config.flow == "sole":
+            history = self.history(row)
+            tokens.append(history.mean(0) if len(history) else np.zeros_like(tokens[0]))
         dense = self.reference.mlp(
             self.model.tokens.dense, self.reference.numbers(row), num_hidden=0
         )
@@ -162,6 +164,8 @@ class Rows:
         return self.reference.mlp(part.restore, mixed, num_hidden=0).reshape(-1, tokens.shape[1])
 
     def logits(self, row: int) -> np.ndarray:
+        if self.config.flow == "sole":
+            return self.logits_of_fields(row)
         config = self.config
         x, s, num_class = self.fields(row), self.events(row), 0
         for place, layer in enumerate(self.model.layers):
@@ -170,28 +174,39 @@ class Rows:
                 of_fields = self.of_fields(layer.field_summary, x)
                 if place == 0 and config.has_class_tokens:
                     s, num_class = np.concatenate([of_fields, s]), len(of_fields)
-            tokens = self.norm(layer.norm_fields, x)
+            tokens = self.norm(layer.norm, x)
             if layer.event_summary is not None:
                 of_events = self.of_events(layer.event_summary, s, num_class)
                 tokens = np.concatenate([tokens, of_events])
             fields = self.interaction(layer.interaction, tokens)
-            events = self.norm(layer.norm_events, self.personal(layer.personal, s, of_fields))
+            sequence = layer.sequence
+            events = self.norm(sequence.norm, self.personal(sequence.personal, s, of_fields))
             if config.style == "residual":
                 s = events = s + events
             if config.attention and len(events):
-                projected = self.each(layer.attention.project, events, num_hidden=0)
+                projected = self.each(sequence.attention.project, events, num_hidden=0)
                 query, key, value = np.split(projected, 3, axis=1)
                 if config.rotary:
                     query, key = self.rotated(query), self.rotated(key)
                 mixed = self.attend(query, key, value)
-                events = self.each(layer.attention.output, mixed, num_hidden=0)
+                events = self.each(sequence.attention.output, mixed, num_hidden=0)
             residual = config.style != "literal"
             x, s = (x + fields, s + events) if residual else (fields, events)
         summaries = [
             self.of_fields(self.model.field_summary, x),
             self.of_events(self.model.event_summary, s, num_class),
         ]
-        flat = np.concatenate(summaries).ravel()
+        return self.head(np.concatenate(summaries))
+
+    def logits_of_fields(self, row: int) -> np.ndarray:
+        x = self.fields(row)
+        for layer in self.model.layers:
+            update = self.interaction(layer.interaction, self.norm(layer.norm, x))
+            x = update if self.config.style == "literal" else x + update
+        return self.head(self.of_fields(self.model.field_summary, x))
+
+    def head(self, summaries: np.ndarray) -> np.ndarray:
+        flat = summaries.ravel()
         return self.reference.mlp(self.model.head, flat, num_hidden=2, activation="silu")
 
 
@@ -204,9 +219,11 @@ class Rows:
         {"backbone": "dot", "flow": "to_fields"},
         {"backbone": "dcn_v2", "backbone_layers": 2, "cross_rank": 3, "flow": "to_events"},
         {"flow": "none", "merge_single": False},
+        {"flow": "sole", "backbone": "dot"},
+        {"flow": "sole", "gate": "none", "pooled_tokens": 0, "recent_tokens": 0},
         {"gate": "mask", "personal": "full"},
         {"gate": "tanh", "personal": "mlp_low_rank", "personal_rank": 2},
-        {"gate": "sigmoid", "personal": "none", "class_tokens": False},
+        {"gate": "sigmoid", "personal": "none", "class_tokens": False, "summary_tokens": 2},
         {"gate": "none", "attention": False},
         {"rotary": False, "recent_tokens": 3, "pooled_tokens": 0},
     ],
@@ -244,7 +261,7 @@ def _updated(model: InterFormer, x, s, valid) -> tuple[torch.Tensor, torch.Tenso
         valid = torch.nn.functional.pad(valid, (of_fields.shape[1], 0), value=True)
     of_events = layer.event_summary([s], [valid]) if layer.event_summary is not None else None
     fields = [of_fields] if of_fields is not None else None
-    return layer.interact(x, of_events), layer.attend([s], fields, [valid])[0]
+    return layer.interact(x, of_events), layer.sequence([s], fields, [valid])[0]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +292,7 @@ def test_the_archs_of_a_layer_may_run_in_either_order(monkeypatch: pytest.Monkey
     model = InterFormer(InterFormerConfig(**_SMALL), spec).eval()
     batch = example_batch(spec)
     expected = model(batch).logits
-    interact, attend = interformer._Layer.interact, interformer._Layer.attend
+    interact, attend = interformer._Layer.interact, interformer._SequenceArch.forward
     waiting: list[tuple[torch.Tensor, tuple]] = []
 
     def interact_later(layer, x, of_events) -> torch.Tensor:
@@ -284,14 +301,14 @@ def test_the_archs_of_a_layer_may_run_in_either_order(monkeypatch: pytest.Monkey
         waiting.append((promised, (layer, x, of_events)))
         return promised
 
-    def attend_first(layer, s, of_fields, valid) -> list[torch.Tensor]:
-        events = attend(layer, s, of_fields, valid)
+    def attend_first(arch, s, of_fields, valid) -> list[torch.Tensor]:
+        events = attend(arch, s, of_fields, valid)
         promised, arguments = waiting.pop()
         promised.copy_(interact(*arguments))
         return events
 
     monkeypatch.setattr(interformer._Layer, "interact", interact_later)
-    monkeypatch.setattr(interformer._Layer, "attend", attend_first)
+    monkeypatch.setattr(interformer._SequenceArch, "forward", attend_first)
     with torch.inference_mode():
         assert torch.equal(model(batch).logits, expected)
 
@@ -300,12 +317,12 @@ def test_every_event_keeps_its_place_to_the_last_layer(monkeypatch: pytest.Monke
     torch.manual_seed(0)
     spec, settings = example_spec(), InterFormerConfig()
     model = InterFormer(settings, spec).eval()
-    attend, summarise = interformer._Layer.attend, interformer._EventSummary.forward
+    attend, summarise = interformer._SequenceArch.forward, interformer._EventSummary.forward
     events: list[int] = []
     summaries: list[tuple[int, ...]] = []
 
-    def attend_and_tell(layer, s, of_fields, valid) -> list[torch.Tensor]:
-        updated = attend(layer, s, of_fields, valid)
+    def attend_and_tell(arch, s, of_fields, valid) -> list[torch.Tensor]:
+        updated = attend(arch, s, of_fields, valid)
         events.extend(part.shape[1] for part in updated)
         return updated
 
@@ -314,7 +331,7 @@ def test_every_event_keeps_its_place_to_the_last_layer(monkeypatch: pytest.Monke
         summaries.append(tuple(summary.shape))
         return summary
 
-    monkeypatch.setattr(interformer._Layer, "attend", attend_and_tell)
+    monkeypatch.setattr(interformer._SequenceArch, "forward", attend_and_tell)
     monkeypatch.setattr(interformer._EventSummary, "forward", summarise_and_tell)
     batch = example_batch(spec)
     model(batch)

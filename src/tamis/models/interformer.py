@@ -38,9 +38,10 @@ class InterFormerConfig:
     """Width d of a token. At least 1."""
     num_layers: int = 2
     """Layers L. At least 1."""
-    flow: Literal["both", "to_fields", "to_events", "none"] = "both"
+    flow: Literal["both", "to_fields", "to_events", "none", "sole"] = "both"
     """Which mode learns of the other before the head: both, the fields of the events (s2n), the
-    events of the fields (n2s), or neither (sep)."""
+    events of the fields (n2s), or neither (sep). ``sole`` is the interaction alone: each column of
+    a history is one more field, the mean of its events, and nothing else reads events."""
     summary_tokens: int = 4
     """Tokens that summarise the fields; they are the CLS tokens C of the sequence too."""
     class_tokens: bool = True
@@ -112,11 +113,17 @@ class InterFormerConfig:
             )
         # Class tokens know of events what they attend to.
         sees_events = self.has_class_tokens and self.attention
-        if not (self.pooled_tokens or self.recent_tokens or sees_events):
+        summarised = self.pooled_tokens or self.recent_tokens or sees_events
+        if self.reads_events and not summarised:
             raise ConfigError(
                 "model.pooled_tokens: must be at least 1 without recent tokens and without class "
                 "tokens that attend to events, got 0: nothing would summarise the events."
             )
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether there is a Sequence Arch."""
+        return self.flow != "sole"
 
     @property
     def has_class_tokens(self) -> bool:
@@ -181,7 +188,7 @@ class InterFormer(nn.Module):
             width,
             hidden_units=(),
             num_dense_tokens=1,
-            pool_sequences=False,
+            pool_sequences=not config.reads_events,
             init_std=config.init_std,
         )
         if not self.tokens.num_tokens:
@@ -190,7 +197,7 @@ class InterFormer(nn.Module):
                 "the candidate item as a categorical field."
             )
         self.events: EventVectors | None = None
-        if spec.sequences:
+        if spec.sequences and config.reads_events:
             self.events = EventVectors(
                 spec, width, merge_single=config.merge_single, mask_activation=config.merge_mask
             )
@@ -199,10 +206,10 @@ class InterFormer(nn.Module):
             _Layer(config, count, is_first=place == 0) for place in range(config.num_layers)
         )
         self.field_summary = _FieldSummary(config, count)
-        self.event_summary = _EventSummary(config)
-        summaries = config.summary_tokens + self.event_summary.num_tokens
+        self.event_summary = _EventSummary(config) if config.reads_events else None
+        of_events = self.event_summary.num_tokens if self.event_summary is not None else 0
         self.head = MLP(
-            summaries * width,
+            (config.summary_tokens + of_events) * width,
             config.head_units,
             out_dim=len(spec.tasks),
             makes_logits=True,
@@ -214,6 +221,11 @@ class InterFormer(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T)."""
         x = self.tokens(batch)
+        if self.event_summary is None:
+            for layer in self.layers:
+                assert isinstance(layer, _Layer)
+                x = layer.interact(x, None)
+            return Output(logits=self.head(self.field_summary(x).flatten(1)))
         events = self._events(batch, like=x)
         # The rows in the order of their histories' lengths from here to the logits.
         groups = LengthGroups(events.offsets, events.values.shape[0])
@@ -231,8 +243,9 @@ class InterFormer(nn.Module):
             of_events = None
             if layer.event_summary is not None:
                 of_events = layer.event_summary(s, valid)
+            assert layer.sequence is not None
             # Both from the same layer's inputs, so that they may run at the same time.
-            x, s = layer.interact(x, of_events), layer.attend(s, of_fields, valid)
+            x, s = layer.interact(x, of_events), layer.sequence(s, of_fields, valid)
         summaries = [self.field_summary(x), self.event_summary(s, valid)]
         logits = self.head(torch.cat(summaries, dim=1).flatten(1))
         return Output(logits=logits.index_select(0, groups.restored))
@@ -246,7 +259,7 @@ class InterFormer(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Summaries where the flow needs them, and the two archs."""
+    """Summaries where the flow needs them, Interaction Arch and Sequence Arch."""
 
     def __init__(self, config: InterFormerConfig, num_fields: int, *, is_first: bool) -> None:
         super().__init__()
@@ -259,38 +272,46 @@ class _Layer(nn.Module):
             self.event_summary = _EventSummary(config)
         summary = self.event_summary.num_tokens if self.event_summary is not None else 0
         self.interaction = _Interaction(config, num_fields, num_fields + summary)
-        self.personal = _Personal(config)
+        self.sequence = _SequenceArch(config) if config.reads_events else None
+        self.is_residual = config.style != "literal"
+        pre_norm = config.style == "pre_norm"
+        self.norm = nn.LayerNorm(config.embedding_dim) if pre_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def interact(
+        self, x: Float[Tensor, "B N D"], of_events: Float[Tensor, "B M D"] | None
+    ) -> Float[Tensor, "B N D"]:
+        """Interaction Arch, equation (7)."""
+        tokens = self.norm(x)
+        if of_events is not None:
+            tokens = torch.cat([tokens, of_events], dim=1)
+        update = self.dropout(self.interaction(tokens))
+        return x + update if self.is_residual else update
+
+
+class _SequenceArch(nn.Module):
+    """Equations (8) and (9), group by group of rows."""
+
+    def __init__(self, config: InterFormerConfig) -> None:
+        super().__init__()
         width = config.embedding_dim
+        self.personal = _Personal(config)
         self.attention = (
             SequenceAttention(width, config.num_heads, rotary=config.rotary)
             if config.attention
             else nn.Identity()
         )
         self.has_attention = config.attention
-        self.is_residual = config.style != "literal"
         self.style = config.style
-        norm = config.style == "pre_norm"
-        self.norm_fields = nn.LayerNorm(width) if norm else nn.Identity()
-        self.norm_events = nn.LayerNorm(width) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(width) if config.style == "pre_norm" else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def interact(
-        self, x: Float[Tensor, "B N D"], of_events: Float[Tensor, "B M D"] | None
-    ) -> Float[Tensor, "B N D"]:
-        """Equation (7)."""
-        tokens = self.norm_fields(x)
-        if of_events is not None:
-            tokens = torch.cat([tokens, of_events], dim=1)
-        update = self.dropout(self.interaction(tokens))
-        return x + update if self.is_residual else update
-
-    def attend(
+    def forward(
         self,
         s: Sequence[Float[Tensor, "B L D"]],
         of_fields: Sequence[Float[Tensor, "B C D"]] | None,
         valid: Sequence[Bool[Tensor, "B L"]],
     ) -> list[Tensor]:
-        """Equations (8) and (9), group by group."""
         fields = of_fields if of_fields is not None else [None] * len(s)
         return [self._attend(*group) for group in zip(s, fields, valid, strict=True)]
 
@@ -305,11 +326,11 @@ class _Layer(nn.Module):
             if self.personal.kind != "none":
                 s = s + self.dropout(made)
             return s + self.dropout(self.attention(s, valid)) if self.has_attention else s
-        update = self.norm_events(made)
+        update = self.norm(made)
         if self.has_attention:
             update = self.attention(update, valid)
         update = self.dropout(update)
-        return s + update if self.is_residual else update
+        return update if self.style == "literal" else s + update
 
 
 class _Gate(nn.Module):
