@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/codespell src tests benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
 bench: $(STAMP)
-	for script in train_throughput ingest loader memory funnel_replay retrieval_latency retrieval_scaling serving; do \
+	for script in train_throughput ingest loader memory funnel_replay retrieval_latency retrieval_scaling serving quickstart; do \
 		$(BIN)/python benchmarks/$$script.py --quick || exit 1; \
 	done
 
