@@ -5,8 +5,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from tamis import config
+from tamis.data.schema import InputSpec, Task
+from tamis.models import catalog
 from tamis.reproduce.early.boosted import BoostedConfig
 from tamis.reproduce.early.trained import settings_of
 from tamis.reproduce.early.variants import VARIANTS, EarlyTable, recipes_of
@@ -14,6 +17,7 @@ from tamis.reproduce.make import check_recipes
 from tamis.reproduce.result_table import ResultTable
 from tamis.reproduce.tables import GROUPS, TABLES
 from tamis.training.config import read_run_config, run_config_from_table
+from tamis.training.cost import count_parameters
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
 _UNTUNED = "# Untuned: the first trial of recipes/tune.py.\n"
@@ -64,6 +68,70 @@ def test_recipes_that_are_said_to_be_untuned_are_first_trials() -> None:
         if path.read_text().startswith(_UNTUNED):
             assert config.read_toml(path) == draw(path.stem, path.parent.name, 0)
             assert not (path.parent / "tuning.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "dense"),
+    [
+        # Both as AdaTT's specification counts them, on 482 columns, three tasks, towers of 32.
+        *(("adatt", 479_697), ("ml_mmoe", 516_183)),
+        # Two experts of each task and three shared ones, gates of five, and of nine for the shared.
+        (
+            "ple",
+            9 * (483 * 96 + 97 * 48) + 3 * (483 * 5 + 97 * 5) + 483 * 9 + 3 * (49 * 32 + 33),
+        ),
+    ],
+)
+def test_nine_experts_are_trained_as_six_are(model: str, dense: int) -> None:
+    six, nine = (
+        config.read_toml(_RECIPES / name / f"{model}.toml") for name in ("census", "census-9")
+    )
+    settings = run_config_from_table(nine)
+    spec = InputSpec(
+        numeric=tuple(f"x{place}" for place in range(482)),
+        categorical=(),
+        sequences=(),
+        tables=(),
+        tasks=tuple(Task(name=name) for name in TABLES["census-9"].tasks),
+    )
+
+    with torch.device("meta"):
+        ranker = catalog.entry(settings.model_name).model(settings.model, spec)
+
+    assert count_parameters(ranker)["dense"] == dense
+    assert nine["model"]["expert_units"] == [[96], [48]]
+    budget = {"expert_units", "num_experts", "task_experts", "shared_experts"}
+    assert {*nine["model"]} == {*six["model"]}
+    for recipe in (six, nine):
+        for name in budget & {*recipe["model"]}:
+            del recipe["model"][name]
+    assert nine == six
+
+
+def test_both_halves_of_table_5_stand_beside_ours() -> None:
+    six, nine = (TABLES[name] for name in ("census", "census-9"))
+    assert isinstance(six, ResultTable)
+    assert isinstance(nine, ResultTable)
+
+    def figures(table: ResultTable) -> dict[str, list[float]]:
+        return {
+            model: [figure.auc for figure in table.published if figure.model == model]
+            for model in ("ml_mmoe", "ple", "adatt")
+        }
+
+    assert nine.seeds == six.seeds
+    assert nine.comparisons == six.comparisons
+    assert figures(nine) == {
+        "ml_mmoe": [0.8688, 0.9139, 0.973],
+        "ple": [0.8645, 0.9134, 0.968],
+        "adatt": [0.8744, 0.9174, 0.9786],
+    }
+    assert {figure.protocol for figure in nine.published} == {
+        "AdaTT, table 5, 9 experts of 96-48, mean of 100 runs"
+    }
+    assert [f.task for f in nine.published if f.model == "adatt"] == [
+        *("education", "income", "marital"),
+    ]
 
 
 def test_groups_hold_tables() -> None:
