@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tamis import api
-from tamis.data.dataset import Dataset
+from tamis.data.dataset import Dataset, Split
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
 from tamis.data.loader import Loader
 from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.publishing.cascade import CascadeSampling, write_cascade
 from tamis.publishing.make import make_blueprint
@@ -53,7 +54,11 @@ def cascade(teacher: Blueprint, log: Dataset, tmp_path_factory: pytest.TempPathF
 
 
 def _is_shown(cascade: Dataset, split: str) -> np.ndarray:
-    return ~np.isnan(cascade.split(split).labels()[:, 0])
+    return _is_shown_in(cascade.split(split))
+
+
+def _is_shown_in(split: Split) -> np.ndarray:
+    return ~np.isnan(split.labels()[:, 0])
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
@@ -151,11 +156,11 @@ def test_candidates_are_distilled_by_what_the_final_model_says_of_their_rows(
     )
 
 
-def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_request(
-    market_world: Path, log: Dataset, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def with_early(market_world: Path) -> Blueprint:
+    """A teacher that has an early stage already."""
     runs = {name: str(market_world / name) for name in ("index", "early", "final")}
-    blueprint = make_blueprint(
+    return make_blueprint(
         FunnelRecipe(
             stages=(
                 StageRecipe(name="index", kind="index", keep=60, run=runs["index"], beams=(6,)),
@@ -164,6 +169,71 @@ def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_req
             )
         )
     )
+
+
+@pytest.mark.parametrize(("rejected", "num_near"), [(7, 4), (1, 0)])
+def test_half_of_the_rejected_is_just_below_the_cut_of_an_early_stage(
+    with_early: Blueprint, log: Dataset, tmp_path: Path, rejected: int, num_near: int
+) -> None:
+    sampling = replace(_SAMPLING, scored=2, rejected=rejected)
+    split = write_cascade(with_early, log, tmp_path / "data", sampling=sampling).split("train")
+
+    pool, rate, weights = split.role("pool"), split.role("sampling_rate"), split.weights()
+    request, item = split.role("request"), split.role("item")
+    of_log, shown = (log.split("train").role(name) for name in ("request", "item"))
+    assert pool is not None
+    assert rate is not None
+    assert request is not None
+    assert item is not None
+    assert of_log is not None
+    assert shown is not None
+    np.testing.assert_array_equal(pool == 0, _is_shown_in(split))
+    assert (rate[pool == 0] == 1).all()
+    np.testing.assert_allclose(weights, np.minimum(1 / rate, 4.0), rtol=1e-6)
+    (batch,) = Loader(log.split("train"), log.spec, batch_size=10_000, shuffle=False).epoch(0)
+    codes, far = with_early.inventory.codes, []
+    for number in np.unique(request[pool > 0]).tolist():
+        rows = np.flatnonzero(of_log == number)
+        features = batch.take(torch.from_numpy(rows[:1]))
+        asked = Request(request_id=number, user=0, time_micros=0, slots=1, features=features)
+        orders: list[Candidates] = []
+        replace(with_early, stages=with_early.stages[:2]).build().answer(
+            asked, observe=orders.append
+        )
+        order = codes[orders[1].best(60, seed=number).ads]
+        kept, below = (ads[~np.isin(ads, shown[rows])] for ads in (order[:12], order[12:]))
+        mine = request == number
+        assert set(item[mine & (pool == 1)]) <= set(kept)
+        np.testing.assert_allclose(rate[mine & (pool == 1)], 2 / len(kept))
+        turned_away = mine & (pool == 2)
+        assert len(set(item[turned_away])) == turned_away.sum() == min(rejected, len(below))
+        rank_of = {code: rank for rank, code in enumerate(below.tolist())}
+        rank = np.array([rank_of[code] for code in item[turned_away].tolist()])
+        assert sorted(rank)[:num_near] == [*range(num_near)]
+        left = len(below) - num_near
+        expected = np.where(rank < num_near, 1.0, min((rejected - num_near) / left, 1.0))
+        np.testing.assert_allclose(rate[turned_away], expected)
+        far += (rank[rank >= num_near] / len(below)).tolist()
+    # Not the next ones in order, but from anywhere further down.
+    assert np.max(far) > 0.8
+    assert np.min(far) < 0.3
+
+
+def test_pool_and_rate_are_no_inputs(cascade: Dataset, log: Dataset) -> None:
+    assert replace(cascade.spec, tasks=()) == replace(log.spec, tasks=())
+    assert {"pool", "sampling_rate"} <= {item.column for item in cascade.schema.ignored}
+    for name in cascade.split_names:
+        split = cascade.split(name)
+        pool, rate, weights = split.role("pool"), split.role("sampling_rate"), split.weights()
+        np.testing.assert_array_equal(pool == 0, _is_shown(cascade, name))
+        assert np.bincount(pool).min() > 0
+        np.testing.assert_allclose(weights, np.minimum(1 / rate, 4.0), rtol=1e-6)
+
+
+def test_candidates_are_those_that_an_early_stage_keeps_for_the_user_of_each_request(
+    with_early: Blueprint, log: Dataset, tmp_path: Path
+) -> None:
+    blueprint = with_early
     sampling = replace(_SAMPLING, scored=12, rejected=0)  # all that nobody saw are drawn
     split = write_cascade(blueprint, log, tmp_path / "data", sampling=sampling).split("train")
 

@@ -49,10 +49,10 @@ def write_cascade(
     sampling: "CascadeSampling | None" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Write what an early stage learns from, with what a funnel without one says of other ads.
+    """Write what an early stage learns from, with what a funnel says of other ads.
 
     Args:
-        bundle: Folder of a bundle: retrieval, then a final stage.
+        bundle: Folder of a bundle: retrieval, then a final stage, perhaps an early stage between.
         data: What its final stage was trained on, or the folder of it.
         out: Folder of the new dataset.
         sampling: Which candidates stand beside the impressions; None for the defaults of

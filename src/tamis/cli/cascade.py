@@ -1,4 +1,4 @@
-"""``tamis cascade``: what an early stage learns from, asked of a funnel without one."""
+"""``tamis cascade``: what an early stage learns from, asked of a funnel."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,11 @@ from tamis.cli.console import Debug, Json, Threads, print_table, session
 
 def cascade(
     bundle: Annotated[
-        Path, typer.Argument(help="Bundle of a retrieval and a final stage, the teacher.")
+        Path,
+        typer.Argument(
+            help="Bundle of a retrieval and a final stage, the teacher, and of the early stage "
+            "between them, if there is one already."
+        ),
     ],
     data: Annotated[Path, typer.Argument(help="Dataset that its final stage was trained on.")],
     *,
@@ -22,7 +26,12 @@ def cascade(
         int, typer.Option(min=1, help="Candidates of each that the final stage was asked about.")
     ] = 16,
     rejected: Annotated[
-        int, typer.Option(min=0, help="Candidates of each that did not come so far.")
+        int,
+        typer.Option(
+            min=0,
+            help="Candidates of each that did not come so far: where an early stage comes first, "
+            "half of them just below its cut.",
+        ),
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Decides which ones.")] = 0,
     threads: Threads = 0,

@@ -56,8 +56,9 @@ class EncodedRows:
     """By group: values (nnz, E), and lengths (n,) that sum to nnz."""
     labels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Labels by task; NaN where not observed."""
-    roles: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    """``time`` in microseconds since 1970 UTC; ``user``, ``item``, ``request`` as codes."""
+    roles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """``time`` in microseconds since 1970 UTC; ``user``, ``item``, ``request`` as codes; of a
+    cascade ``pool``, a place in ``POOLS``, and ``sampling_rate``, float64. No model reads them."""
     weights: NDArray[np.float32] | None = None
     """Sample weights."""
 
@@ -366,8 +367,8 @@ class Split:
         """Sample weights (N,), or None where all are 1."""
         return self.columns.read("weight") if self.columns.has("weight") else None
 
-    def role(self, name: str) -> NDArray[np.int64] | None:
-        """Codes (N,) of ``user``, ``item`` or ``request``, or ``time`` in microseconds."""
+    def role(self, name: str) -> NDArray[Any] | None:
+        """A column (N,) of ``EncodedRows.roles``, or None where there is none."""
         key = f"role:{name}"
         return self.columns.read(key) if self.columns.has(key) else None
 
@@ -545,7 +546,8 @@ def _arrow_columns(rows: EncodedRows, spec: InputSpec) -> dict[str, pa.Array]:
     for task in spec.tasks:
         columns[f"label:{task.name}"] = pa.array(np.asarray(rows.labels[task.name], np.float32))
     for name, codes in sorted(rows.roles.items()):
-        columns[f"role:{name}"] = pa.array(np.asarray(codes, np.int64))
+        kind = np.float64 if codes.dtype.kind == "f" else np.int64
+        columns[f"role:{name}"] = pa.array(np.asarray(codes, kind))
     if rows.weights is not None:
         columns["weight"] = pa.array(np.asarray(rows.weights, np.float32))
     columns["row"] = pa.array(np.asarray(rows.row, np.int64))

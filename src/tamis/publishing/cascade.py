@@ -1,8 +1,8 @@
 """Rows for an early stage: a logged split's impressions, and candidates that nobody was shown.
 
 A log holds what was shown. An early stage scores far more than that, so beside the impressions
-stand other ads of some requests, with what a trained final stage predicts for them: those that the
-stages before it keep, and a sample of all others. Rows stay encoded; nothing is ingested again.
+stand other ads of some requests, with what a trained final stage predicts for them: some that the
+stages before it keep, and some that they turn away. Rows stay encoded; nothing is ingested again.
 """
 
 import shutil
@@ -16,14 +16,24 @@ import torch
 from numpy.typing import NDArray
 
 from tamis.data.batch import Batch, concatenate
-from tamis.data.cascade_log import FINAL_PREFIX, POOLS, WEIGHT, CascadeLog, cascade_schema
+from tamis.data.cascade_log import (
+    FINAL_PREFIX,
+    POOL,
+    POOLS,
+    RATE,
+    WEIGHT,
+    CascadeLog,
+    cascade_schema,
+)
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
+from tamis.data.rejected import sample_rejected
 from tamis.data.schema import InputSpec, Schema, Task
 from tamis.data.sides import side_batch
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.log import ads_of, logged_ads, request_starts
@@ -31,12 +41,15 @@ from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
 
 _ROWS_AT_A_TIME = 65_536
-_SCORED, _REJECTED = POOLS.index("scored"), POOLS.index("rejected")
+_IMPRESSED, _SCORED, _REJECTED = range(len(POOLS))
 
 
 @runtime_checkable
 class PredictsRows(Protocol):
-    """A final stage, such as a ``RankerStage``."""
+    """A stage that ranks what it is given, such as a ``RankerStage``; one that searches does not.
+
+    The last stage of a funnel must be one. The one before it, if it is one, is an early stage.
+    """
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -60,7 +73,9 @@ class CascadeSampling:
     scored: int = 16
     """Candidates of each that the earlier stages keep, drawn at random. At least 1."""
     rejected: int = 8
-    """Candidates of each that they do not keep, drawn at random. At least 0."""
+    """Candidates of each that they do not keep. Of an early stage's those that it turned away, half
+    just below its cut and half drawn at random from further down; without one any other ads, drawn
+    at random. At least 0."""
     weight_cap: float = 5.0
     """Largest weight of a candidate, which otherwise is 1 over its chance of being drawn; it is
     multiplied by the mean weight of the request's impressions."""
@@ -92,6 +107,10 @@ def write_cascade(
     splits there is. The fields of a candidate's ad are those of its last row before the request, in
     the order of splits and rows; of an ad that was first shown later, those of its first row.
 
+    Beside the rows stand their pool and sampling rate (``Split.role``), which no model reads. The
+    weight, which training reads, is one over the rate, at most ``sampling.weight_cap``, times the
+    mean weight of the request's impressions.
+
     Args:
         blueprint: Stages that find candidates, and a final one that predicts.
         dataset: What the final stage was trained on.
@@ -107,6 +126,18 @@ def write_cascade(
         DataError: ``out`` is taken, a role is missing, a stage fell back, a row has no request, or
             rows of one stand apart.
         SchemaError: A stage reads what the dataset lacks.
+
+    Source:
+        Wang et al., arXiv:2307.11096: an early stage learns from candidates without impression too,
+        with the final stage's predictions as tasks of their own.
+
+    Differs from the source:
+        The paper does not say which candidates it takes, nor how they weigh; pools, halves and
+        weights are those of the reproduction ``early-stage``. There rows of all pools carry the
+        final stage's predictions, as it learnt from earlier days. Here it may have learnt from the
+        very log, so that impressions of the training split have none. Predictions of the others are
+        made afterwards, not logged. Without an early stage nothing orders what the retrieval left
+        out, and no half of the rejected is just below a cut.
     """
     encoders = Encoders.load(dataset.encoders_path, dataset.schema)
     if len(blueprint.stages) < 2:
@@ -198,7 +229,8 @@ class _Source:
             )
             for task, values in final.items():
                 values[rows] = predictions[task]
-        return self._encoded(at, batch, final, self.weights[at])
+        pool, rate = np.full(len(at), _IMPRESSED), np.ones(len(at))
+        return self._encoded(at, batch, final, self.weights[at], pool, rate)
 
     def candidates(
         self,
@@ -231,16 +263,18 @@ class _Source:
         )
         unknown = replace(pairs, labels=torch.full_like(pairs.labels, torch.nan))
         weights = log.weights(cap=self.sampling.weight_cap) * of_request[rows]
-        found = self._encoded(firsts[rows], unknown, log.final, weights)
+        found = self._encoded(firsts[rows], unknown, log.final, weights, pool, rate)
         return replace(found, roles={**found.roles, "item": log.candidate})
 
     def _draw(
         self, request: int, features: Batch, shown: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float64]]:
         """Ads that were not shown, the pool of each, and its chance of being drawn."""
+        ordered: list[Candidates] = []
         # Everybody is a user of his own, as a stage may remember what it made of one.
         trace = self.earlier.answer(
-            Request(request_id=request, user=~request, time_micros=0, slots=1, features=features)
+            Request(request_id=request, user=~request, time_micros=0, slots=1, features=features),
+            observe=ordered.append,
         )
         for stage in trace.stages:
             if stage.fallback:
@@ -249,17 +283,39 @@ class _Source:
                     f"{request}, got the fallback {stage.fallback!r}. Mend the stage."
                 )
         kept = np.setdiff1d(trace.stages[-1].ads.astype(np.int64), shown)
-        others = np.setdiff1d(np.arange(len(self.codes)), np.concatenate([kept, shown]))
-        ads, pools, rates = [], [], []
-        for pool, open_ads, wanted in (
-            (_SCORED, kept, self.sampling.scored),
-            (_REJECTED, others, self.sampling.rejected),
-        ):
-            count = min(wanted, len(open_ads))
-            ads.append(self.generator.choice(open_ads, count, replace=False))
-            pools.append(np.full(count, pool, np.int8))
-            rates.append(np.full(count, count / max(len(open_ads), 1)))
-        return np.concatenate(ads), np.concatenate(pools), np.concatenate(rates)
+        scored = self._drawn(kept, self.sampling.scored)
+        if isinstance(self.earlier.steps[-1].stage, PredictsRows):
+            order = ordered[-1].best(len(ordered[-1]), seed=request).ads
+            rejected = self._below_the_cut(order[~np.isin(order, np.concatenate([kept, shown]))])
+        else:
+            others = np.setdiff1d(np.arange(len(self.codes)), np.concatenate([kept, shown]))
+            rejected = self._drawn(others, self.sampling.rejected)
+        sizes = [len(scored[0]), len(rejected[0])]
+        ads, rates = (np.concatenate(columns) for columns in zip(scored, rejected, strict=True))
+        return ads, np.repeat(np.array([_SCORED, _REJECTED], np.int8), sizes), rates
+
+    def _drawn(
+        self, open_ads: NDArray[np.int64], wanted: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Some ads, drawn uniformly, and the chance of each."""
+        count = min(wanted, len(open_ads))
+        ads = self.generator.choice(open_ads, count, replace=False)
+        return ads, np.full(count, count / max(len(open_ads), 1))
+
+    def _below_the_cut(
+        self, rejected: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Some of the ads that an early stage turned away, in its order, and their chances."""
+        if not self.sampling.rejected:
+            return self._drawn(rejected, 0)
+        found = sample_rejected(
+            np.zeros(len(rejected), np.int64),
+            np.arange(1, len(rejected) + 1),
+            num_kept=1,  # who was kept is left out, and counts as the rank before the first
+            per_request=self.sampling.rejected,
+            seed=int(self.generator.integers(2**63)),
+        )
+        return rejected[found.rows], found.sampling_rate
 
     def _encoded(
         self,
@@ -267,6 +323,8 @@ class _Source:
         batch: Batch,
         final: Mapping[str, NDArray[np.float32]],
         weights: NDArray[np.float32],
+        pool: NDArray[np.integer[Any]],
+        rate: NDArray[np.float64],
     ) -> EncodedRows:
         """The rows of a batch, each with the roles of a row of the split."""
         spec, labels = self.spec, batch.labels.numpy()
@@ -290,7 +348,11 @@ class _Source:
                 **{task.name: labels[:, i] for i, task in enumerate(spec.tasks)},
                 **{FINAL_PREFIX + task: values for task, values in final.items()},
             },
-            roles={name: codes[at] for name, codes in self.roles.items()},
+            roles={
+                **{name: codes[at] for name, codes in self.roles.items()},
+                POOL: pool,
+                RATE: rate,
+            },
             weights=weights,
         )
 
@@ -358,9 +420,9 @@ class _AdsBefore:
 
 
 def _schema(schema: Schema, final: tuple[str, ...]) -> Schema:
-    """The log's schema with tasks that distil, and with weights; its other roles stay."""
-    tasks = cascade_schema(schema, final=final).tasks
-    return replace(schema, tasks=tasks, roles=replace(schema.roles, weight=WEIGHT))
+    """That of a cascade's log, but for request and item, which are of the log's own columns."""
+    found = cascade_schema(schema, final=final)
+    return replace(found, roles=replace(schema.roles, weight=WEIGHT))
 
 
 def _chosen(split: Split, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
