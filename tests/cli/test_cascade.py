@@ -28,7 +28,8 @@ def test_dataset_trains_an_early_stage(
 ) -> None:
     found = tamis_json(
         "cascade", teacher, market_world / "data", "--out", "cascade", "--requests", "50",
-        "--scored", "4", "--rejected", "2",
+        "--scored", "4", "--rejected", "2", "--without", "history_ads",
+        "--without", "history_categories",
     )  # fmt: skip
 
     dataset = api.open_dataset("cascade", verify=True)
@@ -36,6 +37,9 @@ def test_dataset_trains_an_early_stage(
     assert found["rows"] == {name: dataset.split(name).num_rows for name in dataset.split_names}
     # Every impression, and of fifty requests four candidates that were scored and two that weren't.
     assert found["rows"]["train"] == whole.split("train").num_rows + 50 * 6
+    assert whole.spec.sequences
+    assert dataset.spec.sequences == ()
+    assert dataset.spec.numeric == whole.spec.numeric
     settings = ("training.max_epochs=1", "model.tower_units=[8]", "model.tower_dim=4")
     run = api.train(dataset, model="early_stage", settings=settings, run="early", report=False)
     assert run.status == "finished"

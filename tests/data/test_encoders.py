@@ -153,6 +153,27 @@ def test_spec_says_whom_each_input_describes_and_which_field_names_the_item(
     assert made.spec.item == "ad"
 
 
+def test_encoders_without_some_fields_encode_the_others_as_before(tmp_path: Path) -> None:
+    pq.write_table(_table(), tmp_path / "log.parquet")
+    made = ingest(
+        tmp_path / "log.parquet", tmp_path / "d", schema=SCHEMA, split=SplitConfig(by="ratio")
+    )
+    whole = Encoders.load(made.encoders_path, made.schema)
+
+    part = whole.without(["past", "price"])
+
+    assert [field.name for field in part.schema.fields] == ["user", "past_shop"]
+    assert (part.spec.numeric, [table.name for table in part.spec.tables]) == (
+        (), ["user", "past_shop"]
+    )  # fmt: skip
+    assert part.vocabularies["user"] is whole.vocabularies["user"]
+    (tmp_path / "part").mkdir()
+    part.save(tmp_path / "part")
+    assert Encoders.load(tmp_path / "part", part.schema).spec == part.spec
+    with pytest.raises(SchemaError, match=r"must be fields of the dataset, got 'prices'. Its fiel"):
+        whole.without(["prices"])
+
+
 def test_spec_of_earlier_datasets_has_no_sides() -> None:
     table = {"numeric": ["price"], "categorical": [], "sequences": [], "tables": []}
     spec = config.from_table(InputSpec, table | {"tasks": [{"name": "click"}]})

@@ -395,6 +395,27 @@ def test_requests_whose_rows_are_not_together_are_refused(
         )
 
 
+def test_fields_that_the_early_stage_does_not_read_are_left_out_and_nothing_else(
+    cascade: Dataset, teacher: Blueprint, log: Dataset, tmp_path: Path
+) -> None:
+    whole = Encoders.load(log.encoders_path, log.schema)
+    reads = whole.without(["history_ads", "history_categories", "user_requests"])
+
+    narrow = write_cascade(teacher, log, tmp_path / "data", sampling=_SAMPLING, reads=reads)
+
+    assert narrow.spec == replace(reads.spec, tasks=cascade.spec.tasks)
+    assert not narrow.spec.sequences
+    assert "user_requests" not in narrow.spec.numeric
+    left = {"history_ads", "history_categories", "user_requests"}
+    for name in log.split_names:
+        ours, theirs = narrow.split(name).columns, cascade.split(name).columns
+        assert set(theirs.names) - set(ours.names) == left
+        for column in ours.names:  # what the final stage says, which reads them, too
+            np.testing.assert_array_equal(ours.read(column), theirs.read(column))
+    encoders = Encoders.load(narrow.encoders_path, narrow.schema)
+    assert InputSelection(reads, encoders, where="test").changes_nothing
+
+
 def test_dataset_is_encoded_as_the_log_is(cascade: Dataset, log: Dataset) -> None:
     encoders = [Encoders.load(data.encoders_path, data.schema) for data in (log, cascade)]
 

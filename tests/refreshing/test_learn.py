@@ -26,7 +26,7 @@ WINDOWS = {"train": (0, 120), "valid": (120, 135), "test": (135, 150)}
 
 @pytest.fixture
 def imitating(market_world: Path, world: Any) -> Path:
-    """A bundle whose early stage imitates its final one."""
+    """A bundle whose early stage imitates its final one, without reading histories."""
     blueprint = read_bundle(world.bundle).blueprint
     teacher = world.folder / "teacher"
     recipe = f"""
@@ -55,6 +55,7 @@ def imitating(market_world: Path, world: Any) -> Path:
         market_world / "data",
         world.folder / "cascade",
         sampling=CascadeSampling(requests=30),
+        without=("history_ads", "history_categories"),
     )
     settings = ("training.max_epochs=1", "model.embedding_dim=4", "model.tower_units=[8]")
     settings += ("model.tower_dim=4", "model.bottom_units=[8]", "model.head_units=[]")
@@ -88,6 +89,9 @@ def test_early_stage_imitates_the_final_stage_that_learnt_before_it(
 
     assert begun == ["the final stage learns", "the early stage learns"]
     data = Dataset.open(lesson.folder / "early-data")
+    assert base.encoders.spec.sequences
+    assert data.spec == base.stages[1].plan.model.spec == learnt.blueprint.stages[1].plan.model.spec
+    assert not data.spec.sequences
     assert [task.name for task in data.spec.tasks] == [
         "click", "conversion", "hide", "final_click", "final_conversion", "final_hide",
     ]  # fmt: skip
@@ -137,17 +141,3 @@ def test_funnel_without_a_stage_that_learns_is_refused(world: Any) -> None:
 
     with pytest.raises(ConfigError, match="must be an early stage or a ranker, got none"):
         log_schema(replace(base, stages=base.stages[:1]))
-
-
-def test_imitating_stage_with_encoders_of_its_own_is_refused(world: Any, imitating: Path) -> None:
-    base = read_bundle(imitating).blueprint
-    early = base.stages[1]
-    own = replace(early, plan=replace(early.plan, encoders=base.encoders))
-    lesson = _lesson(world, log_schema(base))
-
-    with pytest.raises(ConfigError, match="must read what the funnel encodes to imitate"):
-        learn(
-            replace(base, stages=(base.stages[0], own, base.stages[2])),
-            lesson,
-            say=lambda text: None,
-        )

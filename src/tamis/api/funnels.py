@@ -1,6 +1,6 @@
 """Funnels: publish runs as one bundle, replay it, let it serve the simulated market."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ def write_cascade(
     out: Path | str,
     *,
     sampling: "CascadeSampling | None" = None,
+    without: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Write what an early stage learns from, with what a funnel says of other ads.
@@ -57,23 +58,29 @@ def write_cascade(
         out: Folder of the new dataset.
         sampling: Which candidates stand beside the impressions; None for the defaults of
             :class:`tamis.publishing.cascade.CascadeSampling`.
+        without: Names of fields that the early stage shall not read, such as costly histories.
         progress: Told how many requests are done, of how many.
 
     Raises:
         TamisError: As :func:`tamis.publishing.cascade.write_cascade` does, or the disk is full.
     """
+    from tamis.data.encoders import Encoders
     from tamis.funnel.bundle import read_bundle
     from tamis.publishing.cascade import CascadeSampling
     from tamis.publishing.cascade import write_cascade as _write_cascade
 
     dataset = data if isinstance(data, Dataset) else open_dataset(data, verify=True)
     blueprint = read_bundle(Path(bundle)).blueprint
+    reads = None
+    if without:
+        reads = Encoders.load(dataset.encoders_path, dataset.schema).without(without)
     with artifacts.disk_errors(Path(out)):
         return _write_cascade(
             blueprint,
             dataset,
             Path(out),
             sampling=sampling or CascadeSampling(),
+            reads=reads,
             progress=progress,
         )
 

@@ -33,6 +33,14 @@ def cascade(
             "half of them just below its cut.",
         ),
     ] = 8,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Field that the early stage shall not read, such as a history, which costs time. "
+            "May be given several times.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides which ones.")] = 0,
     threads: Threads = 0,
     as_json: Json = False,
@@ -56,6 +64,7 @@ def cascade(
                 sampling=CascadeSampling(
                     requests=requests, scored=scored, rejected=rejected, seed=seed
                 ),
+                without=without or (),
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
         rows = {name: dataset.split(name).num_rows for name in dataset.split_names}

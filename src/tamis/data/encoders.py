@@ -5,8 +5,8 @@ training. Encoders are fitted on the training split only, saved beside the datas
 training, ``predict`` and the server.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from tamis.data.vocabulary import (
     read_vocabulary,
     write_vocabulary,
 )
-from tamis.errors import ArtifactError, DataError
+from tamis.errors import ArtifactError, DataError, SchemaError
 
 _ANEW = "It was removed or altered after it was written; ingest the log anew."
 
@@ -162,6 +162,26 @@ class Encoders:
         if vocabulary is None or vocabulary.values is None:
             return None
         return ["(other)", *vocabulary.values.to_pylist()]
+
+    def without(self, names: Collection[str]) -> "Encoders":
+        """Encoders of all fields but some; those that stay encode as before.
+
+        Raises:
+            SchemaError: There is no such field, or one that stays needs it.
+        """
+        known = [item.name for item in self.schema.fields]
+        for name in names:
+            if name not in known:
+                raise SchemaError(
+                    f"fields to leave out: must be fields of the dataset, got {name!r}. Its "
+                    f"fields: {', '.join(known)}."
+                )
+        fields = tuple(item for item in self.schema.fields if item.name not in names)
+        return Encoders(
+            schema=replace(self.schema, fields=fields),
+            vocabularies={n: v for n, v in self.vocabularies.items() if n not in names},
+            numeric={n: e for n, e in self.numeric.items() if n not in names},
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``encoders.json`` and one Arrow file per vocabulary.

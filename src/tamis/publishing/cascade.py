@@ -27,6 +27,7 @@ from tamis.data.cascade_log import (
 )
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.encoders import Encoders
+from tamis.data.inputs import InputSelection
 from tamis.data.loader import Loader
 from tamis.data.rejected import sample_rejected
 from tamis.data.schema import InputSpec, Schema, Task
@@ -97,6 +98,7 @@ def write_cascade(
     out: Path,
     *,
     sampling: CascadeSampling,
+    reads: Encoders | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Write a dataset that an early stage learns from.
@@ -116,16 +118,18 @@ def write_cascade(
         dataset: What the final stage was trained on.
         out: Folder that does not exist yet, or is empty.
         sampling: Which candidates stand beside the impressions.
+        reads: Encoders of the fields that the early stage reads, such as ``Encoders.without`` the
+            costly ones; None: of all. Their tasks play no part.
         progress: Told how many requests are done, of how many.
 
     Returns:
-        The dataset, of the same fields, encoders and splits.
+        The dataset, of the same splits, and of the fields and encoders that are read.
 
     Raises:
         ConfigError: There is no stage before the last one, or that predicts nothing.
         DataError: ``out`` is taken, a role is missing, a stage fell back, a row has no request, or
             rows of one stand apart.
-        SchemaError: A stage reads what the dataset lacks.
+        SchemaError: A stage, or the early one to be, reads what the dataset lacks.
 
     Source:
         Wang et al., arXiv:2307.11096: an early stage learns from candidates without impression too,
@@ -153,8 +157,11 @@ def write_cascade(
         )
     earlier = replace(blueprint, stages=blueprint.stages[:-1]).build(encoders)
     names = tuple(task.name for task in final.tasks if task.kind == "binary")
-    schema = _schema(dataset.schema, names)
-    spec = replace(dataset.spec, tasks=schema.tasks)
+    part = encoders if reads is None else reads
+    select = InputSelection(encoders, part, where="cascade")
+    schema = _schema(replace(dataset.schema, fields=part.schema.fields), names)
+    of_part = dataset.spec if reads is None else replace(reads.spec, tasks=dataset.spec.tasks)
+    spec = replace(of_part, tasks=schema.tasks)
     train_rows = dataset.split("train").num_rows
     chosen = {
         name: _chosen(dataset.split(name), sampling.requests / train_rows)
@@ -163,15 +170,19 @@ def write_cascade(
     total, done = sum(len(firsts) for firsts, _ in chosen.values()), 0
     with DatasetWriter(out, schema, spec) as writer:
         latest = _LatestAds.of(blueprint.inventory, dataset)
-        for path in dataset.encoders_path.iterdir():
-            shutil.copy2(path, writer.encoders_path)
+        if reads is None:
+            for path in dataset.encoders_path.iterdir():
+                shutil.copy2(path, writer.encoders_path)
+        else:
+            reads.save(writer.encoders_path)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):
             split = dataset.split(name)
             roles, weights = _roles(split), split.weights()
             source = _Source(
                 roles=roles,
                 rows=split.rows(),
-                spec=dataset.spec,
+                spec=of_part,
+                select=select,
                 codes=blueprint.inventory.codes,
                 ads=ads_of(roles["item"], blueprint.inventory.codes),
                 weights=np.ones(split.num_rows, np.float32) if weights is None else weights,
@@ -206,6 +217,9 @@ class _Source:
     roles: dict[str, NDArray[np.int64]]
     rows: NDArray[np.int64]
     spec: InputSpec
+    """What is read; tasks are those of the split."""
+    select: InputSelection
+    """Makes what is read of the split's inputs."""
     codes: NDArray[np.int64]
     ads: NDArray[np.int64]
     """Ad row of each row; -1 where the inventory has no such ad."""
@@ -328,6 +342,7 @@ class _Source:
     ) -> EncodedRows:
         """The rows of a batch, each with the roles of a row of the split."""
         spec, labels = self.spec, batch.labels.numpy()
+        batch = self.select(batch)
         sizes = spec.num_rows_by_table
         ids = {
             item.name: _as_stored(batch.ids[:, column].numpy(), sizes[item.table])

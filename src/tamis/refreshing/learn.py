@@ -103,8 +103,7 @@ def learn(
         observer: Draws the progress of each training.
 
     Raises:
-        ConfigError: A setting is wrong, or an early stage that imitates reads other inputs than
-            the funnel encodes.
+        ConfigError: A setting is wrong.
         DataError: The logs do not suffice, such as for labels of one class.
         DivergedError: A loss, or a prediction for the validation rows, is no finite number.
         TamisError: A training was interrupted.
@@ -142,17 +141,12 @@ def _dataset(now: Blueprint, name: str, plan: Trainable, lesson: Lesson) -> Data
     if all(not task.distils for task in tasks):
         reads = plan.encoders or now.encoders
         return _ingested(lesson, f"{name}-data", reads, tasks)
-    if plan.encoders is not None:
-        raise ConfigError(
-            f"stage {name!r}: must read what the funnel encodes to imitate its final stage anew, "
-            f"got encoders of its own. Train it on the funnel's fields, and publish anew."
-        )
     whole = _ingested(lesson, f"{name}-log", now.encoders, label_tasks(tasks))
     out = lesson.folder / f"{name}-data"
     if artifacts.kind_of(out) == "dataset":
         return Dataset.open(out)
     teacher = replace(now, stages=tuple(stage for stage in now.stages if not _is_early(stage)))
-    return write_cascade(teacher, whole, out, sampling=CascadeSampling())
+    return write_cascade(teacher, whole, out, sampling=CascadeSampling(), reads=plan.encoders)
 
 
 def _ingested(lesson: Lesson, name: str, encoders: Encoders, tasks: tuple[Task, ...]) -> Dataset:
