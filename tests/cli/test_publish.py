@@ -67,6 +67,8 @@ def test_json_holds_release_and_stages(
     funnel = load_bundle(Path("bundle"))
     assert len(funnel.ads) == found["ads"] > 100
     assert funnel.reserve == 0.01
+    (warning,) = found["warnings"]
+    assert "the final stage must see more, got the same" in warning
 
 
 def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result]) -> None:
@@ -77,6 +79,9 @@ def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result
     assert ["early", "early", "early_stage", "20", "60000", "ms"] in lines
     assert ["popular", "popularity", "-", "60", "-"] in lines
     assert ["release:", read_bundle(Path("bundle")).release] in lines
+    assert "warning: stage 'early' before 'final': early stage: the final stage must see more" in (
+        result.output
+    )
 
 
 @pytest.mark.parametrize(

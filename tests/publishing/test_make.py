@@ -301,6 +301,37 @@ def test_publication_is_what_stands_on_disk(market_world: Path, tmp_path: Path) 
     assert len(found.blueprint.inventory) == len(made.blueprint.inventory)
 
 
+def test_early_stage_that_leaves_nothing_to_distil_is_published_with_a_warning(
+    market_world: Path, tmp_path: Path
+) -> None:
+    schema = market_schema()
+    fields = tuple(item for item in schema.fields if not item.is_jagged)
+    data = api.ingest(
+        market_world / "market", tmp_path / "narrow", schema=replace(schema, fields=fields)
+    )
+    tiny = ["training.max_epochs=1", "model.embedding_dim=2", "model.tower_dim=4"]
+    tiny += ["model.tower_units=[4]", "model.head_units=[]"]
+    for name, units in (("small", "[4]"), ("large", "[64, 64, 64]")):
+        settings = [*tiny, f"model.bottom_units={units}"]
+        api.train(data, model="early_stage", settings=settings, run=tmp_path / name, report=False)
+
+    def published(early: Path) -> tuple[str, ...]:
+        (tmp_path / "funnel.toml").write_text(
+            f'[[stages]]\nname = "early"\nkind = "early"\nkeep = 9\nrun = "{early}"\n'
+            f'[[stages]]\nname = "final"\nkind = "ranker"\nkeep = 5\n'
+            f'run = "{market_world / "final"}"\n'
+        )
+        made = publish(tmp_path / "funnel.toml", tmp_path / "bundles" / early.name)
+        assert read_bundle(made.path).release == made.release
+        return made.warnings
+
+    (alike,) = published(market_world / "early")
+    assert alike.startswith("stage 'early' before 'final': early stage: the final stage must see m")
+    (large,) = published(tmp_path / "large")
+    assert "must have 2 times as many parameters" in large
+    assert published(tmp_path / "small") == ()
+
+
 def test_bundle_says_until_when_its_stages_were_trained(market_world: Path, tmp_path: Path) -> None:
     # Popularity is counted on the validation split too, and runs chose their weights there.
     last = _last_time(market_world, "valid")

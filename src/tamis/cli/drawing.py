@@ -91,7 +91,7 @@ def draw_split(current: Session, dataset: "Dataset") -> None:
 
 
 def draw_warnings(current: Session, warnings: Sequence[str]) -> None:
-    """What a person should look at in an inferred schema."""
+    """What a person should look at, such as in an inferred schema."""
     for warning in warnings:
         current.say(f"warning: {warning}", style="yellow")
 

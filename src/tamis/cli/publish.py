@@ -24,6 +24,7 @@ def publish(
     """Publish finished runs as one funnel: a folder that is whole, hashed and of one piece."""
     with session("publish", as_json=as_json, debug=debug) as current:
         from tamis import api
+        from tamis.cli.drawing import draw_warnings
 
         api.prepare_process(threads)
         made = api.publish(recipe, out)
@@ -32,10 +33,12 @@ def publish(
         title = f"Bundle {out} of {len(made.blueprint.inventory):,} ads"
         print_table(current, title=title, columns=columns, rows=[_row(stage) for stage in stages])
         current.say(f"release: {made.release}")
+        draw_warnings(current, made.warnings)
         current.finish(
             out=out,
             release=made.release,
             ads=len(made.blueprint.inventory),
+            warnings=made.warnings,
             stages=[
                 {
                     "name": stage.budget.name,

@@ -1,6 +1,6 @@
 """From a recipe and finished runs to a blueprint, from which a funnel is built or published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
 from tamis.data.times import latest
-from tamis.errors import DataError
+from tamis.errors import ConfigError, DataError
 from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
 from tamis.funnel.bundle import write_bundle
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
@@ -36,6 +36,7 @@ from tamis.models.early_stage import EarlyStage
 from tamis.publishing.ads import make_inventory
 from tamis.publishing.calibrate import fit_calibration
 from tamis.publishing.recipe import FunnelRecipe, StageRecipe, read_recipe
+from tamis.training.asymmetry import check_asymmetry
 from tamis.training.cost import count_call_flops
 from tamis.training.predict import load_trained
 from tamis.training.run_folder import check_finished, run_encoders, verified_inputs
@@ -54,17 +55,26 @@ class Publication:
     """Name of its contents, 64 hexadecimal digits."""
     blueprint: Blueprint
     """What is in it."""
+    warnings: tuple[str, ...] = ()
+    """What a person should look at."""
 
 
 def publish(recipe: Path, out: Path) -> Publication:
     """Publish the funnel of a recipe file as a bundle.
+
+    An early stage that reads what the final one reads, or is hardly smaller, is warned of.
 
     Raises:
         ConfigError: The recipe is wrong, or its stages do not make a funnel.
         TamisError: As :func:`make_blueprint` and ``write_bundle`` do.
     """
     blueprint = make_blueprint(read_recipe(recipe))
-    return Publication(path=out, release=write_bundle(out, blueprint), blueprint=blueprint)
+    return Publication(
+        path=out,
+        release=write_bundle(out, blueprint),
+        blueprint=blueprint,
+        warnings=tuple(_early_stage_warnings(blueprint.stages)),
+    )
 
 
 def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
@@ -112,6 +122,21 @@ def _trained_until(dataset: Dataset, splits: Sequence[str], runs: Sequence[Path]
         else:  # a run of an earlier version
             times.append(_own_dataset(run, why="say until when it was trained").trained_until())
     return latest(times)
+
+
+def _early_stage_warnings(stages: Sequence[PlannedStage]) -> Iterator[str]:
+    """Where an early stage is no less than the final one, which leaves nothing to distil."""
+    final = stages[-1]
+    if not isinstance(final.plan, RankerPlan):
+        return
+    teacher = final.plan.model
+    for stage in stages:
+        if isinstance(stage.plan, EarlyStagePlan):
+            model = stage.plan.model
+            try:
+                check_asymmetry(model.module, model.spec, teacher.module, teacher.spec)
+            except ConfigError as error:
+                yield f"stage {stage.budget.name!r} before {final.budget.name!r}: {error}"
 
 
 def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
