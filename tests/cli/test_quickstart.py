@@ -47,8 +47,11 @@ def test_quickstart_trains_publishes_and_replays_three_stages(
     # Each stage keeps more than chance would: of the ads a third, then a quarter.
     assert stages["index"]["measures"]["soft_recall"] > 0.5
     assert stages["early"]["measures"]["value_kept"] > 0.5
-    # The early stage learned from candidates of all pools.
+    # The early stage learned from candidates of all pools, and reads less than the final one.
     cascade = Dataset.open(work / "cascade")
+    assert set(cascade.split("train").role("pool")) == {0, 1, 2}
+    assert bundle.blueprint.encoders.spec.sequences
+    assert cascade.spec.sequences == ()
     assert {task.distils for task in cascade.spec.tasks if task.distils} == {
         "click", "conversion", "hide"
     }  # fmt: skip

@@ -175,6 +175,7 @@ def _publish(
     stages: tuple[str, ...],
 ) -> Path:
     from tamis import api
+    from tamis.cli.drawing import draw_warnings
 
     bundle = work / name
     if not api.is_bundle(bundle):
@@ -204,14 +205,16 @@ def _publish(
             ],
         }
         path = api.write_recipe(recipe, work / "recipes" / f"{name}.toml")
-        api.publish(path, bundle)
+        made = api.publish(path, bundle)
         current.say(f"published: {bundle}")
+        draw_warnings(current, made.warnings)
     return bundle
 
 
 def _cascade(
     current: Session, work: Path, bundle: Path, dataset: "Dataset", *, requests: int
 ) -> "Dataset":
+    """Rows for an early stage that reads no histories: it knows less than the final one."""
     from tamis import api
     from tamis.publishing.cascade import CascadeSampling
 
@@ -224,6 +227,7 @@ def _cascade(
             dataset,
             work / "cascade",
             sampling=CascadeSampling(requests=requests),
+            without=[item.name for item in dataset.schema.fields if item.is_jagged],
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
 

@@ -141,6 +141,12 @@ def test_funnels_differ_in_their_stages_and_in_nothing_else(made: Path) -> None:
     assert [budget.keep for budget in budgets] == [60, 20, 8]
     assert [stage.budget for stage in baseline.stages] == budgets
     assert full.weights == baseline.weights == popularity.weights
+    for funnel in (full, baseline):
+        early, final = (stage.plan.model.spec for stage in funnel.stages[1:])
+        assert replace(early, tables=(), tasks=()) == replace(
+            final, sequences=(), tables=(), tasks=()
+        )
+        assert final.sequences
     assert np.array_equal(full.inventory.codes, baseline.inventory.codes)
 
 

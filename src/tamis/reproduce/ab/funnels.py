@@ -26,6 +26,8 @@ from tamis.publishing.recipe import read_recipe
 from tamis.reproduce.ab.tables import FULL, FunnelSizes
 from tamis.reproduce.training import train
 
+EARLY_WITHOUT = ("history_ads", "history_categories")
+"""Fields that final stages alone read: an early stage knows less than what it precedes."""
 RECIPES = ("index", "early", "final", "two_tower", "click_early", "baseline_final")
 """Models to train: three stages of the full funnel, and three of the baseline."""
 
@@ -50,6 +52,7 @@ def make_funnels(
         TamisError: A signal stopped a training.
     """
     dataset = _dataset(log, ads, folder)
+    narrow = _ingested(folder, "narrow", without=EARLY_WITHOUT)
 
     def run_of(name: str, learns_from: Path) -> Path:
         run, settings = folder / "runs" / name, [f"training.seed={seed}"]
@@ -79,7 +82,11 @@ def make_funnels(
             write_bundle(bundle, change(blueprint))
         return bundle
 
-    trained = {name: run_of(name, dataset) for name in RECIPES if name != "early"}
+    trained = {
+        name: run_of(name, narrow if name == "click_early" else dataset)
+        for name in RECIPES
+        if name != "early"
+    }
 
     def ranker(model: str) -> dict[str, Any]:
         return _stage("final", "ranker", sizes.final, trained[model])
@@ -144,15 +151,21 @@ def _stage(name: str, kind: str, keep: int, run: Path) -> dict[str, Any]:
 
 def _dataset(log: pa.Table, ads: pa.Table, folder: Path) -> Path:
     """The log as a dataset; the last tenth selects weights, and the test is the market's."""
-    out = folder / "dataset"
-    if not api.is_dataset(out):
+    if not api.is_dataset(folder / "dataset"):
         for name, table in (("log", log), ("ads", ads)):
             with artifacts.atomic_path(folder / f"{name}.parquet") as temporary:
                 pq.write_table(table, temporary)
+    return _ingested(folder, "dataset")
+
+
+def _ingested(folder: Path, name: str, *, without: tuple[str, ...] = ()) -> Path:
+    out, schema = folder / name, market_schema()
+    fields = tuple(field for field in schema.fields if field.name not in without)
+    if not api.is_dataset(out):
         api.ingest(
             folder / "log.parquet",
             out,
-            schema=market_schema(),
+            schema=replace(schema, fields=fields),
             split=SplitConfig(by="time", valid=0.1, test=0.0),
         )
     return out
@@ -162,6 +175,10 @@ def _cascade(teacher: Path, dataset: Path, sizes: FunnelSizes, folder: Path) -> 
     out = folder / "cascade"
     if not api.is_dataset(out):
         api.write_cascade(
-            teacher, dataset, out, sampling=CascadeSampling(requests=sizes.cascade_requests)
+            teacher,
+            dataset,
+            out,
+            sampling=CascadeSampling(requests=sizes.cascade_requests),
+            without=EARLY_WITHOUT,
         )
     return out

@@ -10,7 +10,7 @@ import numpy as np
 from tamis import config
 from tamis.evaluation.significance import normal_quantile
 from tamis.funnel.trace import AUCTION, KNOWN
-from tamis.reproduce.ab.funnels import RECIPES
+from tamis.reproduce.ab.funnels import EARLY_WITHOUT, RECIPES
 from tamis.reproduce.ab.row import RowOrder, read_row
 from tamis.reproduce.ab.tables import FULL, RIVALS, AbTable
 from tamis.reproduce.early.row import read_recipe
@@ -44,9 +44,10 @@ class AbRows:
         self.name, self.seeds, self.dataset = table.name, table.seeds, table.dataset
 
     def recipes(self, folder: Path) -> dict[str, str]:
-        """All recipes, and the sizes of the funnels."""
+        """All recipes, the sizes of the funnels, and what early stages do not read."""
         found = [read_recipe(folder, name) for name in RECIPES]
-        return {FULL: config.fingerprint([*found, config.to_table(self._table.sizes)])}
+        sizes = config.to_table(self._table.sizes)
+        return {FULL: config.fingerprint([*found, sizes, EARLY_WITHOUT])}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Nothing to make: each row draws a market of its own, as the table says."""
