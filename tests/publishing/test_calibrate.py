@@ -126,6 +126,31 @@ def test_predictions_add_up_to_their_targets_for_each_billing(
     assert abs(plain / wanted[known & (billing == "conversion")].sum() - 1) > 0.1
 
 
+def test_rejected_candidates_of_a_cascade_count_for_nothing(world: tuple, tmp_path: Path) -> None:
+    dataset, inventory, columns = world
+    plain = fit_calibration(tmp_path / "run", dataset, inventory, method="platt", head="distilled")
+    split, again = dataset.split("valid"), np.concatenate([np.arange(_ROWS)] * 2)
+    rows = EncodedRows(
+        row=again,
+        ids={"ad": split.ids("ad")[again]},
+        labels={task.name: columns[f"label:{task.name}"][again] for task in _TASKS},
+        roles={"item": split.role("item")[again], "pool": np.repeat([1, 2], _ROWS)},
+    )
+    with DatasetWriter(tmp_path / "cascade", dataset.schema, dataset.spec) as writer:
+        (writer.encoders_path / "encoders.json").write_text("{}")
+        writer.append("valid", rows)
+        cascade = writer.finish({})
+    doubled = {name: values[again] for name, values in columns.items()}
+    doubled["label:final_click"][_ROWS:] = 0.9  # as if the final stage loved what was turned away
+    _write_predictions(tmp_path / "again" / "predictions", doubled)
+
+    found = fit_calibration(
+        tmp_path / "again", cascade, inventory, method="platt", head="distilled"
+    )
+
+    assert found.to_json() == plain.to_json()
+
+
 def test_rows_of_other_ads_count_for_no_billing(world: tuple, tmp_path: Path) -> None:
     dataset, inventory, _ = world
 

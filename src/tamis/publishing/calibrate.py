@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tamis.data.cascade_log import POOL, POOLS
 from tamis.data.dataset import Dataset
 from tamis.data.schema import Task
 from tamis.errors import DataError
@@ -45,9 +46,7 @@ def fit_calibration(
         ArtifactError: The predictions are damaged.
         DataError: The dataset has no role ``item``, or a task cannot be fitted.
     """
-    table = read_predictions(run / "predictions", "valid")
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    groups = billing_of_rows(dataset, "valid", inventory)
+    columns, groups = calibrating_rows(run, dataset, inventory)
     found = {}
     for task, target, predicted in served_predictions(columns, dataset.spec.tasks, head):
         try:
@@ -59,6 +58,28 @@ def fit_calibration(
                 f"{run}, task {task!r}, split 'valid': {error} Or leave calibration out."
             ) from error
     return Calibration(by_task=found)
+
+
+def calibrating_rows(
+    run: Path, dataset: Dataset, inventory: Inventory
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.str_]]:
+    """Columns of a run's predictions for the validation rows, and how the ad of each is billed.
+
+    Of a cascade's rows those that came to the final stage: predictions meet bids there, and the
+    many that were turned away before it would outweigh them.
+
+    Raises:
+        ArtifactError: The predictions are damaged.
+        DataError: The dataset has no role ``item``.
+    """
+    table = read_predictions(run / "predictions", "valid")
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    groups = billing_of_rows(dataset, "valid", inventory)
+    pool = dataset.split("valid").role(POOL)
+    if pool is None:
+        return columns, groups
+    came = pool != POOLS.index("rejected")
+    return {name: values[came] for name, values in columns.items()}, groups[came]
 
 
 def served_predictions(

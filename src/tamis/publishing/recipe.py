@@ -40,8 +40,9 @@ class StageRecipe:
     run: str = ""
     """Folder of the finished run whose model serves; not for ``popularity``."""
     calibration: CalibrationMethod | None = None
-    """How predictions are calibrated, for each way of billing, on the run's validation split;
-    absent: they are left as they are. Isotonic maps tie candidates."""
+    """How predictions are calibrated, for each way of billing, on the run's validation split, of a
+    cascade's rows on those that came to the final stage; absent: they are left as they are.
+    Isotonic maps tie candidates."""
     head: ServedHead | None = None
     """Which head gives a task's prediction; absent: ``distilled``. For ``early`` only."""
     max_users: int | None = None

@@ -29,10 +29,9 @@ from tamis.funnel.inventory import Inventory
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan
 from tamis.models.early_serving import ServedHead, label_tasks
 from tamis.models.trained import TrainedModel
-from tamis.publishing.calibrate import billing_of_rows, served_predictions
+from tamis.publishing.calibrate import billing_of_rows, calibrating_rows, served_predictions
 from tamis.publishing.cascade import CascadeSampling, write_cascade
 from tamis.refreshing.ledger import Losses
-from tamis.training.compare import read_predictions
 from tamis.training.config import RunConfig, run_config_from_table
 from tamis.training.evaluate import Predictor
 from tamis.training.loop import Observer, train
@@ -199,9 +198,7 @@ def _plan(
     model = replace(load_trained(run), training=plan.model.training)
     if not plan.calibration.by_task:
         return replace(plan, model=model)
-    table = read_predictions(run / "predictions", "valid")
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    groups = billing_of_rows(dataset, "valid", inventory)
+    columns, groups = calibrating_rows(run, dataset, inventory)
     maps = dict(plan.calibration.by_task)
     for task, target, predicted in served_predictions(columns, dataset.spec.tasks, _head(plan)):
         if task not in maps:
