@@ -7,7 +7,7 @@ import pytest
 
 from tamis.reproduce import results
 from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable
-from tamis.reproduce.results import display_of, page_of
+from tamis.reproduce.results import claims_of, display_of, page_of
 from tamis.reproduce.tables import TABLES
 
 _TABLE = ResultTable(
@@ -25,7 +25,8 @@ _TABLE = ResultTable(
 
 
 def _row(model: str, seed: int, tasks: tuple[str, ...], **metrics: float) -> dict[str, Any]:
-    values = {"auc": 0.7 + 0.01 * seed, "log_loss": 0.25, "ne": 0.5, "gauc": 0.6} | metrics
+    values = {"auc": 0.7 + 0.01 * seed, "log_loss": 0.25, "ne": 0.5, "gauc": 0.6}
+    values |= {"calibration": 0.96 + 0.02 * seed, "ece": 0.03} | metrics
     return {
         "model": model,
         "seed": seed,
@@ -75,14 +76,81 @@ def test_a_page_has_every_spread_and_every_published_figure() -> None:
     }
     page = page_of(_TABLE, payload)
 
-    head = "| model | AUC | published | log loss | NE | parameters | dense | MFLOP/row | rows/s |"
-    assert head in page  # one of the rows has no GAUC
+    assert (  # one of the rows has no GAUC
+        "| model | AUC | published | log loss | NE | calibration | ECE | parameters | dense | "
+        "MFLOP/row | rows/s |"
+    ) in page
     assert (
         "| dhen | 0.70500 ± 0.00707 | 0.7123 | 0.25000 ± 0.00000 | 0.50000 ± 0.00000 | "
-        "43,890,123 | 3,290,123 | 2.50 | 800,000 |"
+        "0.97000 ± 0.01414 | 0.03000 ± 0.00000 | 43,890,123 | 3,290,123 | 2.50 | 800,000 |"
     ) in page
     assert "| dhen | 0.7123 | 0.1 | a paper |" in page
     assert "| dhen | 0.71 |  | another |" in page
+
+
+def _claim(comparison: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    (claim,) = claims_of(replace(_TABLE, published=(), comparisons=(comparison,)), rows)
+    return claim
+
+
+def test_calibration_is_compared_by_its_distance_from_1() -> None:
+    rows = [
+        *(_row("lr", seed, _TABLE.tasks, calibration=1.05) for seed in range(3)),
+        # Lower than that of LR, and further from 1: by 0.05, 0.06 and 0.07.
+        *(_row("dhen", seed, _TABLE.tasks, calibration=0.9 - 0.01 * seed) for seed in range(3)),
+    ]
+    claim = _claim(Comparison(better="dhen", worse="lr", metric="calibration"), rows)
+
+    assert claim["claim"] == "dhen has a lower distance of calibration from 1 than lr"
+    assert claim["estimate"] == pytest.approx(0.06)
+    assert claim["interval"][0] > 0
+    assert not claim["holds"]
+    assert _claim(Comparison(better="lr", worse="dhen", metric="calibration"), rows)["holds"]
+
+
+@pytest.mark.parametrize(
+    ("above", "holds"),
+    [
+        ((-0.02, -0.021, -0.022), True),
+        ((0.002, 0.0021, 0.0022), True),
+        # The mean is within the margin, and the interval is not.
+        ((0.0, 0.004, 0.008), False),
+        ((0.006, 0.0061, 0.0062), False),
+    ],
+)
+def test_no_worse_is_claimed_of_the_whole_interval(above: tuple[float, ...], holds: bool) -> None:
+    rows = [
+        *(_row("lr", seed, _TABLE.tasks, ece=0.03) for seed in range(3)),
+        *(_row("dhen", seed, _TABLE.tasks, ece=0.03 + by) for seed, by in enumerate(above)),
+    ]
+    claim = _claim(Comparison(better="dhen", worse="lr", metric="ece", margin=-0.005), rows)
+
+    assert claim["claim"] == "dhen: ECE less than 0.005 above that of lr"
+    assert claim["holds"] is holds
+
+
+def test_a_higher_auc_may_be_asked_for_up_to_a_margin() -> None:
+    rows = [
+        *(_row("lr", seed, _TABLE.tasks, auc=0.7) for seed in range(3)),
+        *(_row("dhen", seed, _TABLE.tasks, auc=0.699 - 0.0001 * seed) for seed in range(3)),
+    ]
+    claim = _claim(Comparison(better="dhen", worse="lr", metric="auc", margin=-0.005), rows)
+
+    assert claim["claim"] == "dhen: AUC less than 0.005 below that of lr"
+    assert claim["holds"]
+
+
+@pytest.mark.parametrize("name", ["ensemble-rees46", "ensemble-market"])
+def test_calibration_of_an_ensemble_is_compared_with_the_averages(name: str) -> None:
+    table = TABLES[name]
+    assert isinstance(table, ResultTable)
+
+    claims = [claim["claim"] for claim in claims_of(table, _rows(table))]
+
+    assert claims[-2:] == [
+        "cetnet: ECE less than 0.005 above that of average",
+        "cetnet: distance of calibration from 1 less than 0.02 above that of average",
+    ]
 
 
 def test_a_published_gauc_stands_beside_ours_too() -> None:

@@ -34,8 +34,8 @@ class Comparison:
     """Model that is claimed to be better."""
     worse: str
     """Model that it is compared with."""
-    metric: Literal["ne", "auc"] = "ne"
-    """NE, where less is better, or AUC."""
+    metric: Literal["ne", "auc", "ece", "calibration"] = "ne"
+    """AUC; or NE, ECE or the distance of calibration from 1, where less is better."""
     task: str = ""
     """Task that is compared. Empty: the first of the table."""
     members_of_better: bool = False
@@ -43,7 +43,7 @@ class Comparison:
     members_of_worse: bool = False
     """The same of ``worse``."""
     margin: float = 0.0
-    """By how much at least. Not negative."""
+    """By how much at least. Negative: better, or worse by less than that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,6 @@ class ResultTable:
             claim.task and (claim.members_of_better or claim.members_of_worse)
             for claim in self.comparisons
         ), "members are compared on the first task"
-        assert all(claim.margin >= 0 for claim in self.comparisons), "a margin is a distance"
 
     @property
     def chosen_on(self) -> Literal["validation", "test"]:

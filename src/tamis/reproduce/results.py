@@ -16,6 +16,7 @@ from tamis.reproduce.runner import Cell
 from tamis.training.compare import read_predictions
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
+_LESS_IS_BETTER = {"ne": "NE", "ece": "ECE", "calibration": "distance of calibration from 1"}
 _HEADS = {"auc": "AUC", "log_loss": "log loss", "ndcg@20": "NDCG@20"}
 """How metrics of published figures are written, where not as they are named."""
 
@@ -144,8 +145,10 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
                 (claim.better, claim.members_of_better),
             )
         )
+        if claim.metric == "calibration":
+            worse, better = ([abs(value - 1.0) for value in values] for values in (worse, better))
         test = paired_t_test(claim.metric, worse, better)
-        is_less = claim.metric == "ne"
+        is_less = claim.metric in _LESS_IS_BETTER
         claims.append(
             {
                 "claim": _said(claim, is_less=is_less),
@@ -160,13 +163,15 @@ def claims_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> list[dic
 
 def _said(claim: Comparison, *, is_less: bool) -> str:
     members = "the members of "
-    better = f"{members}{claim.better} have" if claim.members_of_better else f"{claim.better} has"
+    better = f"{members if claim.members_of_better else ''}{claim.better}"
     worse = f"{members if claim.members_of_worse else ''}{claim.worse}"
+    metric = f"{_LESS_IS_BETTER.get(claim.metric, claim.metric.upper())}{_on(claim.task)}"
+    if claim.margin < 0:
+        side = "above" if is_less else "below"
+        return f"{better}: {metric} less than {-claim.margin:g} {side} that of {worse}"
+    verb = "have" if claim.members_of_better else "has"
     margin = f" by more than {claim.margin:g}" if claim.margin else ""
-    return (
-        f"{better} a {'lower' if is_less else 'higher'} {claim.metric.upper()}{_on(claim.task)} "
-        f"than {worse}{margin}"
-    )
+    return f"{better} {verb} a {'lower' if is_less else 'higher'} {metric} than {worse}{margin}"
 
 
 def _on(task: str) -> str:
@@ -224,6 +229,9 @@ def _lines(
     if is_single:
         add("log loss", metric("log_loss", has_spread=is_page))
         add("NE", metric("ne", has_spread=is_page))
+        if is_page:
+            add("calibration", metric("calibration", has_spread=True))
+            add("ECE", metric("ece", has_spread=True))
         if all(row["metrics"].get("gauc") is not None for row in rows):
             add("GAUC", metric("gauc", has_spread=is_page))
             add_published("gauc")
