@@ -61,7 +61,13 @@ def test_a_check_that_does_not_hold_is_told_by_the_exit_status_and_the_table_is_
     tamis: Callable[..., Result],
     is_check: bool,
 ) -> None:
-    claim = {"claim": "sums add up", "holds": False, "estimate": 2.0, "is_check": is_check}
+    claim = {
+        "claim": "sums add up",
+        "holds": False,
+        "estimate": 2.0,
+        "interval": None,
+        "is_check": is_check,
+    }
     table = MadeTable(
         path=tmp_path / "one.json", columns=["model"], display_rows=[["lr"]], claims=[claim]
     )
@@ -77,3 +83,30 @@ def test_a_check_that_does_not_hold_is_told_by_the_exit_status_and_the_table_is_
     assert told["failed_checks"] == (["sums add up"] if is_check else [])
     assert ("every check must hold, got 1 that failed" in found.stderr) == is_check
     assert ("one: sums add up" in found.stderr) == is_check
+
+
+def test_claims_are_printed_with_their_figures_within_100_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis: Callable[..., Result]
+) -> None:
+    better = "adatt has a higher AUC on education than ml_mmoe"
+    published = (
+        "ple: mean test AUC on education within 0.005 of 0.8683 (AdaTT, table 5, "
+        "6 experts of 128-64, mean of 100 runs)"
+    )
+    claims = [
+        {"claim": better, "estimate": 0.00507, "interval": [0.00211, 0.00804], "holds": True},
+        {"claim": published, "estimate": 0.01119, "interval": None, "holds": False},
+    ]
+    table = MadeTable(
+        path=tmp_path / "one.json", columns=["model"], display_rows=[["lr"]], claims=claims
+    )
+    monkeypatch.setattr(make, "check_recipes", lambda *_: None)
+    monkeypatch.setattr(make, "make_table", lambda *_, **__: table)
+
+    lines = tamis("reproduce", "one").stdout.splitlines()
+
+    assert f"holds, +0.00507 [+0.00211, +0.00804]: {better}" in lines
+    first = next(place for place, line in enumerate(lines) if "DOES NOT HOLD" in line)
+    told = " ".join(line.strip() for line in lines[first : first + 2])
+    assert told == f"DOES NOT HOLD, +0.01119: {published}"
+    assert max(map(len, lines)) <= 100

@@ -1,9 +1,11 @@
 """``tamis reproduce``: a table of results, every model and seed."""
 
 import sys
+import textwrap
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -29,8 +31,8 @@ def reproduce(
     """Train every model of a table with every seed, and write the table.
 
     Finished trainings are not done again, and stopped ones go on. Claims are printed with whether
-    they hold. Where one that is a check does not, the table is written all the same and the exit
-    status is 1.
+    they hold, what was estimated and its interval. Where one that is a check does not hold, the
+    table is written all the same and the exit status is 1.
     """
     with session("reproduce", as_json=as_json, debug=debug) as current:
         from tamis.reproduce.make import check_recipes, make_table
@@ -57,7 +59,7 @@ def reproduce(
                 current, title=f"Table {name}", columns=result.columns, rows=result.display_rows
             )
             for claim in result.claims:
-                current.say(f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}: {claim['claim']}")
+                current.say(_told(claim))
             current.say(f"written: {result.path}")
             made[name] = {
                 "out": result.path,
@@ -74,6 +76,21 @@ def reproduce(
                 f"tables are written; look into these before their numbers are used:{listed}\n"
             )
             raise typer.Exit(EXIT_FAILED)
+
+
+def _told(claim: Mapping[str, Any]) -> str:
+    """A claim within 100 columns, like the table above it; figures come first and stay whole."""
+    from tamis.reproduce.results import figures_of
+
+    figures = " ".join(filter(None, figures_of(claim)))
+    verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
+    return textwrap.fill(
+        f"{verdict}, {figures}: {claim['claim']}",
+        width=100,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _show(bars: Progress, bar: TaskID, done: int, total: int) -> None:

@@ -294,11 +294,17 @@ def markdown_of(
         lines += [*_published_lines(payload["published"]), ""]
     lines += ["| claim | estimate | interval | holds |", "|---|---|---|---|"]
     for claim in payload["claims"]:
-        interval = claim["interval"]
-        shown = "" if interval is None else f"[{interval[0]:+.5f}, {interval[1]:+.5f}]"
+        estimate, interval = figures_of(claim)
         verdict = "yes" if claim["holds"] else "no"
-        lines.append(f"| {claim['claim']} | {claim['estimate']:+.5f} | {shown} | {verdict} |")
+        lines.append(f"| {claim['claim']} | {estimate} | {interval} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def figures_of(claim: Mapping[str, Any]) -> tuple[str, str]:
+    """A claim's estimate and its interval, which is empty where there is none."""
+    interval = claim["interval"]
+    shown = "" if interval is None else f"[{interval[0]:+.5f}, {interval[1]:+.5f}]"
+    return f"{claim['estimate']:+.5f}", shown
 
 
 def _published_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
