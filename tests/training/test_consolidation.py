@@ -13,7 +13,6 @@ from tamis.training.consolidation import (
     compare_costs,
     equal_cost_config,
     request_cost,
-    single_task_specs,
 )
 
 pytestmark = pytest.mark.slow
@@ -43,6 +42,11 @@ _SPEC = InputSpec(
     ),
     tasks=_TASKS,
     numeric_sides=("user", "item"),
+)
+# A task that needs another's event stays learned from the rows that have its label.
+_SINGLES = tuple(
+    replace(_SPEC, tasks=(replace(_TASKS[place], observed_when=""), _TASKS[place + 3]))
+    for place in range(3)
 )
 _CONFIG = EarlyStageConfig(
     embedding_dim=4, tower_units=(10,), tower_dim=6, bottom_units=(12, 8), head_units=(5,)
@@ -102,7 +106,7 @@ def test_pairs_are_what_a_cached_ad_costs(bottom: str) -> None:
 
 
 def test_one_model_saves_towers_tables_and_fetches() -> None:
-    singles = [_model(spec) for spec in single_task_specs(_SPEC)]
+    singles = [_model(spec) for spec in _SINGLES]
     costs = compare_costs(_model(), singles, _LOAD)
 
     ratios = costs.ratios
@@ -114,18 +118,9 @@ def test_one_model_saves_towers_tables_and_fetches() -> None:
     assert 1 < ratios["flops"] < 3
 
 
-def test_single_tasks_keep_the_final_stages_prediction_and_need_no_other() -> None:
-    click, conversion, hide = single_task_specs(_SPEC)
-
-    assert [task.name for task in click.tasks] == ["click", "final_click"]
-    assert [task.observed_when for task in conversion.tasks] == ["", ""]
-    assert [task.name for task in hide.tasks] == ["hide", "final_hide"]
-
-
 def test_models_of_other_tasks_do_not_compare() -> None:
-    (click, *_) = single_task_specs(_SPEC)
     with pytest.raises(ConfigError, match="must serve click, conversion, hide, got click"):
-        compare_costs(_model(), [_model(click)], _LOAD)
+        compare_costs(_model(), [_model(_SINGLES[0])], _LOAD)
 
 
 @pytest.mark.parametrize("bottom", ["shared", "ple", "dot"])
@@ -133,7 +128,7 @@ def test_equal_cost_is_just_within_the_budget(bottom: str) -> None:
     config = EarlyStageConfig(bottom=bottom, tower_units=(64,), tower_dim=32)
     budget = request_cost(_model(config=config), _LOAD).flops / 3
     costs = []
-    for spec in single_task_specs(_SPEC):
+    for spec in _SINGLES:
         smaller = equal_cost_config(config, spec, _LOAD, flops=budget)
         costs.append(request_cost(_model(spec, smaller), _LOAD).flops)
 
@@ -141,7 +136,7 @@ def test_equal_cost_is_just_within_the_budget(bottom: str) -> None:
 
 
 def test_budget_that_allows_the_whole_model_leaves_it_whole() -> None:
-    (spec, *_) = single_task_specs(_SPEC)
+    spec = _SINGLES[0]
     budget = request_cost(_model(spec), _LOAD).flops
 
     assert equal_cost_config(_CONFIG, spec, _LOAD, flops=budget) == _CONFIG
@@ -150,7 +145,7 @@ def test_budget_that_allows_the_whole_model_leaves_it_whole() -> None:
 
 
 def test_pricing_draws_nothing_from_the_callers_generator() -> None:
-    (spec, *_) = single_task_specs(_SPEC)
+    spec = _SINGLES[0]
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)

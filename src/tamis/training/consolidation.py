@@ -172,18 +172,6 @@ def compare_costs(
     return Consolidation(together=request_cost(together, load, head=head), apart=total)
 
 
-def single_task_specs(spec: InputSpec) -> tuple[InputSpec, ...]:
-    """Inputs of a model for each task with labels, with the final stage's prediction of it.
-
-    A task that needs another's event stays learned from the rows that have its label.
-    """
-    specs = []
-    for task in label_tasks(spec.tasks):
-        twins = tuple(other for other in spec.tasks if other.distils == task.name)
-        specs.append(replace(spec, tasks=(replace(task, observed_when=""), *twins)))
-    return tuple(specs)
-
-
 def equal_cost_config(
     config: EarlyStageConfig,
     spec: InputSpec,

@@ -15,15 +15,18 @@ from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
 from tamis.reproduce.early.row import ROW_VERSION, RowOrder, make_row, read_recipe
 from tamis.reproduce.early.study import SIMULATED, Study, is_study
 from tamis.reproduce.early.variants import (
+    FULL,
     EarlyClaim,
     EarlyTable,
     Judges,
     MarketCascade,
+    OneModelEach,
     PublicCascade,
     recipes_of,
     variant_to_json,
 )
 from tamis.reproduce.runner import Cell
+from tamis.training.consolidation import Consolidation, RequestCost
 
 Row = Mapping[str, Any]
 _SHOWN = (
@@ -33,6 +36,15 @@ _SHOWN = (
     ("ndcg", "NDCG"),
     ("true_value", "true value"),
 )
+_COSTS: tuple[tuple[str, str, float, int], ...] = (
+    ("flops", "MFLOP", 1e6, 1),
+    ("dense_parameters", "parameters outside tables", 1, 0),
+    ("table_bytes", "tables, kB", 1e3, 0),
+    ("activation_bytes", "activations, kB", 1e3, 0),
+    ("features_fetched", "columns fetched", 1, 1),
+    ("vectors_fetched", "vectors of ads fetched", 1, 0),
+)
+"""Modelled costs of a request: key, what is shown, its unit and digits."""
 
 
 class EarlyRows:
@@ -146,7 +158,44 @@ class EarlyRows:
                 f" What the set does not tell is drawn by an oracle: {share:.1%} of the labels of "
                 f"judged impressions, and the true value of every candidate."
             )
-        return page(payload, columns, display, about)
+        return page(payload, columns, display, about, costs=self._costs(payload["rows"]))
+
+    def _costs(self, rows: Sequence[Row]) -> list[str]:
+        """A request by the one model, and by those that have a model for each task."""
+        variants = self._table.variants.items()
+        apart = [name for name, variant in variants if isinstance(variant, OneModelEach)]
+        if not apart:
+            return []
+        rows_of = {name: [row for row in rows if row["model"] == name] for name in (FULL, *apart)}
+        together, *each = (_request_cost(found[0]) for found in rows_of.values())
+        compared = [Consolidation(together=together, apart=cost) for cost in each]
+        lines = [
+            "What a request costs by one model of all tasks and by one for each; in parentheses "
+            "how many times as much. Times are medians over seeds.",
+            "",
+            f"| a request | {' | '.join(rows_of)} |",
+            "|" + "---|" * (1 + len(rows_of)),
+        ]
+        for key, head, unit, digits in _COSTS:
+            cells = [f"{getattr(together, key) / unit:,.{digits}f}"]
+            cells += [
+                f"{getattr(both.apart, key) / unit:,.{digits}f} ({both.ratios[key]:.2f})"
+                for both in compared
+            ]
+            lines.append(f"| {head} | {' | '.join(cells)} |")
+        for quantile in ("p50", "p95"):
+            one, *others = (
+                float(np.median([row["latency_ms"][quantile] for row in found]))
+                for found in rows_of.values()
+            )
+            cells = [f"{one:.2f}", *(f"{value:.2f} ({value / one:.2f})" for value in others)]
+            lines.append(f"| {quantile} ms, measured | {' | '.join(cells)} |")
+        return [*lines, ""]
+
+
+def _request_cost(row: Row) -> RequestCost:
+    stored = {key: value for key, value in row["request_cost"].items() if key != "source"}
+    return RequestCost(**stored)
 
 
 def cascade_folder(cascade: MarketCascade | PublicCascade, work: Path, recipes: Path) -> Path:
@@ -169,8 +218,15 @@ def mean_and_sd(values: Sequence[float | None]) -> str:
     return f"{numbers.mean():.4f} ± {numbers.std(ddof=1):.4f}"
 
 
-def page(payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]], about: str) -> str:
-    """A table of early stages as Markdown, with its claims."""
+def page(
+    payload: Row,
+    columns: Sequence[str],
+    display: Sequence[Sequence[str]],
+    about: str,
+    *,
+    costs: Sequence[str] = (),
+) -> str:
+    """A table of early stages as Markdown, with lines on costs and its claims."""
     commits = ", ".join(sorted({row["commit"][:10] for row in payload["rows"] if row["commit"]}))
     lines = [
         f"# {payload['table']}",
@@ -181,6 +237,7 @@ def page(payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]],
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),
         "",
+        *costs,
         "| claim | estimate | interval | holds |",
         "|---|---|---|---|",
     ]
