@@ -113,6 +113,23 @@ def test_grouped_auc_weights_groups_by_rows_and_counts_skipped_ones() -> None:
     assert (result.groups, result.skipped_groups, result.skipped_rows) == (2, 1, 1)
 
 
+def test_weights_of_groups_and_of_pairs_across_groups_give_three_different_aucs() -> None:
+    # User A ranks its click first (AUC 1, 3 rows, 1 click), B last (AUC 0, 2 rows, 1 click), C has
+    # clicks alone and so no AUC. By rows (3 * 1 + 2 * 0) / 5, by clicks (1 + 0) / 2; of the 4 * 3
+    # pairs of a click and another row, of whatever users, 3 + 2 + 2 + 2 are in order.
+    labels = np.array([1, 0, 0, 1, 0, 1, 1])
+    scores = np.array([0.9, 0.2, 0.1, 0.3, 0.8, 0.5, 0.4])
+    users = np.array(["A", "A", "A", "B", "B", "C", "C"])
+    # A group counts by the sum of its weights: rows of 1 / 3, 1 / 2 and 1 add up to its clicks.
+    clicks = np.array([1 / 3] * 3 + [1 / 2] * 2 + [1] * 2)
+    by_rows = grouped_auc(labels, scores, users)
+    assert by_rows.value == pytest.approx(0.6, abs=1e-15)
+    assert (by_rows.groups, by_rows.skipped_groups, by_rows.skipped_rows) == (2, 1, 2)
+    by_clicks = grouped_auc(labels, scores, users, weights=clicks)
+    assert by_clicks.value == pytest.approx(0.5, abs=1e-12)
+    assert auc(labels, scores) == pytest.approx(0.75, abs=1e-15)
+
+
 @given(scored_rows(), st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_grouped_auc_equals_a_loop_over_groups(rows, num_groups, seed, weighted) -> None:
