@@ -3,10 +3,13 @@
 DeepCTR's own have more, see _KerasFeat.
 """
 
+import os
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -163,6 +166,47 @@ def test_a_log_is_ingested_by_feature_columns(tmp_path: Path) -> None:
     events, _ = train.columns.read_jagged("past", 3, 4)
     assert events.tolist() == train.ids("item")[:3].tolist()
     assert dataset.split("test").num_rows == 10
+
+
+@pytest.mark.parity
+def test_deepctr_torchs_own_example_is_ingested_as_it_encodes_it(tmp_path: Path) -> None:
+    """DeepCTR-Torch's example of several tasks, whose log of 200 rows is among the public sets."""
+    root = os.environ.get("TAMIS_DATA")
+    if not root:
+        pytest.skip("TAMIS_DATA is not set: the public sets are not at hand")
+    sparse = ["uid", "user_city", "item_id", "author_id", "item_city", "channel"]
+    more = ["music_id", "device"]
+    names = [*sparse, "finish", "like", *more, "time", "duration_time"]
+    log = pc.read_csv(
+        Path(root) / "format_samples" / "byterec_200.tsv",
+        read_options=pc.ReadOptions(column_names=names),
+        parse_options=pc.ParseOptions(delimiter="\t"),
+    )
+    # The example makes its tables of the values of all rows, and tests on the last fifth.
+    columns = [_sparse(name, len(log[name].unique())) for name in (*sparse, *more)]
+    parts = {"train": log, "valid": log.slice(160), "test": log.slice(160)}
+    for split, part in parts.items():
+        pq.write_table(part, tmp_path / f"{split}.parquet")
+    imported = api.import_deepctr(
+        [*columns, DenseFeat("duration_time", 1)],
+        labels=["finish", "like"],
+        files={split: str(tmp_path / f"{split}.parquet") for split in parts},
+    )
+    dataset = api.ingest(imported.files, tmp_path / "dataset", schema=imported.schema)
+    train = dataset.split("train")
+
+    # One more, for values that training has not seen; -1 is a value here as it is there.
+    sizes = {column.name: column.vocabulary_size + 1 for column in columns}
+    assert dataset.spec.num_rows_by_table == sizes
+    assert sizes["channel"] == 5
+    for name in (*sparse, *more):
+        _, wanted = np.unique(log[name].to_numpy(), return_inverse=True)
+        pairs = set(zip(wanted.tolist(), train.ids(name).tolist(), strict=True))
+        assert len(pairs) == sizes[name] - 1, name  # one id for each value, and no two alike
+    assert train.labels().sum(0).tolist() == [76, 7]
+    # As they stand: the example scales them to 0 to 1 itself.
+    assert train.numeric("duration_time").sum() == 2262
+    assert dataset.split("test").num_rows == 40
 
 
 def test_one_log_for_all_splits_may_be_named(tmp_path: Path) -> None:
