@@ -241,6 +241,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
             "backbone_modules": ("dot", "linear", "attention"),
         },
     ),
+    ("interformer", _SMALL_INTERFORMER | {"style": "residual"}),
     (
         "interformer",
         _SMALL_INTERFORMER

@@ -7,16 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables, FieldTokens, FirstOrder
+from tamis.nn.length_groups import LengthGroups
 from tamis.nn.side_tokens import SideTokens
 from tamis.testing.models import (
     check_bfloat16,
     check_empty_histories,
     check_gradients,
+    check_labels_and_weights,
     check_model,
+    check_padding,
+    check_rows_are_independent,
     check_shape,
     check_sparse_gradients,
     example_spec,
@@ -248,3 +252,114 @@ def test_suite_finds_what_a_models_own_start_keeps_from_learning() -> None:
 
     with pytest.raises(AssertionError, match=r"scale must get a gradient .* after a step"):
         check_gradients(build, example_spec())
+
+
+def _sum_of_padded(model: nn.Module, batch: Batch, *, masked: bool) -> torch.Tensor:
+    history = batch.sequences["history"]
+    groups = LengthGroups(history.offsets, history.values.shape[0])
+    padded = groups.pad(model.tokens.tables.lookup_events("history", history)[:, 0])
+    factors = [valid.float() if masked else torch.ones(valid.shape) for valid in groups.valid]
+    sums = [
+        (part * factor.unsqueeze(2)).sum((1, 2))
+        for part, factor in zip(padded, factors, strict=True)
+    ]
+    return _sound(model, batch) + groups.join(sums).unsqueeze(1)
+
+
+def test_suite_refuses_a_model_that_reads_padding() -> None:
+    def build(masked: bool) -> Callable:
+        return _builder(lambda model, batch: _sum_of_padded(model, batch, masked=masked))
+
+    spec = example_spec(num_tasks=2)
+    # Zeros add nothing to a sum, so that nothing else tells the two apart.
+    for masked in (True, False):
+        check_rows_are_independent(build(masked), spec)
+
+    check_padding(build(masked=True), spec)
+    with pytest.raises(AssertionError, match="what stands in padding must change nothing"):
+        check_padding(build(masked=False), spec)
+
+
+class _FirstGroupTables(EmbeddingTables):
+    """Learns from the first sequence group alone."""
+
+    def pool(self, name: str, history: Jagged) -> torch.Tensor:
+        pooled = super().pool(name, history)
+        return pooled if name == "history" else pooled.detach()
+
+
+def test_suite_refuses_a_model_that_learns_nothing_from_the_second_sequence_group() -> None:
+    def build(spec: InputSpec) -> nn.Module:
+        model = _builder(_sound)(spec)
+        model.tokens.tables = _FirstGroupTables(spec, 2)
+        return model
+
+    check_sparse_gradients(build, example_spec(num_tasks=2))
+    with pytest.raises(
+        AssertionError, match=r"rows \[\] are not of the batch, \[\d+.*\] are missing"
+    ):
+        check_sparse_gradients(build, example_spec(num_tasks=2, sequences=2))
+
+
+def _with_loss(loss_of: Callable[[torch.Tensor, Batch], torch.Tensor]) -> Callable:
+    """Builds a model with an auxiliary loss, which is made of its logits (B, T) and the batch."""
+
+    class Model(nn.Module):
+        def __init__(self, spec: InputSpec) -> None:
+            super().__init__()
+            self.linear = FirstOrder(spec)
+
+        def forward(self, batch: Batch) -> Output:
+            logits = self.linear(batch)
+            return Output(logits=logits, auxiliary_losses={"own": loss_of(logits, batch)})
+
+    return Model
+
+
+def _known_and_weighted(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    weights = batch.weights.unsqueeze(1) * ~batch.labels.isnan()
+    return ((logits - batch.labels.nan_to_num()).square() * weights).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda logits, batch: (logits - batch.labels).square().mean(),
+            "the loss must be finite with labels that are missing",
+        ),
+        (
+            # 0 / 0 where there is no label; else a mean over those that there are.
+            lambda logits, batch: logits[~batch.labels.isnan()].square().mean(),
+            "the loss must be finite with no label at all",
+        ),
+        (
+            lambda logits, batch: (
+                _known_and_weighted(logits, batch) + logits.sum() * 0 / batch.weights.sum()
+            ),
+            "the loss must be finite with rows of weight 0 alone",
+        ),
+        (
+            lambda logits, batch: (logits - batch.labels.nan_to_num()).square().mean(),
+            "labels of rows of weight 0 must not move its gradient",
+        ),
+    ],
+)
+def test_suite_refuses_losses_that_learn_what_nobody_observed(loss: Callable, message: str) -> None:
+    spec = example_spec(num_tasks=2)
+
+    check_labels_and_weights(_with_loss(_known_and_weighted), spec)
+    with pytest.raises(AssertionError, match=message):
+        check_labels_and_weights(_with_loss(loss), spec)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda batch: batch.labels.nan_to_num(), lambda batch: batch.weights.unsqueeze(1)]
+)
+def test_suite_refuses_logits_that_know_labels_or_weights(read: Callable) -> None:
+    spec = example_spec(num_tasks=2)
+
+    with pytest.raises(AssertionError, match="must depend neither on labels nor on weights"):
+        check_labels_and_weights(
+            _builder(lambda model, batch: _sound(model, batch) + read(batch)), spec
+        )

@@ -3,8 +3,10 @@
 Each check raises ``AssertionError`` with what it saw; none needs a test framework.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Side, Table, Task
 from tamis.models.output import Output
 from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.length_groups import LengthGroups
 from tamis.training.config import OptimizerConfig
 from tamis.training.objective import training_loss
 from tamis.training.optimizers import build_optimizers
@@ -57,34 +60,38 @@ def check_model(
         check_rows_are_independent(build, spec)
         check_same_seed_same_result(build, spec)
         check_forward_writes_nothing(build, spec)
-    spec = example_spec(num_tasks=2)
-    check_gradients(build, spec)
-    check_sparse_gradients(build, spec, sides=sides)
-    check_empty_histories(build, spec)
+    for spec in (example_spec(num_tasks=2), example_spec(num_tasks=2, sequences=2)):
+        check_gradients(build, spec)
+        check_sparse_gradients(build, spec, sides=sides)
+        check_empty_histories(build, spec)
+        check_padding(build, spec)
+    check_labels_and_weights(build, spec)
     check_state_dict(build, spec)
     check_bfloat16(build, spec)
 
 
 def example_spec(
-    *, num_tasks: int = 1, num_numeric: int = 2, num_categorical: int = 3, sequences: bool = True
+    *, num_tasks: int = 1, num_numeric: int = 2, num_categorical: int = 3, sequences: int = 1
 ) -> InputSpec:
-    """A small spec; the sequence group has two columns, which share tables with fields."""
+    """A small spec of at most two sequence groups, one of two columns and one of one.
+
+    Their columns share tables with fields.
+    """
     names = [f"field{index}" for index in range(num_categorical)]
     tables = [Table(name=name, num_rows=_VALUES) for name in names]
-    groups: tuple[SequenceInput, ...] = ()
-    if sequences:
-        owners = (names * 2)[:2] or ["events", "events"]
-        if not names:
-            tables = [Table(name="events", num_rows=_VALUES)]
-        groups = (
-            SequenceInput(
-                name="history",
-                fields=("past0", "past1"),
-                tables=tuple(owners),
-                max_length=5,
-                side="user",
-            ),
+    if sequences and not names:
+        tables = [Table(name="events", num_rows=_VALUES)]
+    owners = (names * 3)[:3] or ["events"] * 3
+    groups = tuple(
+        SequenceInput(
+            name=name,
+            fields=tuple(f"past{column}" for column in columns),
+            tables=tuple(owners[column] for column in columns),
+            max_length=5,
+            side="user",
         )
+        for name, columns in (("history", (0, 1)), ("searches", (2,)))[:sequences]
+    )
     return InputSpec(
         numeric=tuple(f"number{index}" for index in range(num_numeric)),
         categorical=tuple(
@@ -99,8 +106,9 @@ def example_spec(
 
 
 def example_specs() -> Iterator[InputSpec]:
-    """Specs with and without each kind of input, and with one task and three."""
+    """Specs with and without each kind of input, with two sequence groups, and with three tasks."""
     yield example_spec()
+    yield example_spec(sequences=2)
     yield example_spec(num_tasks=3)
     yield example_spec(num_numeric=0)
     yield example_spec(sequences=False)
@@ -268,6 +276,89 @@ def check_empty_histories(build: Build, spec: InputSpec) -> None:
         assert output.logits.isfinite().all(), "empty histories must give finite logits"
         _loss(output, batch, spec).backward()
         _check_gradients_are_finite(model, f"with at most {longest} events per history")
+
+
+def check_padding(build: Build, spec: InputSpec) -> None:
+    """What stands in the places that ``LengthGroups.pad`` adds behind short histories is not read.
+
+    A model that pads by itself is not looked into.
+    """
+    pad = LengthGroups.pad
+    generator = torch.Generator().manual_seed(0)
+
+    def pad_with_noise(groups: LengthGroups, values: Tensor) -> list[Tensor]:
+        noisy = []
+        for part, valid in zip(pad(groups, values), groups.valid, strict=True):
+            noise = 100 * torch.randn(part.shape, generator=generator)
+            is_event = valid.view(*valid.shape, *[1] * (part.ndim - 2))
+            noisy.append(torch.where(is_event, part, noise.to(part.dtype)))
+        return noisy
+
+    model = build(spec).eval()
+    batch = example_batch(spec)
+    with torch.inference_mode():
+        plain = model(batch).logits
+        with mock.patch.object(LengthGroups, "pad", pad_with_noise):
+            noisy = model(batch).logits
+    change = float((noisy - plain).abs().max())
+    assert change < 1e-5, f"what stands in padding must change nothing, got logits {change} away"
+
+
+def check_labels_and_weights(build: Build, spec: InputSpec) -> None:
+    """Labels that were not observed and rows of weight 0 teach, and change, nothing.
+
+    Logits know neither labels nor weights, labels of rows of weight 0 move no gradient, and losses
+    and gradients are finite where labels are missing (NaN), all of them too, or all weights are 0.
+    """
+    batch = example_batch(spec)
+    nothing = torch.full_like(batch.labels, torch.nan)
+    model = build(spec).eval()
+    with torch.inference_mode():
+        blind = dataclasses.replace(batch, labels=nothing, weights=torch.zeros(_ROWS))
+        same = torch.equal(model(batch).logits, model(blind).logits)
+    assert same, "logits must depend neither on labels nor on weights"
+    rows = torch.arange(_ROWS)
+    # Every fourth row has all labels, every fourth has none.
+    is_missing = (rows.unsqueeze(1) + torch.arange(len(spec.tasks))) % 4 < 2
+    weights = (rows % 3).float()
+    for labels, of_rows, what in (
+        (batch.labels.masked_fill(is_missing, torch.nan), weights, "labels that are missing"),
+        (nothing, torch.ones(_ROWS), "no label at all"),
+        (batch.labels, torch.zeros(_ROWS), "rows of weight 0 alone"),
+    ):
+        _gradients(build, dataclasses.replace(batch, labels=labels, weights=of_rows), spec, what)
+    turned = batch.labels.where(weights.unsqueeze(1) > 0, 1 - batch.labels)
+    first, second = (
+        _gradients(
+            build,
+            dataclasses.replace(batch, labels=labels, weights=weights),
+            spec,
+            "some rows of weight 0",
+        )
+        for labels in (batch.labels, turned)
+    )
+    for name, gradient in first.items():
+        change = float((gradient - second[name]).abs().max()) if gradient.numel() else 0.0
+        assert change < 1e-6, (
+            f"{name}: labels of rows of weight 0 must not move its gradient, got one {change} away"
+        )
+
+
+def _gradients(build: Build, batch: Batch, spec: InputSpec, what: str) -> dict[str, Tensor]:
+    """Gradients of a new model's loss, without gaps, by parameter; all of them must be finite."""
+    model = build(spec).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loss = _loss(model(batch), batch, spec)
+    assert loss.isfinite(), f"the loss must be finite with {what}, got {loss.item()}"
+    if loss.requires_grad:
+        loss.backward()
+    _check_gradients_are_finite(model, f"with {what}")
+    return {
+        name: parameter.grad.to_dense()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def check_state_dict(build: Build, spec: InputSpec) -> None:
