@@ -484,6 +484,7 @@ def test_detached_weights_leave_the_fused_loss_to_the_predictions() -> None:
         ({"tau": 0.0}, "tau: must be at least 1e-06, got 0.0"),
         ({"detach_weights": True, "learn_tau": True}, "detach_weights: must be false where"),
         ({"detach_weights": True, "confidence": "gate"}, "detach_weights: must be false where"),
+        ({"detach_weights": True, "confidence": "none"}, "detach_weights: must be false with"),
         (
             {"fused_weight": 0.0, "confidence": "gate"},
             "fused_weight: must be above 0 where weights",

@@ -223,7 +223,9 @@ class Rows:
         {"flow": "sole", "gate": "none", "pooled_tokens": 0, "recent_tokens": 0},
         {"gate": "mask", "personal": "full"},
         {"gate": "tanh", "personal": "mlp_low_rank", "personal_rank": 2},
-        {"gate": "sigmoid", "personal": "none", "class_tokens": False, "summary_tokens": 2},
+        {"summary_tokens": 2, "gate": "sigmoid", "personal": "none", "flow": "to_fields"},
+        {"personal": "none"},
+        {"class_tokens": False},
         {"gate": "none", "attention": False},
         {"rotary": False, "recent_tokens": 3, "pooled_tokens": 0},
     ],
@@ -510,11 +512,28 @@ def test_dense_parameters_at_some_depth_are_near_the_published_budget(
             {"pooled_tokens": 0, "recent_tokens": 0, "attention": False},
             r"pooled_tokens: must be at least 1 .* class tokens that attend to events",
         ),
+        (
+            {"personal": "none", "class_tokens": False},
+            r"flow: must be 'to_fields' or 'none' with personal = 'none' .*, got 'both': nothing",
+        ),
+        (
+            {"flow": "to_events", "personal": "none", "class_tokens": False},
+            r"flow: must be 'to_fields' or 'none' .*, got 'to_events'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         InterFormerConfig(**options)
+
+
+def test_heads_of_odd_width_need_positions_off_only_where_events_attend() -> None:
+    with pytest.raises(ConfigError, match="into even parts"):
+        InterFormerConfig(embedding_dim=6, num_heads=2)
+    spec = example_spec()
+    for options in ({"rotary": False}, {"attention": False}):
+        model = InterFormer(InterFormerConfig(embedding_dim=6, num_heads=2, **options), spec)
+        assert model(example_batch(spec)).logits.isfinite().all()
 
 
 def test_a_log_of_nothing_but_histories_is_refused() -> None:

@@ -34,7 +34,7 @@ class AdaTTConfig(MultiTaskConfig):
     """What gates read: their unit's own vector, the model's input, or nothing (weights that are the
     same for all rows); ``none`` leaves them out, so that tasks share nothing but the input."""
     gate_bias: bool = True
-    """Whether gates have biases."""
+    """Whether gates have biases; of gates that read something (``own`` and ``raw``)."""
     native: Literal["paper", "official", "unit", "softmax", "gated", "none"] = "paper"
     """Weights of a unit's own experts beside the gate: 1 for a unit of one expert and else learned;
     learned in all units as soon as one has several (the authors' code); always 1; learned with sum

@@ -47,17 +47,19 @@ class CETNetConfig:
     (``none``: the mean). ``weights`` learns one scalar for each member and task, ``gate`` weights
     that depend linearly on all members' logits; these two are controls and no confidence."""
     tau: float = 1.0
-    """Temperature of the softmax over confidences. Above 0; small values pick one member."""
+    """Temperature of the softmax over confidences. Above 0; small values pick one member. Says
+    nothing with ``confidence = "none"``."""
     learn_tau: bool = False
     """Whether the temperature is trained, from ``tau`` on."""
     fuse: Literal["prob", "logit"] = "prob"
     """Whether the weighted mean is taken of probabilities or of logits."""
     detach_weights: bool = False
-    """Whether the fused loss leaves the weights alone."""
+    """Whether the fused loss leaves the weights alone; where they are learned, or none
+    (``confidence = "none"``), this is refused."""
     collaboration: Collaboration = "sym_kl"
     """What draws the members' predictions together: both Kullback-Leibler divergences, one of
     them (from the earlier to the later member, or back), the squared difference of probabilities,
-    or nothing."""
+    or nothing (``none``: the next three options have no effect)."""
     collaboration_weight: float = 0.1
     """Beta: factor on that loss. At least 0."""
     collaboration_temperature: float = 1.0
@@ -92,6 +94,11 @@ class CETNetConfig:
             raise ConfigError(
                 "fused_weight: must be above 0 where weights or their temperature are learned, got "
                 "0: nothing would train them."
+            )
+        if self.detach_weights and self.confidence == "none":
+            raise ConfigError(
+                "detach_weights: must be false with confidence 'none', got true: the mean has no "
+                "weights that a loss could move."
             )
         if self.learn_tau and self.confidence == "none":
             raise ConfigError(
@@ -151,6 +158,10 @@ class CETNet(nn.Module):
     are more. A member is an ordinary model of the catalog; member m starts from the weights that it
     has alone under a seed larger by m, so that two of a kind differ. (Two runs whose seeds differ
     by less than M then share such a start.)
+
+    With alpha 1, tables of their own and neither fused nor collaborative loss, members train bit
+    for bit as they do alone, with two exceptions: ``optimizer.clip_norm`` is on the gradients of
+    all members together, and dropout and whatever else is drawn in training share a generator.
 
     Low entropy is not correctness: at a base rate of a few percent the member that predicts less
     counts as surer, which draws fused predictions down. Look at the calibration.

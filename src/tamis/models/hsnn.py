@@ -55,10 +55,12 @@ class HSNNConfig:
     """The network of each level, the coarsest first and the items' last."""
     codebooks: tuple[int, ...] = (32, 8)
     """Nodes K_n of each index level's codebook: one number less than there are levels. Empty: no
-    index, and a single network that scores items."""
+    index, and a single network that scores items; how an index is learnt, the weights of its losses
+    and ``unlabelled_weight`` then say nothing."""
     index_learning: IndexLearning = "lti"
     """How the index is learnt: by gradients together with the networks (``lti``), by k-means in
-    turns with them (``em``), or once, on the items of a model without index (``sil``)."""
+    turns with them (``em``), or once, on the items of a model without index (``sil``). Options that
+    name some of these say nothing in the others, so that recipes may differ in this one alone."""
     item_tokens: int = 1
     """Vectors n_i that the item tower emits."""
     item_dim: int = 32
@@ -66,7 +68,8 @@ class HSNNConfig:
     item_layers: int = 1
     """Layers of the item tower."""
     cross_tokens: int = 1
-    """Vectors n_x of each level's interaction tower."""
+    """Vectors n_x of each level's interaction tower, which there is where some field is of side
+    ``context``."""
     cross_dim: int = 16
     """Their width d_x."""
     cross_layers: int = 1
@@ -79,26 +82,29 @@ class HSNNConfig:
     """Probability of hiding an item's id while training, in [0, 1): a cold item has none, and
     must be placed by its content."""
     alpha_max: float = 50.0
-    """Sharpness of memberships at the end; distances are in units of their mean."""
+    """Sharpness of memberships at the end (``lti``); distances are in units of their mean."""
     alpha_exponent: float = 1.0
-    """Power by which sharpness grows with the step; 0: it is there from the first batch on."""
+    """Power by which sharpness grows with the step (``lti``); 0: it is there from the first batch
+    on."""
     alpha_steps: int = 1000
-    """Batches of the index until memberships are as sharp as they get."""
+    """Batches of the index until memberships are as sharp as they get (``lti``)."""
     start_steps: int = 1
     """Batch in which the index begins, as the k-means of the latest item vectors (``lti``, ``em``).
     Until then items alone are learnt, patience does not count, and any later weights replace those
     of an evaluation before. Vectors of the first batches are those of an untrained tower, so that a
     few hundred are better where there are thousands."""
     warmup_steps: int = 200
-    """Batches over which the losses of the index grow linearly to their weights."""
+    """Batches over which squared distance and balance grow linearly to their weights (``lti``)."""
     queue_batches: int = 32
-    """Batches M that the balance of nodes is judged by."""
+    """Batches M that the balance of nodes is judged by (``lti``)."""
     reconstruction_weight: float = 0.25
-    """Factor on the squared distance between items and their nodes. At least 0."""
+    """Factor on the squared distance between items and their nodes (``lti``). At least 0."""
     balance_weight: float = 0.1
-    """Factor on the balance regulariser, which is 1 where all nodes of a level are used alike."""
+    """Factor on the balance regulariser (``lti``), which is 1 where all nodes of a level are used
+    alike."""
     interaction_weight: float = 0.1
-    """Factor on the squared distance of each index level's interaction vectors to the items'."""
+    """Factor on the squared distance of each index level's interaction vectors to the items', where
+    some field is of side ``context``."""
     negatives: int = 0
     """Items of other rows of the batch that each positive is compared with at every level, by a
     softmax that is corrected for how often they come along. 0: rows are learnt by their own labels
@@ -113,7 +119,8 @@ class HSNNConfig:
     cluster_steps: int = 500
     """Batches between two k-means (``em``), or before the only one (``sil``)."""
     cluster_rows: int = 4096
-    """Latest item vectors that k-means sees."""
+    """Latest item vectors that k-means and revival see. With ``lti``, ``start_steps = 1`` and no
+    revival there is one k-means, on the first batch."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
 

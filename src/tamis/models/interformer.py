@@ -45,7 +45,8 @@ class InterFormerConfig:
     summary_tokens: int = 4
     """Tokens that summarise the fields; they are the CLS tokens C of the sequence too."""
     class_tokens: bool = True
-    """Whether the fields' first summary is put before the events; needs a flow to the events."""
+    """Whether the fields' first summary is put before the events; has an effect with a flow to the
+    events."""
     pooled_tokens: int = 2
     """Learned queries P that read the sequence; 0 leaves pooling out."""
     recent_tokens: int = 2
@@ -56,7 +57,7 @@ class InterFormerConfig:
     personal: Personal = "low_rank"
     """Matrix that each row's fields make for its events: of rank C as published, a full one from an
     MLP, a product of two thin ones from an MLP, or none. Without a flow to the events it is a plain
-    linear map."""
+    linear map. A flow to the events needs it, or class tokens."""
     personal_rank: int = 4
     """Rank of ``mlp_low_rank``."""
     attention: bool = True
@@ -64,11 +65,11 @@ class InterFormerConfig:
     num_heads: int = 2
     """Attention heads; divide ``embedding_dim`` into even parts."""
     rotary: bool = True
-    """Whether attention between events knows their positions."""
+    """Whether attention between events knows their positions; has an effect with ``attention``."""
     backbone: Literal["dot", "dcn_v2", "dhen"] = "dhen"
     """How fields and summary interact within a layer."""
     backbone_layers: int = 1
-    """Cross layers of ``dcn_v2``, layers of ``dhen``; 1 to 3 as published."""
+    """Cross layers of ``dcn_v2``, layers of ``dhen``; 1 to 3 as published. ``dot`` has one step."""
     backbone_modules: tuple[MixerName, ...] = ("dot", "dcn_v2")
     """Modules of ``dhen``."""
     module_tokens: int = 8
@@ -106,10 +107,16 @@ class InterFormerConfig:
                 f"model.num_heads: must divide embedding_dim={self.embedding_dim}, got "
                 f"{self.num_heads}."
             )
-        if self.rotary and (self.embedding_dim // self.num_heads) % 2:
+        if self.attention and self.rotary and (self.embedding_dim // self.num_heads) % 2:
             raise ConfigError(
                 f"model.num_heads: must divide embedding_dim={self.embedding_dim} into even parts, "
                 f"got {self.num_heads}. Rotary positions turn pairs; rotary = false needs none."
+            )
+        if self.events_see_fields and self.personal == "none" and not self.class_tokens:
+            raise ConfigError(
+                f"model.flow: must be 'to_fields' or 'none' with personal = 'none' and "
+                f"class_tokens = false, got {self.flow!r}: nothing would bring the fields to the "
+                f"events."
             )
         # Class tokens know of events what they attend to.
         sees_events = self.has_class_tokens and self.attention

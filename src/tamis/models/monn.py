@@ -33,9 +33,9 @@ class MoNNConfig:
     module_tokens: int = 4
     """Tokens that each module emits."""
     dot_units: int = 64
-    """Hidden width of the dot module."""
+    """Hidden width of the module ``dot``, where there is one."""
     attention_heads: int = 1
-    """Heads of the attention module; divide ``width``."""
+    """Heads of the module ``attention``, where there is one; divide ``width``."""
     head_units: tuple[int, ...] = (64,)
     """Hidden widths of the MLP above the layers; may be empty."""
 
