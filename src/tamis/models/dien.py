@@ -37,7 +37,8 @@ class DIEN(InterestRanker):
     Differs from the source:
         Negative events are drawn from the batch, not from all items, and may by chance be the very
         next one. The auxiliary loss is a mean over pairs of events, whatever the weights of their
-        rows. T tasks share everything but the output layer.
+        rows. Reset gates are those of PyTorch's unit (see ``JaggedGRU``). T tasks share everything
+        but the output layer.
     """
 
     def __init__(self, config: DIENConfig, spec: InputSpec) -> None:

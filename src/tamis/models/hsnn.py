@@ -170,11 +170,13 @@ class HSNN(nn.Module):
     Differs from the source:
         The squared distance is that of every level, not of the last one (see
         ``reconstruction_loss``). All levels share tables and item tower. Sizes, loss weights, the
-        calibration, the teacher of unlabelled rows (the item level of the same step) and the inputs
-        of the ensemble (logits of all tasks) were not published. Index-level interaction towers see
-        the node in place of the item. The source's negatives are impressions; the softmax is for
-        logs that have none. An item without a row in the id's table has zeros there, as
-        ``id_dropout`` has trained it, and is counted by its content.
+        calibration, the teacher of unlabelled rows (the item level of the same step, which then
+        learns nothing from them itself) and the inputs of the ensemble (logits of all tasks) were
+        not published; nor were the rows that k-means, squared distance and balance look at.
+        ``shift_to`` comes on top of the calibration. Index-level interaction towers see the node in
+        place of the item. The source's negatives are impressions; the softmax is for logs that have
+        none. An item without a row in the id's table has zeros there, as ``id_dropout`` has trained
+        it, and is counted by its content.
     """
 
     def __init__(self, config: HSNNConfig, spec: InputSpec) -> None:

@@ -73,6 +73,10 @@ class InBatchPairs:
     Source:
         HSNN, arXiv:2408.06653, inverted-index-based interaction features: counts of the user's
         engagements by the item's attributes.
+
+    Differs from the source:
+        There is no inverted index: the batch's events and categories are joined by sorting. One
+        attribute is counted, and neither times nor cross features of categories are made.
     """
 
     def __init__(self, spec: InputSpec) -> None:

@@ -167,10 +167,11 @@ class InterFormer(nn.Module):
         nothing else. The last summaries are made after the last update; by the formula as written
         the last layer would get no gradient. Not published: the number of layers, the depth of f
         (linear here), the gate's activation, the width of the map that restores the fields' tokens,
-        how weights start (biases of gates from 1, the mask's from 0), and how histories of
-        different events are aligned (see ``EventVectors``). The paper has Swish everywhere; here
-        the products of ``dhen`` and the hidden layer of the personal map of low rank by an MLP have
-        ReLU.
+        how weights start (biases of gates from 1, but from 0 with ``gate = "mask"``), what stands
+        for the missing ones of K events where a history is shorter (zeros, which the gate's sigmoid
+        makes 0.5; the newest event comes first), and how histories of different events are aligned
+        and merged (see ``EventVectors``). The paper has Swish everywhere; here the products of
+        ``dhen`` and the hidden layer of the personal map of low rank by an MLP have ReLU.
 
         Parameters outside tables, at the published sizes (C = 4, P = K = 2, this head), over those
         of the paper's table 3 less its tables, for 1, 2 and 3 layers: AmazonElectronics 0.73, 0.96,

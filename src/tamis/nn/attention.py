@@ -111,6 +111,9 @@ def rotate(x: Float[Tensor, "B L H K"]) -> Float[Tensor, "B L H K"]:
 
     Source:
         Su et al., RoFormer, arXiv:2104.09864, equation (34).
+
+    Differs from the source:
+        Pairs are counted from 0 and not from 1; the angles are the same.
     """
     length, heads, width = x.shape[1:]
     if torch.compiler.is_exporting():
@@ -142,6 +145,13 @@ class SequenceAttention(nn.Module):
 
     Queries and keys are rotated, values are not. Without a causal mask unless asked for: the whole
     history is known when an item is ranked.
+
+    Source:
+        Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2.2; Su et al., RoFormer,
+        arXiv:2104.09864, for the positions.
+
+    Differs from the source:
+        Projections have biases. A sequence without a valid token reads zeros.
     """
 
     def __init__(
@@ -224,7 +234,15 @@ class PoolingAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention, then a feed-forward layer on each token; after each a residual and layer norm."""
+    """Attention, then a feed-forward layer on each token; after each a residual and layer norm.
+
+    Source:
+        Vaswani et al., Attention Is All You Need, NeurIPS 2017, sections 3.1 to 3.3, the encoder.
+
+    Differs from the source:
+        Attention has biases in its projections, and tokens have no positions but what a model adds
+        to them. The activation is an argument.
+    """
 
     def __init__(
         self,

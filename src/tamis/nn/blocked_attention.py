@@ -7,6 +7,10 @@ Shares are computed anew for the gradient: of long rows they are the largest thi
 
 Source:
     Dao et al., FlashAttention, arXiv:2205.14135, for blocks and computing anew.
+
+Differs from the source:
+    A block holds whole rows of the batch, not some of their keys, so that no softmax is put
+    together of parts; and it is for a CPU's cache.
 """
 
 from collections.abc import Iterator

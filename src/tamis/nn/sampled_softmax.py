@@ -75,6 +75,10 @@ def sampled_softmax_losses(
         Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations,
         RecSys 2019, equation (4).
 
+    Differs from the source:
+        Every row brings sampled items of its own, where the source takes those of the batch; scores
+        are given, and divided by no temperature here.
+
     Example:
         >>> own, others = torch.zeros(1, 1), torch.zeros(1, 3, 1)
         >>> loss = sampled_softmax_losses(own, others, torch.zeros(1), torch.zeros(1, 3))

@@ -70,7 +70,9 @@ class EventVectors(nn.Module):
         InterFormer, arXiv:2411.09852, section 4.1; MaskNet is Wang et al., DLP-KDD 2021.
 
     Differs from the source:
-        The depth of both MLPs and the mask's activation were not published.
+        The depth of both MLPs, the mask's activation, how weights start and how groups are aligned
+        were not published. The mask is one linear map here, and without activation its biases start
+        from 1, so that an event passes it nearly as it is; ``merge`` has one hidden layer.
     """
 
     def __init__(

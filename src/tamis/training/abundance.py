@@ -20,6 +20,9 @@ def information_abundance(table: Float[Tensor, "N D"]) -> float:
     Source:
         Guo et al., On the Embedding Collapse when Scaling up Recommendation Models, ICML 2024,
         definition 1.
+
+    Differs from the source:
+        A table of zeros, for which there is no definition, has 0.
     """
     # Of the D x D Gram matrix, part by part: a table has millions of rows and a few dozen columns.
     gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)

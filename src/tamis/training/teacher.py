@@ -21,6 +21,10 @@ class Teacher:
     Source:
         HSNN, arXiv:2408.06653, the distillation loss of rows that were not shown, with soft labels
         of "a stronger model".
+
+    Differs from the source:
+        Only rows without a label of any task are taught, by a model that does not learn meanwhile.
+        Of HSNN all levels learn from it, that of the items too.
     """
 
     def __init__(

@@ -121,6 +121,10 @@ def movielens_1m(folder: Path) -> Behaviours:
 
     Source:
         Harper and Konstan, The MovieLens Datasets: History and Context, TiiS 2015.
+
+    Differs from the source:
+        There are ratings alone; what they are as clicks, conversions and hides, their order and the
+        advertisers are choices of this library.
     """
     ratings = read_parquet(folder / "ratings_no_time.parquet")
     users = read_parquet(folder / "users.parquet")
@@ -186,6 +190,10 @@ def retailrocket_multibehavior(folder: Path) -> Behaviours:
 
     Source:
         Retailrocket recommender system data set, Kaggle, in the preparation of SSLRec.
+
+    Differs from the source:
+        SSLRec recommends what a user buys; here events are clicks with their outcomes, and the
+        advertisers are made up.
     """
     log = read_parquet(folder / "train.parquet")
     kind = log["behavior"].to_numpy(zero_copy_only=False).astype(np.str_)

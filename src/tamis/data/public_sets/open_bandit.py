@@ -50,6 +50,9 @@ def open_bandit_men(folder: Path, policy: Literal["random", "bts"]) -> OpenBandi
     Source:
         Saito, Aihara, Matsutani and Narita, Open Bandit Dataset and Pipeline, NeurIPS 2021 Datasets
         and Benchmarks; small version, campaign for men.
+
+    Differs from the source:
+        Places count from 0. Times and the features of items are left out.
     """
     table = read_parquet(folder / f"{policy}.parquet")
     features = [table[f"user_feature_{index}"].to_pylist() for index in range(4)]

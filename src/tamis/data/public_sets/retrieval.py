@@ -100,6 +100,10 @@ def gowalla(folder: Path) -> RetrievalSet:
     Source:
         He et al., LightGCN, SIGIR 2020, section 4.1; the data are of Cho, Myers and Leskovec, KDD
         2011.
+
+    Differs from the source:
+        A part of the training places validates. For models of clicks every place stands beside one
+        drawn from those that the user has not been to.
     """
     log = read_parquet(folder / "interactions.parquet")
     split = log["split"].to_numpy().astype(np.str_)

@@ -43,6 +43,10 @@ def amazon(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 
     Source:
         Zhou et al., S3-Rec, CIKM 2020; DIN's protocol of one drawn item per positive.
+
+    Differs from the source:
+        S3-Rec ranks items; here a step is told from one drawn item. The last step but one
+        validates, where DIN trains on it.
     """
     return _tables(read_amazon(folder)[0])
 
@@ -54,6 +58,10 @@ def grocery(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 
     Source:
         Li et al., ReChorus, RecSys 2024.
+
+    Differs from the source:
+        Rows and splits are those of the other departments (see :func:`amazon`). Relations between
+        items are left out.
     """
     log = read_parquet(folder / "interactions.parquet")
     items = read_parquet(folder / "items.parquet").sort_by("item_id")
@@ -77,6 +85,9 @@ def collm_ml1m(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 
     Source:
         Zhang et al., CoLLM, arXiv:2310.19488.
+
+    Differs from the source:
+        Titles, times and the mark of rare users and films are left out.
     """
     tables = {}
     for split in ("train", "valid", "test"):
@@ -113,6 +124,10 @@ def rees46(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 
     Source:
         REES46 eCommerce events, as prepared by NVIDIA Transformers4Rec.
+
+    Differs from the source:
+        Transformers4Rec ranks the next item of a session; here an event is told from one drawn
+        item. Prices and times are left out.
     """
     parts = {name: read_parquet(folder / f"day1_{name}.parquet") for name in ("valid", "test")}
     names = {"item": "pid", "category": "csid", "brand": "bid"}

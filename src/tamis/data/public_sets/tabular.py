@@ -15,6 +15,10 @@ def frappe(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     Source:
         Baltrunas et al., Frappe: Understanding the Usage and Perception of Mobile App
         Recommendations In-The-Wild, arXiv:1505.03014; split of He and Chua, SIGIR 2017.
+
+    Differs from the source:
+        The published training rows were not at hand: of those read here the positives are the
+        published ones, and the negatives were drawn anew in the same number.
     """
     names = {"train": "libfm_train_reconstructed", "valid": "libfm_valid", "test": "libfm_test"}
     tables = {split: read_parquet(folder / f"{names[split]}.parquet") for split in SPLITS}
@@ -35,6 +39,9 @@ def movielens_1m(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
 
     Source:
         Harper and Konstan, The MovieLens Datasets: History and Context, TiiS 2015.
+
+    Differs from the source:
+        Ratings are cut into two classes, and the split is of this library.
     """
     ratings = read_parquet(folder / "ratings_no_time.parquet")
     users = read_parquet(folder / "users.parquet")
@@ -79,6 +86,9 @@ def criteo_attribution_5cat(folder: Path) -> tuple[dict[str, pa.Table], Schema]:
     Source:
         Diemert et al., Attribution Modeling Increases Efficiency of Bidding in Display
         Advertising, AdKDD 2017.
+
+    Differs from the source:
+        Clicks are predicted, from five of nine categories; conversions and costs are left out.
     """
     columns = ["click", "cat1", "cat4", "cat6", "cat8", "cat9"]
     tables = split_rows(
