@@ -15,7 +15,7 @@ from tamis.funnel.inventory import Inventory
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.stage import Stage
 from tamis.funnel.value import ValueFunction
-from tamis.models.in_batch_pairs import pair_counts
+from tamis.retrieval.inverted_index import pair_counts
 
 _SETTINGS, _ENCODERS, _SCHEMA = "settings.json", "encoders", "schema.toml"
 # Sides whose counts do no harm to a kind of stage that encodes user and ad apart.

@@ -18,9 +18,9 @@ from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
 from tamis.funnel.stages import flops_of
-from tamis.models.in_batch_pairs import PairCount, pair_counts
 from tamis.models.output import probabilities_of
 from tamis.nn.rounded import rounded
+from tamis.retrieval.inverted_index import PairCount, pair_counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

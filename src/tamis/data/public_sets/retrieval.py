@@ -217,6 +217,9 @@ def amazon(folder: Path) -> RetrievalSet:
 def same_category(history: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
     """The feature of pairs: ``log(1 + n)`` for n steps of a history in the category of an item.
 
+    These are categories as a log has them; of encoded ones models count it, by
+    :class:`tamis.retrieval.inverted_index.PairCount`.
+
     Args:
         history: (L,) categories of a user's steps.
         items: (C,) category of each item.
