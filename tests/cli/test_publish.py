@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from tamis.data.dataset import Dataset
 from tamis.funnel.bundle import load_bundle, read_bundle
+from tamis.funnel.log import logged_requests
 
 _RECIPE = """
 reserve = 0.01
@@ -69,6 +71,27 @@ def test_json_holds_release_and_stages(
     assert funnel.reserve == 0.01
     (warning,) = found["warnings"]
     assert "the final stage must see more, got the same" in warning
+
+
+def test_answers_to_a_user_are_kept_where_the_recipe_says_so(
+    recipe: Path, market_world: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    searching = f'kind = "two_tower"\nrun = "{market_world}/towers"'
+    traces = {}
+    for name, more in (("plain", ""), ("kept", "\ntime_to_live_ms = 60000\nmax_users = 500")):
+        text = _RECIPE.format(world=market_world)
+        recipe.write_text(text.replace('kind = "popularity"', searching + more))
+        tamis_json("publish", recipe, "--out", name)
+        funnel, codes = load_bundle(Path(name)), read_bundle(Path(name)).blueprint.inventory.codes
+        data = Dataset.open(market_world / "data")
+        request = next(logged_requests(data.split("valid"), data.spec, codes))
+        traces[name] = [funnel.answer(request) for _ in range(2)]
+
+    assert [trace.stages[0].cache_hits for trace in traces["kept"]] == [0, 1]
+    assert [trace.stages[0].cache_lookups for trace in traces["plain"]] == [0, 0]
+    for kept, plain in zip(traces["kept"], traces["plain"], strict=True):
+        assert kept.slate.to_json() == plain.slate.to_json()
+        assert len(kept.slate.ads)
 
 
 def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result]) -> None:

@@ -240,6 +240,21 @@ def counting(blueprint: Blueprint) -> Blueprint:
 
 
 @pytest.fixture(scope="session")
+def of_ads_alone(blueprint: Blueprint) -> RankerPlan:
+    """A final stage that reads nothing of the request."""
+    whole = blueprint.encoders
+    fields = tuple(item for item in whole.schema.fields if item.side == "item")
+    names = {item.name for item in fields}
+    encoders = Encoders(
+        schema=replace(whole.schema, fields=fields),
+        vocabularies={name: v for name, v in whole.vocabularies.items() if name in names},
+        numeric={name: encoder for name, encoder in whole.numeric.items() if name in names},
+    )
+    model = _untrained(encoders.spec, "deepfm", hidden_units=(8,), init_std=0.5)
+    return RankerPlan(model=model, encoders=encoders)
+
+
+@pytest.fixture(scope="session")
 def blueprint(market_data: Dataset) -> Blueprint:
     """Popular ads, an early stage and a final one, neither of them trained."""
     spec = market_data.spec

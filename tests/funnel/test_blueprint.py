@@ -11,8 +11,10 @@ from tamis.data.inputs import InputSelection
 from tamis.data.schema import Task
 from tamis.errors import ConfigError, SchemaError
 from tamis.funnel.blueprint import Blueprint, Budget
+from tamis.funnel.cache import UserCache
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.log import logged_requests
+from tamis.funnel.plan import Plan
 from tamis.funnel.plans import EarlyStagePlan
 from tamis.funnel.request import Request
 from tamis.funnel.retrieval_plans import IndexPlan
@@ -156,6 +158,54 @@ def test_added_ad_can_win_and_removed_ad_never_comes_back(
             assert not np.isin(left.inventory.codes[stage.ads], gone).any()
             assert stage.fallback == ""
         assert len(trace.slate.ads)
+
+
+def test_kept_answers_end_with_the_ads_and_the_bundle_that_they_are_of(
+    searched: Blueprint, market_data: Dataset
+) -> None:
+    plan = searched.stages[0].plan
+    assert isinstance(plan, IndexPlan)
+    cached = replace(plan, settings=replace(plan.settings, cache=UserCache(time_to_live_ms=1e9)))
+    first = replace(searched.stages[0], plan=cached)
+    keeping = replace(searched, stages=(first, *searched.stages[1:]))
+    request = _requests(searched, market_data, 1)[0]
+    funnel = keeping.build()
+    before, again = (funnel.answer(request) for _ in range(2))
+    assert [trace.stages[0].cache_hits for trace in (before, again)] == [0, 1]
+    assert again.slate.to_json() == searched.build().answer(request).slate.to_json()
+    winner = int(again.slate.ads[0])
+    rich = _copies(
+        searched.inventory, [winner],
+        bid=searched.inventory.attributes.bid[[winner]] * 3, advertiser=np.array([10**6]),
+    )  # fmt: skip
+
+    for changed in (
+        keeping,  # as another bundle, or the same after a restart
+        keeping.with_ads(rich),
+        keeping.without_ads(searched.inventory.codes[[winner]]),
+        keeping.of_ads(replace(searched.inventory, codes=searched.inventory.codes + 1)),
+    ):
+        plain = replace(changed.stages[0], plan=_without_cache(changed.stages[0].plan))
+        expected = replace(changed, stages=(plain, *changed.stages[1:])).build().answer(request)
+        funnel = changed.build()
+        for hits in (0, 1):
+            trace = funnel.answer(request)
+            assert trace.stages[0].cache_hits == hits
+            assert trace.stages[0].ads.tolist() == expected.stages[0].ads.tolist()
+            assert trace.slate.to_json() == expected.slate.to_json()
+    # Bids and ads do decide here.
+    codes = searched.inventory.codes
+    assert (
+        keeping.with_ads(rich).inventory.codes[
+            keeping.with_ads(rich).build().answer(request).slate.ads[0]
+        ]
+        not in codes
+    )
+
+
+def _without_cache(plan: Plan) -> IndexPlan:
+    assert isinstance(plan, IndexPlan)
+    return replace(plan, settings=replace(plan.settings, cache=None))
 
 
 def test_answers_are_as_before_once_what_was_added_is_removed(

@@ -14,6 +14,7 @@ from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.bundle import read_bundle, write_bundle
 from tamis.funnel.bundle_replay import heads_of, replay_bundle
 from tamis.funnel.log import logged_requests
+from tamis.funnel.plans import RankerPlan, RankerSettings
 from tamis.funnel.replay import Reference, replay
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,30 @@ def test_record_tells_the_mean_cost_of_each_level_of_the_index(
     names = [stage["name"] for stage in record["stages"]]
     assert names == ["index", "early", "final", "auction"]
     assert 0 < record["stages"][0]["measures"]["value_kept"] < 1
+
+
+def test_comparison_of_every_ad_does_not_put_out_scores_that_are_kept(
+    blueprint: Blueprint, of_ads_alone: RankerPlan, market_data: Dataset, tmp_path: Path
+) -> None:
+    for name, settings in (("plain", {}), ("kept", {"max_ads": 70})):
+        plan = replace(of_ads_alone, settings=RankerSettings(**settings))
+        final = replace(blueprint.stages[2], plan=plan)
+        stages = (blueprint.stages[0], final)
+        write_bundle(tmp_path / name, replace(blueprint, stages=stages))
+
+    plain, kept, alone = (
+        replay_bundle(tmp_path / name, market_data, split="test", scope=scope, limit=20)
+        for name, scope in (("plain", "all"), ("kept", "all"), ("kept", None))
+    )
+
+    ours, theirs = kept["stages"][1], plain["stages"][1]
+    assert ours["measures"] == pytest.approx(theirs["measures"], rel=1e-6)
+    assert kept["slate_value"] == pytest.approx(plain["slate_value"], rel=1e-6)
+    assert kept["heads"] == plain["heads"]
+    # Most popular ads come back each time.
+    assert ours["cache_lookups"] == alone["stages"][1]["cache_lookups"] == 20 * 60
+    assert ours["cache_hits"] == alone["stages"][1]["cache_hits"] > 1000
+    assert theirs["cache_lookups"] == 0
 
 
 def test_models_are_compared_on_the_labels_that_are_known(

@@ -1,6 +1,7 @@
 """Caches: right answers, counted hits, bounded memory, nothing remembered of a fallback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import ConfigError, DataError
-from tamis.funnel.cache import CachedByAd, CachedByUser
+from tamis.funnel.cache import CachedByAd, CachedByUser, UserCache
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored
@@ -35,7 +36,7 @@ def test_second_request_of_a_user_gets_the_first_answer(
     make_stage: Any, make_request: Callable[..., Request]
 ) -> None:
     stage = make_stage(_squares)
-    cached = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    cached = CachedByUser(stage, UserCache(max_users=2, time_to_live_ms=10))
     asked = _candidates(1, 2, 3)
 
     first = cached(make_request(user=5), asked, 2)
@@ -67,7 +68,7 @@ def test_answer_serves_no_other_question(
     keep: int,
 ) -> None:
     stage = make_stage(_squares)
-    cached = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    cached = CachedByUser(stage, UserCache(max_users=2, time_to_live_ms=10))
     cached(make_request(user=5), _candidates(1, 2, 3), 2)
 
     scored = cached(make_request(user=user, time_micros=time_micros), _candidates(*ads), keep)
@@ -80,7 +81,7 @@ def test_answer_serves_no_other_question(
 def test_only_what_is_kept_is_remembered(
     make_stage: Any, make_request: Callable[..., Request]
 ) -> None:
-    cached = CachedByUser(make_stage(_squares), max_users=2, time_to_live_ms=10)
+    cached = CachedByUser(make_stage(_squares), UserCache(max_users=2, time_to_live_ms=10))
 
     first, second = (cached(make_request(), _candidates(*range(30)), 3) for _ in range(2))
 
@@ -90,7 +91,7 @@ def test_only_what_is_kept_is_remembered(
 def test_user_seen_longest_ago_is_forgotten_first(
     make_stage: Any, make_request: Callable[..., Request]
 ) -> None:
-    cached = CachedByUser(make_stage(_squares), max_users=2, time_to_live_ms=10)
+    cached = CachedByUser(make_stage(_squares), UserCache(max_users=2, time_to_live_ms=10))
     asked = _candidates(1)
 
     hits = [cached(make_request(user=user), asked, 1).cache_hits for user in (1, 2, 1, 3, 1, 2)]
@@ -99,9 +100,58 @@ def test_user_seen_longest_ago_is_forgotten_first(
     assert hits == [0, 0, 1, 0, 1, 0]
 
 
+def test_users_who_ask_once_put_out_nobody(
+    make_stage: Any, make_request: Callable[..., Request]
+) -> None:
+    cached = CachedByUser(make_stage(_squares), UserCache(max_users=2, time_to_live_ms=10))
+    asked = _candidates(1)
+
+    # Below 0 is who is not known: another code each time.
+    hits = [cached(make_request(user=user), asked, 1).cache_hits for user in (1, ~7, ~8, ~7, 1)]
+
+    assert hits == [0, 0, 0, 0, 1]
+
+
+def test_requests_together_are_answered_from_the_cache_and_the_rest_in_one_call(
+    make_request: Callable[..., Request],
+) -> None:
+    calls: list[list[int]] = []
+
+    class Together:
+        """Its score tells the user."""
+
+        def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+            (scored,) = self.score_all([request], [candidates], keep)
+            return scored
+
+        def score_all(
+            self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+        ) -> list[Scored]:
+            calls.append([request.user for request in requests])
+            return [
+                Scored(
+                    candidates=replace(its, scores=its.ads * 1.0 + request.user),
+                    scored_pairs=len(its),
+                )
+                for request, its in zip(requests, candidates, strict=True)
+            ]
+
+    cached = CachedByUser(Together(), UserCache(max_users=9, time_to_live_ms=10))
+    cached(make_request(user=5), _candidates(1, 2), 1)
+    requests = [make_request(user=user) for user in (4, 5, 6)]
+
+    for hits in ((0, 1, 0), (1, 1, 1)):
+        found = cached.score_all(requests, [_candidates(1, 2)] * 3, 1)
+        assert tuple(one.cache_hits for one in found) == hits
+        assert [one.cache_lookups for one in found] == [1, 1, 1]
+        assert [one.candidates.ads.tolist() for one in found] == [[2], [2], [2]]
+        assert [one.candidates.scores.tolist() for one in found] == [[6], [7], [8]]
+    assert calls == [[5], [4, 6]]
+
+
 def test_cleared_cache_asks_again(make_stage: Any, make_request: Callable[..., Request]) -> None:
     stage = make_stage(_squares)
-    cached = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    cached = CachedByUser(stage, UserCache(max_users=2, time_to_live_ms=10))
     cached(make_request(), _candidates(1), 1)
     cached.clear()
 
@@ -112,7 +162,7 @@ def test_answer_that_was_under_way_when_the_cache_was_cleared_is_not_remembered(
     make_stage: Any, make_request: Callable[..., Request]
 ) -> None:
     stage = make_stage(_squares)
-    by_user = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    by_user = CachedByUser(stage, UserCache(max_users=2, time_to_live_ms=10))
     by_ad = CachedByAd(stage, num_ads=5, max_ads=5)
 
     for cached, change in ((by_user, by_user.clear), (by_ad, lambda: by_ad.forget(np.array([1])))):
@@ -126,7 +176,7 @@ def test_answer_that_was_under_way_when_the_cache_was_cleared_is_not_remembered(
 
 
 def test_fallback_is_not_remembered(make_request: Callable[..., Request]) -> None:
-    by_user = CachedByUser(_Late(), max_users=2, time_to_live_ms=10)
+    by_user = CachedByUser(_Late(), UserCache(max_users=2, time_to_live_ms=10))
     by_ad = CachedByAd(_Late(), num_ads=5, max_ads=5)
     asked = _candidates(1, 2)
 
@@ -142,7 +192,7 @@ def test_scores_that_are_not_finite_are_handed_on_and_not_remembered(
     make_stage: Any, make_request: Callable[..., Request]
 ) -> None:
     stage = make_stage(lambda ads: np.where(ads == 2, np.nan, 1.0))
-    by_user = CachedByUser(stage, max_users=2, time_to_live_ms=10)
+    by_user = CachedByUser(stage, UserCache(max_users=2, time_to_live_ms=10))
     by_ad = CachedByAd(stage, num_ads=5, max_ads=5)
 
     for cached in (by_user, by_ad):
@@ -268,7 +318,9 @@ def test_wrappers_compose_and_add_their_counts(
 ) -> None:
     stage = make_stage(_squares, before=lambda: clock.advance(1))
     inner = CachedByAd(stage, num_ads=10, max_ads=10)
-    outer = CachedByUser(TimeOut(inner, budget_ms=5, clock=clock), max_users=2, time_to_live_ms=1)
+    outer = CachedByUser(
+        TimeOut(inner, budget_ms=5, clock=clock), UserCache(max_users=2, time_to_live_ms=1)
+    )
 
     first = outer(make_request(user=1), _candidates(1, 2), 1)
     second = outer(make_request(user=2), _candidates(2, 3), 1)
@@ -279,10 +331,10 @@ def test_wrappers_compose_and_add_their_counts(
     assert counts == [(3, 0, 2), (3, 1, 1), (1, 1, 0)]
 
 
-@pytest.mark.parametrize(("max_users", "time_to_live_ms"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("max_users", "time_to_live_ms"), [(0, 1), (1, 0), (1, np.nan)])
 def test_user_numbers_out_of_range_are_refused(max_users: int, time_to_live_ms: float) -> None:
     with pytest.raises(ConfigError, match=rf"max_users={max_users}, time_to_live_ms="):
-        CachedByUser(_Late(), max_users=max_users, time_to_live_ms=time_to_live_ms)
+        UserCache(max_users=max_users, time_to_live_ms=time_to_live_ms)
 
 
 @pytest.mark.parametrize(("num_ads", "max_ads"), [(0, 1), (1, 0)])

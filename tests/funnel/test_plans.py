@@ -15,9 +15,10 @@ from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plan import Surroundings, ad_features
-from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, ReadsPart
+from tamis.funnel.plans import PLANS, EarlyStagePlan, RankerPlan, RankerSettings, ReadsPart
 from tamis.funnel.ranker import RankerStage
 from tamis.funnel.request import Request
+from tamis.funnel.tally import PredictsPairs
 from tamis.funnel.value import ValueFunction, ValueWeights
 from tamis.models.early_serving import served_logits
 from tamis.testing.stages import check_stage
@@ -161,6 +162,62 @@ def test_plan_survives_the_disk(blueprint: Blueprint, tmp_path: Path, at: int) -
         assert (found.encoders is None) == (plan.encoders is None)
         if found.encoders is not None:
             assert found.encoders.spec == plan.model.spec
+
+
+def test_scores_of_ads_are_the_same_with_and_without_a_cache_that_is_hit(
+    blueprint: Blueprint, of_ads_alone: RankerPlan, market_data: Dataset, tmp_path: Path
+) -> None:
+    plain = of_ads_alone
+    replace(plain, settings=RankerSettings(max_ads=40)).write(tmp_path)
+    kept = RankerPlan.read(tmp_path)
+    assert kept.settings == RankerSettings(max_ads=40)
+    without, stage = (plan.build(_surroundings(blueprint)) for plan in (plain, kept))
+    assert isinstance(without, PredictsPairs)
+    assert isinstance(stage, PredictsPairs)
+    ads, hits = np.arange(len(blueprint.inventory)), []
+
+    for at, request in enumerate(_requests(blueprint, market_data, 6)):
+        # Half of them are those of the request before.
+        asked = np.arange(10 * at, 10 * at + 20)
+        candidates = Candidates(ads=asked, scores=np.zeros(20))
+        scored = stage(request, candidates, 20)
+        expected, found = without(request, candidates, 20).candidates, scored.candidates
+        order = np.argsort(found.ads)
+        assert found.ads[order].tolist() == expected.ads.tolist()
+        np.testing.assert_allclose(found.scores[order], expected.scores, rtol=1e-6)
+        for name, values in expected.predictions.items():
+            np.testing.assert_allclose(found.predictions[name][order], values, rtol=1e-6)
+        hits.append((scored.cache_hits, stage(request, candidates, 20).cache_hits))
+        rows = np.zeros(len(ads), np.int64)
+        assert request.features is not None
+        pairs = [one.predict(request.features, rows, ads) for one in (without, stage)]
+        assert pairs[0]["click"].tolist() == pairs[1]["click"].tolist()
+
+    assert hits == [(0, 20), *[(10, 20)] * 5]
+    check_stage(stage, request, np.array([14, 3, 9, 25, 0, 7, 2, 31]))
+    # Another building is of other ads, and knows nothing of these.
+    fresh = kept.build(_surroundings(blueprint))(request, candidates, 20)
+    assert (fresh.cache_lookups, fresh.cache_hits) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("gender", "user"), ("hour", "context"), ("history_ads", "user")]
+)
+def test_scores_that_depend_on_the_request_are_not_kept(
+    blueprint: Blueprint, of_ads_alone: RankerPlan, name: str, side: str
+) -> None:
+    whole, spec = blueprint.encoders.spec, of_ads_alone.model.spec
+    for group in whole.sequences:
+        if name in group.fields:
+            spec, name = replace(spec, sequences=(group,)), group.name
+    more = tuple(item for item in whole.categorical if item.name == name)
+    model = replace(of_ads_alone.model, spec=replace(spec, categorical=(*spec.categorical, *more)))
+
+    with pytest.raises(
+        ConfigError, match=rf"max_ads must be left out .*, got '{name}' of side '{side}'\. Remove"
+    ):
+        RankerPlan(model=model, settings=RankerSettings(max_ads=40))
+    assert RankerPlan(model=model).settings.max_ads is None
 
 
 def test_early_stage_of_another_model_is_refused(blueprint: Blueprint) -> None:

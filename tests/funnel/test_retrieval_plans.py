@@ -1,5 +1,7 @@
 """Plans of an index and of two towers: back from the disk, with other ads, with other weights."""
 
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
 from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.cache import UserCache
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plan import Surroundings
@@ -225,6 +228,64 @@ def test_two_towers_survive_the_disk_and_keep_the_promises(
     nobody = Request(request_id=3, user=0, time_micros=0, slots=1)
     with pytest.raises(DataError, match=r"request 3: must have features for retrieval"):
         stages[1](nobody, _all(blueprint), 9)
+
+
+@pytest.mark.parametrize("kind", ["index", "two_tower"])
+def test_answers_are_the_same_with_and_without_a_cache_that_is_hit(
+    searched: Blueprint, market_data: Dataset, towers: TrainedModel, kind: str, tmp_path: Path
+) -> None:
+    plain = _index(searched) if kind == "index" else TwoTowerPlan(model=towers)
+    cache = UserCache(time_to_live_ms=60_000.0, max_users=7)
+    replace(plain, settings=replace(plain.settings, cache=cache)).write(tmp_path)
+    kept = PLANS[kind].read(tmp_path)
+    assert kept.settings.cache == cache  # type: ignore[attr-defined]
+    without, stage = (plan.build(_surroundings(searched)) for plan in (plain, kept))
+    stream = logged_requests(market_data.split("train"), market_data.spec, searched.inventory.codes)
+    # Each of six users comes back, and some ads are not allowed the second time.
+    requests = list({one.user: one for one in itertools.islice(stream, 40)}.values())[:6]
+    few = _all(searched).take(np.arange(0, len(searched.inventory), 2))
+
+    for candidates, hits in ((_all(searched), 0), (_all(searched), 1), (few, 0), (few, 1)):
+        for request in requests:
+            expected, found = without(request, candidates, 12), stage(request, candidates, 12)
+            assert found.candidates.ads.tolist() == expected.candidates.ads.tolist()
+            assert found.candidates.scores.tolist() == expected.candidates.scores.tolist()
+            assert (found.cache_lookups, found.cache_hits) == (1, hits)
+            assert found.scored_pairs == (0 if hits else expected.scored_pairs)
+        together = stage.score_all(requests, [candidates] * len(requests), 12)  # type: ignore[attr-defined]
+        assert [scored.cache_hits for scored in together] == [1] * len(requests)
+    check_stage(stage, requests[0], np.array([14, 3, 9, 25, 0, 7, 2, 31]))
+
+
+def test_answer_serves_a_user_whose_features_change_until_its_time_is_over(
+    blueprint: Blueprint, market_data: Dataset, towers: TrainedModel
+) -> None:
+    settings = TwoTowerSettings(cache=UserCache(time_to_live_ms=10.0))
+    stage = TwoTowerPlan(model=towers, settings=settings).build(_surroundings(blueprint))
+    stream = logged_requests(
+        market_data.split("train"), market_data.spec, blueprint.inventory.codes
+    )
+    first, other = next(stream), next(stream)
+    changed = replace(first, features=other.features)
+
+    before, during, after = (
+        stage(replace(one, time_micros=first.time_micros + micros), _all(blueprint), 12)
+        for one, micros in ((first, 0), (changed, 10_000), (changed, 10_001))
+    )
+
+    assert [one.cache_hits for one in (before, during, after)] == [0, 1, 0]
+    assert during.candidates.scores.tolist() == before.candidates.scores.tolist()
+    assert after.candidates.scores.tolist() != before.candidates.scores.tolist()
+
+
+def test_settings_without_a_cache_are_written_as_before_there_was_one(
+    towers: TrainedModel, tmp_path: Path
+) -> None:
+    TwoTowerPlan(model=towers).write(tmp_path)
+
+    assert json.loads((tmp_path / "settings.json").read_text()) == {
+        "task_weights": [], "by_bid": True
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["index", "two_tower"])

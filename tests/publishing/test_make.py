@@ -16,6 +16,7 @@ from tamis.data.market.schema import market_schema
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
 from tamis.evaluation.calibrators import IsotonicCalibrator
 from tamis.funnel.bundle import read_bundle, write_bundle
+from tamis.funnel.cache import UserCache
 from tamis.funnel.log import logged_requests
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan, ReadsPart
 from tamis.funnel.ranker import RankerStage
@@ -99,14 +100,16 @@ def _searching(world: Path, **stage: object) -> FunnelRecipe:
 
 def test_index_is_published_from_the_ads_of_the_recipe(market_world: Path) -> None:
     run = str(market_world / "index")
-    recipe = _searching(market_world, kind="index", run=run, beams=(3,))
+    recipe = _searching(market_world, kind="index", run=run, beams=(3,), time_to_live_ms=1.0)
 
     blueprint = make_blueprint(recipe)
 
     plan = blueprint.stages[0].plan
     assert isinstance(plan, IndexPlan)
     of_user, of_pairs = plan.model.module.count_flops()
-    assert plan.settings == IndexSettings(beams=(3,), flops=(of_user, *of_pairs))
+    assert plan.settings == IndexSettings(
+        beams=(3,), flops=(of_user, *of_pairs), cache=UserCache(time_to_live_ms=1.0)
+    )
     indexed = plan.snapshot.members.ids.numpy()
     assert np.sort(indexed).tolist() == np.sort(blueprint.inventory.codes).tolist()
     data = Dataset.open(market_world / "data")
@@ -122,15 +125,17 @@ def test_index_is_published_from_the_ads_of_the_recipe(market_world: Path) -> No
 def test_two_towers_are_published_with_what_the_recipe_sets(market_world: Path) -> None:
     run = str(market_world / "towers")
     weights = (1.0, 0.5, -1.0)
+    kept = {"time_to_live_ms": 5e3, "max_users": 40}
     plain, other = (
         make_blueprint(_searching(market_world, kind="two_tower", run=run, **more)).stages[0].plan
-        for more in ({}, {"task_weights": weights, "by_bid": False})
+        for more in ({}, {"task_weights": weights, "by_bid": False, **kept})
     )
 
     assert isinstance(plain, TwoTowerPlan)
     assert isinstance(other, TwoTowerPlan)
     assert plain.settings == TwoTowerSettings()
-    assert other.settings == TwoTowerSettings(task_weights=weights, by_bid=False)
+    cache = UserCache(time_to_live_ms=5e3, max_users=40)
+    assert other.settings == TwoTowerSettings(task_weights=weights, by_bid=False, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,14 @@ def test_run_of_another_model_does_not_search(
 
     with pytest.raises(ConfigError, match=message):
         make_blueprint(recipe)
+
+
+def test_scores_of_a_model_that_reads_the_user_are_not_kept(market_world: Path) -> None:
+    recipe = _recipe(market_world)
+    last = replace(recipe.stages[2], max_ads=50)
+
+    with pytest.raises(ConfigError, match=r"max_ads must be left out where .*, got '\w+' of side"):
+        make_blueprint(replace(recipe, stages=(*recipe.stages[:2], last)))
 
 
 def test_calibration_is_fitted_where_it_is_asked_for(market_world: Path) -> None:

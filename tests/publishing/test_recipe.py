@@ -1,10 +1,12 @@
 """A funnel's recipe: what it may hold, and what is said where it holds something else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tamis.errors import ConfigError
+from tamis.funnel.cache import UserCache
 from tamis.funnel.value import ValueWeights
 from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe, read_recipe
 
@@ -29,6 +31,8 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         run = "runs/index"
         beams = [8, 20]
         keep = 100
+        time_to_live_ms = 60000
+        max_users = 5000
         [[stages]]
         name = "early"
         kind = "early"
@@ -43,6 +47,7 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         run = "runs/final"
         precision = "bfloat16"
         keep = 4
+        max_ads = 1000
         """
     )
 
@@ -54,13 +59,17 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
         ads=AdsRecipe(table="ads.csv", bid_unit=1e-6, splits=("train",)),
         value=ValueWeights(penalties={"hide": 2.0}),
         stages=(
-            StageRecipe(name="index", kind="index", run="runs/index", beams=(8, 20), keep=100),
+            StageRecipe(
+                name="index", kind="index", run="runs/index", beams=(8, 20), keep=100,
+                time_to_live_ms=60_000.0, max_users=5000,
+            ),
             StageRecipe(
                 name="early", kind="early", run="runs/early", head="mean", keep=50, budget_ms=20.0,
                 calibration="platt",
             ),
             StageRecipe(
-                name="final", kind="ranker", run="runs/final", precision="bfloat16", keep=4
+                name="final", kind="ranker", run="runs/final", precision="bfloat16", keep=4,
+                max_ads=1000,
             ),
         ),
     )  # fmt: skip
@@ -71,7 +80,36 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
     [
         ({"kind": "popularity"}, r"'final': run must be left out for kind 'popularity', got 'runs"),
         ({"head": "label"}, r"head must be left out for kind 'ranker', got 'label'. Remove it"),
-        ({"max_users": 7}, r"max_users must be left out for kind 'ranker', got 7"),
+        (
+            {"max_users": 7},
+            r"max_users must be left out for kind 'ranker', as its predictions price the ads of "
+            r"one request, in whose context they hold, got 7\. Remove it",
+        ),
+        ({"time_to_live_ms": 7.0}, r"time_to_live_ms must .* 'ranker', as its predictions price"),
+        (
+            {"kind": "popularity", "run": "", "time_to_live_ms": 7.0},
+            r"time_to_live_ms must be left out for kind 'popularity', as it only reads how often",
+        ),
+        (
+            {"kind": "popularity", "run": "", "max_ads": 7},
+            r"max_ads must be left out for kind 'popularity', as it only reads how often",
+        ),
+        ({"kind": "early", "max_ads": 7}, r"kind 'early', as its scores of an ad are of one user"),
+        ({"kind": "two_tower", "max_ads": 7}, r"'two_tower', as its scores of an ad are of one us"),
+        (
+            {"kind": "index", "beams": (3,), "max_ads": 7},
+            r"'index', as its scores of an ad are of one user",
+        ),
+        ({"max_ads": 0}, r"stage 'final': max_ads must be at least 1, got 0\. Leave it out"),
+        (
+            {"kind": "two_tower", "max_users": 7},
+            r"stage 'final': time_to_live_ms must say how long an answer serves where max_users is "
+            r"given, got max_users=7 alone\. Give both",
+        ),
+        (
+            {"kind": "index", "beams": (3,), "time_to_live_ms": 0.0},
+            r"stage 'final': cache by user: .* time_to_live_ms positive, got .*time_to_live_ms=0.0",
+        ),
         (
             {"kind": "two_tower", "precision": "float32"},
             r"precision must be left out for kind 'two_tower'",
@@ -93,6 +131,19 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
 def test_stage_that_cannot_be_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StageRecipe(**{**_STAGE, **changes})
+
+
+def test_answers_of_stages_that_search_are_kept_where_a_time_is_given() -> None:
+    plain = StageRecipe(**{**_STAGE, "kind": "two_tower"})
+    kept = replace(plain, time_to_live_ms=60_000.0)
+
+    assert plain.user_cache() is None
+    assert kept.user_cache() == UserCache(time_to_live_ms=60_000.0, max_users=100_000)
+    assert replace(kept, max_users=9).user_cache() == UserCache(
+        time_to_live_ms=60_000.0, max_users=9
+    )
+    # An early stage keeps vectors of its own.
+    assert replace(kept, kind="early").user_cache() is None
 
 
 def test_dataset_is_named_where_no_run_has_one() -> None:

@@ -16,9 +16,11 @@ import torch
 
 from tamis.errors import ConfigError, DataError, StoreError
 from tamis.funnel.bundle import Bundle, read_bundle
+from tamis.funnel.cache import UserCache
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.funnel import Funnel, Step
 from tamis.funnel.request import Request
+from tamis.funnel.retrieval_plans import TwoTowerPlan, TwoTowerSettings
 from tamis.funnel.stage import Scored
 from tamis.serving import engine as engine_module
 from tamis.serving.answers import Answer, Query
@@ -31,6 +33,7 @@ from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
 from tamis.serving.shadow import Shadow
 from tamis.serving.store import Store
+from tamis.training.predict import load_trained
 
 
 def _rank(engine: Engine, query: Query) -> Answer:
@@ -123,6 +126,44 @@ def test_put_and_deleted_ads_are_live_at_once_and_after_a_restart(
     ]
     again.delete_ad("mine")
     assert _rank(again, make_query()).ads[0].ad != "mine"
+
+
+def test_kept_answers_end_with_every_change_of_ads_and_bundle(
+    bundles: Path,
+    market_world: Path,
+    make_engine: Callable[..., Engine],
+    make_query: Callable[..., Query],
+    make_ad: Callable[..., StoredAd],
+) -> None:
+    plain = read_bundle(bundles / "first")
+    stages, cache = plain.blueprint.stages, UserCache(time_to_live_ms=1e9)
+    towers = TwoTowerPlan(
+        model=load_trained(market_world / "towers"), settings=TwoTowerSettings(cache=cache)
+    )
+    stages = (replace(stages[0], plan=towers), *stages[1:])
+    kept = Bundle(release="kept", blueprint=replace(plain.blueprint, stages=stages))
+    engine = make_engine()
+
+    def ranked() -> tuple[set[str], list[int]]:
+        answers = [_rank(engine, make_query()) for _ in range(2)]
+        assert [one.ads for one in answers] == [answers[0].ads] * 2
+        hits = [one.trace.stages[0].cache_hits for one in answers if one.trace is not None]
+        return {item.ad for item in answers[1].ads}, hits
+
+    engine.swap(kept, replaces=plain.release)
+    before, hits = ranked()
+    assert hits == [0, 1]
+    for name in before:
+        engine.delete_ad(name)
+    left, hits = ranked()
+    assert (hits, left & before) == ([0, 1], set())
+    engine.put_ad(make_ad("mine", bid=1e6))
+    grown, hits = ranked()
+    assert hits == [0, 1]
+    assert "mine" in grown
+    engine.roll_back(replaces="kept")
+    engine.swap(kept, replaces=plain.release)
+    assert ranked()[1] == [0, 1]
 
 
 def test_ads_that_are_put_together_share_a_change_and_are_all_live(

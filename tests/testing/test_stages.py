@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tamis.funnel.cache import CachedByAd, CachedByUser
+from tamis.funnel.cache import CachedByAd, CachedByUser, UserCache
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored, Stage
@@ -28,7 +28,7 @@ _VECTORS = torch.randn(10, 33, generator=torch.Generator().manual_seed(0))
         ScoredBy(lambda request, ads: (ads % 3) * 1.0),
         DotProduct(_VECTORS, lambda request: _VECTORS[request.user]),
         DotProduct(_MANY_VECTORS, lambda request: _MANY_VECTORS[request.user]),
-        CachedByUser(Popularity(_COUNTS), max_users=3, time_to_live_ms=1),
+        CachedByUser(Popularity(_COUNTS), UserCache(max_users=3, time_to_live_ms=1)),
         CachedByAd(Popularity(_COUNTS), num_ads=10, max_ads=4),
         TimeOut(Popularity(_COUNTS), budget_ms=1e6),
         lambda request, candidates, keep: Scored(candidates=candidates, fallback="late"),

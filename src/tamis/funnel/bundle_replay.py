@@ -11,6 +11,7 @@ from tamis.errors import ConfigError
 from tamis.funnel.bundle import read_bundle
 from tamis.funnel.funnel import Funnel
 from tamis.funnel.log import count_requests, logged_requests
+from tamis.funnel.plans import RemembersAds
 from tamis.funnel.replay import Reference, replay
 from tamis.funnel.report import Scope
 from tamis.funnel.request import Request
@@ -104,5 +105,7 @@ def _reference(funnel: Funnel, scope: Scope, every: int) -> Reference:
             f"reference: the last stage must predict what ads are worth, got {last.name!r}, which "
             f"predicts nothing. Publish a ranker last, or compare with none."
         )
-    # Without its time-out: what it would say of every candidate, however long that takes.
-    return Reference(stage=last.stage, scope=scope, every=every)
+    # Without its time-out: what it would say of every candidate, however long that takes. And past
+    # its cache, where so many ads would put out those that requests come back to.
+    stage = last.stage.stage if isinstance(last.stage, RemembersAds) else last.stage
+    return Reference(stage=stage, scope=scope, every=every)

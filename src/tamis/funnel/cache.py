@@ -1,7 +1,9 @@
 """Stages that remember: whole answers by user, or scores by ad. Both are bounded and count hits."""
 
+import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +12,25 @@ from numpy.typing import NDArray
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage
+from tamis.funnel.stage import Scored, Stage, score_all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserCache:
+    """How the answers of a stage are kept by user, see :class:`CachedByUser`."""
+
+    time_to_live_ms: float
+    """How much later than the request that was answered another may be, on the requests' own times,
+    so that a replay behaves as the served funnel did. Positive."""
+    max_users: int = 100_000
+    """Most users remembered at a time. At least 1."""
+
+    def __post_init__(self) -> None:
+        if self.max_users < 1 or not self.time_to_live_ms > 0:
+            raise ConfigError(
+                f"cache by user: max_users must be at least 1 and time_to_live_ms positive, got "
+                f"max_users={self.max_users!r}, time_to_live_ms={self.time_to_live_ms!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -18,7 +38,8 @@ class _Answer:
     """What a stage answered a user."""
 
     time_micros: int
-    asked: NDArray[np.int64]
+    asked: bytes
+    """Digest of the candidates."""
     keep: int
     scored: Candidates
 
@@ -28,56 +49,45 @@ class CachedByUser:
 
     An answer is used again for the same candidates and the same number to keep, and no longer than
     its time to live. It knows nothing of the later request's context: choose a stage that hardly
-    reads it, such as retrieval. What fell back or is not finite is not remembered. The users seen
-    longest ago are forgotten first.
+    reads it, such as retrieval. Of ads with equal scores those stay that the first request decided
+    for. What fell back or is not finite is not remembered, nor is who has a code below 0, and so
+    asks once. The users seen longest ago are forgotten first.
     """
 
-    def __init__(self, stage: Stage, *, max_users: int, time_to_live_ms: float) -> None:
-        """Start with nothing remembered.
-
-        Args:
-            stage: Whose answers to remember.
-            max_users: Most users remembered at a time. At least 1.
-            time_to_live_ms: How much later than the first request a later one may be, on the
-                requests' own times, so that a replay behaves as the served funnel did. Positive.
-
-        Raises:
-            ConfigError: A number is out of range.
-        """
-        if max_users < 1 or time_to_live_ms <= 0:
-            raise ConfigError(
-                f"CachedByUser: max_users must be at least 1 and time_to_live_ms positive, got "
-                f"max_users={max_users!r}, time_to_live_ms={time_to_live_ms!r}."
-            )
+    def __init__(self, stage: Stage, cache: UserCache) -> None:
+        """Start with nothing remembered of a stage's answers."""
         self.stage = stage
-        self._max_users = max_users
-        self._time_to_live_micros = time_to_live_ms * 1e3
+        self._max_users = cache.max_users
+        self._time_to_live_micros = cache.time_to_live_ms * 1e3
         self._answers: OrderedDict[int, _Answer] = OrderedDict()
         # How often answers were cleared: one that was under way meanwhile is out of date.
         self._clearings = 0
+        # The candidates that were digested last: often they are all ads, the very same array.
+        self._digested: tuple[NDArray[np.int64] | None, bytes] = (None, b"")
         # A late call in a TimeOut still runs while the next request asks.
         self._lock = threading.Lock()
 
     def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
         """The remembered answer, or a new one."""
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """Remembered answers, and new ones for the other requests, which are asked together."""
         with self._lock:
             clearings = self._clearings
-            answer = self._answers.get(request.user)
-            if answer is not None and self._serves(answer, request, candidates, keep):
-                self._answers.move_to_end(request.user)
-                return Scored(candidates=answer.scored, cache_lookups=1, cache_hits=1)
-        scored = self.stage(request, candidates, keep)
-        if not scored.fallback and scored.candidates.is_finite:
-            # What the funnel would cut is not worth remembering: a stage may return all ads.
-            best = scored.candidates.best(keep, seed=request.request_id)
-            scored = replace(scored, candidates=best)
-            answer = _Answer(
-                time_micros=request.time_micros, asked=candidates.ads, keep=keep, scored=best
-            )
-            with self._lock:
-                if clearings == self._clearings:
-                    self._remember(request.user, answer)
-        return replace(scored, cache_lookups=scored.cache_lookups + 1)
+            asked = [self._digest(its.ads) for its in candidates]
+            found = [self._find(*pair, keep) for pair in zip(requests, asked, strict=True)]
+        missing = [at for at, scored in enumerate(found) if scored is None]
+        made: list[Scored] = []
+        if missing:
+            several = [requests[at] for at in missing], [candidates[at] for at in missing]
+            made = score_all(self.stage, *several, keep)
+        for at, scored in zip(missing, made, strict=True):
+            found[at] = self._kept(requests[at], asked[at], scored, keep, clearings)
+        return [scored for scored in found if scored is not None]
 
     def clear(self) -> None:
         """Forget every answer, as after a change of the stage."""
@@ -85,16 +95,41 @@ class CachedByUser:
             self._clearings += 1
             self._answers.clear()
 
+    def _digest(self, ads: NDArray[np.int64]) -> bytes:
+        """What tells candidates from others, in less memory than a copy for each user."""
+        if self._digested[0] is not ads:
+            self._digested = ads, hashlib.blake2b(ads.tobytes(), digest_size=16).digest()
+        return self._digested[1]
+
+    def _find(self, request: Request, asked: bytes, keep: int) -> Scored | None:
+        answer = self._answers.get(request.user)
+        if answer is None or (answer.asked, answer.keep) != (asked, keep):
+            return None
+        age = request.time_micros - answer.time_micros
+        if not 0 <= age <= self._time_to_live_micros:
+            return None
+        self._answers.move_to_end(request.user)
+        return Scored(candidates=answer.scored, cache_lookups=1, cache_hits=1)
+
+    def _kept(
+        self, request: Request, asked: bytes, scored: Scored, keep: int, clearings: int
+    ) -> Scored:
+        """What the stage answered, now remembered if it may be."""
+        if not scored.fallback and scored.candidates.is_finite:
+            # What the funnel would cut is not worth remembering: a stage may return all ads.
+            best = scored.candidates.best(keep, seed=request.request_id)
+            scored = replace(scored, candidates=best)
+            answer = _Answer(time_micros=request.time_micros, asked=asked, keep=keep, scored=best)
+            with self._lock:
+                if clearings == self._clearings and request.user >= 0:
+                    self._remember(request.user, answer)
+        return replace(scored, cache_lookups=scored.cache_lookups + 1)
+
     def _remember(self, user: int, answer: _Answer) -> None:
         self._answers[user] = answer
         self._answers.move_to_end(user)
         if len(self._answers) > self._max_users:
             self._answers.popitem(last=False)
-
-    def _serves(self, answer: _Answer, request: Request, candidates: Candidates, keep: int) -> bool:
-        age = request.time_micros - answer.time_micros
-        same = answer.asked is candidates.ads or np.array_equal(answer.asked, candidates.ads)
-        return same and answer.keep == keep and 0 <= age <= self._time_to_live_micros
 
 
 class CachedByAd:

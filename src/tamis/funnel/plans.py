@@ -19,8 +19,9 @@ from tamis import artifacts
 from tamis.data.batch import Batch
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
-from tamis.data.schema import Task
+from tamis.data.schema import InputSpec, Task
 from tamis.errors import ConfigError
+from tamis.funnel.cache import CachedByAd
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
@@ -81,6 +82,9 @@ class RankerSettings:
     """Type of matrix products."""
     flops_per_pair: float | None = None
     """Operations of one prediction; None: not known."""
+    max_ads: int | None = None
+    """Most ads whose scores are kept at a time; None: none are. Only where the model reads the ad
+    alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -98,13 +102,17 @@ class RankerPlan:
     calibration: Calibration = UNCALIBRATED
     """What its predictions pass through."""
 
+    def __post_init__(self) -> None:
+        if self.settings.max_ads is not None:
+            _check_reads_ads_alone(self.model.spec)
+
     @property
     def model_name(self) -> str:
         """Name of the model."""
         return self.model.name
 
     def build(self, surroundings: Surroundings) -> Stage:
-        """A ``RankerStage``."""
+        """A ``RankerStage``, in a ``RemembersAds`` where scores are kept."""
         check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
         stage = RankerStage(
@@ -117,7 +125,11 @@ class RankerPlan:
             precision=getattr(torch, self.settings.precision),
             flops_per_pair=self.settings.flops_per_pair,
         )
-        return _reading(stage, surroundings.requests, reads)
+        reading = _reading(stage, surroundings.requests, reads)
+        if self.settings.max_ads is None:
+            return reading
+        num_ads = len(surroundings.inventory)
+        return RemembersAds(reading, num_ads=num_ads, max_ads=self.settings.max_ads)
 
     def write(self, folder: Path) -> None:
         """Write model, encoders, settings and calibration."""
@@ -255,7 +267,50 @@ class ReadsPart:
         return replace(request, features=self._select(request.features))
 
 
-def _reading(stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: Encoders) -> Stage:
+class RemembersAds:
+    """A model's stage whose scores of ads are kept; single pairs are predicted anew."""
+
+    def __init__(
+        self, stage: RankerStage | EarlyStageRanker | ReadsPart, *, num_ads: int, max_ads: int
+    ) -> None:
+        """Start with nothing remembered, see ``CachedByAd``."""
+        self.stage = stage
+        self.tasks: tuple[Task, ...] = stage.tasks
+        self._cached = CachedByAd(stage, num_ads=num_ads, max_ads=max_ads)
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """Remembered scores, and new ones for the other ads."""
+        return self._cached(request, candidates, keep)
+
+    def predict(
+        self, features: Batch, rows: NDArray[np.int64], ads: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P pairs; ``features`` are those of requests."""
+        return self.stage.predict(features, rows, ads)
+
+    def predict_rows(self, rows: Batch, ads: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Predictions (P,) by task for P rows of the requests' inputs, as they are."""
+        return self.stage.predict_rows(rows, ads)
+
+
+def _check_reads_ads_alone(spec: InputSpec) -> None:
+    sides = [
+        *((item.name, item.side) for item in spec.categorical),
+        *zip(spec.numeric, spec.sides_of_numeric, strict=True),
+        *((group.name, group.side) for group in spec.sequences),
+    ]
+    for name, side in sides:
+        if side != "item":
+            raise ConfigError(
+                f"stage of kind 'ranker': max_ads must be left out where the model reads more than "
+                f"the ad, as a score of one request is wrong for the next, got {name!r} of side "
+                f"{side!r}. Remove max_ads, or train a model of the ad's fields alone."
+            )
+
+
+def _reading(
+    stage: RankerStage | EarlyStageRanker, requests: Encoders, reads: Encoders
+) -> RankerStage | EarlyStageRanker | ReadsPart:
     select = InputSelection(requests, reads, where="stage")
     return stage if select.changes_nothing else ReadsPart(stage, select)
 

@@ -14,6 +14,7 @@ from tamis.data.batch import Batch, blank_batch, concatenate
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
 from tamis.errors import ConfigError, DataError
+from tamis.funnel.cache import CachedByUser, UserCache
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.index_search import IndexSearch
 from tamis.funnel.inventory import Inventory
@@ -70,6 +71,8 @@ class IndexSettings:
     """Weight of each task's probability in the score; empty: scores are total values."""
     flops: tuple[int, ...] = ()
     """Operations of one user's towers, then of a pair at each level; empty: not counted yet."""
+    cache: UserCache | None = None
+    """How answers are kept by user; None: each request is searched for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,7 +140,7 @@ class IndexPlan:
         return self.model.name
 
     def build(self, surroundings: Surroundings) -> Stage:
-        """An ``IndexSearch``."""
+        """An ``IndexSearch``, in a ``CachedByUser`` where answers are kept."""
         if not self.settings.task_weights:
             check_predictions(surroundings, self.model.spec.tasks)
         reads = self.encoders or surroundings.encoders
@@ -154,7 +157,7 @@ class IndexPlan:
             task_weights=self.settings.task_weights,
             flops=(flops[0], flops[1:]) if (flops := self.settings.flops) else None,
         )
-        return _reading(stage, surroundings.requests, reads)
+        return _serving(stage, surroundings.requests, reads, self.settings.cache)
 
     def of_ads(self, inventory: Inventory, whole: Encoders) -> "IndexPlan":
         """Index other ads, or the same with other features; known ids count again."""
@@ -202,6 +205,8 @@ class TwoTowerSettings:
     by_bid: bool = True
     """Whether the logarithm of the bid is added to scores: logits of rare events are logarithms of
     probabilities, so that the order is that of expected money where ads pay by the first task."""
+    cache: UserCache | None = None
+    """How answers are kept by user; None: each request is searched for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -231,7 +236,7 @@ class TwoTowerPlan:
         return self.model.name
 
     def build(self, surroundings: Surroundings) -> Stage:
-        """A ``DotProduct``."""
+        """A ``DotProduct``, in a ``CachedByUser`` where answers are kept."""
         inventory = surroundings.inventory
         model, reads = _two_tower(self.model).eval(), self.encoders or surroundings.encoders
         check_counts(self.model.spec, self.kind, where="stage")
@@ -252,7 +257,7 @@ class TwoTowerPlan:
             else None,
             query_flops=float(vectors.flops),
         )
-        return _reading(stage, surroundings.requests, reads)
+        return _serving(stage, surroundings.requests, reads, self.settings.cache)
 
     def write(self, folder: Path) -> None:
         """Write model, encoders and settings."""
@@ -290,9 +295,11 @@ class _ReadsPart:
         return replace(request, features=self._select(request.features))
 
 
-def _reading(stage: Stage, requests: Encoders, reads: Encoders) -> Stage:
+def _serving(stage: Stage, requests: Encoders, reads: Encoders, cache: UserCache | None) -> Stage:
     select = InputSelection(requests, reads, where="stage")
-    return stage if select.changes_nothing else _ReadsPart(stage, select)
+    reading = stage if select.changes_nothing else _ReadsPart(stage, select)
+    # A new one for each building: what it remembers is of these ads and this model.
+    return reading if cache is None else CachedByUser(reading, cache)
 
 
 def _features_of(request: Request) -> Batch:

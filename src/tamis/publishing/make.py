@@ -151,17 +151,24 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
             model,
             inventory,
             encoders,
-            settings=IndexSettings(beams=stage.beams, task_weights=stage.task_weights or ()),
+            settings=IndexSettings(
+                beams=stage.beams, task_weights=stage.task_weights or (), cache=stage.user_cache()
+            ),
             encoders=own,
         )
     if stage.kind == "two_tower":
-        towers = TwoTowerSettings(**_given(stage, "task_weights", "by_bid"))
+        towers = TwoTowerSettings(
+            **_given(stage, "task_weights", "by_bid"), cache=stage.user_cache()
+        )
         return TwoTowerPlan(model=model, encoders=own, settings=towers)
     if stage.kind == "ranker":
         flops = artifacts.read_json(run / "run.json").get("forward_flops_per_row")
-        settings = RankerSettings(precision=stage.precision or "float32", flops_per_pair=flops)
-        calibration = _calibration(stage, inventory, head=None)
-        return RankerPlan(model=model, encoders=own, settings=settings, calibration=calibration)
+        settings = RankerSettings(
+            precision=stage.precision or "float32", flops_per_pair=flops, max_ads=stage.max_ads
+        )
+        # Made before it is calibrated, as it refuses a cache that would be wrong.
+        ranker = RankerPlan(model=model, encoders=own, settings=settings)
+        return replace(ranker, calibration=_calibration(stage, inventory, head=None))
     serving = EarlyStageSettings(
         **_given(stage, "head", "max_users", "time_to_live_ms", "precision")
     )

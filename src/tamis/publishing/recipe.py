@@ -8,18 +8,32 @@ from tamis import config
 from tamis.errors import ConfigError
 from tamis.evaluation.calibrators import CalibrationMethod
 from tamis.funnel.blueprint import Budget
+from tamis.funnel.cache import UserCache
 from tamis.funnel.online import OnlineFeatures
 from tamis.funnel.plans import Precision
 from tamis.funnel.value import ValueWeights
 from tamis.models.early_serving import ServedHead
 
+_KEPT_BY_USER, _KEPT_BY_AD = {"max_users", "time_to_live_ms"}, {"max_ads"}
 _SETTINGS_OF_KIND = {
     "popularity": set[str](),
-    "index": {"run", "beams", "task_weights"},
-    "two_tower": {"run", "task_weights", "by_bid"},
-    "early": {"run", "calibration", "precision", "head", "max_users", "time_to_live_ms"},
-    "ranker": {"run", "calibration", "precision"},
+    "index": {"run", "beams", "task_weights", *_KEPT_BY_USER},
+    "two_tower": {"run", "task_weights", "by_bid", *_KEPT_BY_USER},
+    "early": {"run", "calibration", "precision", "head", *_KEPT_BY_USER},
+    "ranker": {"run", "calibration", "precision", *_KEPT_BY_AD},
 }
+_COMPUTES_NOTHING = "it only reads how often an ad was clicked"
+_SCORES_FOR_USERS = "its scores of an ad are of one user, and the ads' own part is kept anyway"
+_WHY_NOT_KEPT: dict[str, dict[str, str]] = {
+    "popularity": dict.fromkeys(_KEPT_BY_USER | _KEPT_BY_AD, _COMPUTES_NOTHING),
+    "index": dict.fromkeys(_KEPT_BY_AD, _SCORES_FOR_USERS),
+    "two_tower": dict.fromkeys(_KEPT_BY_AD, _SCORES_FOR_USERS),
+    "early": dict.fromkeys(_KEPT_BY_AD, _SCORES_FOR_USERS),
+    "ranker": dict.fromkeys(
+        _KEPT_BY_USER, "its predictions price the ads of one request, in whose context they hold"
+    ),
+}
+"""Why a stage of a kind has no such cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +60,15 @@ class StageRecipe:
     head: ServedHead | None = None
     """Which head gives a task's prediction; absent: ``distilled``. For ``early`` only."""
     max_users: int | None = None
-    """Most users whose vectors are kept; absent: 100,000. For ``early`` only."""
+    """Most users whose vectors, or answers, are kept; absent: 100,000. For ``early``, and with
+    ``time_to_live_ms`` for ``index`` and ``two_tower``."""
     time_to_live_ms: float | None = None
-    """How long a user's vector serves; absent: a minute. For ``early`` only."""
+    """How long a user's vector serves an ``early`` stage; absent: a minute. How long the answer to
+    a user of an ``index`` or ``two_tower`` serves his next requests for the same candidates,
+    whatever he did meanwhile and whatever their context; absent: it serves none."""
+    max_ads: int | None = None
+    """Most ads whose scores are kept; absent: none are. For a ``ranker`` whose model reads the ad's
+    fields alone."""
     precision: Precision | None = None
     """Type of matrix products; absent: float32. For ``early`` and ``ranker``."""
     beams: tuple[int, ...] | None = None
@@ -64,9 +84,11 @@ class StageRecipe:
         allowed = _SETTINGS_OF_KIND[self.kind] | {"name", "kind", "keep", "budget_ms"}
         for item in fields(self):
             if item.name not in allowed and getattr(self, item.name) not in (None, ""):
+                why = _WHY_NOT_KEPT[self.kind].get(item.name)
+                because = f", as {why}" if why else ""
                 raise ConfigError(
-                    f"stage {self.name!r}: {item.name} must be left out for kind {self.kind!r}, "
-                    f"got {getattr(self, item.name)!r}. Remove it, or take another kind."
+                    f"stage {self.name!r}: {item.name} must be left out for kind {self.kind!r}"
+                    f"{because}, got {getattr(self, item.name)!r}. Remove it, or take another kind."
                 )
         if self.kind != "popularity" and not self.run:
             raise ConfigError(
@@ -79,6 +101,34 @@ class StageRecipe:
                 f"got none. Give one number for each of the model's codebooks."
             )
         Budget(name=self.name, keep=self.keep, budget_ms=self.budget_ms)
+        if self.max_ads is not None and self.max_ads < 1:
+            raise ConfigError(
+                f"stage {self.name!r}: max_ads must be at least 1, got {self.max_ads}. Leave it "
+                f"out to keep no scores."
+            )
+        try:
+            self.user_cache()
+        except ConfigError as error:
+            raise ConfigError(f"stage {self.name!r}: {error}") from error
+
+    def user_cache(self) -> UserCache | None:
+        """How a stage that searches keeps its answers; None: it keeps none, or does not search.
+
+        Raises:
+            ConfigError: A number is out of range, or nothing says how long an answer serves.
+        """
+        if self.kind not in ("index", "two_tower"):
+            return None
+        if self.time_to_live_ms is None:
+            if self.max_users is not None:
+                raise ConfigError(
+                    f"time_to_live_ms must say how long an answer serves where max_users is given, "
+                    f"got max_users={self.max_users!r} alone. Give both, or neither."
+                )
+            return None
+        if self.max_users is None:
+            return UserCache(time_to_live_ms=self.time_to_live_ms)
+        return UserCache(time_to_live_ms=self.time_to_live_ms, max_users=self.max_users)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
