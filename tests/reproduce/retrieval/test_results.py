@@ -393,3 +393,20 @@ def test_recipes_of_tables_2_and_3_differ_from_the_joint_one_in_one_setting(
 
     assert joint["model"].get(key) != value
     assert other == {**joint, "model": {**joint["model"], key: value, **clustered}}
+
+
+@pytest.mark.parametrize("folder", sorted({table.recipes for table in retrieval_tables()}))
+def test_two_towers_are_trained_as_every_network_that_is_compared_with_them(folder: str) -> None:
+    recipes = {path.stem: config.read_toml(path) for path in (RECIPES / folder).glob("*.toml")}
+    two_tower = recipes.pop("two_tower")
+    networks = {name for name, one in recipes.items() if one["model"].get("name") == "hsnn"}
+    used = {
+        model for table in retrieval_tables() if table.recipes == folder for model in table.models
+    }
+
+    # LightGCN, which has a trainer of its own, is no network of the catalog.
+    assert networks == used - {"two_tower", "lightgcn"}
+    for name in networks:
+        for section in ("training", "optimizer"):
+            assert recipes[name][section] == two_tower[section], (name, section)
+        assert set(recipes[name]) == set(two_tower), name
