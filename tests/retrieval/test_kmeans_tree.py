@@ -1,5 +1,6 @@
 """The tree of k-means: what its nodes hold, and search through it by a model's own levels."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tamis.errors import ArtifactError, ConfigError, DataError
 from tamis.models.hsnn import HSNN
 from tamis.nn.kmeans import kmeans, squared_distances
-from tamis.retrieval.kmeans_tree import KMeansTree
+from tamis.retrieval.kmeans_tree import KMeansTree, NodeVectors
 from tamis.retrieval.search import BeamSearcher, Retriever
 
 _IDS = torch.arange(1, 301)
@@ -51,15 +52,32 @@ def test_every_item_is_under_one_leaf_and_a_representative_is_the_nearest_member
             assert tree.members.distances[place, level] == tree.members.distances[own, level].min()
 
 
+def test_node_is_scored_by_the_mean_of_its_members_or_by_the_one_nearest_to_its_centre(
+    world: Any,
+) -> None:
+    tree = _build(world)
+    vectors = tree.members.vectors
+    for level, (means, members) in enumerate(
+        zip(tree.node_vectors(), replace(tree, nodes="member").node_vectors(), strict=True)
+    ):
+        bounds = tree.tree.bounds(level).tolist()
+        assert len(means) == len(members) == tree.tree.num_nodes[level]
+        for node, (start, end) in enumerate(itertools.pairwise(bounds)):
+            torch.testing.assert_close(means[node], vectors[start:end].mean(0))
+            nearest = start + int(tree.members.distances[start:end, level].argmin())
+            assert torch.equal(members[node], vectors[nearest])
+
+
 @torch.inference_mode()
-def test_full_beams_equal_scoring_every_item(world: Any) -> None:
-    tree, index = _build(world), world.publish(_IDS)
+@pytest.mark.parametrize("nodes", ["mean", "member"])
+def test_full_beams_equal_scoring_every_item(world: Any, nodes: NodeVectors) -> None:
+    tree, index = replace(_build(world), nodes=nodes), world.publish(_IDS)
     retriever = Retriever(world.model, tree)
     request = world.request(2)
     everything = tree.tree.num_nodes
     found = BeamSearcher(retriever=retriever, beams=everything).search(request, 300)
 
-    # A slow walk: the own representatives' logits join those of the item.
+    # A slow walk: the logits of the own nodes join those of the item.
     users = world.model.encode_user(request.user)
     scores = {}
     for place, item in enumerate(tree.members.ids.tolist()):
@@ -67,6 +85,8 @@ def test_full_beams_equal_scoring_every_item(world: Any) -> None:
         for level in range(2):
             node = int(torch.searchsorted(tree.tree.bounds(level), place, right=True)) - 1
             who = tree.members.vectors[tree.tree.representatives[level][node]]
+            if nodes == "mean":
+                who = tree.members.vectors[slice(*tree.tree.bounds(level)[node : node + 2])].mean(0)
             outputs.append(world.model.pair_logits(level, users[level], who[None], None))
         one = torch.tensor([item])
         own = tree.members.vectors[place][None]
@@ -83,8 +103,9 @@ def test_full_beams_equal_scoring_every_item(world: Any) -> None:
 
 def test_narrow_beams_score_fewer_items(world: Any) -> None:
     retriever = Retriever(world.model, _build(world))
+    # The same coarse nodes, so that what a narrower beam keeps is part of what a wider one does.
     pairs = [
-        retriever.search(world.request(1), 5, (beam, 2 * beam)).trace.levels[-1].pairs
+        retriever.search(world.request(1), 5, (3, beam)).trace.levels[-1].pairs
         for beam in (1, 2, 6)
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,22 +15,25 @@ from tamis.retrieval.prefix_tree import PrefixTree, build_tree, sorted_places
 from tamis.retrieval.scorer import Scorer
 from tamis.retrieval.snapshot import Members, weights_version
 
+NodeVectors = Literal["mean", "member"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KMeansTree:
     """Items under nodes, each node split by a k-means of its own members.
 
     It takes an index snapshot's place in a :class:`tamis.retrieval.search.Retriever`: the same
-    networks score its nodes, through the member nearest to the node's centre, so that a comparison
-    shows what the learnt index is worth and nothing else. Unlike the residual index it has centres
-    of its own in every node, and no way to place an item that was not there: build it anew.
+    networks score its nodes, so that a comparison shows what the learnt index is worth and nothing
+    else. Unlike the residual index it has centres of its own in every node, and no way to place an
+    item that was not there: build it anew.
 
     Source:
         HSNN, arXiv:2408.06653, separate index learning (k-means on item embeddings); a tree of
         k-means over learnt embeddings is that of Zhu et al., TDM, KDD 2018, section 3.4.
 
     Differs from the source:
-        Any branching per level instead of TDM's balanced binary splits.
+        Any branching per level instead of TDM's balanced binary splits, and no vectors of nodes
+        that were learnt.
     """
 
     weights_version: str
@@ -38,6 +42,9 @@ class KMeansTree:
     """In the tree's order; codes are numbers within the node above."""
     tree: PrefixTree
     """Occupied nodes."""
+    nodes: NodeVectors = "mean"
+    """By what networks score a node: the mean of its members, as the centres that they learnt from
+    are means of items; or the member nearest to its centre."""
 
     @classmethod
     def build(
@@ -86,9 +93,17 @@ class KMeansTree:
         return cls(weights_version=weights_version(scorer), members=members, tree=tree)
 
     def node_vectors(self) -> tuple[Float[Tensor, "N W"], ...]:
-        """For each level the vectors of the members nearest to its nodes' centres."""
+        """For each level the vectors of its nodes, see ``nodes``."""
         vectors = self.members.vectors
-        return tuple(vectors.index_select(0, places) for places in self.tree.representatives)
+        if self.nodes == "member":
+            return tuple(vectors.index_select(0, places) for places in self.tree.representatives)
+        means = []
+        for level, count in enumerate(self.tree.num_nodes):
+            sizes = self.tree.bounds(level).diff()
+            node = torch.repeat_interleave(torch.arange(count, device=sizes.device), sizes)
+            sums = vectors.new_zeros(count, vectors.shape[1]).index_add_(0, node, vectors)
+            means.append(sums / sizes.unsqueeze(1))
+        return tuple(means)
 
 
 def _split(

@@ -5,6 +5,8 @@ import pytest
 from tamis.reproduce.retrieval.beams import (
     BEAM_SHARES,
     CHOICES,
+    Tried,
+    best_of,
     choose_share,
     measured_shares,
 )
@@ -33,6 +35,18 @@ def test_narrowest_share_within_the_allowed_loss_is_chosen_and_no_wider_one_is_t
     assert chosen == share
     assert asked == [one.share for one in tried] == list(CHOICES[: CHOICES.index(share) + 1])
     assert tried[-1].index_loss == pytest.approx(1 - recalls[CHOICES.index(share)] / 0.5)
+    assert [one.recall for one in tried] == list(recalls[: len(tried)])
+
+
+def _tried(*recalls: float) -> list[Tried]:
+    pairs = zip(CHOICES, recalls, strict=False)
+    return [Tried(share=share, index_loss=0.0, recall=recall) for share, recall in pairs]
+
+
+def test_the_best_of_two_recalls_more_at_the_widest_share_that_both_were_tried_at() -> None:
+    assert best_of({"mean": _tried(0.1, 0.2, 0.4), "member": _tried(0.2, 0.19)}) == "mean"
+    assert best_of({"mean": _tried(0.1, 0.2, 0.4), "member": _tried(0.0, 0.21)}) == "member"
+    assert best_of({"mean": _tried(0.2), "member": _tried(0.2)}) == "mean"
 
 
 @pytest.mark.parametrize(

@@ -336,11 +336,21 @@ def test_rivals_that_need_ids_or_an_index_are_where_these_are() -> None:
     trees = {name: rows[name].get("kmeans_tree") for name in rows}
     # It searches a run that is there already.
     assert {name: tree and tree.model for name, tree in trees.items()} == {
-        "hsnn-market": "hsnn-2",
+        "hsnn-market": "hsnn-3",
         "hsnn-million": None,
-        "hsnn-sports": "hsnn-2",
-        "hsnn-gowalla": "hsnn-2",
+        "hsnn-sports": "hsnn-3",
+        "hsnn-gowalla": "hsnn-3",
     }
+    for table in retrieval_tables():
+        beside = {claim.better for claim in table.comparisons if claim.worse == "kmeans_tree"}
+        tree = rows[table.name].get("kmeans_tree")
+        # By the networks of the index that it is compared with, and with a hierarchy.
+        assert {rows[table.name][name].model for name in beside} == (
+            {tree.model} if tree else set()
+        )
+        if tree:
+            recipe = config.read_toml(RECIPES / table.recipes / f"{tree.model}.toml")
+            assert len(recipe["model"]["codebooks"]) > 1
 
 
 def test_a_teacher_labels_where_what_was_shown_is_known() -> None:

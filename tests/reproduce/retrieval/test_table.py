@@ -73,6 +73,13 @@ def test_market_goes_through_the_whole_table(
     shares = [len(point["setting"].split("-")) for point in rows["kmeans"]["points"]]
     chosen = rows["kmeans"]["validation"][-1]["share"]
     assert shares == [2] * len(measured_shares(chosen, whole_curve=False))
+    # Its nodes are scored by what recalls more of validation users' lists.
+    nodes = rows["kmeans"]["nodes"]
+    assert nodes[nodes["chosen"]] == rows["kmeans"]["validation"]
+    last = min(len(nodes[name]) for name in ("mean", "member")) - 1
+    recalls = {name: nodes[name][last]["recall"] for name in ("mean", "member")}
+    assert recalls[nodes["chosen"]] == max(recalls.values())
+    assert "nodes" not in rows["joint"]
     # A checked row has beams of every width; that of the bars looks for items never shown.
     assert len(rows["deep"]["points"]) == 5
     assert [name for name, row in rows.items() if "by_content" in row] == ["joint"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tamis.reproduce.retrieval.results import INDEX_LOSS, index_loss
+from tamis.reproduce.retrieval.results import INDEX_LOSS, index_loss, recall_of
 
 CHOICES = (0.05, 0.1, 0.2, 0.4)
 """Nodes that a search may keep at each index level, as shares of those that are occupied."""
@@ -41,6 +41,8 @@ class Tried:
     """Nodes that were kept."""
     index_loss: float
     """Recall that is lost, of that of scoring everything."""
+    recall: float
+    """Recall."""
 
 
 def choose_share(
@@ -58,7 +60,25 @@ def choose_share(
     """
     tried: list[Tried] = []
     for share in CHOICES:
-        tried.append(Tried(share=share, index_loss=index_loss(quality_of(share), exhaustive)))
+        quality = quality_of(share)
+        loss = index_loss(quality, exhaustive)
+        tried.append(Tried(share=share, index_loss=loss, recall=recall_of(quality)))
         if tried[-1].index_loss <= LOSS_ON_VALIDATION:
             break
     return tried[-1].share, tried
+
+
+def best_of(tried: Mapping[str, Sequence[Tried]]) -> str:
+    """Which of several indexes recalls most at the widest share that all were tried at.
+
+    Args:
+        tried: For each what :func:`choose_share` tried; of equal ones the first wins.
+
+    Example:
+        >>> narrow = [Tried(share=0.05, index_loss=0.0, recall=0.2)]
+        >>> wide = [Tried(share=share, index_loss=0.1, recall=share) for share in CHOICES]
+        >>> best_of({"wide": wide, "narrow": narrow})
+        'narrow'
+    """
+    last = min(len(found) for found in tried.values()) - 1
+    return max(tried, key=lambda name: tried[name][last].recall)

@@ -19,7 +19,7 @@ from tamis.data.retrieval_task import StoredTask, read_task
 from tamis.errors import RunInUseError
 from tamis.process import prepare_process
 from tamis.reproduce.retrieval import searchers
-from tamis.reproduce.retrieval.beams import Tried, choose_share
+from tamis.reproduce.retrieval.beams import Tried, best_of, choose_share
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.lightgcn import train_lightgcn
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS, Measurer, of_users, spread
@@ -154,7 +154,8 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
     _say(started, f"{task.num_items:,} items and {len(prepared.requests):,} requests are encoded")
     found: dict[str, Any] = {"checks": [], "levels": []}
     if order.method in ("network", "kmeans_tree"):
-        retriever, of_index = _network(order, prepared, dataset)
+        retrievers, of_index = _networks(order, prepared, dataset)
+        retriever = next(iter(retrievers.values()))
         found |= {**of_index, "weights": retriever.snapshot.weights_version}
         if of_index:
             _say(started, f"levels {found['levels']}, checks {found['checks']}")
@@ -162,9 +163,18 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
             tuning = read_task(folder / "task-valid")
             requests = searchers.encoded_requests(tuning, encoders, dataset.spec)
             some = of_users(tuning, requests, spread(len(requests), EXHAUSTIVE_USERS))
-            chosen, tried = _chosen(retriever, Measurer(*some, reference))
-            found["validation"] = [dataclasses.asdict(one) for one in tried]
-            _say(started, f"share {chosen} of {found['validation']} on validation users")
+            tried = {
+                nodes: _tried(one, Measurer(*some, reference)) for nodes, one in retrievers.items()
+            }
+            best = best_of(tried)
+            retriever, chosen = retrievers[best], tried[best][-1].share
+            found["validation"] = [dataclasses.asdict(one) for one in tried[best]]
+            if len(tried) > 1:
+                found["nodes"] = {
+                    "chosen": best,
+                    **{name: [dataclasses.asdict(one) for one in tried[name]] for name in tried},
+                }
+            _say(started, f"share {chosen} of {tried} on validation users")
             found["exhaustive"] = measurer.exhaustive(retriever)
             _say(started, f"every node and item: {found['exhaustive']}")
             if order.by_content:
@@ -189,29 +199,30 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
     return found
 
 
-def _network(
+def _networks(
     order: RowOrder, prepared: Prepared, dataset: Dataset
-) -> tuple[Retriever, dict[str, Any]]:
-    """The row's network and what it walks, and what an index of its own is like."""
+) -> tuple[Mapping[str, Retriever], dict[str, Any]]:
+    """The row's network over what it may walk, and what an index of its own is like."""
     run = Path(order.run)
     if order.method == "kmeans_tree":
-        return Retriever(*searchers.over_kmeans(run, prepared, dataset, seed=order.seed)), {}
+        trees = searchers.over_kmeans(run, prepared, dataset, seed=order.seed)
+        return {str(nodes): one for nodes, one in trees.items()}, {}
     model, snapshot = searchers.published(run, prepared, dataset)
-    retriever = Retriever(model, snapshot)
+    retrievers = {"own": Retriever(model, snapshot)}
     if not snapshot.tree.num_nodes:
-        return retriever, {}
+        return retrievers, {}
     checks, forward = checks_of(model, snapshot, prepared, dataset)
     levels = [dataclasses.asdict(level) for level in occupancy(snapshot)]
-    return retriever, {"levels": levels, "checks": checks, "forward": forward}
+    return retrievers, {"levels": levels, "checks": checks, "forward": forward}
 
 
-def _chosen(retriever: Retriever, measurer: Measurer) -> tuple[float, Sequence[Tried]]:
-    """Share of nodes to keep, by the users of the measurer."""
+def _tried(retriever: Retriever, measurer: Measurer) -> Sequence[Tried]:
+    """Shares of nodes that the users of the measurer tried, the last one theirs."""
 
     def quality_of(share: float) -> Mapping[str, Any]:
         return measurer.quality(searchers.beam_searcher(retriever, share))
 
-    return choose_share(quality_of, measurer.exhaustive(retriever))
+    return choose_share(quality_of, measurer.exhaustive(retriever))[1]
 
 
 def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[Point]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from tamis.retrieval.encoded import encoded_rows, pairs_by_features
 from tamis.retrieval.exact import ExactSearcher, Queries
 from tamis.retrieval.faiss_index import HNSW, FaissSearcher, IVFFlat
 from tamis.retrieval.item_vectors import ItemVectors
-from tamis.retrieval.kmeans_tree import KMeansTree
+from tamis.retrieval.kmeans_tree import KMeansTree, NodeVectors
 from tamis.retrieval.rerank import Reranker
 from tamis.retrieval.search import BeamSearcher, Retriever
 from tamis.retrieval.searcher import Request, Searcher
@@ -44,6 +44,8 @@ _SHIFTED_AT_ONCE, _SHIFTED_BATCHES = 8192, 50
 PROBES = (1, 4, 16, 64, 256)
 """Lists of an inverted file that are read."""
 MAIN_PROBES = 16
+NODE_VECTORS: tuple[NodeVectors, ...] = ("mean", "member")
+"""By what nodes of a tree of k-means may be scored; validation users choose."""
 WIDTHS = (1, 2, 4)
 """Candidates that a walk through a graph of neighbours keeps, as multiples of the longest list that
 is asked for, which it keeps in any case."""
@@ -264,11 +266,16 @@ def placed_by_content(
 
 def over_kmeans(
     run: Path, prepared: Prepared, dataset: Dataset, *, seed: int
-) -> tuple[HSNN, KMeansTree]:
-    """The same network over k-means of its item vectors, with as many nodes as its own index."""
+) -> dict[NodeVectors, Retriever]:
+    """The same network over k-means of its item vectors, level by level as its own index.
+
+    A node of each level is split into as many as the codebook of the next one has centres. By what
+    its nodes are scored is left to the caller.
+    """
     network = _shifted(run, dataset)
     branching = [len(centres) for centres in network.codebooks]
-    return network, KMeansTree.build(network, prepared.corpus, branching, seed=seed)
+    tree = KMeansTree.build(network, prepared.corpus, branching, seed=seed)
+    return {nodes: Retriever(network, replace(tree, nodes=nodes)) for nodes in NODE_VECTORS}
 
 
 def shifting_rows(dataset: Dataset) -> tuple[list[Batch], list[Batch]]:
