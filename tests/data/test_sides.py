@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from tamis.data.schema import InputSpec
-from tamis.data.sides import side_batch, side_spec
+from tamis.data.sides import side_batch, side_spec, with_side
 from tamis.testing.models import example_batch, example_spec
 
 
@@ -55,3 +55,23 @@ def test_batch_of_a_side_holds_its_columns() -> None:
     assert list(user.sequences) == ["history"]
     assert not item.sequences
     assert torch.equal(user.labels, batch.labels)
+
+
+def test_one_side_is_taken_from_other_rows_and_the_rest_stays() -> None:
+    spec = example_spec()
+    batch = example_batch(spec, rows=4)
+    others = batch.take(torch.tensor([1, 2, 3, 0]))
+
+    context, user = (with_side(batch, others, spec, side) for side in ("context", "user"))
+    # field2 is of the context; field0, number0 and the history are the user's.
+    assert torch.equal(context.ids[:, 2], others.ids[:, 2])
+    assert torch.equal(context.ids[:, :2], batch.ids[:, :2])
+    assert torch.equal(context.numeric, batch.numeric)
+    assert context.sequences == batch.sequences
+    assert torch.equal(user.ids[:, 0], others.ids[:, 0])
+    assert torch.equal(user.ids[:, 1:], batch.ids[:, 1:])
+    assert torch.equal(user.numeric[:, 0], others.numeric[:, 0])
+    assert torch.equal(user.numeric[:, 1], batch.numeric[:, 1])
+    assert user.sequences["history"] is others.sequences["history"]
+    assert torch.equal(user.labels, batch.labels)
+    assert not torch.equal(batch.ids[:, 2], others.ids[:, 2])

@@ -47,6 +47,25 @@ def test_occupancy_known_answer() -> None:
     assert second.gini == pytest.approx((-2 * 1 + 0 * 1 + 2 * 2) / (3 * 4))
 
 
+def test_rows_spread_over_the_nodes_of_the_items_that_are_there() -> None:
+    # Nodes of level 1: codes 0 and 2; of level 2: (0,0), (0,1), (2,1). Four rows under the item
+    # (2,1), one under (0,1).
+    snapshot = _snapshot([[0, 0], [2, 1], [0, 0], [0, 1]], (4, 2))
+    rows = (torch.tensor([1, 1, 0, 1, 1]), torch.tensor([2, 2, 1, 2, 2]))
+    first, second = occupancy(snapshot, rows)
+
+    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
+    assert first.perplexity == pytest.approx(math.exp(entropy))
+    assert (first.codes, first.dead_share, first.nodes) == (4, 0.5, 2)
+    assert first.largest_to_mean == pytest.approx(4 / 2.5)
+    assert first.gini == pytest.approx((-1 * 1 + 1 * 4) / (2 * 5))
+    # All rows are of code 1; the node without any counts.
+    assert second.perplexity == pytest.approx(1.0)
+    assert (second.dead_share, second.nodes) == (0.5, 3)
+    assert second.largest_to_mean == pytest.approx(4 / (5 / 3))
+    assert second.gini == pytest.approx((-2 * 0 + 0 * 1 + 2 * 4) / (3 * 5))
+
+
 def test_occupancy_is_of_the_corpus_that_was_published(world: Any, snapshot: Any) -> None:
     levels = occupancy(snapshot)
 

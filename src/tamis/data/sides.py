@@ -35,3 +35,13 @@ def side_batch(batch: Batch, spec: InputSpec, side: Side) -> Batch:
         ids=batch.ids[:, list(spec.categorical_of(side))],
         sequences={group.name: batch.sequences[group.name] for group in spec.sequences_of(side)},
     )
+
+
+def with_side(batch: Batch, others: Batch, spec: InputSpec, side: Side) -> Batch:
+    """The same rows with the inputs of one side from as many other rows."""
+    numbers, columns = list(spec.numeric_of(side)), list(spec.categorical_of(side))
+    groups = [group.name for group in spec.sequences_of(side)]
+    numeric, ids = batch.numeric.clone(), batch.ids.clone()
+    numeric[:, numbers], ids[:, columns] = others.numeric[:, numbers], others.ids[:, columns]
+    sequences = {**batch.sequences, **{name: others.sequences[name] for name in groups}}
+    return replace(batch, numeric=numeric, ids=ids, sequences=sequences)

@@ -129,7 +129,7 @@ def make_tiny(
     return call
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_table() -> RetrievalTable:
     """A table over a market of 400 ads."""
     return TABLE

@@ -1,6 +1,7 @@
 """What would expose an index that is none: each fault that a check is for, made on purpose."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from tamis.data.batch import Batch
 from tamis.data.dataset import Dataset
 from tamis.data.encoders import Encoders
+from tamis.data.loader import Loader
 from tamis.data.retrieval_task import read_task
 from tamis.errors import TamisError
 from tamis.models.hsnn import HSNN
-from tamis.reproduce.make import MadeTable
+from tamis.nn.residual_index import Quantised, ResidualIndex, nearest_path
 from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.searchers import Prepared
+from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.reproduce.training import train
 from tamis.retrieval.search import Retriever
 from tamis.retrieval.snapshot import IndexSnapshot
 from tamis.training.predict import load_trained
@@ -25,34 +30,73 @@ from tamis.training.predict import load_trained
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def world(
-    place: Path, make_tiny: Callable[[RetrievalTable], MadeTable], tiny_table: RetrievalTable
-) -> tuple[Path, Prepared, Dataset]:
-    """Run of two index levels, and what it was trained and is published on."""
-    make_tiny(tiny_table)
-    (run,) = (place / "work" / "tiny" / "trained" / "deep").glob("*-seed0")
-    (folder,) = (place / "work" / "tasks").glob("market_ads-*")
+@pytest.fixture(scope="module")
+def train_recipe(
+    place: Path, tiny_table: RetrievalTable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Prepared, Dataset]]:
+    """Run of a recipe, and what it was trained and is published on."""
+    recipes = place / "recipes" / "small"
+    folder, _ = RetrievalRows(tiny_table).prepare(None, place / "work", recipes)
     task, dataset = read_task(folder / "task"), Dataset.open(folder / "dataset")
     encoders = Encoders.load(folder / "dataset" / "encoders", task.schema)
-    return run, Prepared.of(task, encoders, dataset.spec), dataset
+    prepared = Prepared.of(task, encoders, dataset.spec)
+
+    def call(name: str) -> tuple[Path, Prepared, Dataset]:
+        run = tmp_path_factory.mktemp("checks") / name
+        train(folder / "dataset", recipe=recipes / f"{name}.toml", run=run)
+        return run, prepared, dataset
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def world(
+    train_recipe: Callable[[str], tuple[Path, Prepared, Dataset]],
+) -> tuple[Path, Prepared, Dataset]:
+    """Run of two index levels, learnt by gradients."""
+    return train_recipe("deep")
 
 
 def test_sound_index_passes_what_is_asserted_and_reports_the_rest(
     world: tuple[Path, Prepared, Dataset],
 ) -> None:
     run, prepared, dataset = world
-    found, forward = checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
-    named = {check["check"]: check for check in found}
+    model, snapshot = searchers.published(run, prepared, dataset)
+    found = checks_of(model, snapshot, prepared, dataset)
+    named = {check["check"]: check for check in found["checks"]}
 
-    assert named["feedback on nodes moves the codebook"]["holds"]
-    assert named["feedback on nodes moves the item tower"]["holds"]
+    assert named["level 1: feedback on nodes moves the codebook"]["holds"]
+    assert named["level 2: feedback on nodes moves the codebook"]["holds"]
+    assert named["level 1: feedback on nodes moves the item tower"]["holds"]
     assert named["level 1: nodes differ between items"]["holds"]
-    assert {name: len(levels) for name, levels in forward.items()} == {
+    assert {name: len(levels) for name, levels in found["forward"].items()} == {
         "soft": 3,
         "hard": 3,
         "representative": 3,
     }
+
+    # All test rows whose items lie under occupied nodes, in one batch.
+    tests = dataset.split("test")
+    loader = Loader(tests, dataset.spec, batch_size=tests.num_rows, seed=0, prefetch=1)
+    (rows,) = loader.epoch(0)
+    with torch.no_grad():
+        codes, _ = nearest_path(model.encode_items(rows), snapshot.codebooks)
+        predicted = torch.sigmoid(model.level_logits(rows, "hard")[:, :, 0].double())
+    paths = set(map(tuple, snapshot.members.codes.tolist()))
+    kept = torch.tensor([tuple(path) in paths for path in codes.tolist()])
+    kept &= ~rows.labels.isnan().any(1)
+    labels, weights = rows.labels[kept, 0].double(), rows.weights[kept, None]
+    ratios = (weights * predicted[kept]).sum(0) / (weights[:, 0] * labels).sum()
+    assert found["served"] == pytest.approx(ratios.tolist(), rel=1e-5)
+    clicked = codes[kept][labels > 0]
+    counts = torch.bincount(clicked[:, 0], minlength=4).double()
+    assert counts.sum() > 0
+    share = counts / counts.sum()
+    traffic = found["traffic"][0]
+    assert traffic["perplexity"] == pytest.approx(float(torch.special.entr(share).sum().exp()))
+    nodes = snapshot.tree.num_nodes[0]
+    assert traffic["largest_to_mean"] == pytest.approx(float(counts.max() / counts.sum() * nodes))
+    assert [level["codes"] for level in found["traffic"]] == [4, 3]
 
 
 def test_what_is_published_is_shifted_to_half_of_the_rows_and_checked_on_the_others(
@@ -80,7 +124,7 @@ def test_collapsed_codebook_fails_the_checks_of_its_spread(
         first = model.codebooks[0]
         first[1:] = 100.0  # no item is near to any but the first
     snapshot = IndexSnapshot.publish(model, prepared.corpus)
-    found, _ = checks_of(model, snapshot, prepared, dataset)
+    found = checks_of(model, snapshot, prepared, dataset)["checks"]
     failed = {check["check"]: check["value"] for check in found if not check["holds"]}
 
     assert failed["level 1: perplexity at least half of the codes"] == pytest.approx(1 / 4)
@@ -97,8 +141,122 @@ def test_search_that_scores_everything_whatever_its_beams_is_exposed(
         return search(self, request, k, self.snapshot.tree.num_nodes)
 
     monkeypatch.setattr(Retriever, "search", everything)
+    with pytest.raises(TamisError, match="must keep no more nodes than its beams are wide"):
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
+
+
+def test_search_that_scores_everything_and_tells_of_what_it_kept_is_exposed(
+    world: tuple[Path, Prepared, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, dataset = world
+    search = Retriever.search
+
+    def sorted_first(self: Retriever, request: Any, k: int, beams: Any) -> Any:
+        search(self, request, k, self.snapshot.tree.num_nodes)
+        return search(self, request, k, beams)
+
+    monkeypatch.setattr(Retriever, "search", sorted_first)
+    with pytest.raises(TamisError, match="must be those under the nodes that are kept, got"):
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
+
+
+def test_search_that_scores_more_under_fewer_nodes_is_exposed(
+    world: tuple[Path, Prepared, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, dataset = world
+    search = Retriever.search
+
+    def contrary(self: Retriever, request: Any, k: int, beams: Any) -> Any:
+        """The largest leaf for a beam of one, else the two smallest."""
+        tree = self.snapshot.tree
+        sizes = tree.bounds(1).diff()
+        leaves = sizes.argsort(descending=beams[-1] == 1)[: 2 - (beams[-1] == 1)]
+        if tuple(beams) == tree.num_nodes:
+            leaves = torch.arange(len(sizes))
+        of_item = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        allowed = torch.isin(of_item, leaves)
+        return search(self, request, k, tree.num_nodes, allowed=allowed)
+
+    monkeypatch.setattr(Retriever, "search", contrary)
     with pytest.raises(TamisError, match="fewer beams must score fewer items"):
         checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
+
+
+@pytest.mark.parametrize(
+    ("level", "offset", "must"),
+    [
+        (0, -1, "every item must be under exactly one leaf, got"),  # the last leaf hangs on nothing
+        (1, 1, "the items of a leaf must be those of one path, got"),  # the next leaf's first item
+    ],
+)
+def test_tree_that_does_not_fit_its_items_is_exposed(
+    world: tuple[Path, Prepared, Dataset], level: int, offset: int, must: str
+) -> None:
+    run, prepared, dataset = world
+    model, snapshot = searchers.published(run, prepared, dataset)
+    children = [offsets.clone() for offsets in snapshot.tree.children]
+    children[level][offset] += 1 if level else -1
+    broken = replace(snapshot, tree=replace(snapshot.tree, children=tuple(children)))
+
+    with pytest.raises(TamisError, match=must):
+        checks_of(model, broken, prepared, dataset)
+
+
+def test_items_placed_by_more_than_their_content_are_exposed(
+    world: tuple[Path, Prepared, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, dataset = world
+    encode = HSNN.encode_items
+
+    def by_id(self: HSNN, items: Batch, *, by_content: bool = False) -> torch.Tensor:
+        del by_content
+        return encode(self, items)
+
+    monkeypatch.setattr(HSNN, "encode_items", by_id)
+    with pytest.raises(TamisError, match="must not depend on the table of ids"):
+        checks_of(*searchers.published(run, prepared, dataset), prepared, dataset)
+
+
+def test_codebook_that_feedback_does_not_reach_is_told_at_its_level(
+    world: tuple[Path, Prepared, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, dataset = world
+    forward = ResidualIndex.forward
+
+    def detached(self: ResidualIndex, vectors: torch.Tensor) -> Quantised:
+        found = forward(self, vectors)
+        return replace(found, nodes=(found.nodes[0], found.nodes[1].detach()))
+
+    model, snapshot = searchers.published(run, prepared, dataset)
+    monkeypatch.setattr(ResidualIndex, "forward", detached)
+    found = checks_of(model, snapshot, prepared, dataset)["checks"]
+    named = {check["check"]: check["holds"] for check in found}
+
+    assert named["level 1: feedback on nodes moves the codebook"]
+    assert not named["level 2: feedback on nodes moves the codebook"]
+
+
+def test_gap_of_an_index_learnt_apart_is_to_what_a_search_reads_of_its_nodes(
+    train_recipe: Callable[[str], tuple[Path, Prepared, Dataset]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, dataset = train_recipe("apart")
+    model, snapshot = searchers.published(run, prepared, dataset)
+    of, asked = IndexSnapshot.node_vectors, list[int]()
+
+    def later_others(self: IndexSnapshot) -> tuple[torch.Tensor, ...]:
+        """Those of the index for the search, which is checked by itself; then its opposites."""
+        asked.append(1)
+        return tuple(vectors if len(asked) == 1 else -vectors for vectors in of(self))
+
+    def gap() -> dict[str, Any]:
+        checks = checks_of(model, snapshot, prepared, dataset)["checks"]
+        return next(check for check in checks if check["check"].startswith("NE of every level"))
+
+    sound = gap()
+    monkeypatch.setattr(IndexSnapshot, "node_vectors", later_others)
+    assert sound["value"] == pytest.approx(0.0, abs=1e-5)
+    assert sound["holds"]
+    assert gap()["value"] > 1e-3
 
 
 def test_search_that_forgets_the_coarser_levels_is_exposed(

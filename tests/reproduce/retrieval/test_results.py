@@ -197,6 +197,29 @@ def test_learning_that_changes_nothing_and_beams_that_prune_nothing_are_told() -
         assert not _claim(rows, words)["holds"]
 
 
+def test_another_perplexity_is_one_that_seeds_do_not_make() -> None:
+    rows = _rows()
+    for row in rows:
+        if row["model"] == "uneven":  # each seed has another than the index, none in one direction
+            row["levels"] = [{"perplexity": (41.0, 38.9)[row["seed"]]}]
+    claim = _claim(rows, "judged by one batch")
+
+    assert claim["estimate"] == pytest.approx(-0.05)
+    assert claim["interval"][0] < 0 < claim["interval"][1]
+    assert not claim["holds"]
+    assert claim["is_check"]
+
+
+def test_check_that_some_seeds_were_not_asked_for_is_one_of_the_others() -> None:
+    rows = _rows()
+    joint = [row for row in rows if row["model"] == "joint"]
+    joint[1]["checks"] = [{"check": "odd", "value": 0.5, "holds": False}, *joint[1]["checks"]]
+
+    assert _claim(rows, "joint: even")["holds"]
+    assert not _claim(rows, "joint: odd")["holds"]
+    assert _claim(rows, "joint: odd")["how"] == "each of 1 seeds"
+
+
 def _with_curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of both indexes, whose recall rises with their beams."""
     indexes = [row for row in rows if row["model"] in ("joint", "apart")]

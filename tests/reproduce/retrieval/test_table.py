@@ -67,6 +67,7 @@ def test_market_goes_through_the_whole_table(
     assert "shuffled codes of the second level leave more over" in said
     assert "permuted features of pairs raise the NE" in said
     assert set(rows["joint"]["forward"]) == {"soft", "hard", "representative"}
+    assert [len(rows["deep"][name]) for name in ("served", "traffic")] == [3, 2]
     # The same networks, and another index of as many levels and no more nodes.
     assert rows["kmeans"]["weights"] == rows["deep"]["weights"]
     assert rows["kmeans"]["exhaustive"] != rows["deep"]["exhaustive"]

@@ -350,33 +350,34 @@ def _collapse(removed: Sequence[Row], first: Sequence[Row]) -> dict[str, Any]:
 
 
 def _queue_matters(short: Sequence[Row], first: Sequence[Row]) -> dict[str, Any]:
-    gaps = [
-        one["levels"][0]["perplexity"] - other["levels"][0]["perplexity"]
-        for one, other in _pairs(short, first)
-    ]
+    """By more than seeds differ: the last digits of two trainings are never the same."""
+    test = paired_t_test(
+        "perplexity", *([row["levels"][0]["perplexity"] for row in rows] for rows in (first, short))
+    )
     return {
         "claim": "balance judged by one batch gives another perplexity of codes",
-        "estimate": float(np.mean(gaps)),
-        "interval": None,
-        "holds": all(gap != 0 for gap in gaps),
-        "how": f"each of {len(gaps)} seeds",
+        "estimate": test.difference,
+        "interval": [test.lower, test.upper],
+        "holds": test.lower > 0 or test.upper < 0,
+        "how": f"paired t test over {test.units} seeds",
         "is_check": True,
     }
 
 
 def _checks(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every check of a row's index, on all seeds."""
-    claims = []
-    for place, first in enumerate(rows[0]["checks"]):
-        found = [row["checks"][place] for row in rows]
-        claims.append(
-            {
-                "claim": f"{rows[0]['model']}: {first['check']}",
-                "estimate": float(np.mean([check["value"] for check in found])),
-                "interval": None,
-                "holds": all(check["holds"] for check in found),
-                "how": f"each of {len(found)} seeds",
-                "is_check": True,
-            }
-        )
-    return claims
+    """Every check of a row's index, on all seeds that were asked for it."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        for check in row["checks"]:
+            by_name.setdefault(check["check"], []).append(check)
+    return [
+        {
+            "claim": f"{rows[0]['model']}: {name}",
+            "estimate": float(np.mean([check["value"] for check in found])),
+            "interval": None,
+            "holds": all(check["holds"] for check in found),
+            "how": f"each of {len(found)} seeds",
+            "is_check": True,
+        }
+        for name, found in by_name.items()
+    ]

@@ -211,9 +211,8 @@ def _networks(
     retrievers = {"own": Retriever(model, snapshot)}
     if not snapshot.tree.num_nodes:
         return retrievers, {}
-    checks, forward = checks_of(model, snapshot, prepared, dataset)
     levels = [dataclasses.asdict(level) for level in occupancy(snapshot)]
-    return retrievers, {"levels": levels, "checks": checks, "forward": forward}
+    return retrievers, {"levels": levels, **checks_of(model, snapshot, prepared, dataset)}
 
 
 def _tried(retriever: Retriever, measurer: Measurer) -> Sequence[Tried]:
