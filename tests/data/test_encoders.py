@@ -170,7 +170,7 @@ def test_encoders_without_some_fields_encode_the_others_as_before(tmp_path: Path
     (tmp_path / "part").mkdir()
     part.save(tmp_path / "part")
     assert Encoders.load(tmp_path / "part", part.schema).spec == part.spec
-    with pytest.raises(SchemaError, match=r"must be fields of the dataset, got 'prices'. Its fiel"):
+    with pytest.raises(SchemaError, match=r"must be fields of the dataset, got 'prices'. Its"):
         whole.without(["prices"])
 
 
