@@ -110,3 +110,21 @@ def test_claims_are_printed_with_their_figures_within_100_columns(
     told = " ".join(line.strip() for line in lines[first : first + 2])
     assert told == f"DOES NOT HOLD, +0.01119: {published}"
     assert max(map(len, lines)) <= 100
+
+
+def test_levels_of_indexes_are_printed_below_their_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis: Callable[..., Result]
+) -> None:
+    table = MadeTable(
+        path=tmp_path / "one.json",
+        columns=["row"],
+        display_rows=[["hsnn-2"]],
+        claims=[],
+        levels=(["row", "level"], [["hsnn-2", "items"]]),
+    )
+    monkeypatch.setattr(make, "check_recipes", lambda *_: None)
+    monkeypatch.setattr(make, "make_table", lambda *_, **__: table)
+
+    printed = tamis("reproduce", "one").output
+
+    assert printed.index("Table one") < printed.index("Levels of one") < printed.index("items")

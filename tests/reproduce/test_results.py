@@ -200,7 +200,7 @@ def test_each_task_has_its_published_figure() -> None:
     [(1, "1"), (999, "999"), (5390, "5.39k"), (452_901, "453k"), (999_600, "1M"), (3e9, "3G")],
 )
 def test_counts_are_printed_with_three_digits(count: int, shown: str) -> None:
-    assert results._three_digits(count) == shown
+    assert results.three_digits(count) == shown
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def reproduce(
             print_table(
                 current, title=f"Table {name}", columns=result.columns, rows=result.display_rows
             )
+            if result.levels is not None:
+                heads, lines = result.levels
+                print_table(current, title=f"Levels of {name}", columns=heads, rows=lines)
             for claim in result.claims:
                 current.say(_told(claim))
             current.say(f"written: {result.path}")

@@ -33,6 +33,8 @@ class MadeTable:
     """Cells of the printed table."""
     claims: list[dict[str, Any]]
     """What was claimed, and whether it holds."""
+    levels: tuple[list[str], list[list[str]]] | None = None
+    """Heads and cells of the levels of indexes, where the table has any."""
 
     @property
     def failed_checks(self) -> list[str]:
@@ -214,7 +216,12 @@ class _Ledger:
         columns, display = self._table.display(rows)
         text = self._table.markdown(payload, columns, display)
         artifacts.write_text(self._path.with_suffix(".md"), text)
-        return MadeTable(path=self._path, columns=columns, display_rows=display, claims=claims)
+        levels = None
+        if isinstance(self._table, RetrievalRows):
+            levels = self._table.display_levels(rows)
+        return MadeTable(
+            path=self._path, columns=columns, display_rows=display, claims=claims, levels=levels
+        )
 
     def _read(self) -> dict[tuple[str, int], dict[str, Any]]:
         before = artifacts.read_json(self._path) if self._path.exists() else {}

@@ -236,7 +236,7 @@ def _lines(
             add("GAUC", metric("gauc", has_spread=is_page))
             add_published("gauc")
     first = {model: found[0] for model, found in rows_of.items()}
-    count = "{:,}".format if is_page else _three_digits
+    count = "{:,}".format if is_page else three_digits
     add("parameters" if is_page else "params", lambda model: count(first[model]["parameters"]))
     add("dense", lambda model: count(first[model]["dense_parameters"]))
     if is_page:
@@ -262,7 +262,7 @@ def _published(table: ResultTable, metric: Literal["auc", "gauc"], task: str) ->
     return found
 
 
-def _three_digits(count: int) -> str:
+def three_digits(count: int) -> str:
     """A count in thousands, millions or billions: ``5.39k``."""
     for power, letter in ((9, "G"), (6, "M"), (3, "k")):
         if count >= 0.9995 * 10**power:
@@ -276,8 +276,9 @@ def markdown_of(
     display: Sequence[Sequence[str]],
     *,
     chosen_on: str = "validation",
+    more: Sequence[str] = (),
 ) -> str:
-    """The table as Markdown, with published figures and claims."""
+    """The table as Markdown, with more lines below it, published figures and claims."""
     commits = ", ".join(sorted({row["commit"][:10] for row in payload["rows"] if row["commit"]}))
     lines = [
         f"# {payload['table']}",
@@ -289,6 +290,7 @@ def markdown_of(
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),
         "",
+        *more,
     ]
     if payload["published"]:
         lines += [*_published_lines(payload["published"]), ""]

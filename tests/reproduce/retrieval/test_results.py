@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tamis import artifacts, config
-from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
+from tamis.reproduce.retrieval.results import claims_of, display_of, levels_of, search_row_of
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import (
     Better,
@@ -290,7 +290,7 @@ def test_checks_are_claimed_of_the_rows_that_say_so_and_of_no_ablation() -> None
 
 
 def test_display_gives_mean_and_deviation_and_leaves_out_what_a_row_has_not() -> None:
-    columns, display = display_of(TABLE, _rows())
+    columns, display = display_of(TABLE, _rows(), is_page=True)
     cells = dict(zip(columns, display[0], strict=True))
     assert cells["value@100"] == "0.2005 ± 0.0007"
     assert cells["index loss"] == ""
@@ -303,12 +303,117 @@ def test_rows_from_before_a_metric_stay_and_their_cell_of_it_is_blank() -> None:
         # Both of one row, and one seed of another.
         if row["model"] == "base" or (row["model"], row["seed"]) == ("ann", 1):
             del row["metrics"]["recall@20"]
-    columns, display = display_of(TABLE, rows)
+    columns, display = display_of(TABLE, rows, is_page=True)
     base, ann, large = (dict(zip(columns, cells, strict=True)) for cells in display[:3])
 
     assert all(RetrievalRows(TABLE).is_current(row) for row in rows)
     assert [cells["recall@20"] for cells in (base, ann, large)] == ["", "", "0.0100 ± 0.0000"]
     assert base["recall@50"] == ann["recall@50"] == "0.0100 ± 0.0000"
+
+
+def _with_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The row ``joint`` has two index levels; seed 1 has a little more of everything."""
+    for row in rows:
+        more = 0.01 * row["seed"]
+        spread = {"perplexity": 40.0 + 2 * more, "largest_to_mean": 2.0 + 2 * more}
+        if row["model"] != "joint":
+            row["levels"] = []
+            continue
+        row["forward"] = {
+            name: [ne + more, ne + 0.1 + more, ne + 0.2 + more]
+            for name, ne in (("soft", 0.5), ("hard", 0.51), ("representative", 0.53))
+        }
+        row["served"] = [0.9 + more, 1.0 + more, 1.1 + more]
+        row["levels"] = [spread, {**spread, "perplexity": 9.0}]
+        row["traffic"] = [{"perplexity": 20.0, "largest_to_mean": 5.0 + 2 * more}] * 2
+    return rows
+
+
+def test_levels_show_what_nodes_cost_how_they_are_calibrated_and_how_even_they_are() -> None:
+    heads, lines = levels_of(TABLE, _with_levels(_rows()), is_page=True)
+    first, second, items = (dict(zip(heads, cells, strict=True)) for cells in lines)
+
+    assert [(line["row"], line["level"]) for line in (first, second, items)] == [
+        ("joint", "1"),
+        ("joint", "2"),
+        ("joint", "items"),
+    ]
+    assert first["NE soft"] == "0.5050 ± 0.0071"
+    assert (first["NE hard"], items["NE hard"]) == ("0.5150 ± 0.0071", "0.7150 ± 0.0071")
+    assert first["NE representative"] == "0.5350 ± 0.0071"
+    assert items["calibration on test rows"] == "1.105 ± 0.007"
+    assert first["perplexity of items"] == "40.01 ± 0.01"
+    assert second["perplexity of items"] == "9.00 ± 0.00"
+    assert second["of traffic"] == "20.00 ± 0.00"
+    assert (first["largest node by items"], first["by traffic"]) == ("2.01 ± 0.01", "5.01 ± 0.01")
+    # Items are under no node.
+    assert [items[name] for name in ("perplexity of items", "by traffic")] == ["", ""]
+
+
+def test_what_a_row_from_before_lacks_of_a_level_is_a_dash() -> None:
+    rows = _with_levels(_rows())
+    for row in rows:
+        if row["model"] == "joint":
+            row.pop("served")
+            if row["seed"] == 1:
+                row.pop("traffic")
+    heads, lines = levels_of(TABLE, rows, is_page=True)
+    first = dict(zip(heads, lines[0], strict=True))
+
+    assert all(RetrievalRows(TABLE).is_current(row) for row in rows)
+    lacking = ("calibration on test rows", "of traffic", "by traffic")
+    assert [first[name] for name in lacking] == ["-", "-", "-"]
+    assert first["NE soft"] == "0.5050 ± 0.0071"
+
+
+def test_what_is_printed_fits_a_terminal_of_100_columns() -> None:
+    longest = max((row.name for row in retrieval_tables()[0].rows), key=len)
+    table = replace(
+        TABLE,
+        rows=tuple(
+            replace(row, name=longest if row.name == "joint" else row.name) for row in TABLE.rows
+        ),
+        indexed=(longest,),
+        comparisons=(),
+    )
+    rows = _with_levels(_rows())
+    for row in rows:
+        row["model"] = longest if row["model"] == "joint" else row["model"]
+        # Of the large network on a million ads.
+        row["metrics"] |= {"pairs": 1e6, "flops": 123.4e9, "cpu_ms": 9876.54, "latency": 2345.67}
+    for head, lines in (
+        display_of(table, rows, is_page=False),
+        levels_of(table, rows, is_page=False),
+    ):
+        widths = [max(map(len, cells)) for cells in zip(head, *lines, strict=True)]
+        assert sum(widths) + len(widths) + 1 <= 100, widths
+    heads, lines = display_of(table, rows, is_page=False)
+    assert dict(zip(heads, lines[0], strict=True)) == {
+        "row": "base",
+        "value@100": "0.2005±0.0007",
+        "recall@100": "0.0100",
+        "NDCG@20": "0.0100",
+        "NE": "0.9505",
+        "loss": "",
+        "pairs": "1M",
+        "FLOP": "123G",
+        "cpu ms": "9876.54",
+        "x towers": "2345.67",
+    }
+
+
+def test_page_has_levels_below_the_table_and_none_where_there_is_no_index() -> None:
+    payload = {"table": "made-up", "command": "made", "published": [], "claims": []}
+    kind = RetrievalRows(TABLE)
+    rows = [{**row, "commit": "abc"} for row in _with_levels(_rows())]
+    page = kind.markdown({**payload, "rows": rows}, [], [])
+
+    assert "| row | value@100 | recall@20 | recall@50 |" in page
+    assert page.index("| base | 0.2005 ± 0.0007 |") < page.index("Levels of each index. NE of")
+    assert "| joint | items | 0.7050 ± 0.0071 | 0.7150 ± 0.0071 |" in page
+    without = [{**row, "levels": []} for row in rows]
+    assert "Levels of each" not in kind.markdown({**payload, "rows": without}, [], [])
+    assert kind.display_levels(rows)[1][0][:2] == ["joint", "1"]
 
 
 def test_published_figures_of_gowalla_stand_beside_ours_with_what_differs() -> None:

@@ -90,6 +90,9 @@ def test_market_goes_through_the_whole_table(
     assert rows["kmeans"]["metrics"]["pairs"] < num_items + 4 + 4 * 3
     page = made.path.with_suffix(".md").read_text()
     assert "| row | value@100 | recall@20 | recall@50 |" in page
+    assert "| deep | items |" in page
+    assert made.levels is not None
+    assert ["deep", "1"] in [line[:2] for line in made.levels[1]]
     assert "joint takes at most 15% of the operations of alone" in page
 
 

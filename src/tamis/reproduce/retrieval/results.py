@@ -9,6 +9,7 @@ import numpy as np
 from tamis import artifacts
 from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reproduce.results import three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
 _VALUE, _CLICKS = "value_recall@100", "recall@100"
@@ -121,42 +122,127 @@ def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]
     return claims
 
 
-def display_of(table: RetrievalTable, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def display_of(
+    table: RetrievalTable, rows: Sequence[Row], *, is_page: bool
+) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table, one line per row.
 
     A cell is of all seeds or blank: rows that were measured before a metric was lack it, and a mean
     of the others would be beside means of other seeds.
+
+    Args:
+        table: What is shown.
+        rows: All of its rows.
+        is_page: Whether it is for the page, where everything has its standard deviation; what is
+            printed has only that of recall at 100, and fits 100 columns.
     """
-    has_values = any(_VALUE in row["metrics"] for row in rows)
-    shown: list[tuple[str, str, Callable[[float], str]]] = [
-        *([(_VALUE, "value@100", _four)] if has_values else []),
-        *((f"recall@{k}", f"recall@{k}", _four) for k in CUTOFFS),
-        ("ndcg@20", "NDCG@20", _four),
-        ("ne", "NE", _four),
-        ("index_loss", "index loss", lambda value: f"{value:.3f}"),
-        ("pairs", "pairs", lambda value: f"{value:,.0f}"),
-        ("flops", "MFLOP", lambda value: f"{value / 1e6:,.2f}"),
-        ("cpu_ms", "cpu ms", lambda value: f"{value:.2f}"),
-        ("latency", "x two towers", lambda value: f"{value:.2f}"),
-    ]
+    main = _VALUE if any(_VALUE in row["metrics"] for row in rows) else _CLICKS
+    heads = {_VALUE: "value@100"} if main == _VALUE else {}
+    heads |= {f"recall@{k}": f"recall@{k}" for k in CUTOFFS if is_page or k == 100}
+    heads |= {"ndcg@20": "NDCG@20", "ne": "NE", "index_loss": "index loss" if is_page else "loss"}
+    heads |= {"pairs": "pairs", "flops": "MFLOP" if is_page else "FLOP", "cpu_ms": "cpu ms"}
+    heads |= {"latency": "x two towers" if is_page else "x towers"}
+    forms: dict[str, Callable[[float], str]] = {
+        "index_loss": lambda value: f"{value:.3f}",
+        "pairs": (lambda value: f"{value:,.0f}") if is_page else _short,
+        "flops": (lambda value: f"{value / 1e6:,.2f}") if is_page else _short,
+        "cpu_ms": lambda value: f"{value:.2f}",
+        "latency": lambda value: f"{value:.2f}",
+    }
     display = []
     for row in table.rows:
         own = [found["metrics"] for found in rows if found["model"] == row.name]
         cells = [row.name]
-        for name, _, form in shown:
-            values = [metrics[name] for metrics in own if metrics.get(name) is not None]
-            is_whole = values and len(values) == len(own)
-            cells.append(_mean_and_sd(values, form) if is_whole else "")
+        for name in heads:
+            values = [metrics.get(name) for metrics in own]
+            form = forms.get(name, _four)
+            has_spread = is_page or name == main
+            cells.append(_cell(values, form, has_spread=has_spread, is_page=is_page) or "")
         display.append(cells)
-    return ["row", *(head for _, head, _ in shown)], display
+    return ["row", *heads.values()], display
+
+
+def levels_of(
+    table: RetrievalTable, rows: Sequence[Row], *, is_page: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the levels of every row with an index of its own, one line per level.
+
+    A cell is of all seeds or a dash: rows that were made before something was measured lack it.
+    Items are under no node, and are no level of an index: their cells of both are blank.
+
+    Args:
+        table: What is shown.
+        rows: All of its rows.
+        is_page: As for :func:`display_of`; no standard deviation is printed.
+    """
+    four, two = _four, "{:.2f}".format
+    shown: list[tuple[str, str, str, str, Callable[[float], str]]] = [
+        *(
+            ("forward", stands, f"NE {stands}", short, four)
+            for stands, short in (
+                ("soft", "NE soft"),
+                ("hard", "NE hard"),
+                ("representative", "NE repr."),
+            )
+        ),
+        ("served", "", "calibration on test rows", "calibration", "{:.3f}".format),
+        ("levels", "perplexity", "perplexity of items", "perplexity", two),
+        ("traffic", "perplexity", "of traffic", "traffic", two),
+        ("levels", "largest_to_mean", "largest node by items", "largest", two),
+        ("traffic", "largest_to_mean", "by traffic", "traffic", two),
+    ]
+    display = []
+    for row in table.rows:
+        own = [found for found in rows if found["model"] == row.name]
+        num_levels = max((len(found["levels"]) for found in own), default=0)
+        for level in range(num_levels + 1 if num_levels else 0):
+            is_items = level == num_levels
+            cells = [row.name, "items" if is_items else str(level + 1)]
+            for part, key, _, _, form in shown:
+                if is_items and part in ("levels", "traffic"):
+                    cells.append("")
+                    continue
+                values = [_value_of_level(found, part, key, level) for found in own]
+                cells.append(_cell(values, form, has_spread=is_page, is_page=is_page) or "-")
+            display.append(cells)
+    heads = [long if is_page else short for _, _, long, short, _ in shown]
+    return ["row", "level", *heads], display
+
+
+def _value_of_level(row: Row, part: str, key: str, level: int) -> float | None:
+    """A number of a level: from a list for each key, a list, or a record for each level."""
+    found = row.get(part)
+    if isinstance(found, Mapping):
+        found = found[key]
+    if not found:
+        return None
+    one = found[level]
+    return float(one[key] if isinstance(one, Mapping) else one)
 
 
 def _four(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _mean_and_sd(values: Sequence[float], form: Callable[[float], str]) -> str:
-    return f"{form(float(np.mean(values)))} ± {form(float(np.std(values, ddof=1)))}"
+def _short(value: float) -> str:
+    return three_digits(round(value))
+
+
+def _cell(
+    values: Sequence[float | None],
+    form: Callable[[float], str],
+    *,
+    has_spread: bool,
+    is_page: bool,
+) -> str:
+    """Mean, and standard deviation; empty where a seed lacks the value."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ""
+    mean = form(float(np.mean(known)))
+    if not has_spread:
+        return mean
+    return f"{mean}{' ± ' if is_page else '±'}{form(float(np.std(known, ddof=1)))}"
 
 
 def _pairs(one: Sequence[Row], other: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -12,7 +12,7 @@ from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average
 from tamis.reproduce.results import markdown_of
 from tamis.reproduce.retrieval.beams import LOSS_ON_VALIDATION
-from tamis.reproduce.retrieval.results import claims_of, display_of, search_row_of
+from tamis.reproduce.retrieval.results import claims_of, display_of, levels_of, search_row_of
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
 from tamis.reproduce.retrieval.tables import RetrievalTable
@@ -20,6 +20,13 @@ from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]
 
+_LEVELS = (
+    "Levels of each index. NE of test rows with what stands for their items' nodes: a blend of "
+    "nodes, as in training; the node itself, which is served; or its representative. Calibration "
+    "is the sum of served predictions over that of labels, levels shifted to rows that trained. "
+    "Perplexity of codes, and the largest node in units of the mean one, are of the corpus' items, "
+    "and of traffic: the test rows that are positives. A dash: not measured in every seed."
+)
 _MARKET = "market_ads:"
 _SETS: dict[str, tuple[str, Callable[[Path], RetrievalSet]]] = {
     "amazon_sports_retrieval": ("seq_amazon_sports_and_outdoors", amazon),
@@ -140,12 +147,23 @@ class RetrievalRows:
         return claims_of(self._table, rows)
 
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-        """One line per row."""
-        return display_of(self._table, rows)
+        """One line per row, within 100 columns."""
+        return display_of(self._table, rows, is_page=False)
+
+    def display_levels(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+        """One line per level of each index, within 100 columns."""
+        return levels_of(self._table, rows, is_page=False)
 
     def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:
-        """The table, published figures and what is claimed."""
-        return markdown_of(payload, columns, display)
+        """Wider than what is printed, with levels, published figures and what is claimed."""
+        rows = payload["rows"]
+        columns, display = display_of(self._table, rows, is_page=True)
+        heads, levels = levels_of(self._table, rows, is_page=True)
+        more = []
+        if levels:
+            more = [_LEVELS, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+            more += ["| " + " | ".join(cells) + " |" for cells in levels] + [""]
+        return markdown_of(payload, columns, display, more=more)
 
     @property
     def _reference(self) -> str:
