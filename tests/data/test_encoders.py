@@ -172,6 +172,38 @@ def test_encoders_without_some_fields_encode_the_others_as_before(tmp_path: Path
     assert Encoders.load(tmp_path / "part", part.schema).spec == part.spec
     with pytest.raises(SchemaError, match=r"must be fields of the dataset, got 'prices'. Its"):
         whole.without(["prices"])
+    with pytest.raises(SchemaError, match=r"must leave one to read, got all\. Leave fewer out"):
+        whole.without(["user", "price", "past", "past_shop"])
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("ad", r"must include 'past', which is made of 'ad', got ad\. Leave both out, or neither"),
+        ("past", r"must include 'met', which is made of 'past', got past\."),
+    ],
+)
+def test_field_that_another_needs_is_left_out_with_it(
+    tmp_path: Path, left_out: str, message: str
+) -> None:
+    rows = {"ad": ["a", "b"] * 10, "past": [["a"], []] * 10, "met": [1, 0] * 10}
+    pq.write_table(pa.table({**rows, "click": [0, 1, 1, 0] * 5}), tmp_path / "log.parquet")
+    fields = (
+        Field(name="ad", kind="categorical", side="item"),
+        Field(name="past", kind="sequence", shares="ad", side="user"),
+        Field(name="met", kind="numeric", transform="none", counts="past"),
+    )
+    made = ingest(
+        tmp_path / "log.parquet",
+        tmp_path / "d",
+        schema=Schema(fields=fields, tasks=(Task(name="click"),)),
+        split=SplitConfig(by="ratio"),
+    )
+    whole = Encoders.load(made.encoders_path, made.schema)
+
+    with pytest.raises(SchemaError, match=message):
+        whole.without([left_out])
+    assert [item.name for item in whole.without(["past", "met"]).schema.fields] == ["ad"]
 
 
 def test_spec_of_earlier_datasets_has_no_sides() -> None:

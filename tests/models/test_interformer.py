@@ -531,7 +531,7 @@ def test_heads_of_odd_width_need_positions_off_only_where_events_attend() -> Non
     with pytest.raises(ConfigError, match="into even parts"):
         InterFormerConfig(embedding_dim=6, num_heads=2)
     spec = example_spec()
-    for options in ({"rotary": False}, {"attention": False}):
+    for options in ({"rotary": False}, {"attention": False}, {"flow": "sole"}):
         model = InterFormer(InterFormerConfig(embedding_dim=6, num_heads=2, **options), spec)
         assert model(example_batch(spec)).logits.isfinite().all()
 

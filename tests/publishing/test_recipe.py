@@ -100,6 +100,11 @@ def test_whole_recipe_is_read(tmp_path: Path) -> None:
             {"kind": "index", "beams": (3,), "max_ads": 7},
             r"'index', as its scores of an ad are of one user",
         ),
+        (
+            {"kind": "early", "max_users": 0},
+            r"stage 'final': max_users must be at least 1 and time",
+        ),
+        ({"kind": "early", "time_to_live_ms": -1.0}, r"at least 0, got .*time_to_live_ms=-1\.0"),
         ({"max_ads": 0}, r"stage 'final': max_ads must be at least 1, got 0\. Leave it out"),
         (
             {"kind": "two_tower", "max_users": 7},

@@ -13,6 +13,7 @@ from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
 from tamis.funnel.bundle import read_bundle
+from tamis.publishing.calibrate import came_to_final, fit_calibration
 from tamis.publishing.cascade import CascadeSampling
 from tamis.refreshing.learn import Lesson, learn, log_schema
 from tamis.serving.joined_log import write_joined_log
@@ -62,6 +63,7 @@ def imitating(market_world: Path, world: Any) -> Path:
     run = world.folder / "imitating"
     api.train(cascade, model="early_stage", settings=settings, run=run, report=False)
     stage = f'\n[[stages]]\nname = "early"\nkind = "early"\nrun = "{run}"\nkeep = 20\n'
+    stage += 'calibration = "isotonic"\n'
     (world.folder / "funnel.toml").write_text(recipe.replace("STAGE", stage))
     out = world.folder / "imitation"
     api.publish(world.folder / "funnel.toml", out)
@@ -108,6 +110,15 @@ def test_early_stage_imitates_the_final_stage_that_learnt_before_it(
     expected = final.predict(batch, np.arange(len(ads)), ads)["click"]
     np.testing.assert_allclose(split.labels()[shown, 3], expected, rtol=1e-4)
     assert {loss.stage for loss in learnt.losses} == {"final", "early"}
+    # Calibrated and judged on what came to the final stage, as it serves.
+    early = learnt.blueprint.stages[1].plan
+    calibration = fit_calibration(
+        lesson.folder / "early", data, base.inventory, method="isotonic", head=early.settings.head
+    )
+    assert early.calibration.to_json() == calibration.to_json()
+    came = came_to_final(split)
+    assert 0 < came.sum() < len(came)
+    assert {loss.rows for loss in learnt.losses if loss.stage == "early"} == {came.sum()}
 
 
 def test_steps_are_a_tenth_of_the_recipes_for_one_pass(world: Any) -> None:

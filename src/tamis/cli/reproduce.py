@@ -58,7 +58,7 @@ def reproduce(
             print_table(
                 current, title=f"Table {name}", columns=result.columns, rows=result.display_rows
             )
-            if result.levels is not None:
+            if result.levels is not None and result.levels[1]:
                 heads, lines = result.levels
                 print_table(current, title=f"Levels of {name}", columns=heads, rows=lines)
             for claim in result.claims:

@@ -167,7 +167,7 @@ class Encoders:
         """Encoders of all fields but some; those that stay encode as before.
 
         Raises:
-            SchemaError: There is no such field, or one that stays needs it.
+            SchemaError: There is no such field, one that stays needs it, or none stays.
         """
         known = [item.name for item in self.schema.fields]
         for name in names:
@@ -177,6 +177,17 @@ class Encoders:
                     f"fields: {', '.join(known)}."
                 )
         fields = tuple(item for item in self.schema.fields if item.name not in names)
+        for item in fields:
+            needed = next((name for name in (item.shares, item.counts) if name in names), None)
+            if needed is not None:
+                raise SchemaError(
+                    f"fields to leave out: must include {item.name!r}, which is made of "
+                    f"{needed!r}, got {', '.join(names)}. Leave both out, or neither."
+                )
+        if not fields:
+            raise SchemaError(
+                "fields to leave out: must leave one to read, got all. Leave fewer out."
+            )
         return Encoders(
             schema=replace(self.schema, fields=fields),
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in names},

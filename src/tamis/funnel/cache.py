@@ -21,7 +21,7 @@ class UserCache:
 
     time_to_live_ms: float
     """How much later than the request that was answered another may be, on the requests' own times,
-    so that a replay behaves as the served funnel did. Positive."""
+    so that a replay does not keep answers longer than a server does. Positive."""
     max_users: int = 100_000
     """Most users remembered at a time. At least 1."""
 

@@ -107,7 +107,8 @@ class InterFormerConfig:
                 f"model.num_heads: must divide embedding_dim={self.embedding_dim}, got "
                 f"{self.num_heads}."
             )
-        if self.attention and self.rotary and (self.embedding_dim // self.num_heads) % 2:
+        turns = self.reads_events and self.attention and self.rotary
+        if turns and (self.embedding_dim // self.num_heads) % 2:
             raise ConfigError(
                 f"model.num_heads: must divide embedding_dim={self.embedding_dim} into even parts, "
                 f"got {self.num_heads}. Rotary positions turn pairs; rotary = false needs none."
@@ -186,7 +187,7 @@ class InterFormer(nn.Module):
         """Build the network for the inputs of ``spec``.
 
         Raises:
-            ConfigError: ``spec`` has nothing but sequences.
+            ConfigError: ``spec`` has nothing but sequences, and these are read event by event.
         """
         super().__init__()
         width = config.embedding_dim

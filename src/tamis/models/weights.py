@@ -32,7 +32,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtifactError(f"{path}: must fit the model of its config, got {error}") from error
+        raise ArtifactError(
+            f"{path}: must fit the model of its config, got {error}. Train it anew, or read it "
+            f"with the version of tamis that trained it."
+        ) from error
 
 
 def weights_fingerprint(model: nn.Module) -> str:

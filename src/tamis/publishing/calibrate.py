@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.data.cascade_log import POOL, POOLS
-from tamis.data.dataset import Dataset
+from tamis.data.dataset import Dataset, Split
 from tamis.data.schema import Task
 from tamis.errors import DataError
 from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
@@ -65,8 +65,8 @@ def calibrating_rows(
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.str_]]:
     """Columns of a run's predictions for the validation rows, and how the ad of each is billed.
 
-    Of a cascade's rows those that came to the final stage: predictions meet bids there, and the
-    many that were turned away before it would outweigh them.
+    Of a cascade's rows those of :func:`came_to_final`: predictions meet bids there, and the many
+    that were turned away before it would outweigh them.
 
     Raises:
         ArtifactError: The predictions are damaged.
@@ -75,11 +75,20 @@ def calibrating_rows(
     table = read_predictions(run / "predictions", "valid")
     columns = {name: table[name].to_numpy() for name in table.column_names}
     groups = billing_of_rows(dataset, "valid", inventory)
-    pool = dataset.split("valid").role(POOL)
-    if pool is None:
-        return columns, groups
-    came = pool != POOLS.index("rejected")
+    came = came_to_final(dataset.split("valid"))
     return {name: values[came] for name, values in columns.items()}, groups[came]
+
+
+def came_to_final(split: Split) -> NDArray[np.bool_]:
+    """Which rows (N,) of a dataset that ``write_cascade`` wrote came to the final stage.
+
+    Of any other dataset, whose rows have no pool, all.
+    """
+    pool = split.role(POOL)
+    if pool is None:
+        return np.ones(split.num_rows, np.bool_)
+    came: NDArray[np.bool_] = pool != POOLS.index("rejected")
+    return came
 
 
 def served_predictions(

@@ -106,6 +106,13 @@ class StageRecipe:
                 f"stage {self.name!r}: max_ads must be at least 1, got {self.max_ads}. Leave it "
                 f"out to keep no scores."
             )
+        if self.kind == "early":
+            users, serves = self.max_users, self.time_to_live_ms
+            if (users is not None and users < 1) or (serves is not None and not serves >= 0):
+                raise ConfigError(
+                    f"stage {self.name!r}: max_users must be at least 1 and time_to_live_ms at "
+                    f"least 0, got max_users={users!r}, time_to_live_ms={serves!r}."
+                )
         try:
             self.user_cache()
         except ConfigError as error:

@@ -29,7 +29,12 @@ from tamis.funnel.inventory import Inventory
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan
 from tamis.models.early_serving import ServedHead, label_tasks
 from tamis.models.trained import TrainedModel
-from tamis.publishing.calibrate import billing_of_rows, calibrating_rows, served_predictions
+from tamis.publishing.calibrate import (
+    billing_of_rows,
+    calibrating_rows,
+    came_to_final,
+    served_predictions,
+)
 from tamis.publishing.cascade import CascadeSampling, write_cascade
 from tamis.refreshing.ledger import Losses
 from tamis.training.config import RunConfig, run_config_from_table
@@ -221,20 +226,23 @@ def _head(plan: Trainable) -> ServedHead | None:
 def _compared(
     name: str, before: Trainable, after: Trainable, dataset: Dataset, inventory: Inventory
 ) -> list[Losses]:
-    """Losses of two stages on the test rows, as each would serve.
+    """Losses of two stages on the test rows that came to the final stage, as each would serve.
 
     The loss is the divergence from the target: the log loss where that is a label.
     """
     groups = billing_of_rows(dataset, "test", inventory)
     columns = [_served(plan, dataset, groups) for plan in (before, after)]
-    weights = dataset.split("test").weights()
+    split = dataset.split("test")
+    came, weights = came_to_final(split), split.weights()
     found = []
     for task, (target, serving) in columns[0].items():
         refreshed = columns[1][task][1]
-        if np.isnan(target).all():
+        if np.isnan(target[came]).all():
             continue
         losses = [
-            evaluate_imitation(target, predicted, weights=weights)
+            evaluate_imitation(
+                target[came], predicted[came], weights=None if weights is None else weights[came]
+            )
             for predicted in (serving, refreshed)
         ]
         found.append(

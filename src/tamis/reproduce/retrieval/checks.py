@@ -33,6 +33,8 @@ from tamis.retrieval.search import Retriever, total_scores
 from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot, churn
 
+CHECKS_VERSION = 2
+"""Rows whose checks asked something else are not compared with rows of today."""
 _BATCHES = 15
 _K = 100
 _BY_HAND = 20_000

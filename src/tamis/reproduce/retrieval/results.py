@@ -189,7 +189,7 @@ def levels_of(
         ("levels", "perplexity", "perplexity of items", "perplexity", two),
         ("traffic", "perplexity", "of traffic", "traffic", two),
         ("levels", "largest_to_mean", "largest node by items", "largest", two),
-        ("traffic", "largest_to_mean", "by traffic", "traffic", two),
+        ("traffic", "largest_to_mean", "by traffic", "busiest", two),
     ]
     display = []
     for row in table.rows:

@@ -12,6 +12,7 @@ from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average
 from tamis.reproduce.results import markdown_of
 from tamis.reproduce.retrieval.beams import LOSS_ON_VALIDATION
+from tamis.reproduce.retrieval.checks import CHECKS_VERSION
 from tamis.reproduce.retrieval.results import claims_of, display_of, levels_of, search_row_of
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
@@ -65,7 +66,7 @@ class RetrievalRows:
                 decides[row.name].append(found[row.teacher])
             model = recipe.get("model", {})
             if model.get("name") == "hsnn" and model.get("codebooks", True):
-                decides[row.name].append([LOSS_ON_VALIDATION, EXHAUSTIVE_USERS])
+                decides[row.name].append([LOSS_ON_VALIDATION, EXHAUSTIVE_USERS, CHECKS_VERSION])
             if row.name == self._by_content:
                 decides[row.name].append("items never shown are placed by content")
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
