@@ -243,13 +243,7 @@ def counting(blueprint: Blueprint) -> Blueprint:
 def of_ads_alone(blueprint: Blueprint) -> RankerPlan:
     """A final stage that reads nothing of the request."""
     whole = blueprint.encoders
-    fields = tuple(item for item in whole.schema.fields if item.side == "item")
-    names = {item.name for item in fields}
-    encoders = Encoders(
-        schema=replace(whole.schema, fields=fields),
-        vocabularies={name: v for name, v in whole.vocabularies.items() if name in names},
-        numeric={name: encoder for name, encoder in whole.numeric.items() if name in names},
-    )
+    encoders = whole.without([item.name for item in whole.schema.fields if item.side != "item"])
     model = _untrained(encoders.spec, "deepfm", hidden_units=(8,), init_std=0.5)
     return RankerPlan(model=model, encoders=encoders)
 

@@ -25,6 +25,7 @@ from tamis.errors import ArtifactError, DataError, SchemaError
 CASCADE_LOG_VERSION = 1
 POOLS = ("impressed", "scored", "rejected")
 """Pools by their code: shown; scored by the final stage and not shown; turned away before it."""
+IMPRESSED, SCORED, REJECTED = (np.int8(POOLS.index(name)) for name in POOLS)
 FINAL_PREFIX = "final_"
 """Before a task's name: the column of the final stage's prediction of it."""
 REQUEST, CANDIDATE, POOL, RATE, WEIGHT = (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tamis.data.cascade_log import POOL, POOLS
+from tamis.data.cascade_log import POOL, REJECTED
 from tamis.data.dataset import Dataset, Split
 from tamis.data.schema import Task
 from tamis.errors import DataError
@@ -87,7 +87,7 @@ def came_to_final(split: Split) -> NDArray[np.bool_]:
     pool = split.role(POOL)
     if pool is None:
         return np.ones(split.num_rows, np.bool_)
-    came: NDArray[np.bool_] = pool != POOLS.index("rejected")
+    came: NDArray[np.bool_] = pool != REJECTED
     return came
 
 

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from tamis.data.batch import Batch, concatenate
 from tamis.data.cascade_log import (
     FINAL_PREFIX,
+    IMPRESSED,
     POOL,
-    POOLS,
     RATE,
+    REJECTED,
+    SCORED,
     WEIGHT,
     CascadeLog,
     cascade_schema,
@@ -42,7 +44,6 @@ from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
 
 _ROWS_AT_A_TIME = 65_536
-_IMPRESSED, _SCORED, _REJECTED = range(len(POOLS))
 
 
 @runtime_checkable
@@ -243,7 +244,7 @@ class _Source:
             )
             for task, values in final.items():
                 values[rows] = predictions[task]
-        pool, rate = np.full(len(at), _IMPRESSED), np.ones(len(at))
+        pool, rate = np.full(len(at), IMPRESSED), np.ones(len(at))
         return self._encoded(at, batch, final, self.weights[at], pool, rate)
 
     def candidates(
@@ -306,7 +307,7 @@ class _Source:
             rejected = self._drawn(others, self.sampling.rejected)
         sizes = [len(scored[0]), len(rejected[0])]
         ads, rates = (np.concatenate(columns) for columns in zip(scored, rejected, strict=True))
-        return ads, np.repeat(np.array([_SCORED, _REJECTED], np.int8), sizes), rates
+        return ads, np.repeat(np.array([SCORED, REJECTED]), sizes), rates
 
     def _drawn(
         self, open_ads: NDArray[np.int64], wanted: int

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tamis.data.cascade_log import IMPRESSED, REJECTED, SCORED
 from tamis.reproduce.early.cascade import (
-    IMPRESSED,
-    REJECTED,
-    SCORED,
     Outcome,
     all_rows,
     log_of,

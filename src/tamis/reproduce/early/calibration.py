@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tamis.data.cascade_log import REJECTED
 from tamis.errors import DataError
 from tamis.evaluation import GroupedCalibrator, fit_by_group
-from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import CalibrationClaim, Pools
 

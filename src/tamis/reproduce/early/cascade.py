@@ -11,11 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tamis.data.cascade_log import POOLS, CascadeLog
+from tamis.data.cascade_log import IMPRESSED, REJECTED, SCORED, CascadeLog
 from tamis.data.rejected import sample_rejected
 from tamis.reproduce.early.variants import CascadeSizes
-
-IMPRESSED, SCORED, REJECTED = (np.int8(POOLS.index(name)) for name in POOLS)
 
 Places = NDArray[np.int64]
 FinalStage = Callable[[Places, Places], Mapping[str, NDArray[np.float64]]]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tamis.data.cascade_log import REJECTED
 from tamis.evaluation import (
     RankedCandidates,
     RequestMean,
@@ -19,7 +20,6 @@ from tamis.evaluation import (
     value_divergence,
     value_weighted_inversions,
 )
-from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Judged, Study
 
 _SEED = 0

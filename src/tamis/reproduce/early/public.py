@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tamis import api, artifacts
+from tamis.data.cascade_log import IMPRESSED
 from tamis.data.public_sets.behaviours import BEHAVIOURS, Behaviours
 from tamis.data.public_sets.files import SPLITS
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction
 from tamis.reproduce.early.cascade import (
-    IMPRESSED,
     Rows,
     all_rows,
     log_of,

@@ -20,14 +20,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tamis import api, artifacts, config
-from tamis.data.cascade_log import CascadeLog, cascade_schema, read_cascade_log, write_cascade_log
+from tamis.data.cascade_log import (
+    IMPRESSED,
+    CascadeLog,
+    cascade_schema,
+    read_cascade_log,
+    write_cascade_log,
+)
 from tamis.data.schema import Schema
 from tamis.errors import ArtifactError, DataError
 from tamis.evaluation.candidates import request_offsets
 from tamis.evaluation.teacher import TeacherCheck, check_teacher
 from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction, ValueWeights
-from tamis.reproduce.early.cascade import IMPRESSED
 from tamis.reproduce.early.variants import CascadeSizes, Pools
 
 STUDY_VERSION = 2

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tamis import api, artifacts, config
 from tamis.data.batch import blank_batch
-from tamis.data.cascade_log import FINAL_PREFIX
+from tamis.data.cascade_log import FINAL_PREFIX, REJECTED
 from tamis.data.schema import InputSpec
 from tamis.data.sides import side_spec
 from tamis.errors import ConfigError
@@ -22,7 +22,6 @@ from tamis.evaluation import evaluate_imitation, evaluate_task
 from tamis.models.early_serving import ServedHead, served_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
 from tamis.reproduce.early.calibration import ValidationRows, calibration_ratios
-from tamis.reproduce.early.cascade import REJECTED
 from tamis.reproduce.early.study import Judged, Study
 from tamis.reproduce.early.variants import OneModel, Pools
 from tamis.reproduce.training import train
