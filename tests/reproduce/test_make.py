@@ -153,6 +153,15 @@ def test_keeps_each_row_with_what_it_came_from(make_tiny: Callable[[], MadeTable
     assert len(row["recipe"]) == 64
 
 
+def test_a_figure_stands_beside_the_page_that_shows_it(make_tiny: Callable[[], MadeTable]) -> None:
+    path = make_tiny().path
+
+    figure = path.with_suffix(".svg").read_text()
+    assert "](tiny.svg)" in path.with_suffix(".md").read_text()
+    assert all(f">{model}<" in figure for model in TABLE.models)
+    assert "<style>" in figure
+
+
 def test_claims_say_what_holds_and_what_does_not(make_tiny: Callable[[], MadeTable]) -> None:
     # Mean AUC 0.6996 is 0.0004 below 0.7. NE: -0.0994 and -0.0798, mean -0.0896, standard error
     # 0.0098; with one degree of freedom t = 12.706, so the interval reaches +0.0349.

@@ -7,7 +7,7 @@ import pytest
 
 from tamis.reproduce import results
 from tamis.reproduce.result_table import Average, Comparison, Published, ResultTable
-from tamis.reproduce.results import claims_of, display_of, page_of
+from tamis.reproduce.results import claims_of, display_of, figure_of, page_of
 from tamis.reproduce.tables import TABLES
 
 _TABLE = ResultTable(
@@ -214,3 +214,33 @@ def test_printed_tables_fit_100_columns(table: ResultTable) -> None:
     widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
     # One blank beside every column.
     assert sum(widths) + len(widths) + 1 <= 100, widths
+
+
+@pytest.mark.parametrize(
+    ("name", "panels"),
+    [
+        ("frappe", ["NE"]),
+        ("sequence-rees46", ["AUC"]),
+        ("census", ["AUC education", "AUC income", "AUC marital"]),
+        ("ensemble-rees46", ["AUC"]),
+    ],
+)
+def test_a_figure_has_all_rows_and_a_panel_for_each_task(name: str, panels: list[str]) -> None:
+    table = TABLES[name]
+    assert isinstance(table, ResultTable)
+
+    figure = figure_of(table, _rows(table))
+
+    shown = (*table.models, *(average.name for average in table.averages), *panels)
+    assert all(f">{word}<" in figure for word in shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("sequence-rees46", "interformer"), ("dhen-ablations", "dhen"), ("census", None)],
+)
+def test_a_line_marks_what_most_comparisons_are_about(name: str, model: str | None) -> None:
+    table = TABLES[name]
+    assert isinstance(table, ResultTable)
+
+    assert results._mostly_claimed(table) == model

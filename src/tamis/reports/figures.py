@@ -1,51 +1,11 @@
 """Figures as inline SVG that takes its colours from the page, so one file serves light and dark."""
 
-import html
-import io
 import math
-import unicodedata
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# matplotlib draws with these stand-ins; the page's style sheet then decides what they look like.
-_INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
-_SERIES = ("#040404", "#050505", "#060606", "#070707")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    **{color: f"var(--series-{index + 1})" for index, color in enumerate(_SERIES)},
-}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tamis",
-    "font.size": 9.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "text.parse_math": False,  # a field may be called "$"
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-_LONGEST_NAME = 40
-"""Letters of a name beside an axis; what is longer would take the room of the figure itself."""
+from tamis.reports.canvas import INK, MUTED, SERIES, canvas, letters, shortened, svg_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,24 +29,24 @@ def learning_curves(
     oracle: float | None = None,
 ) -> str:
     """Values over training steps, the chosen step marked, the oracle's value as a dashed line."""
-    with _axes(width=5.6, height=3.4) as (figure, axes):
-        for color, curve in zip(_SERIES * len(curves), curves, strict=False):
+    with canvas(width=5.6, height=3.4) as (figure, axes):
+        for color, curve in zip(SERIES * len(curves), curves, strict=False):
             marker = "o" if len(curve.x) < 40 else None
             axes.plot(curve.x, curve.y, color=color, label=curve.name, marker=marker, ms=3.5)
         if best_step is not None:
-            axes.axvline(best_step, color=_MUTED, lw=0.9, ls=":", label="weights kept")
+            axes.axvline(best_step, color=MUTED, lw=0.9, ls=":", label="weights kept")
         if oracle is not None:
-            axes.axhline(oracle, color=_SERIES[2], lw=1.1, ls="--", label="true probabilities")
+            axes.axhline(oracle, color=SERIES[2], lw=1.1, ls="--", label="true probabilities")
         axes.set(title=title, xlabel="training step", ylabel=ylabel)
         axes.legend(loc="best", fontsize=8.5)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
     """Observed against predicted probability on logarithmic axes, with 95 % intervals."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    with _axes(width=5.6, height=3.4) as (figure, axes):
+    with canvas(width=5.6, height=3.4) as (figure, axes):
         shown = [item for item in bins if item["predicted"] > 0 and item["observed"] > 0]
         predicted = [item["predicted"] for item in shown]
         observed = [item["observed"] for item in shown]
@@ -94,12 +54,12 @@ def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
         below = [item["observed"] - max(item["lower"], floor) for item in shown]
         above = [item["upper"] - item["observed"] for item in shown]
         low, high = floor, min(1.0, max([*predicted, *observed], default=1.0) * 2)
-        axes.plot([low, high], [low, high], color=_MUTED, lw=0.9, ls="--", label="calibrated")
+        axes.plot([low, high], [low, high], color=MUTED, lw=0.9, ls="--", label="calibrated")
         axes.errorbar(
             predicted,
             observed,
             yerr=[[max(0.0, value) for value in below], [max(0.0, value) for value in above]],
-            color=_SERIES[0],
+            color=SERIES[0],
             fmt="o",
             ms=4,
             lw=1,
@@ -119,7 +79,7 @@ def reliability(bins: Sequence[Mapping[str, float]], *, title: str) -> str:
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left", fontsize=8.5)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 def intervals(
@@ -132,24 +92,24 @@ def intervals(
     ylabel: str,
 ) -> str:
     """An interval at each position as an upright bar, beside a line at 0."""
-    with _axes(width=4.2, height=2.8) as (figure, axes):
-        axes.axhline(0, color=_MUTED, lw=0.9, ls="--")
-        axes.vlines(x, lower, upper, color=_SERIES[0], lw=3, alpha=0.75)
+    with canvas(width=4.2, height=2.8) as (figure, axes):
+        axes.axhline(0, color=MUTED, lw=0.9, ls="--")
+        axes.vlines(x, lower, upper, color=SERIES[0], lw=3, alpha=0.75)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=list(x))
         axes.set_xlim(min(x) - 0.6, max(x) + 0.6)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: str) -> str:
     """Horizontal bars, the first name on top, each with its value."""
-    names = [_shortened(name) for name in names]
-    with _axes(width=6.4, height=0.9 + 0.24 * len(names)) as (figure, axes):
+    names = [shortened(name) for name in names]
+    with canvas(width=6.4, height=0.9 + 0.24 * len(names)) as (figure, axes):
         positions = range(len(names))
-        axes.barh(list(positions), values, color=_SERIES[0], height=0.62)
+        axes.barh(list(positions), values, color=SERIES[0], height=0.62)
         axes.set_yticks(list(positions), names)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.axvline(0, color=_MUTED, lw=0.8)
+        axes.axvline(0, color=MUTED, lw=0.8)
         axes.set(title=title, xlabel=xlabel)
         for position, value in zip(positions, values, strict=True):
             axes.annotate(
@@ -159,29 +119,29 @@ def bars(names: Sequence[str], values: Sequence[float], *, title: str, xlabel: s
                 xytext=(4, 0),
                 va="center",
                 fontsize=8,
-                color=_MUTED,
+                color=MUTED,
             )
         axes.margins(x=0.16)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], *, title: str
 ) -> str:
     """A matrix as squares, the larger in magnitude the darker, each with its value."""
-    rows, columns = [_shortened(name) for name in rows], [_shortened(name) for name in columns]
+    rows, columns = [shortened(name) for name in rows], [shortened(name) for name in columns]
     size = max((abs(value) for row in values for value in row), default=0.0) or 1.0
     # Room for the longest name of a row beside the squares, at 0.07 inches a letter.
-    names = max(1.6, 0.6 + 0.07 * max(map(_letters, rows), default=0))
+    names = max(1.6, 0.6 + 0.07 * max(map(letters, rows), default=0))
     width = max(3.2, names + 0.72 * len(columns))
     # Turned names of columns stand below the squares, at half their length.
-    below = 0.035 * max(map(_letters, columns), default=0) if len(columns) > 4 else 0.0
-    with _axes(width=width, height=0.9 + 0.42 * len(rows) + below) as (figure, axes):
+    below = 0.035 * max(map(letters, columns), default=0) if len(columns) > 4 else 0.0
+    with canvas(width=width, height=0.9 + 0.42 * len(rows) + below) as (figure, axes):
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 # The series colour, let through by the magnitude; readable in light and dark.
                 axes.add_patch(_square(x, y, alpha=0.55 * abs(value) / size))
-                axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8.5, color=_INK)
+                axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8.5, color=INK)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), columns, fontsize=8.5)
@@ -192,7 +152,7 @@ def matrix(
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.set_title(title)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,10 +171,10 @@ class Panel:
 
 def bar_panels(names: Sequence[str], panels: Sequence[Panel], *, title: str) -> str:
     """Horizontal bars of the same names in two panels or more, the first name on top."""
-    names = [_shortened(name) for name in names]
+    names = [shortened(name) for name in names]
     width, height = 2.4 + 2.1 * len(panels), 1.1 + 0.34 * len(names)
-    with _axes(width=width, height=height, columns=len(panels)) as (figure, columns):
-        for color, axes, panel in zip(_SERIES, columns, panels, strict=False):
+    with canvas(width=width, height=height, columns=len(panels)) as (figure, columns):
+        for color, axes, panel in zip(SERIES, columns, panels, strict=False):
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.set_yticks(range(len(names)), names if axes is columns[0] else [""] * len(names))
             axes.tick_params(axis="y", length=0)
@@ -222,7 +182,7 @@ def bar_panels(names: Sequence[str], panels: Sequence[Panel], *, title: str) -> 
             axes.set_xlabel(panel.xlabel)
             _draw_bars(axes, panel, color)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
-        return _svg(figure, title)
+        return svg_of(figure, title)
 
 
 def _draw_bars(axes: Any, panel: Panel, color: str) -> None:  # noqa: ANN401  (matplotlib is untyped)
@@ -239,7 +199,7 @@ def _draw_bars(axes: Any, panel: Panel, color: str) -> None:  # noqa: ANN401  (m
             xytext=(4, 0),
             va="center",
             fontsize=8,
-            color=_MUTED,
+            color=MUTED,
         )
     largest = max((end for _, end in ends), default=1.0)
     if panel.scale == "log":
@@ -254,44 +214,7 @@ def _draw_bars(axes: Any, panel: Panel, color: str) -> None:  # noqa: ANN401  (m
         axes.set_xticks([0.0, 0.5, 1.0], ["0%", "50%", "100%"])
 
 
-def _letters(name: str) -> int:
-    """Width of a name in Latin letters; those of Chinese, Japanese and Korean are twice as wide."""
-    return len(name) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in name)
-
-
-def _shortened(name: str) -> str:
-    if _letters(name) <= _LONGEST_NAME:
-        return name
-    while _letters(name) >= _LONGEST_NAME:
-        name = name[:-1]
-    return f"{name}…"
-
-
 def _square(x: float, y: float, *, alpha: float) -> Any:  # noqa: ANN401  (matplotlib is untyped)
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_SERIES[0], alpha=alpha, lw=0)
-
-
-@contextmanager
-def _axes(*, width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # A context of its own: the caller's matplotlib settings neither matter nor change.
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots(ncols=columns)
-
-
-def _svg(figure: Any, title: str) -> str:  # noqa: ANN401  (matplotlib is untyped)
-    stream = io.StringIO()
-    with warnings.catch_warnings():
-        # Text stays text, and whoever shows the page has fonts of their own.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=SERIES[0], alpha=alpha, lw=0)

@@ -4,15 +4,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tamis.reports.canvas import PALETTE
+
 _CSS = """
-:root { color-scheme: light dark;
-  --paper: #fbfaf8; --card: #ffffff; --ink: #1c1b19; --muted: #6b6760; --grid: #e4e0d8;
-  --accent: #b4532a; --series-1: #b4532a; --series-2: #2b6a80; --series-3: #6d7d2f;
-  --series-4: #7b4f8c; --good: #3f7a3a; --bad: #a8322d; }
-@media (prefers-color-scheme: dark) { :root {
-  --paper: #171614; --card: #201f1c; --ink: #ece8e1; --muted: #a39d92; --grid: #383530;
-  --accent: #e58a5b; --series-1: #e58a5b; --series-2: #72b5cc; --series-3: #b3c46a;
-  --series-4: #c294d4; --good: #8cc585; --bad: #e8837d; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 "Source Sans 3", "Segoe UI", system-ui, -apple-system, sans-serif; }
@@ -65,7 +59,7 @@ def page(*, title: str, subtitle: str, sections: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{PALETTE}{_CSS}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"

@@ -8,7 +8,7 @@ from tamis import api, config
 from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average, ResultTable
-from tamis.reproduce.results import claims_of, display_of, page_of, row_of
+from tamis.reproduce.results import claims_of, display_of, figure_of, page_of, row_of
 from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]
@@ -83,6 +83,10 @@ class TableKind(Protocol):
         """Heads and cells of the printed table."""
         ...
 
+    def figure(self, rows: Sequence[Row]) -> str:
+        """The figure of the table, as SVG within a page."""
+        ...
+
     def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:
         """The page of the table."""
         ...
@@ -143,6 +147,10 @@ class TrainedRows:
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         """One line per model."""
         return display_of(self._table, rows)
+
+    def figure(self, rows: Sequence[Row]) -> str:
+        """What every seed gave, a panel for each task."""
+        return figure_of(self._table, rows)
 
     def markdown(self, payload: Row, columns: list[str], display: list[list[str]]) -> str:  # noqa: ARG002
         """Wider than what is printed, with published figures and claims."""

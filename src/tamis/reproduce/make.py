@@ -7,6 +7,7 @@ from typing import Any
 
 from tamis import artifacts, config
 from tamis.errors import ConfigError, DataError
+from tamis.reports.canvas import standalone
 from tamis.reproduce.ab.table import AbRows
 from tamis.reproduce.ab.tables import AbTable
 from tamis.reproduce.early.rounds_table import RoundsRows
@@ -26,7 +27,7 @@ class MadeTable:
     """A finished table."""
 
     path: Path
-    """Its JSON file; the Markdown file stands beside it."""
+    """Its JSON file; the page and its figure stand beside it."""
     columns: list[str]
     """Heads of the printed table."""
     display_rows: list[list[str]]
@@ -216,6 +217,8 @@ class _Ledger:
         columns, display = self._table.display(rows)
         text = self._table.markdown(payload, columns, display)
         artifacts.write_text(self._path.with_suffix(".md"), text)
+        figure = standalone(self._table.figure(rows))
+        artifacts.write_text(self._path.with_suffix(".svg"), figure)
         levels = None
         if isinstance(self._table, RetrievalRows):
             levels = self._table.display_levels(rows)

@@ -1,6 +1,7 @@
 """What is read off a table's finished trainings: rows, claims, the printed form, Markdown."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from tamis import artifacts
 from tamis.errors import ArtifactError
 from tamis.evaluation import evaluate_task
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reports.table_figures import Seeds, seed_dots
 from tamis.reproduce.result_table import Comparison, ResultTable
 from tamis.reproduce.runner import Cell
 from tamis.training.compare import read_predictions
@@ -188,6 +190,32 @@ def display_of(
     return _lines(table, rows, is_page=False)
 
 
+def figure_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A dot for every seed: of what the table compares, or of the AUC of each of its tasks."""
+    models = (*table.models, *(average.name for average in table.averages))
+    metric = "ne" if {claim.metric for claim in table.comparisons} == {"ne"} else "auc"
+    head = metric.upper()
+    panels = [
+        Seeds(
+            xlabel=head if len(table.tasks) == 1 else f"{head} {task}",
+            values=[_values(rows, model, metric, table.key_of(task)) for model in models],
+        )
+        for task in table.tasks
+    ]
+    return seed_dots(
+        models,
+        panels,
+        title=f"{table.name}: every seed, and the mean",
+        reference=_mostly_claimed(table),
+    )
+
+
+def _mostly_claimed(table: ResultTable) -> str | None:
+    """The model that most of the table's comparisons are about, if there is one."""
+    counts = Counter(claim.better for claim in table.comparisons).most_common(1)
+    return next((name for name, count in counts if 2 * count > len(table.comparisons)), None)
+
+
 def page_of(table: ResultTable, payload: Mapping[str, Any]) -> str:
     """The table as Markdown, with published figures and claims."""
     columns, lines = _lines(table, payload["rows"], is_page=True)
@@ -286,6 +314,7 @@ def markdown_of(
         f"Made by `{payload['command']}` at commit {commits or 'unknown'}; mean ± standard "
         f"deviation over seeds, test split, weights chosen on the {chosen_on} split.",
         "",
+        *picture_of(payload),
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),
@@ -300,6 +329,11 @@ def markdown_of(
         verdict = "yes" if claim["holds"] else "no"
         lines.append(f"| {claim['claim']} | {estimate} | {interval} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def picture_of(payload: Mapping[str, Any]) -> list[str]:
+    """Lines that show the figure beside the page."""
+    return [f"![The table in a figure]({payload['table']}.svg)", ""]
 
 
 def figures_of(claim: Mapping[str, Any]) -> tuple[str, str]:

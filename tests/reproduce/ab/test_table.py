@@ -128,6 +128,7 @@ def test_page_tells_where_the_gain_comes_from() -> None:
 
     page = ROWS.markdown(payload, columns, display)
 
+    assert f"]({TABLE.name}.svg)" in page
     assert [cells[:2] for cells in display] == [
         ["against baseline", "full"],
         ["against baseline", "baseline"],
@@ -146,6 +147,18 @@ def test_page_tells_where_the_gain_comes_from() -> None:
     assert f"| popularity | popularity | {lost} |" in page
     assert "| baseline | 0 | +0.0300 [+0.0104, +0.0496] | +15.0% | no difference yet |" in page
     assert "| +65.0% | full wins after day 2 |" in page
+
+
+def test_figure_has_every_test() -> None:
+    rows = [_row(seed, gain) for seed, gain in enumerate((0.030, 0.031))]
+
+    figure = ROWS.figure(rows)
+
+    assert all(
+        f">against {rival}, market {seed}<" in figure
+        for rival in ("baseline", "popularity")
+        for seed in range(2)
+    )
 
 
 def test_test_without_an_error_has_no_interval_and_no_claim_over_users() -> None:

@@ -145,13 +145,34 @@ def test_what_is_not_known_is_left_empty() -> None:
     assert mean_and_sd([0.5, None]) == mean_and_sd([0.5, float("nan")]) == mean_and_sd([]) == ""
 
 
-def test_claims_of_rounds_compare_the_last_round() -> None:
-    def row(pools: str, seed: int, recalls: list[float]) -> dict[str, Any]:
-        rounds = [{"soft_recall": value + 0.001 * seed} for value in recalls]
-        return {"model": pools, "seed": seed, "rounds": rounds}
+def test_figure_has_every_early_stage() -> None:
+    rows = [_row(model, seed, 0.8 + 0.1 * seed) for model in TABLE.models for seed in range(2)]
+    for row in rows:
+        row["metrics"]["true_value"] = 0.9
 
+    figure = EarlyRows(TABLE).figure(rows)
+
+    assert all(f">{name}<" in figure for name in (*TABLE.models, "soft recall", "true value"))
+
+
+def _rounds_row(pools: str, seed: int, recalls: list[float]) -> dict[str, Any]:
+    rounds = [{"soft_recall": value + 0.001 * seed} for value in recalls]
+    return {"model": pools, "seed": seed, "rounds": rounds}
+
+
+def test_figure_of_rounds_has_a_line_for_each_set_of_pools() -> None:
     rows = [
-        row(pools, seed, recalls)
+        _rounds_row(pools, seed, [0.8, 0.9, 0.7]) for pools in ROUNDS.models for seed in range(2)
+    ]
+
+    figure = RoundsRows(ROUNDS).figure(rows)
+
+    assert all(f">up to {pools}<" in figure for pools in ROUNDS.models)
+
+
+def test_claims_of_rounds_compare_the_last_round() -> None:
+    rows = [
+        _rounds_row(pools, seed, recalls)
         for seed in range(2)
         for pools, recalls in (
             ("impressed", [0.8, 0.9, 0.7]),

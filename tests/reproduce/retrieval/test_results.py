@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tamis import artifacts, config
-from tamis.reproduce.retrieval.results import claims_of, display_of, levels_of, search_row_of
+from tamis.reproduce.retrieval.results import (
+    claims_of,
+    display_of,
+    figure_of,
+    levels_of,
+    search_row_of,
+)
 from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import (
     Better,
@@ -287,6 +293,42 @@ def test_checks_are_claimed_of_the_rows_that_say_so_and_of_no_ablation() -> None
     claim = _claim(rows, "joint: even")
     assert not claim["holds"]
     assert claim["estimate"] == pytest.approx(0.2)
+
+
+def test_figure_has_a_line_for_each_way_to_search_and_none_for_variants() -> None:
+    table = replace(
+        TABLE, rows=(*TABLE.rows, SearchRow(name="joint-em", model="joint-em", method="network"))
+    )
+    rows = _rows()
+    settings = {
+        "ann": ["ivf, 1 of 9 lists", "ivf, 4 of 9 lists", "ivf, 9 of 9 lists", "hnsw, width 9"],
+        "joint": ["beams 2", "beams 4", "beams 8"],
+    }
+    for row in rows:
+        chosen = settings.get(row["model"], ["all"])
+        points = row["points"][: len(chosen)]
+        row["points"] = [
+            {**point, "setting": setting} for point, setting in zip(points, chosen, strict=True)
+        ]
+
+    figure = figure_of(table, rows)
+
+    names = ("joint", "base", "ann, ivf", "ann, hnsw", "large")
+    assert all(f">{name}<" in figure for name in names)
+    assert ">joint-em<" not in figure
+    assert "recall at 100 of true value" in figure
+
+
+def test_widths_that_find_less_than_half_are_not_drawn() -> None:
+    rows = [
+        {**row, "points": [{**row["points"][0], "setting": "all"}]}
+        for row in _rows(base={"value_recall@100": 0.1})
+    ]
+
+    figure = figure_of(TABLE, rows)
+
+    assert ">large<" in figure
+    assert ">base<" not in figure
 
 
 def test_display_gives_mean_and_deviation_and_leaves_out_what_a_row_has_not() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from tamis import config
 from tamis.evaluation.significance import normal_quantile
 from tamis.funnel.trace import AUCTION, KNOWN
+from tamis.reports.table_figures import Difference, differences
 from tamis.reproduce.ab.funnels import EARLY_WITHOUT, RECIPES
 from tamis.reproduce.ab.row import RowOrder, read_row
 from tamis.reproduce.ab.tables import FULL, RIVALS, AbTable
@@ -108,6 +109,27 @@ class AbRows:
                 cells.append(mean_and_sd(regrets))
                 display.append(cells)
         return columns, display
+
+    def figure(self, rows: Sequence[Row]) -> str:
+        """The difference in value per request of every test, with its interval."""
+        found = []
+        for rival in RIVALS:
+            for row in rows:
+                one = row["tests"][rival]["differences"][_VALUE]
+                known = one["lower"] is not None
+                found.append(
+                    Difference(
+                        name=f"against {rival}, market {row['seed']}",
+                        estimate=one["difference"],
+                        lower=one["lower"] if known else one["difference"],
+                        upper=one["upper"] if known else one["difference"],
+                    )
+                )
+        return differences(
+            found,
+            title=f"{self.name}: what the {FULL} funnel earns more",
+            xlabel="value per request",
+        )
 
     def markdown(
         self, payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]]

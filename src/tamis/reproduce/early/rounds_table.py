@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tamis import api, artifacts, config
+from tamis.reports.table_figures import Line, lines
 from tamis.reproduce.early.market import TASKS, early_market_schema, serve_first_days, train_on
 from tamis.reproduce.early.rounds import make_rounds
 from tamis.reproduce.early.row import read_recipe
@@ -135,6 +136,27 @@ class RoundsRows:
                 cells = [mean_and_sd(values.tolist()) for values in by_round.T]
                 display.append([f"up to {pools}", head, *cells])
         return columns, display
+
+    def figure(self, rows: Sequence[Row]) -> str:
+        """Soft recall after each round, a line for each set of pools."""
+        drawn = []
+        for pools in self.models:
+            found = [_rounds(row, "soft_recall") for row in rows if row["model"] == pools]
+            mean, spread = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
+            drawn.append(
+                Line(
+                    name=f"up to {pools}",
+                    x=range(len(mean)),
+                    y=mean.tolist(),
+                    spread=spread.tolist(),
+                )
+            )
+        return lines(
+            drawn,
+            title=f"{self.name}: what early stages learn from",
+            xlabel="round of retraining",
+            ylabel="soft recall",
+        )
 
     def markdown(
         self, payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]]

@@ -9,6 +9,7 @@ import numpy as np
 
 from tamis import config
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reports.table_figures import Seeds, seed_dots
 from tamis.reproduce.early.calibration import calibration_claims
 from tamis.reproduce.early.market import early_market_schema, make_market_study
 from tamis.reproduce.early.public import ROWS_VERSION, make_public_study
@@ -25,6 +26,7 @@ from tamis.reproduce.early.variants import (
     recipes_of,
     variant_to_json,
 )
+from tamis.reproduce.results import picture_of
 from tamis.reproduce.runner import Cell
 from tamis.training.consolidation import Consolidation, RequestCost
 
@@ -137,6 +139,21 @@ class EarlyRows:
             display.append(cells)
         return columns, display
 
+    def figure(self, rows: Sequence[Row]) -> str:
+        """What every seed keeps of the final stage's ranking, and of true value."""
+        panels = [
+            Seeds(
+                xlabel=head,
+                values=[
+                    [row["metrics"][key] for row in rows if row["model"] == model]
+                    for model in self.models
+                ],
+            )
+            for key, head in (("soft_recall", "soft recall"), ("true_value", "true value"))
+        ]
+        title = f"{self.name}: every seed, and the mean"
+        return seed_dots(self.models, panels, title=title, reference=FULL)
+
     def markdown(
         self, payload: Row, columns: Sequence[str], display: Sequence[Sequence[str]]
     ) -> str:
@@ -233,6 +250,7 @@ def page(
         "",
         f"Made by `{payload['command']}` at commit {commits or 'unknown'}. {about}",
         "",
+        *picture_of(payload),
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),

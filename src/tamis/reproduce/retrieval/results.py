@@ -9,6 +9,7 @@ import numpy as np
 from tamis import artifacts
 from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
+from tamis.reports.table_figures import Line, lines
 from tamis.reproduce.results import three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
@@ -160,6 +161,47 @@ def display_of(
             cells.append(_cell(values, form, has_spread=has_spread, is_page=is_page) or "")
         display.append(cells)
     return ["row", *heads.values()], display
+
+
+def figure_of(table: RetrievalTable, rows: Sequence[Row]) -> str:
+    """Recall at 100 over processor time: every way to search, from narrow to wide.
+
+    Widths that find less than half of the best would leave the others no room, and are not drawn.
+    """
+    least = 0.5 * max(recall_of(row["metrics"]) for row in rows)
+    drawn = []
+    for name in table.drawn:
+        own = [row["points"] for row in rows if row["model"] == name]
+        # By place: what is equally wide has another number of beams where nodes are fewer.
+        widths = list(zip(*own, strict=False))
+        kinds = [_kind_of(points[0]["setting"]) for points in widths]
+        for kind in dict.fromkeys(kinds):
+            points = [
+                (
+                    float(np.mean([point["latency"] for point in same])),
+                    float(np.mean([recall_of(point) for point in same])),
+                )
+                for same, of in zip(widths, kinds, strict=True)
+                if of == kind
+            ]
+            shown = [point for point in points if point[1] >= least]
+            if shown:
+                x, y = zip(*shown, strict=True)
+                full_name = name if len(set(kinds)) == 1 else f"{name}, {kind}"
+                drawn.append(Line(name=full_name, x=x, y=y))
+    is_value = any(_VALUE in row["metrics"] for row in rows)
+    return lines(
+        drawn,
+        title=f"{table.name}: what is found, from half of the best on, and what it takes",
+        xlabel=f"processor time, times that of {table.reference}",
+        ylabel=f"recall at 100{' of true value' if is_value else ''}",
+        is_log=True,
+    )
+
+
+def _kind_of(setting: str) -> str:
+    """A width without its numbers: Faiss searches in two ways, of several widths each."""
+    return setting.partition(",")[0] if "," in setting else setting.partition(" ")[0]
 
 
 def levels_of(

@@ -13,7 +13,13 @@ from tamis.reproduce.result_table import Average
 from tamis.reproduce.results import markdown_of
 from tamis.reproduce.retrieval.beams import LOSS_ON_VALIDATION
 from tamis.reproduce.retrieval.checks import CHECKS_VERSION
-from tamis.reproduce.retrieval.results import claims_of, display_of, levels_of, search_row_of
+from tamis.reproduce.retrieval.results import (
+    claims_of,
+    display_of,
+    figure_of,
+    levels_of,
+    search_row_of,
+)
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
 from tamis.reproduce.retrieval.tables import RetrievalTable
@@ -150,6 +156,10 @@ class RetrievalRows:
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         """One line per row, within 100 columns."""
         return display_of(self._table, rows, is_page=False)
+
+    def figure(self, rows: Sequence[Row]) -> str:
+        """Recall over processor time, a line for each way to search that is no ablation."""
+        return figure_of(self._table, rows)
 
     def display_levels(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         """One line per level of each index, within 100 columns."""

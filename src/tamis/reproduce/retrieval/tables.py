@@ -111,6 +111,17 @@ class RetrievalTable:
         assert said <= names, f"{self.name}: not among its rows: {sorted(said - names)}"
 
     @property
+    def drawn(self) -> tuple[str, ...]:
+        """Rows of the figure: indexes, then all but their variants and what a teacher taught."""
+        variants = tuple(f"{name}-" for name in self.indexed)
+        others = (
+            row.name
+            for row in self.rows
+            if row.model and not row.teacher and not row.name.startswith(variants)
+        )
+        return tuple(dict.fromkeys((*self.indexed, *others)))
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Recipes, each once."""
         names = [name for row in self.rows for name in (row.model, row.teacher) if name]
