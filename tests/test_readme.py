@@ -57,6 +57,20 @@ def test_every_command_and_snippet_runs(workplace: Path) -> None:
     assert (workplace / "runs" / "dhen" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "page", [README, *sorted(README.parent.glob("docs/**/*.md"))], ids=lambda page: page.name
+)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, heading = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{page}: {target}"
+        if heading:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.M)
+            anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+            assert heading in anchors, f"{page}: {target}"
+
+
 def test_make_targets_named_in_the_readme_exist() -> None:
     makefile = (README.parent / "Makefile").read_text()
     targets = set(re.findall(r"^    make ([\w-]+)$", README.read_text(), flags=re.M))
