@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tamis import api
+from tamis.data.cascade_log import POOL, RATE, REJECTED
 from tamis.data.dataset import Dataset
 from tamis.data.loader import Loader
 from tamis.errors import ConfigError
@@ -110,6 +111,11 @@ def test_early_stage_imitates_the_final_stage_that_learnt_before_it(
     expected = final.predict(batch, np.arange(len(ads)), ads)["click"]
     np.testing.assert_allclose(split.labels()[shown, 3], expected, rtol=1e-4)
     assert {loss.stage for loss in learnt.losses} == {"final", "early"}
+    # Of what the early stage that serves turns away, half is just below its cut, and so certain.
+    train = data.split("train")
+    rates = train.role(RATE)[train.role(POOL) == REJECTED]
+    assert len(rates)
+    assert np.mean(rates == 1) == pytest.approx(0.5)
     # Calibrated and judged on what came to the final stage, as it serves.
     early = learnt.blueprint.stages[1].plan
     calibration = fit_calibration(
@@ -145,6 +151,14 @@ def test_bundle_that_says_nothing_of_its_training_is_trained_by_the_defaults(wor
     learn(base, lesson, say=lambda text: None)
 
     assert load_run_config(lesson.folder / "final").optimizer.dense_lr == pytest.approx(1e-4)
+
+
+def test_early_stage_that_nobody_can_teach_is_refused(world: Any, imitating: Path) -> None:
+    base = read_bundle(imitating).blueprint
+    lesson = _lesson(world, log_schema(base), "training.batch_size=128")
+
+    with pytest.raises(ConfigError, match="a ranker must follow the early stage 'early'"):
+        learn(replace(base, stages=base.stages[:2]), lesson, say=lambda text: None)
 
 
 def test_funnel_without_a_stage_that_learns_is_refused(world: Any) -> None:

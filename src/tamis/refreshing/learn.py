@@ -23,7 +23,7 @@ from tamis.data.times import latest
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
 from tamis.evaluation.imitation import evaluate_imitation
-from tamis.funnel.blueprint import Blueprint, PlannedStage
+from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.calibration import Calibration
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan
@@ -149,8 +149,16 @@ def _dataset(now: Blueprint, name: str, plan: Trainable, lesson: Lesson) -> Data
     out = lesson.folder / f"{name}-data"
     if artifacts.kind_of(out) == "dataset":
         return Dataset.open(out)
-    teacher = replace(now, stages=tuple(stage for stage in now.stages if not _is_early(stage)))
-    return write_cascade(teacher, whole, out, sampling=CascadeSampling(), reads=plan.encoders)
+    place = [stage.budget.name for stage in now.stages].index(name)
+    teachers = [stage for stage in now.stages[place + 1 :] if isinstance(stage.plan, RankerPlan)]
+    if not teachers:
+        raise ConfigError(
+            f"refresh: a ranker must follow the early stage {name!r}, which imitates one, got "
+            f"none. Publish a funnel with one."
+        )
+    # With the very stage, whose cut decides what it keeps and what it turns away.
+    cascade = replace(now, stages=(*now.stages[: place + 1], teachers[-1]))
+    return write_cascade(cascade, whole, out, sampling=CascadeSampling(), reads=plan.encoders)
 
 
 def _ingested(lesson: Lesson, name: str, encoders: Encoders, tasks: tuple[Task, ...]) -> Dataset:
@@ -160,10 +168,6 @@ def _ingested(lesson: Lesson, name: str, encoders: Encoders, tasks: tuple[Task, 
     schema = _with_tasks(encoders.schema, tasks)
     with artifacts.disk_errors(out):
         return ingest(lesson.logs, out, schema=schema, encoders=encoders)
-
-
-def _is_early(stage: PlannedStage) -> bool:
-    return isinstance(stage.plan, EarlyStagePlan)
 
 
 def _with_tasks(schema: Schema, tasks: tuple[Task, ...]) -> Schema:
