@@ -63,8 +63,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "norm": ["batch", "none"],
         "kinds": ["adam", "adam", "rowwise_adagrad"],
         "sides": True,
-        # Processors without products in bfloat16 emulate them, at a third of the speed.
-        "precision": "float32",
     },
     "criteo-attribution": {
         "monitor": "auc",
@@ -148,7 +146,7 @@ def _draw_ranker(model: str, table: str, trial: int) -> Recipe:
             "evaluations_per_epoch": 1,
             "monitor": sizes["monitor"],
             "patience": 2,
-            "precision": sizes.get("precision", "bfloat16"),
+            "precision": "bfloat16",
             **({} if many_epochs else MARKET_TRAINING),
         },
     }
