@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tamis import config
+from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Task
 from tamis.models import catalog
 from tamis.reproduce.early.boosted import BoostedConfig
@@ -67,7 +67,31 @@ def test_recipes_that_are_said_to_be_untuned_are_first_trials() -> None:
     for path in _RECIPES.glob("*/*.toml"):
         if path.read_text().startswith(_UNTUNED):
             assert config.read_toml(path) == draw(path.stem, path.parent.name, 0)
-            assert not (path.parent / "tuning.json").exists()
+            assert not _is_searched(path.parent)
+
+
+def _is_searched(folder: Path) -> bool:
+    """Whether every model of a folder has had its trials; a search may go on on another day."""
+    ledger = folder / "tuning.json"
+    if not ledger.exists():
+        return False
+    found = artifacts.read_json(ledger)
+    wanted = int(found["command"].split("--trials ")[1])
+    return all(len(found["trials"].get(path.stem, ())) >= wanted for path in folder.glob("*.toml"))
+
+
+def test_a_search_is_over_when_every_model_had_its_trials(tmp_path: Path) -> None:
+    for model in ("lr", "fm"):
+        (tmp_path / f"{model}.toml").write_text("")
+    assert not _is_searched(tmp_path)
+
+    found = {"command": "python recipes/tune.py tiny --trials 2", "trials": {"lr": [{}, {}]}}
+    artifacts.write_json(tmp_path / "tuning.json", found)
+    assert not _is_searched(tmp_path)
+
+    found = {**found, "trials": {"lr": [{}, {}], "fm": [{}, {}]}}
+    artifacts.write_json(tmp_path / "tuning.json", found)
+    assert _is_searched(tmp_path)
 
 
 @pytest.mark.parametrize(
