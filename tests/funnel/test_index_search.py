@@ -142,6 +142,25 @@ def test_answer_and_trace_equal_a_slow_walk(
     assert counts[-1] < len(ads)
 
 
+@pytest.mark.slow
+def test_requests_together_find_what_each_finds_alone(
+    counting: Blueprint, market_data: Dataset
+) -> None:
+    stage = _stage(counting, beams=(2, 3))
+    requests = [_request(counting, market_data, at=at) for at in (0, 5, 9)]
+    every = len(counting.inventory)
+    asked = [_of(np.arange(0, every, step)) for step in (1, 4, 1)]
+
+    together = stage.score_all(requests, asked, 20)
+
+    for one, *alone in zip(together, requests, asked, strict=True):
+        expected = stage(*alone, 20)
+        assert one.candidates.ads.tolist() == expected.candidates.ads.tolist()
+        np.testing.assert_allclose(one.candidates.scores, expected.candidates.scores, rtol=1e-4)
+        assert one.levels == expected.levels
+        assert (one.scored_pairs, one.flops) == (expected.scored_pairs, expected.flops)
+
+
 @torch.inference_mode()
 def test_scores_of_ads_are_their_total_values(searched: Blueprint, market_data: Dataset) -> None:
     request = _request(searched, market_data)

@@ -34,8 +34,15 @@ class _Dot:
     def encode_user(self, users: Batch) -> Sequence[Tensor]:
         return [users.numeric, users.numeric]
 
-    def pair_logits(self, level: int, user: Tensor, items: Tensor, pairs: Batch | None) -> Tensor:
-        return items @ user.T
+    def pair_logits(
+        self,
+        level: int,
+        user: Tensor,
+        items: Tensor,
+        pairs: Batch | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        return (items * (user if rows is None else user[rows])).sum(1, keepdim=True)
 
     def ensemble(self, level: int, logits: Tensor) -> Tensor:
         return logits[:, level]

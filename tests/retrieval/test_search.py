@@ -128,6 +128,52 @@ def test_search_among_some_items_equals_a_slow_walk_of_their_nodes(
     assert bool(torch.isin(found.ids, ids[allowed]).all())
 
 
+@pytest.mark.parametrize("at_once", [7, 4096])
+@pytest.mark.parametrize("beams", [(1, 1), (2, 3), (100, 100)])
+def test_several_requests_find_what_each_finds_alone(
+    world: Any,
+    snapshot: IndexSnapshot,
+    retriever: Retriever,
+    monkeypatch: pytest.MonkeyPatch,
+    beams: tuple[int, int],
+    at_once: int,
+) -> None:
+    monkeypatch.setattr(search, "_PAIRS_AT_ONCE_ON_CPU", at_once)
+    requests = [world.request(user) for user in (3, 1, 4, 1)]
+    ids = snapshot.members.ids
+    nobody = torch.zeros(len(ids), dtype=torch.bool)
+    allowed = [None, ids % 3 == 0, nobody, snapshot.members.codes[:, 0] % 2 == 0]
+
+    found = retriever.search_all(requests, 15, beams, allowed=allowed)
+
+    for one, request, some in zip(found, requests, allowed, strict=True):
+        alone = retriever.search(request, 15, beams, allowed=some)
+        assert one.ids.tolist() == alone.ids.tolist()
+        assert one.trace == alone.trace
+        torch.testing.assert_close(one.scores, alone.scores)
+    assert len(found[2].ids) == 0
+    assert found[0].ids.tolist() != found[1].ids.tolist()
+
+
+def test_several_requests_without_any_item_find_nothing(world: Any, retriever: Retriever) -> None:
+    nobody = torch.zeros(300, dtype=torch.bool)
+
+    found = retriever.search_all(
+        [world.request(0), world.request(1)], 5, (2, 3), allowed=[nobody, nobody]
+    )
+
+    assert [len(one.ids) for one in found] == [0, 0]
+
+
+def test_several_requests_may_have_all_items(world: Any, retriever: Retriever) -> None:
+    requests = [world.request(user) for user in range(3)]
+
+    found = retriever.search_all(requests, 9, (2, 3))
+
+    alone = [retriever.search(request, 9, (2, 3)) for request in requests]
+    assert [one.ids.tolist() for one in found] == [one.ids.tolist() for one in alone]
+
+
 def test_all_items_allowed_is_as_if_nothing_was_said(
     world: Any, snapshot: IndexSnapshot, retriever: Retriever
 ) -> None:

@@ -123,6 +123,8 @@ def blank_batch(spec: InputSpec, rows: int, device: torch.device) -> Batch:
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """The rows of several batches of the same inputs, one after another; at least one batch."""
+    if len(batches) == 1:
+        return batches[0]
     sequences = {}
     for name in batches[0].sequences:
         parts = [batch.sequences[name] for batch in batches]

@@ -1,6 +1,6 @@
 """The retrieval stage: beam search through a learnt index, level by level."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,10 +25,11 @@ from tamis.retrieval.snapshot import IndexSnapshot
 class IndexSearch:
     """The best candidates under the nodes that a beam keeps, and no other ad is looked at.
 
-    The user's towers run once for a request. Only nodes that hold a candidate are walked, and only
-    candidates are found: an ad that the request's inventory does not allow never comes back, nor
-    does one that the index does not hold. What is known of the context is the same for all ads, but
-    for what counts events of the user by the ad's category.
+    The user's towers run once for a request; several requests walk the index together. Only nodes
+    that hold a candidate are walked, and only candidates are found: an ad that the request's
+    inventory does not allow never comes back, nor does one that the index does not hold. What is
+    known of the context is the same for all ads, but for what counts events of the user by the ad's
+    category.
 
     Scores are total values, by the one function that all stages share: of an ad with its own
     predictions, and of a node the mean of what its ads, those that are no candidates included,
@@ -96,26 +97,50 @@ class IndexSearch:
         Raises:
             DataError: The request has no features.
         """
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
+
+    def score_all(
+        self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
+    ) -> list[Scored]:
+        """The best candidates of several requests, which walk the index together.
+
+        Raises:
+            DataError: A request has no features.
+        """
+        found = self._retriever.search_all(
+            [self._query(request) for request in requests],
+            keep,
+            self._beams,
+            allowed=[self._allowed(its) for its in candidates],
+        )
+        return [
+            Scored(
+                candidates=Candidates(
+                    ads=self._ads_of(one.ids), scores=one.scores.numpy().astype(np.float64)
+                ),
+                scored_pairs=one.trace.levels[-1].pairs,
+                flops=float(one.trace.flops),
+                levels=one.trace.levels,
+            )
+            for one in found
+        ]
+
+    def _query(self, request: Request) -> searcher.Request:
         if request.features is None:
             raise DataError(
                 f"request {request.request_id}: must have features for retrieval, got none. Encode "
                 f"its user and context."
             )
-        allowed = None
-        if len(candidates) < self._num_ads:
-            is_open = np.zeros(self._num_ads, np.bool_)
-            is_open[candidates.ads] = True
-            allowed = torch.from_numpy(is_open[self._rows])
-        query = searcher.Request(user=request.features, pairs=self._context_of(request.features))
-        found = self._retriever.search(query, keep, self._beams, allowed=allowed)
-        return Scored(
-            candidates=Candidates(
-                ads=self._ads_of(found.ids), scores=found.scores.numpy().astype(np.float64)
-            ),
-            scored_pairs=found.trace.levels[-1].pairs,
-            flops=float(found.trace.flops),
-            levels=found.trace.levels,
-        )
+        return searcher.Request(user=request.features, pairs=self._context_of(request.features))
+
+    def _allowed(self, candidates: Candidates) -> Tensor | None:
+        """Which items are candidates; None: all."""
+        if len(candidates) == self._num_ads:
+            return None
+        is_open = np.zeros(self._num_ads, np.bool_)
+        is_open[candidates.ads] = True
+        return torch.from_numpy(is_open[self._rows])
 
     def _context_of(self, features: Batch) -> Callable[[Tensor], Batch]:
         """What is known of the request beside each of some items, which are given by id."""

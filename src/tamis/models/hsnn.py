@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -349,22 +349,24 @@ class HSNN(nn.Module):
         user: Float[Tensor, "R U DU"],
         items: Float[Tensor, "B W"],
         pairs: Batch | None,
+        rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """Logits o of one level, before the ensemble.
 
         Args:
             level: Place of the level, 0 for the coarsest.
-            user: The level's own vectors of users, one row for all pairs, one for each, or one for
-                every B / R that follow each other.
+            user: The level's own vectors of users.
             items: Vectors of items, or of what stands for nodes.
             pairs: The pairs' context side; read by the last level alone.
+            rows: Row in ``user`` of each pair. None: one row for all pairs, one for each, or one
+                for every B / R that follow each other.
 
         Raises:
             ValueError: The last level gets no context side though the model has one.
         """
         of_item = items.unflatten(1, (self.config.item_tokens, -1))
-        cross = self._interactions(level, user, of_item, pairs)
-        return self._parts[level].network(user, of_item, cross)
+        cross = self._interactions(level, user, of_item, pairs, rows)
+        return self._parts[level].network(user, of_item, cross, rows)
 
     def ensemble(self, level: int, logits: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:
         """Calibrated logits of a level, from the logits o of this and all coarser levels."""
@@ -444,13 +446,18 @@ class HSNN(nn.Module):
         return raw, interactions
 
     def _interactions(
-        self, level: int, user: Tensor, of_item: Tensor, pairs: Batch | None
+        self,
+        level: int,
+        user: Tensor,
+        of_item: Tensor,
+        pairs: Batch | None,
+        rows: Tensor | None = None,
     ) -> Tensor | None:
         """Interaction vectors: of the pairs' features at the items, of user and node above."""
         if self.cross_tower is None:
             return None
         if level < self.num_levels - 1:
-            return self._parts[level].interact(user, of_item)
+            return self._parts[level].interact(user, of_item, rows)
         if pairs is None:
             raise ValueError(
                 "hsnn: pairs must be given at the items' level, got None: the model has fields of "

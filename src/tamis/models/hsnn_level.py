@@ -47,10 +47,10 @@ class Level(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(num_tasks))
         self.shift = nn.Parameter(torch.zeros(num_tasks))
 
-    def interact(self, user: Tensor, node: Tensor) -> Tensor:
-        """Interaction vectors of user and node."""
+    def interact(self, user: Tensor, node: Tensor, rows: Tensor | None) -> Tensor:
+        """Interaction vectors of user and node; of ``rows`` see :func:`for_pairs`."""
         assert self.node_tower is not None
-        of_user = for_pairs(self.of_user(user), node.shape[0])
+        of_user = for_pairs(self.of_user(user), node.shape[0], rows)
         return self.node_tower(torch.cat([of_user, self.of_node(node)], dim=1).float())
 
     def joined(self, outputs: Float[Tensor, "B N T"]) -> Float[Tensor, "B T"]:

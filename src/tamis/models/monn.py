@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tamis.errors import ConfigError
@@ -60,15 +60,22 @@ class MoNNConfig:
         )
 
 
-def for_pairs(user: Float[Tensor, "R U D"], pairs: Count) -> Float[Tensor, "B U D"]:
-    """Vectors of each pair's user: one row for all B pairs, one for each, or one for every B / R.
+def for_pairs(
+    user: Float[Tensor, "R U D"], pairs: Count, rows: Int[Tensor, " B"] | None = None
+) -> Float[Tensor, "B U D"]:
+    """Vectors of each pair's user.
 
-    Pairs of a row follow each other, in the order of the rows.
+    Args:
+        user: Of R users.
+        pairs: Pairs B.
+        rows: Row in ``user`` of each pair. None: one row for all pairs, one for each, or one for
+            every B / R that follow each other, in the order of the rows.
     """
-    rows = user.shape[0]
-    if rows == pairs:
+    if rows is not None:
+        return user.index_select(0, rows)
+    if user.shape[0] == pairs:
         return user
-    return user.unsqueeze(1).expand(-1, pairs // rows, -1, -1).flatten(0, 1)
+    return user.unsqueeze(1).expand(-1, pairs // user.shape[0], -1, -1).flatten(0, 1)
 
 
 class MoNN(nn.Module):
@@ -125,18 +132,20 @@ class MoNN(nn.Module):
         user: Float[Tensor, "R U DU"],
         item: Float[Tensor, "B I DI"],
         cross: Float[Tensor, "B X DX"] | None,
+        rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """Logits of pairs.
 
         Args:
-            user: Of the user tower; see :func:`for_pairs`.
+            user: Of the user tower.
             item: Of the item tower, or vectors of nodes in their place.
             cross: Of the interaction tower, where there is one.
+            rows: Row in ``user`` of each pair; see :func:`for_pairs`.
         """
-        parts = [for_pairs(self.of_user(user), item.shape[0]), self.of_item(item)]
+        parts = [for_pairs(self.of_user(user), item.shape[0], rows), self.of_item(item)]
         if self.of_cross is not None:
             parts.append(self.of_cross(cross))
         logits = self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
         partners = self.product(user.flatten(1)).float().unflatten(1, (logits.shape[1], -1))
-        products = for_pairs(partners, item.shape[0]) * item.flatten(1).unsqueeze(1)
+        products = for_pairs(partners, item.shape[0], rows) * item.flatten(1).unsqueeze(1)
         return logits + products.sum(2)

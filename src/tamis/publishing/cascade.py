@@ -42,8 +42,11 @@ from tamis.funnel.inventory import Inventory
 from tamis.funnel.log import ads_of, logged_ads, request_starts
 from tamis.funnel.ranker import AdFeatures
 from tamis.funnel.request import Request
+from tamis.funnel.trace import Trace
 
 _ROWS_AT_A_TIME = 65_536
+_REQUESTS_AT_ONCE = 16
+"""Calling the stages costs as much as one request's candidates; of so many it is little."""
 
 
 @runtime_checkable
@@ -156,7 +159,12 @@ def write_cascade(
             f"cascade: the last stage must predict, got {blueprint.stages[-1].budget.name!r}, "
             f"which predicts nothing. Put a ranker last."
         )
-    earlier = replace(blueprint, stages=blueprint.stages[:-1]).build(encoders)
+    # Nobody waits for the answers, which are those that a stage gives if it has the time.
+    patient = tuple(
+        replace(stage, budget=replace(stage.budget, budget_ms=None))
+        for stage in blueprint.stages[:-1]
+    )
+    earlier = replace(blueprint, stages=patient).build(encoders)
     names = tuple(task.name for task in final.tasks if task.kind == "binary")
     part = encoders if reads is None else reads
     select = InputSelection(encoders, part, where="cascade")
@@ -258,11 +266,10 @@ class _Source:
         """Rows of other candidates of some requests, which begin in the batch."""
         requests = batch.take(torch.from_numpy(firsts - start))
         drawn, of_request = [], np.empty(len(firsts), np.float32)
-        for at, (first, end) in enumerate(zip(firsts, ends, strict=True)):
+        answers = self._answers(self.roles["request"][firsts], requests)
+        for at, (first, end, answer) in enumerate(zip(firsts, ends, answers, strict=True)):
             shown, of_request[at] = self.ads[first:end], self.weights[first:end].mean()
-            features = requests.take(torch.tensor([at]))
-            request = int(self.roles["request"][first])
-            drawn.append(self._draw(request, features, shown[shown >= 0]))
+            drawn.append(self._draw(*answer, shown[shown >= 0]))
         rows = np.repeat(np.arange(len(drawn)), [len(ads) for ads, _, _ in drawn])
         ads, pool, rate = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
         places = torch.from_numpy(before.places(ads, firsts[rows] - start))
@@ -281,26 +288,40 @@ class _Source:
         found = self._encoded(firsts[rows], unknown, log.final, weights, pool, rate)
         return replace(found, roles={**found.roles, "item": log.candidate})
 
+    def _answers(
+        self, numbers: NDArray[np.int64], features: Batch
+    ) -> Iterator[tuple[Trace, Candidates]]:
+        """Traces of the earlier stages, and what the last of them goes on with before its cut."""
+        for start in range(0, len(numbers), _REQUESTS_AT_ONCE):
+            asked = [
+                # Everybody is a user of his own, as a stage may remember what it made of one.
+                Request(
+                    request_id=int(number),
+                    user=~int(number),
+                    time_micros=0,
+                    slots=1,
+                    features=features.take(torch.tensor([at])),
+                )
+                for at, number in enumerate(numbers[start : start + _REQUESTS_AT_ONCE], start)
+            ]
+            ordered: list[list[Candidates]] = [[] for _ in asked]
+            traces = self.earlier.answer_all(asked, observe=[one.append for one in ordered])
+            yield from zip(traces, (steps[-1] for steps in ordered), strict=True)
+
     def _draw(
-        self, request: int, features: Batch, shown: NDArray[np.int64]
+        self, trace: Trace, found: Candidates, shown: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.float64]]:
         """Ads that were not shown, the pool of each, and its chance of being drawn."""
-        ordered: list[Candidates] = []
-        # Everybody is a user of his own, as a stage may remember what it made of one.
-        trace = self.earlier.answer(
-            Request(request_id=request, user=~request, time_micros=0, slots=1, features=features),
-            observe=ordered.append,
-        )
         for stage in trace.stages:
             if stage.fallback:
                 raise DataError(
                     f"cascade: stage {stage.name!r} must score the candidates of request "
-                    f"{request}, got the fallback {stage.fallback!r}. Mend the stage."
+                    f"{trace.request_id}, got the fallback {stage.fallback!r}. Mend the stage."
                 )
         kept = np.setdiff1d(trace.stages[-1].ads.astype(np.int64), shown)
         scored = self._drawn(kept, self.sampling.scored)
         if isinstance(self.earlier.steps[-1].stage, PredictsRows):
-            order = ordered[-1].best(len(ordered[-1]), seed=request).ads
+            order = found.best(len(found), seed=trace.request_id).ads
             rejected = self._below_the_cut(order[~np.isin(order, np.concatenate([kept, shown]))])
         else:
             others = np.setdiff1d(np.arange(len(self.codes)), np.concatenate([kept, shown]))

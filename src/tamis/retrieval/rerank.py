@@ -95,7 +95,8 @@ class Reranker:
                 user,
                 self.items.vectors,
                 places,
-                pairs=pairs_at(request, self.items.ids),
+                [len(places)],
+                pairs=[pairs_at(request, self.items.ids)],
             )
             scores = total_scores(self.scorer, 0, own, self.task_weights)
             kept = best_places(scores, k)

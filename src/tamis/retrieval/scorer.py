@@ -45,8 +45,15 @@ class Scorer(Protocol):
         """What each level reads of the user, one row for each row of the batch."""
         ...
 
-    def pair_logits(self, level: int, user: Tensor, items: Tensor, pairs: Batch | None) -> Tensor:
-        """A level's own logits (C, T) of one user with C items or nodes."""
+    def pair_logits(
+        self,
+        level: int,
+        user: Tensor,
+        items: Tensor,
+        pairs: Batch | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """A level's own logits (C, T) of C items or nodes with one user, or with those of rows."""
         ...
 
     def ensemble(self, level: int, logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Beam search through an index: from a user to the best items, level by level, with its cost."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tamis.data.batch import Batch
+from tamis.data.batch import Batch, concatenate
 from tamis.errors import DataError
 from tamis.retrieval.prefix_tree import PrefixTree
 from tamis.retrieval.scorer import Scorer
@@ -105,23 +106,52 @@ class Retriever:
                 one weight for each task.
             DataError: The user is not one row, or a score is NaN.
         """
+        (found,) = self.search_all([request], k, beams, allowed=[allowed])
+        return found
+
+    def search_all(
+        self,
+        requests: Sequence[Request],
+        k: int,
+        beams: Sequence[int],
+        *,
+        allowed: Sequence[Bool[Tensor, " V"] | None] = (),
+    ) -> list[Found]:
+        """What :meth:`search` finds for each of several requests, whose pairs are scored together.
+
+        Matrix products round a row by its place among others, so that scores may differ in their
+        last bits.
+
+        Args:
+            requests: Who ask, at least one.
+            k: As in :meth:`search`.
+            beams: As in :meth:`search`.
+            allowed: For each request as in :meth:`search`. Empty: all items for all of them.
+
+        Raises:
+            ValueError: As in :meth:`search`.
+            DataError: As in :meth:`search`.
+        """
         index_levels = self.scorer.num_levels - 1
         if len(beams) != index_levels or k < 1 or any(beam < 1 for beam in beams):
             raise ValueError(
                 f"search: k and a beam for each of {index_levels} index levels must be at least "
                 f"1, got k={k} and beams={tuple(beams)}."
             )
-        check_one_user(request, k)
+        for request in requests:
+            check_one_user(request, k)
         tree, members = self.snapshot.tree, self.snapshot.members
         totals = (*tree.num_nodes, tree.num_items)
         vector_bytes = tensor_bytes([members.vectors[:1]])
-        levels: list[LevelTrace] = []
+        levels: list[list[LevelTrace]] = [[] for _ in requests]
         with torch.inference_mode():
-            users = self.scorer.encode_user(request.user)
-            is_open = None if allowed is None else _open_by_level(allowed, tree)
-            candidates = torch.arange(totals[0], device=members.ids.device)
-            if is_open is not None:
-                candidates = candidates[is_open[0]]
+            users = self.scorer.encode_user(concatenate([request.user for request in requests]))
+            is_open = [None if one is None else _open_by_level(one, tree) for one in allowed]
+            everything = torch.arange(totals[0], device=members.ids.device)
+            # What each request has left, one after another, and how many that is of each.
+            parts = [everything if one is None else everything[one[0]] for one in is_open]
+            parts = parts or [everything] * len(requests)
+            candidates, counts = torch.cat(parts), [len(part) for part in parts]
             outputs = None
             for level, width in enumerate((*beams, k)):
                 is_item = level == index_levels
@@ -131,35 +161,57 @@ class Retriever:
                     users[level],
                     self.vectors[level],
                     candidates,
-                    pairs=pairs_at(request, members.ids) if is_item else None,
+                    counts,
+                    pairs=[pairs_at(one, members.ids) if is_item else None for one in requests],
                 )
                 outputs = own if outputs is None else torch.cat([outputs, own], dim=1)
                 probabilities = torch.sigmoid(self.scorer.ensemble(level, outputs).float())
                 scores = self._score_of(level, candidates, probabilities)
-                kept = best_places(scores, width, where=f"search, level {level + 1}")
-                levels.append(
-                    LevelTrace(
-                        nodes=totals[level],
-                        pairs=len(candidates),
-                        kept=len(kept),
-                        flops=len(candidates) * self._pair_flops[level],
-                        bytes=len(candidates) * vector_bytes,
+                where = f"search, level {level + 1}"
+                kept = [best_places(part, width, where=where) for part in scores.split(counts)]
+                for trace, pairs, best in zip(levels, counts, kept, strict=True):
+                    trace.append(
+                        LevelTrace(
+                            nodes=totals[level],
+                            pairs=pairs,
+                            kept=len(best),
+                            flops=pairs * self._pair_flops[level],
+                            bytes=pairs * vector_bytes,
+                        )
                     )
-                )
                 if is_item:
-                    order = kept[torch.argsort(-scores.index_select(0, kept), stable=True)]
-                    places = candidates.index_select(0, order)
-                    ids, scores = members.ids.index_select(0, places), scores[order]
                     break
-                candidates, lengths = tree.expand(level, candidates.index_select(0, kept))
+                starts = itertools.accumulate(counts[:-1], initial=0)
+                on = torch.cat([best + start for best, start in zip(kept, starts, strict=True)])
+                candidates, lengths = tree.expand(level, candidates.index_select(0, on))
                 outputs = torch.repeat_interleave(
-                    outputs.index_select(0, kept), lengths, dim=0, output_size=len(candidates)
+                    outputs.index_select(0, on), lengths, dim=0, output_size=len(candidates)
                 )
-                if is_open is not None:
-                    left = is_open[level + 1].index_select(0, candidates)
-                    candidates, outputs = candidates[left], outputs[left]
+                counts = [int(own.sum()) for own in lengths.split([len(best) for best in kept])]
+                if any(one is not None for one in is_open):
+                    left = [
+                        torch.ones_like(part, dtype=torch.bool)
+                        if one is None
+                        else one[level + 1].index_select(0, part)
+                        for one, part in zip(is_open, candidates.split(counts), strict=True)
+                    ]
+                    counts = [int(part.sum()) for part in left]
+                    candidates, outputs = candidates[torch.cat(left)], outputs[torch.cat(left)]
+            return [
+                self._found(*of_one)
+                for of_one in zip(
+                    candidates.split(counts), scores.split(counts), kept, levels, strict=True
+                )
+            ]
+
+    def _found(
+        self, places: Tensor, scores: Tensor, kept: Tensor, levels: Sequence[LevelTrace]
+    ) -> Found:
+        """The kept ones of some items, the best first."""
+        order = kept[torch.argsort(-scores.index_select(0, kept), stable=True)]
+        ids = self.snapshot.members.ids.index_select(0, places.index_select(0, order))
         trace = Trace(levels=tuple(levels), user_flops=self._user_flops)
-        return Found(ids=ids, scores=scores, trace=trace)
+        return Found(ids=ids, scores=scores[order], trace=trace)
 
     def _weighted_sum(self, level: int, places: Tensor, probabilities: Tensor) -> Tensor:
         del level, places
@@ -210,30 +262,55 @@ def pairs_at(
 def logits_of_pairs(
     scorer: Scorer,
     level: int,
-    user: Tensor,
+    users: Tensor,
     vectors: Float[Tensor, "V W"],
     places: Int[Tensor, " C"],
+    counts: Sequence[int],
     *,
-    pairs: Callable[[Int[Tensor, " C"]], Batch] | None,
+    pairs: Sequence[Callable[[Int[Tensor, " c"]], Batch] | None],
 ) -> Float[Tensor, "C 1 T"]:
-    """A level's own logits of a user with some nodes or items, a few at a time.
+    """A level's own logits of users with some nodes or items, a few at a time.
 
     Args:
         scorer: The model.
         level: Its level.
-        user: What that level reads of the user.
+        users: What that level reads of the users, a row for each.
         vectors: Of all nodes or items.
-        places: Those that are scored.
-        pairs: From places to the context side of pairs; None: there is none.
+        places: Those that are scored, user by user.
+        counts: How many of them are each user's.
+        pairs: For each user from places to the context side of pairs; None: there is none.
     """
-    on_cpu = vectors.device.type == "cpu"
-    parts = [
-        scorer.pair_logits(
-            level, user, vectors.index_select(0, some), None if pairs is None else pairs(some)
-        )
-        for some in places.split(_PAIRS_AT_ONCE_ON_CPU if on_cpu else _PAIRS_AT_ONCE)
-    ]
+    at_once = _PAIRS_AT_ONCE_ON_CPU if vectors.device.type == "cpu" else _PAIRS_AT_ONCE
+    rows = None
+    if len(counts) > 1:
+        repeats = torch.tensor(counts, device=places.device)
+        rows = torch.arange(len(counts), device=places.device).repeat_interleave(repeats)
+    parts = []
+    for start in range(0, max(1, len(places)), at_once):
+        some = places[start : start + at_once]
+        of = None if rows is None else rows[start : start + at_once]
+        context = _context_of(some, of, pairs)
+        items = vectors.index_select(0, some)
+        parts.append(scorer.pair_logits(level, users, items, context, of))
     return torch.cat(parts).unsqueeze(1)
+
+
+def _context_of(
+    places: Tensor,
+    rows: Tensor | None,
+    pairs: Sequence[Callable[[Int[Tensor, " c"]], Batch] | None],
+) -> Batch | None:
+    """The context side of some pairs, given by places and, of several users, their rows."""
+    if rows is None or not len(rows):
+        return None if pairs[0] is None else pairs[0](places)
+    found = []
+    users, counts = rows.unique_consecutive(return_counts=True)
+    for user, part in zip(users.tolist(), places.split(counts.tolist()), strict=True):
+        beside = pairs[user]
+        if beside is None:
+            return None
+        found.append(beside(part))
+    return concatenate(found)
 
 
 def total_scores(
