@@ -57,16 +57,19 @@ def test_every_command_and_snippet_runs(workplace: Path) -> None:
     assert (workplace / "runs" / "dhen" / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "page", [README, *sorted(README.parent.glob("docs/**/*.md"))], ids=lambda page: page.name
-)
+_PAGES = [README, *(README.parent / name for name in ("CHANGELOG.md", "CONTRIBUTING.md"))]
+_PAGES += sorted((*README.parent.glob("docs/**/*.md"), *README.parent.glob("results/*.md")))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         path, _, heading = target.partition("#")
         linked = page.parent / path if path else page
         assert linked.exists(), f"{page}: {target}"
         if heading:
-            heads = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.M)
+            prose = re.sub(r"^```.*?^```", "", linked.read_text(), flags=re.S | re.M)
+            heads = re.findall(r"^#+ (.*)$", prose, flags=re.M)
             anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
             assert heading in anchors, f"{page}: {target}"
 

@@ -443,6 +443,24 @@ def test_same_seed_draws_the_same_candidates(
     assert told[-1] == (50, 50)
 
 
+def test_stages_may_take_their_time_as_nobody_waits(
+    with_early: Blueprint, log: Dataset, tmp_path: Path
+) -> None:
+    hurried = replace(
+        with_early,
+        stages=tuple(
+            replace(stage, budget=replace(stage.budget, budget_ms=1e-3))
+            for stage in with_early.stages
+        ),
+    )
+    sampling = replace(_SAMPLING, requests=20)
+
+    found = write_cascade(hurried, log, tmp_path / "hurried", sampling=sampling)
+
+    patient = write_cascade(with_early, log, tmp_path / "patient", sampling=sampling)
+    assert found.fingerprint == patient.fingerprint
+
+
 def test_what_cannot_teach_is_refused(teacher: Blueprint, log: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cascade: must have a stage before the final one, got"):
         write_cascade(

@@ -219,9 +219,9 @@ def test_printed_tables_fit_100_columns(table: ResultTable) -> None:
 @pytest.mark.parametrize(
     ("name", "panels"),
     [
-        ("frappe", ["NE"]),
+        ("frappe", ["NE, less is better"]),
         ("sequence-rees46", ["AUC"]),
-        ("census", ["AUC education", "AUC income", "AUC marital"]),
+        ("census", ["AUC, education", "AUC, income", "AUC, marital"]),
         ("ensemble-rees46", ["AUC"]),
     ],
 )
@@ -233,6 +233,34 @@ def test_a_figure_has_all_rows_and_a_panel_for_each_task(name: str, panels: list
 
     shown = (*table.models, *(average.name for average in table.averages), *panels)
     assert all(f">{word}<" in figure for word in shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("frappe", "ne"), ("sequence-rees46", "auc"), ("census", "auc")]
+)
+def test_a_figure_is_of_the_seeds_of_what_is_compared(
+    monkeypatch: pytest.MonkeyPatch, name: str, metric: str
+) -> None:
+    table = TABLES[name]
+    assert isinstance(table, ResultTable)
+    rows = _rows(table)
+    for place, row in enumerate(rows):
+        nothing = dict.fromkeys(row["metrics"], -1.0)
+        row["metrics"], *others = (
+            nothing | {metric: place + 100.0 * at} for at in range(len(table.tasks))
+        )
+        row["other_tasks"] = dict(zip(table.tasks[1:], others, strict=True))
+    drawn: list[Any] = []
+    monkeypatch.setattr(results, "seed_dots", lambda *given, **_: drawn.extend(given))
+
+    figure_of(table, rows)
+
+    models, panels = drawn
+    count = len(models)
+    assert [panel.values for panel in panels] == [
+        [[place + 100.0 * at, place + count + 100.0 * at] for place in range(count)]
+        for at in range(len(table.tasks))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tamis.data.times import latest
 from tamis.errors import ConfigError, DataError, TamisError
 from tamis.evaluation.calibrators import CalibrationMethod, fit_by_group
 from tamis.evaluation.imitation import evaluate_imitation
-from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.blueprint import Blueprint, PlannedStage
 from tamis.funnel.calibration import Calibration
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan
@@ -32,7 +32,6 @@ from tamis.models.trained import TrainedModel
 from tamis.publishing.calibrate import (
     billing_of_rows,
     calibrating_rows,
-    came_to_final,
     served_predictions,
 )
 from tamis.publishing.cascade import CascadeSampling, write_cascade
@@ -77,12 +76,17 @@ def log_schema(blueprint: Blueprint) -> Schema:
     """The columns that a round's logs need: all inputs, and the labels of all stages that learn.
 
     Raises:
-        ConfigError: No stage of the funnel learns.
+        ConfigError: No stage of the funnel learns, or one that imitates has none to imitate.
     """
     tasks: dict[str, Task] = {}
-    for stage in blueprint.stages:
+    for place, stage in enumerate(blueprint.stages):
         if isinstance(stage.plan, Trainable):
             tasks |= {task.name: task for task in label_tasks(stage.plan.model.spec.tasks)}
+            if _imitates(stage.plan) and not _teachers(blueprint, place):
+                raise ConfigError(
+                    f"refresh: a ranker must follow the early stage {stage.budget.name!r}, which "
+                    f"imitates one, got none. Publish a funnel with one."
+                )
     if not tasks:
         raise ConfigError(
             "refresh: a stage of the bundle must be an early stage or a ranker, got none, and "
@@ -142,7 +146,7 @@ def learn(
 def _dataset(now: Blueprint, name: str, plan: Trainable, lesson: Lesson) -> Dataset:
     """What a stage learns from, encoded as what it has learnt from before."""
     tasks = plan.model.spec.tasks
-    if all(not task.distils for task in tasks):
+    if not _imitates(plan):
         reads = plan.encoders or now.encoders
         return _ingested(lesson, f"{name}-data", reads, tasks)
     whole = _ingested(lesson, f"{name}-log", now.encoders, label_tasks(tasks))
@@ -150,15 +154,18 @@ def _dataset(now: Blueprint, name: str, plan: Trainable, lesson: Lesson) -> Data
     if artifacts.kind_of(out) == "dataset":
         return Dataset.open(out)
     place = [stage.budget.name for stage in now.stages].index(name)
-    teachers = [stage for stage in now.stages[place + 1 :] if isinstance(stage.plan, RankerPlan)]
-    if not teachers:
-        raise ConfigError(
-            f"refresh: a ranker must follow the early stage {name!r}, which imitates one, got "
-            f"none. Publish a funnel with one."
-        )
     # With the very stage, whose cut decides what it keeps and what it turns away.
-    cascade = replace(now, stages=(*now.stages[: place + 1], teachers[-1]))
+    cascade = replace(now, stages=(*now.stages[: place + 1], _teachers(now, place)[-1]))
     return write_cascade(cascade, whole, out, sampling=CascadeSampling(), reads=plan.encoders)
+
+
+def _imitates(plan: Trainable) -> bool:
+    return any(task.distils for task in plan.model.spec.tasks)
+
+
+def _teachers(blueprint: Blueprint, place: int) -> list[PlannedStage]:
+    """Rankers behind a stage."""
+    return [one for one in blueprint.stages[place + 1 :] if isinstance(one.plan, RankerPlan)]
 
 
 def _ingested(lesson: Lesson, name: str, encoders: Encoders, tasks: tuple[Task, ...]) -> Dataset:
@@ -230,23 +237,22 @@ def _head(plan: Trainable) -> ServedHead | None:
 def _compared(
     name: str, before: Trainable, after: Trainable, dataset: Dataset, inventory: Inventory
 ) -> list[Losses]:
-    """Losses of two stages on the test rows that came to the final stage, as each would serve.
+    """Losses of two stages on the test rows, as each would serve.
 
-    The loss is the divergence from the target: the log loss where that is a label.
+    The loss is the divergence from the target: the log loss where that is a label. What an early
+    stage turned away counts too, by the weights of its rows: a new one that overrates it is worse,
+    and rows that the stage before chose by its own scores would speak against that one alone.
     """
     groups = billing_of_rows(dataset, "test", inventory)
     columns = [_served(plan, dataset, groups) for plan in (before, after)]
-    split = dataset.split("test")
-    came, weights = came_to_final(split), split.weights()
+    weights = dataset.split("test").weights()
     found = []
     for task, (target, serving) in columns[0].items():
         refreshed = columns[1][task][1]
-        if np.isnan(target[came]).all():
+        if np.isnan(target).all():
             continue
         losses = [
-            evaluate_imitation(
-                target[came], predicted[came], weights=None if weights is None else weights[came]
-            )
+            evaluate_imitation(target, predicted, weights=weights)
             for predicted in (serving, refreshed)
         ]
         found.append(

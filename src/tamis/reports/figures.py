@@ -18,6 +18,8 @@ class Curve:
     """Positions."""
     y: Sequence[float]
     """Values, as many as positions."""
+    spread: Sequence[float] = ()
+    """Standard deviation of each value. Empty: not drawn."""
 
 
 def learning_curves(

@@ -1,4 +1,4 @@
-"""Figures of tables of results: what every seed gave, what one thing costs of another, claims."""
+"""Figures of tables of results: what every seed gave, what finding more costs, differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from tamis.reports.canvas import INK, MUTED, SERIES, canvas, shortened, svg_of
+from tamis.reports.figures import Curve
 
 _FAR = 6.0
 """Distance from the median, in median distances, from which a mean is told and not drawn."""
 _ALIKE = 0.001
 """Share of the whole width that this distance needs: most means may be the same to the digit."""
-_DASHES = ("-", "--", ":")
+_DASHES, _MARKERS = ("-", "--", ":"), "os^D"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +31,8 @@ def seed_dots(
 ) -> str:
     """A dot for every seed and a stroke at their mean, the first name on top.
 
-    Names whose mean lies far from all others are told at the edge: drawn, they would leave the
-    others no room.
+    Names whose mean lies far from those of all others, and from all of their seeds, are told at the
+    edge: drawn, they would leave the others no room.
 
     Args:
         names: What is compared.
@@ -63,6 +64,10 @@ def _draw_seeds(
     away = means - np.median(means)
     least = _FAR * np.median(np.abs(away))
     is_far = (np.abs(away) > least) & (least > _ALIKE * np.ptp(means))
+    # Where seeds of others reach as far, leaving one out would make no room.
+    near = np.concatenate([own for own, far in zip(values, is_far, strict=True) if not far])
+    room = np.ptp(near)
+    is_far &= (means > near.max() + room) | (means < near.min() - room)
     if base is not None and not is_far[base]:
         axes.axvline(means[base], color=MUTED, lw=0.9, ls=":")
     for at, own in enumerate(values):
@@ -84,24 +89,20 @@ def _draw_seeds(
     axes.locator_params(axis="x", nbins=5)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """One line of a figure, or one point."""
-
-    name: str
-    """Legend text."""
-    x: Sequence[float]
-    """Positions."""
-    y: Sequence[float]
-    """Values, as many as positions."""
-    spread: Sequence[float] = ()
-    """Standard deviation of each value. Empty: not drawn."""
-
-
 def lines(
-    drawn: Sequence[Line], *, title: str, xlabel: str, ylabel: str, is_log: bool = False
+    drawn: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, is_log: bool = False
 ) -> str:
-    """Values over positions, each of them marked unless their axis is logarithmic."""
+    """Curves, or single points, named beside the figure.
+
+    Args:
+        drawn: Up to twelve that look different, told apart without their colours too.
+        title: Above the figure.
+        xlabel: What positions are; unless their axis is logarithmic, each has a tick.
+        ylabel: What values are.
+        is_log: Whether the axis of positions is logarithmic.
+    """
+    from matplotlib.ticker import NullFormatter
+
     with canvas(width=7.2, height=3.8) as (figure, axes):
         for at, line in enumerate(drawn):
             axes.errorbar(
@@ -110,7 +111,7 @@ def lines(
                 yerr=line.spread or None,
                 color=SERIES[at % len(SERIES)],
                 ls=_DASHES[at // len(SERIES) % len(_DASHES)],
-                marker="os^"[at // len(SERIES) % len(_DASHES)],
+                marker=_MARKERS[(at + at // len(SERIES)) % len(_MARKERS)],
                 ms=4,
                 lw=1.4,
                 capsize=2,
@@ -119,7 +120,11 @@ def lines(
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if is_log:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            # Within a decade there may be no major tick at all.
+            few = (lambda value, _: f"{value:g}") if high < 10 * low else NullFormatter()
+            axes.xaxis.set_minor_formatter(few)
         else:
             axes.set_xticks(sorted({x for line in drawn for x in line.x}))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
@@ -135,13 +140,16 @@ class Difference:
     estimate: float
     """The difference."""
     lower: float
-    """Lower end of its interval."""
+    """Lower end of its interval; not a number where it is not known."""
     upper: float
     """Upper end of its interval."""
 
 
 def differences(found: Sequence[Difference], *, title: str, xlabel: str) -> str:
-    """A dot and its interval for each difference, the first on top, beside a line at 0."""
+    """A dot and its interval for each difference, the first on top, beside a line at 0.
+
+    A dot is hollow where the interval holds 0, or is not known.
+    """
     with canvas(width=7.2, height=0.9 + 0.27 * len(found)) as (figure, axes):
         axes.axvline(0, color=MUTED, lw=0.9, ls="--")
         for at, one in enumerate(found):

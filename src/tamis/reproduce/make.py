@@ -216,9 +216,9 @@ class _Ledger:
         payload = self._write(rows, claims=claims)
         columns, display = self._table.display(rows)
         text = self._table.markdown(payload, columns, display)
-        artifacts.write_text(self._path.with_suffix(".md"), text)
         figure = standalone(self._table.figure(rows))
         artifacts.write_text(self._path.with_suffix(".svg"), figure)
+        artifacts.write_text(self._path.with_suffix(".md"), text)
         levels = None
         if isinstance(self._table, RetrievalRows):
             levels = self._table.display_levels(rows)

@@ -1,4 +1,4 @@
-"""What is read off a table's finished trainings: rows, claims, the printed form, Markdown."""
+"""What is read off a table's finished trainings: rows, claims, printed form, figure, Markdown."""
 
 import json
 from collections import Counter
@@ -19,6 +19,10 @@ from tamis.training.compare import read_predictions
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
 _LESS_IS_BETTER = {"ne": "NE", "ece": "ECE", "calibration": "distance of calibration from 1"}
+SEEDS = (
+    "A dot is a seed, a stroke the mean of them; a mean far outside all others is told at the edge."
+)
+"""What the marks of a figure of seeds are."""
 _HEADS = {"auc": "AUC", "log_loss": "log loss", "ndcg@20": "NDCG@20"}
 """How metrics of published figures are written, where not as they are named."""
 
@@ -194,10 +198,10 @@ def figure_of(table: ResultTable, rows: Sequence[Mapping[str, Any]]) -> str:
     """A dot for every seed: of what the table compares, or of the AUC of each of its tasks."""
     models = (*table.models, *(average.name for average in table.averages))
     metric = "ne" if {claim.metric for claim in table.comparisons} == {"ne"} else "auc"
-    head = metric.upper()
+    head = "NE, less is better" if metric == "ne" else "AUC"
     panels = [
         Seeds(
-            xlabel=head if len(table.tasks) == 1 else f"{head} {task}",
+            xlabel=head if len(table.tasks) == 1 else f"{head}, {task}",
             values=[_values(rows, model, metric, table.key_of(task)) for model in models],
         )
         for task in table.tasks
@@ -219,7 +223,9 @@ def _mostly_claimed(table: ResultTable) -> str | None:
 def page_of(table: ResultTable, payload: Mapping[str, Any]) -> str:
     """The table as Markdown, with published figures and claims."""
     columns, lines = _lines(table, payload["rows"], is_page=True)
-    return markdown_of(payload, columns, lines, chosen_on=table.chosen_on)
+    reference = _mostly_claimed(table)
+    caption = SEEDS + (f" The dotted line stands at the mean of {reference}." if reference else "")
+    return markdown_of(payload, columns, lines, chosen_on=table.chosen_on, caption=caption)
 
 
 def _lines(
@@ -303,6 +309,7 @@ def markdown_of(
     columns: Sequence[str],
     display: Sequence[Sequence[str]],
     *,
+    caption: str,
     chosen_on: str = "validation",
     more: Sequence[str] = (),
 ) -> str:
@@ -314,7 +321,7 @@ def markdown_of(
         f"Made by `{payload['command']}` at commit {commits or 'unknown'}; mean ± standard "
         f"deviation over seeds, test split, weights chosen on the {chosen_on} split.",
         "",
-        *picture_of(payload),
+        *picture_of(payload, caption),
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),
@@ -331,9 +338,9 @@ def markdown_of(
     return "\n".join(lines) + "\n"
 
 
-def picture_of(payload: Mapping[str, Any]) -> list[str]:
-    """Lines that show the figure beside the page."""
-    return [f"![The table in a figure]({payload['table']}.svg)", ""]
+def picture_of(payload: Mapping[str, Any], caption: str) -> list[str]:
+    """Lines that show the figure beside the page, and say what its marks are."""
+    return [f"![{caption}]({payload['table']}.svg)", "", caption, ""]
 
 
 def figures_of(claim: Mapping[str, Any]) -> tuple[str, str]:

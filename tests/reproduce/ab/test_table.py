@@ -1,5 +1,6 @@
 """Claims, lines and the page of A/B tests, on rows that are made up here."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tamis.errors import ConfigError
+from tamis.reproduce.ab import table
 from tamis.reproduce.ab.funnels import RECIPES
 from tamis.reproduce.ab.table import AbRows
 from tamis.reproduce.make import kind_of
@@ -149,16 +151,32 @@ def test_page_tells_where_the_gain_comes_from() -> None:
     assert "| +65.0% | full wins after day 2 |" in page
 
 
-def test_figure_has_every_test() -> None:
-    rows = [_row(seed, gain) for seed, gain in enumerate((0.030, 0.031))]
+def test_figure_has_every_test_and_what_is_claimed_over_markets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [_row(seed, gain) for seed, gain in enumerate((0.030, 0.040))]
+    silent = rows[1]["tests"]["popularity"]["differences"]["value_per_request"]
+    silent |= {"standard_error": None, "lower": None, "upper": None}
+    drawn: list[Any] = []
+    monkeypatch.setattr(table, "differences", lambda found, **_: drawn.extend(found))
 
-    figure = ROWS.figure(rows)
+    ROWS.figure(rows)
 
-    assert all(
-        f">against {rival}, market {seed}<" in figure
-        for rival in ("baseline", "popularity")
-        for seed in range(2)
-    )
+    claims = [claim for claim in ROWS.claims(rows) if "over markets" in claim["claim"]]
+    assert [(one.name, pytest.approx(one.estimate)) for one in drawn] == [
+        ("against baseline, market 0", 0.030),
+        ("against baseline, market 1", 0.040),
+        ("against baseline, over markets", 0.035),
+        ("against popularity, market 0", 0.130),
+        ("against popularity, market 1", 0.140),
+        ("against popularity, over markets", 0.135),
+    ]
+    assert [drawn[0].lower, drawn[0].upper] == pytest.approx([0.0104, 0.0496])
+    assert [[one.lower, one.upper] for one in (drawn[2], drawn[5])] == [
+        claim["interval"] for claim in claims
+    ]
+    assert math.isnan(drawn[4].lower)
+    assert math.isnan(drawn[4].upper)
 
 
 def test_test_without_an_error_has_no_interval_and_no_claim_over_users() -> None:

@@ -1,6 +1,7 @@
 """Claims and pages of early stages, and a whole table from the harness, processes and all."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from tamis.errors import ConfigError
+from tamis.reports.figures import Curve
 from tamis.reproduce import make
+from tamis.reproduce.early import rounds_table, table
 from tamis.reproduce.early import table as early_table
 from tamis.reproduce.early.rounds_table import RoundsRows
 from tamis.reproduce.early.study import Study
@@ -145,14 +148,20 @@ def test_what_is_not_known_is_left_empty() -> None:
     assert mean_and_sd([0.5, None]) == mean_and_sd([0.5, float("nan")]) == mean_and_sd([]) == ""
 
 
-def test_figure_has_every_early_stage() -> None:
+def test_figure_has_every_early_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [_row(model, seed, 0.8 + 0.1 * seed) for model in TABLE.models for seed in range(2)]
     for row in rows:
-        row["metrics"]["true_value"] = 0.9
+        row["metrics"]["true_value"] = 0.9 + row["seed"]
+    drawn: list[Any] = []
+    monkeypatch.setattr(table, "seed_dots", lambda *given, **_: drawn.extend(given))
 
-    figure = EarlyRows(TABLE).figure(rows)
+    EarlyRows(TABLE).figure(rows)
 
-    assert all(f">{name}<" in figure for name in (*TABLE.models, "soft recall", "true value"))
+    models, (recall, value) = drawn
+    assert models == TABLE.models
+    assert [recall.xlabel, value.xlabel] == ["soft recall", "true value, times the final stage's"]
+    assert recall.values == [[0.8, 0.9]] * 2
+    assert value.values == [[0.9, 1.9]] * 2
 
 
 def _rounds_row(pools: str, seed: int, recalls: list[float]) -> dict[str, Any]:
@@ -160,14 +169,23 @@ def _rounds_row(pools: str, seed: int, recalls: list[float]) -> dict[str, Any]:
     return {"model": pools, "seed": seed, "rounds": rounds}
 
 
-def test_figure_of_rounds_has_a_line_for_each_set_of_pools() -> None:
+def test_figure_of_rounds_has_a_line_for_each_set_of_pools(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = [
         _rounds_row(pools, seed, [0.8, 0.9, 0.7]) for pools in ROUNDS.models for seed in range(2)
     ]
+    drawn: list[Curve] = []
+    monkeypatch.setattr(rounds_table, "lines", lambda curves, **_: drawn.extend(curves))
 
-    figure = RoundsRows(ROUNDS).figure(rows)
+    RoundsRows(ROUNDS).figure(rows)
 
-    assert all(f">up to {pools}<" in figure for pools in ROUNDS.models)
+    assert [curve.name for curve in drawn] == [f"up to {pools}" for pools in ROUNDS.models]
+    for curve in drawn:
+        assert list(curve.x) == [0, 1, 2]
+        # Of seeds 0 and 1, which differ by 0.001 after each round.
+        assert curve.y == pytest.approx([0.8005, 0.9005, 0.7005])
+        assert curve.spread == pytest.approx([0.001 / math.sqrt(2)] * 3)
 
 
 def test_claims_of_rounds_compare_the_last_round() -> None:

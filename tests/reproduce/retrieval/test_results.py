@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tamis import artifacts, config
+from tamis.reports.figures import Curve
+from tamis.reproduce.retrieval import results
 from tamis.reproduce.retrieval.results import (
     claims_of,
     display_of,
@@ -295,7 +297,9 @@ def test_checks_are_claimed_of_the_rows_that_say_so_and_of_no_ablation() -> None
     assert claim["estimate"] == pytest.approx(0.2)
 
 
-def test_figure_has_a_line_for_each_way_to_search_and_none_for_variants() -> None:
+def test_figure_has_a_line_for_each_way_to_search_and_none_for_variants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     table = replace(
         TABLE, rows=(*TABLE.rows, SearchRow(name="joint-em", model="joint-em", method="network"))
     )
@@ -311,12 +315,30 @@ def test_figure_has_a_line_for_each_way_to_search_and_none_for_variants() -> Non
             {**point, "setting": setting} for point, setting in zip(points, chosen, strict=True)
         ]
 
-    figure = figure_of(table, rows)
+    for row in rows:  # times of the two seeds, whose geometric mean is twice the first
+        for point in row["points"]:
+            point["latency"] *= 4.0 ** row["seed"]
+    drawn: list[Curve] = []
+    labels: dict[str, str] = {}
 
-    names = ("joint", "base", "ann, ivf", "ann, hnsw", "large")
-    assert all(f">{name}<" in figure for name in names)
-    assert ">joint-em<" not in figure
-    assert "recall at 100 of true value" in figure
+    def capture(curves: list[Curve], **given: str) -> str:
+        drawn.extend(curves)
+        labels.update(given)
+        return ""
+
+    monkeypatch.setattr(results, "lines", capture)
+
+    figure_of(table, rows)
+
+    names = [curve.name for curve in drawn]
+    assert names == ["joint", "base", "ann, ivf", "ann, hnsw", "large", "apart", "uneven"]
+    assert labels["ylabel"] == "recall at 100 of true value"
+    of = dict(zip(names, drawn, strict=True))
+    assert of["base"].x == pytest.approx([2.0])
+    assert of["base"].y == pytest.approx([0.2005])
+    assert of["joint"].y == pytest.approx([0.2905] * 3)
+    assert of["ann, hnsw"].x == pytest.approx([3.8])
+    assert of["ann, hnsw"].y == pytest.approx([0.25])
 
 
 def test_widths_that_find_less_than_half_are_not_drawn() -> None:

@@ -81,15 +81,7 @@ class AbRows:
         claims = []
         for rival in RIVALS:
             found = [row["tests"][rival]["differences"][_VALUE] for row in rows]
-            claims.append(
-                paired_claim(
-                    f"{FULL} has a higher value per request than {rival}, over markets",
-                    _VALUE,
-                    [item["control"]["value"] for item in found],
-                    [item["treatment"]["value"] for item in found],
-                    0.0,
-                )
-            )
+            claims.append(_over_markets(rival, rows))
             if all(_error(row, rival) is not None for row in rows):
                 claims.append(_pooled_claim(rival, found))
         return claims
@@ -111,20 +103,30 @@ class AbRows:
         return columns, display
 
     def figure(self, rows: Sequence[Row]) -> str:
-        """The difference in value per request of every test, with its interval."""
+        """The difference in value per request of every test, and over all markets."""
         found = []
         for rival in RIVALS:
             for row in rows:
                 one = row["tests"][rival]["differences"][_VALUE]
-                known = one["lower"] is not None
+                is_known = one["lower"] is not None
                 found.append(
                     Difference(
                         name=f"against {rival}, market {row['seed']}",
                         estimate=one["difference"],
-                        lower=one["lower"] if known else one["difference"],
-                        upper=one["upper"] if known else one["difference"],
+                        lower=one["lower"] if is_known else math.nan,
+                        upper=one["upper"] if is_known else math.nan,
                     )
                 )
+            claim = _over_markets(rival, rows)
+            lower, upper = claim["interval"]
+            found.append(
+                Difference(
+                    name=f"against {rival}, over markets",
+                    estimate=claim["estimate"],
+                    lower=lower,
+                    upper=upper,
+                )
+            )
         return differences(
             found,
             title=f"{self.name}: what the {FULL} funnel earns more",
@@ -146,9 +148,25 @@ class AbRows:
             f"{self._table.judge_every}. Means ± standard deviations over {self.seeds} markets, "
             f"each with trainings of its own."
         )
-        text = page(payload, columns, display, about)
+        caption = (
+            "Bars are 95 % intervals: of each test over users, below them over markets. A dot is "
+            "hollow where its interval holds 0 or is not known."
+        )
+        text = page(payload, columns, display, about, caption=caption)
         rows = payload["rows"]
         return text + "\n".join(["", *_tests_of(rows), "", *_regret_of(rows), ""])
+
+
+def _over_markets(rival: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The claim with markets as the only chance."""
+    found = [row["tests"][rival]["differences"][_VALUE] for row in rows]
+    return paired_claim(
+        f"{FULL} has a higher value per request than {rival}, over markets",
+        _VALUE,
+        [item["control"]["value"] for item in found],
+        [item["treatment"]["value"] for item in found],
+        0.0,
+    )
 
 
 def _pooled_claim(rival: str, found: Sequence[Row]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tamis import api, artifacts, config
-from tamis.reports.table_figures import Line, lines
+from tamis.reports.figures import Curve
+from tamis.reports.table_figures import lines
 from tamis.reproduce.early.market import TASKS, early_market_schema, serve_first_days, train_on
 from tamis.reproduce.early.rounds import make_rounds
 from tamis.reproduce.early.row import read_recipe
@@ -144,7 +145,7 @@ class RoundsRows:
             found = [_rounds(row, "soft_recall") for row in rows if row["model"] == pools]
             mean, spread = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
             drawn.append(
-                Line(
+                Curve(
                     name=f"up to {pools}",
                     x=range(len(mean)),
                     y=mean.tolist(),
@@ -169,7 +170,8 @@ class RoundsRows:
             f"and what is lost of it are the market's truth. Means ± standard deviations over "
             f"{self.seeds} seeds."
         )
-        return page(payload, columns, display, about)
+        caption = "Means, and standard deviations over seeds, of each set of pools."
+        return page(payload, columns, display, about, caption=caption)
 
 
 def _rounds(row: Row, key: str) -> list[float]:

@@ -26,7 +26,7 @@ from tamis.reproduce.early.variants import (
     recipes_of,
     variant_to_json,
 )
-from tamis.reproduce.results import picture_of
+from tamis.reproduce.results import SEEDS, picture_of
 from tamis.reproduce.runner import Cell
 from tamis.training.consolidation import Consolidation, RequestCost
 
@@ -149,7 +149,10 @@ class EarlyRows:
                     for model in self.models
                 ],
             )
-            for key, head in (("soft_recall", "soft recall"), ("true_value", "true value"))
+            for key, head in (
+                ("soft_recall", "soft recall"),
+                ("true_value", "true value, times the final stage's"),
+            )
         ]
         title = f"{self.name}: every seed, and the mean"
         return seed_dots(self.models, panels, title=title, reference=FULL)
@@ -175,7 +178,9 @@ class EarlyRows:
                 f" What the set does not tell is drawn by an oracle: {share:.1%} of the labels of "
                 f"judged impressions, and the true value of every candidate."
             )
-        return page(payload, columns, display, about, costs=self._costs(payload["rows"]))
+        caption = f"{SEEDS} The dotted lines stand at the means of {FULL}."
+        costs = self._costs(payload["rows"])
+        return page(payload, columns, display, about, caption=caption, costs=costs)
 
     def _costs(self, rows: Sequence[Row]) -> list[str]:
         """A request by the one model, and by those that have a model for each task."""
@@ -241,6 +246,7 @@ def page(
     display: Sequence[Sequence[str]],
     about: str,
     *,
+    caption: str,
     costs: Sequence[str] = (),
 ) -> str:
     """A table of early stages as Markdown, with lines on costs and its claims."""
@@ -250,7 +256,7 @@ def page(
         "",
         f"Made by `{payload['command']}` at commit {commits or 'unknown'}. {about}",
         "",
-        *picture_of(payload),
+        *picture_of(payload, caption),
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),

@@ -9,7 +9,8 @@ import numpy as np
 from tamis import artifacts
 from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
-from tamis.reports.table_figures import Line, lines
+from tamis.reports.figures import Curve
+from tamis.reports.table_figures import lines
 from tamis.reproduce.results import three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
@@ -164,21 +165,23 @@ def display_of(
 
 
 def figure_of(table: RetrievalTable, rows: Sequence[Row]) -> str:
-    """Recall at 100 over processor time: every way to search, from narrow to wide.
+    """Recall at 100 over processor time: the table's ways to search, from narrow to wide.
 
     Widths that find less than half of the best would leave the others no room, and are not drawn.
+    Times are geometric means over seeds, as they are ratios on a logarithmic axis.
     """
     least = 0.5 * max(recall_of(row["metrics"]) for row in rows)
     drawn = []
     for name in table.drawn:
         own = [row["points"] for row in rows if row["model"] == name]
-        # By place: what is equally wide has another number of beams where nodes are fewer.
+        # By place: what is equally wide has another number of beams where nodes are fewer. Seeds
+        # whose beams were chosen wider were measured at more widths than all of them.
         widths = list(zip(*own, strict=False))
         kinds = [_kind_of(points[0]["setting"]) for points in widths]
         for kind in dict.fromkeys(kinds):
             points = [
                 (
-                    float(np.mean([point["latency"] for point in same])),
+                    float(np.exp(np.mean(np.log([point["latency"] for point in same])))),
                     float(np.mean([recall_of(point) for point in same])),
                 )
                 for same, of in zip(widths, kinds, strict=True)
@@ -188,7 +191,7 @@ def figure_of(table: RetrievalTable, rows: Sequence[Row]) -> str:
             if shown:
                 x, y = zip(*shown, strict=True)
                 full_name = name if len(set(kinds)) == 1 else f"{name}, {kind}"
-                drawn.append(Line(name=full_name, x=x, y=y))
+                drawn.append(Curve(name=full_name, x=x, y=y))
     is_value = any(_VALUE in row["metrics"] for row in rows)
     return lines(
         drawn,

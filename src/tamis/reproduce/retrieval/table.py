@@ -158,7 +158,7 @@ class RetrievalRows:
         return display_of(self._table, rows, is_page=False)
 
     def figure(self, rows: Sequence[Row]) -> str:
-        """Recall over processor time, a line for each way to search that is no ablation."""
+        """Recall over processor time, a line for each way to search that the table draws."""
         return figure_of(self._table, rows)
 
     def display_levels(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -174,7 +174,11 @@ class RetrievalRows:
         if levels:
             more = [_LEVELS, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
             more += ["| " + " | ".join(cells) + " |" for cells in levels] + [""]
-        return markdown_of(payload, columns, display, more=more)
+        caption = (
+            "Recall over processor time, means over seeds. Not drawn: popularity, variants of an "
+            "index, what a teacher taught, and widths that find less than half of the best."
+        )
+        return markdown_of(payload, columns, display, caption=caption, more=more)
 
     @property
     def _reference(self) -> str:

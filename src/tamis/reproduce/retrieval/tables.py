@@ -112,7 +112,7 @@ class RetrievalTable:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """Rows of the figure: indexes, then all but their variants and what a teacher taught."""
+        """Rows of the figure: indexes, then other models; no variants, nothing taught."""
         variants = tuple(f"{name}-" for name in self.indexed)
         others = (
             row.name
