@@ -1,5 +1,6 @@
 """A funnel as the policy of a live market, and what its stages truly lose there."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tamis.funnel.request import Request
 from tamis.funnel.trace import AUCTION, KNOWN, Trace
 
 _ROWS_AT_A_TIME = 16_384
+_REQUESTS_AT_ONCE = 16
+"""Calling the stages costs as much as a request's candidates; of so many requests it is little."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,7 +51,8 @@ class ServedFunnel:
 class FunnelPolicy:
     """Answers the requests of a live market by a funnel.
 
-    Each request starts from the living ads that the funnel knows. Whether the funnel is one and the
+    Each request starts from the living ads that the funnel knows; a few that follow each other are
+    answered together, as a server under load does. Whether the funnel is one and the
     same or another every hour is up to ``serve``: features of ads, such as a click rate, are as old
     as the table that a funnel was made with, and ads that were born later are not in it.
     """
@@ -85,8 +89,26 @@ class FunnelPolicy:
         ads = np.full((len(requests), requests.slots), -1, np.int32)
         prices = np.full(ads.shape, np.nan)
         recorder = _Recorder(served, requests, rows)
+        asked = enumerate(self._requests(requests, rows))
+        while some := list(itertools.islice(asked, _REQUESTS_AT_ONCE)):
+            seen: list[list[Candidates]] = [[] for _ in some]
+            traces = served.funnel.answer_all(
+                [request for _, request in some], observe=[one.append for one in seen]
+            )
+            for (at, request), trace, of_steps in zip(some, traces, seen, strict=True):
+                if request.request_id % self._judge_every == 0:
+                    recorder.keep(at, trace, of_steps)
+                self.fallbacks.update(
+                    (stage.name, stage.fallback) for stage in trace.stages if stage.fallback
+                )
+                slate = trace.slate
+                ads[at, : len(slate.ads)] = served.ad[slate.ads]
+                prices[at, : len(slate.ads)] = slate.prices
+        return Slates(ads=ads, prices=prices, candidates=recorder.candidates())
+
+    def _requests(self, requests: LiveRequests, rows: NDArray[np.int64]) -> Iterator[Request]:
         for at, features in enumerate(self._features(requests)):
-            request = Request(
+            yield Request(
                 request_id=int(requests.request_id[at]),
                 user=int(requests.user[at]),
                 time_micros=int(requests.time_micros[at]),
@@ -94,17 +116,6 @@ class FunnelPolicy:
                 features=features,
                 candidates=rows,
             )
-            if request.request_id % self._judge_every == 0:
-                trace = recorder.answer(at, request)
-            else:
-                trace = served.funnel.answer(request)
-            self.fallbacks.update(
-                (stage.name, stage.fallback) for stage in trace.stages if stage.fallback
-            )
-            slate = trace.slate
-            ads[at, : len(slate.ads)] = served.ad[slate.ads]
-            prices[at, : len(slate.ads)] = slate.prices
-        return Slates(ads=ads, prices=prices, candidates=recorder.candidates())
 
     def _features(self, requests: LiveRequests) -> Iterator[Batch | None]:
         """The encoded user and context of each request, one row each."""
@@ -187,7 +198,7 @@ class _Recorder:
     def __init__(
         self, served: ServedFunnel, requests: LiveRequests, rows: NDArray[np.int64]
     ) -> None:
-        self._served, self._requests = served, requests
+        self._requests = requests
         steps = [step.name for step in served.funnel.steps]
         self._stages = (KNOWN, *steps, AUCTION)
         # Living ad of each ad row; -1 for those that are dead.
@@ -196,10 +207,14 @@ class _Recorder:
         self._rows = rows
         self._parts: list[CandidateScores] = []
 
-    def answer(self, at: int, request: Request) -> Trace:
-        """How the funnel answers the request at a place of the hour."""
-        seen: list[Candidates] = []
-        trace = self._served.funnel.answer(request, observe=seen.append)
+    def keep(self, at: int, trace: Trace, seen: Sequence[Candidates]) -> None:
+        """Keep how the funnel answered the request at a place of the hour.
+
+        Args:
+            at: The place.
+            trace: The answer.
+            seen: What each step went on with, before its cut.
+        """
         num_ads = len(self._requests.ad)
         survived = np.zeros(num_ads, np.int8)
         survived[self._living[self._rows]] = 1
@@ -224,7 +239,6 @@ class _Recorder:
                 predictions=predictions,
             )
         )
-        return trace
 
     def candidates(self) -> tuple[CandidateScores, ...]:
         """All that was kept, as one part; it has no rows where no request was judged."""
