@@ -165,6 +165,14 @@ def test_several_requests_without_any_item_find_nothing(world: Any, retriever: R
     assert [len(one.ids) for one in found] == [0, 0]
 
 
+@pytest.mark.parametrize(("requests", "allowed"), [(0, 0), (2, 1), (1, 2)])
+def test_requests_and_what_they_may_find_must_be_as_many(
+    world: Any, retriever: Retriever, requests: int, allowed: int
+) -> None:
+    with pytest.raises(ValueError, match=f"got {requests} requests and {allowed} of allowed"):
+        retriever.search_all([world.request(0)] * requests, 5, (2, 3), allowed=[None] * allowed)
+
+
 def test_several_requests_may_have_all_items(world: Any, retriever: Retriever) -> None:
     requests = [world.request(user) for user in range(3)]
 

@@ -129,7 +129,7 @@ class Retriever:
             allowed: For each request as in :meth:`search`. Empty: all items for all of them.
 
         Raises:
-            ValueError: As in :meth:`search`.
+            ValueError: As in :meth:`search`; or there is no request, or not one ``allowed`` each.
             DataError: As in :meth:`search`.
         """
         index_levels = self.scorer.num_levels - 1
@@ -137,6 +137,11 @@ class Retriever:
             raise ValueError(
                 f"search: k and a beam for each of {index_levels} index levels must be at least "
                 f"1, got k={k} and beams={tuple(beams)}."
+            )
+        if not requests or len(allowed) not in (0, len(requests)):
+            raise ValueError(
+                f"search: there must be a request, and allowed must be empty or one for each, got "
+                f"{len(requests)} requests and {len(allowed)} of allowed."
             )
         for request in requests:
             check_one_user(request, k)
