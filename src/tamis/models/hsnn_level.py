@@ -47,7 +47,7 @@ class Level(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(num_tasks))
         self.shift = nn.Parameter(torch.zeros(num_tasks))
 
-    def interact(self, user: Tensor, node: Tensor, rows: Tensor | None) -> Tensor:
+    def interact(self, user: Tensor, node: Tensor, rows: Tensor | None = None) -> Tensor:
         """Interaction vectors of user and node; of ``rows`` see :func:`for_pairs`."""
         assert self.node_tower is not None
         of_user = for_pairs(self.of_user(user), node.shape[0], rows)
