@@ -194,7 +194,7 @@ def test_ratio_is_of_capacities_in_the_same_round() -> None:
     assert (ratio.min, ratio.median, ratio.max, ratio.pairs) == (0.0, 2.0, 4.0, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 @pytest.mark.timeout(600)
 def test_all_contenders_show_the_same_ads_and_the_file_says_what_was_run(tmp_path) -> None:
     out = tmp_path / "serving.json"

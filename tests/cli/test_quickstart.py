@@ -13,8 +13,8 @@ from tamis.funnel.bundle import read_bundle
 _ARGUMENTS = ("quickstart", "--rows", "20000", "--model", "lr", "--threads", "1")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # a minute on a quiet machine
+@pytest.mark.slow(seconds=110)
+@pytest.mark.timeout(1200)
 def test_quickstart_trains_publishes_and_replays_three_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis: Callable[..., Result]
 ) -> None:

@@ -116,7 +116,7 @@ def test_logged_requests_get_the_scores_of_a_replay(
     assert len({tuple(item.ad for item in answer.ads) for answer in answers}) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 @pytest.mark.timeout(1800)
 def test_ten_thousand_logged_requests_get_their_offline_scores(
     bundles: Path, bundle: Bundle, tmp_path: Path

@@ -87,6 +87,7 @@ def test_every_route_answers_what_its_document_makes(
     assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}"} <= refused
 
 
+@pytest.mark.slow(seconds=130)
 @pytest.mark.timeout(3600)
 def test_every_route_answers_much_of_what_its_document_makes(
     client: Any, caplog: pytest.LogCaptureFixture

@@ -104,6 +104,7 @@ def test_bundle_changed_and_rolled_back_under_load_fails_no_request(
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow(seconds=230)
 @pytest.mark.timeout(3600)
 def test_server_that_is_killed_fifty_times_loses_no_event_it_confirmed(
     start: Callable[..., Any], tmp_path: Path

@@ -254,7 +254,7 @@ def test_writer_that_is_killed_loses_nothing_it_confirmed(store_url: str, tmp_pa
     _kill_writer_over_and_over(store_url, tmp_path, rounds=3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 @pytest.mark.timeout(1800)
 def test_writer_that_is_killed_fifty_times_loses_nothing(store_url: str, tmp_path: Path) -> None:
     _kill_writer_over_and_over(store_url, tmp_path, rounds=50)

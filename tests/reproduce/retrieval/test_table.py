@@ -27,6 +27,7 @@ MakeTiny = Callable[[RetrievalTable], MadeTable]
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.slow(seconds=100)
 def test_market_goes_through_the_whole_table(
     make_tiny: MakeTiny, tiny_table: RetrievalTable
 ) -> None:
