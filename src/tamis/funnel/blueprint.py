@@ -113,6 +113,16 @@ class Blueprint:
         )
         return replace(self, inventory=inventory, stages=stages)
 
+    def without_time_limits(self) -> "Blueprint":
+        """The same funnel where nobody waits: no stage falls back for being late."""
+        return replace(
+            self,
+            stages=tuple(
+                replace(stage, budget=replace(stage.budget, budget_ms=None))
+                for stage in self.stages
+            ),
+        )
+
     def build(self, requests: Encoders | None = None, *, callers: int = 1) -> Funnel:
         """A new funnel; two of one blueprint give the same bits for the same requests.
 

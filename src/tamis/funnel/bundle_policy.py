@@ -1,7 +1,6 @@
 """A published funnel as the policy of a live market: its models around the ads of each hour."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +56,7 @@ def bundle_policy(
     encoders = blueprint.encoders
     _check_fields(encoders)
     _check_ads(blueprint, market)
-    patient = replace(
-        blueprint,
-        stages=tuple(
-            replace(stage, budget=replace(stage.budget, budget_ms=None))
-            for stage in blueprint.stages
-        ),
-    )
+    patient = blueprint.without_time_limits()
 
     def serve(requests: LiveRequests) -> ServedFunnel:
         codes = _codes_of(requests.ad_features)

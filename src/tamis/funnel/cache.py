@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tamis.errors import ConfigError, DataError
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage, score_all
+from tamis.funnel.stage import BatchStage, Scored, Stage, score_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class _Answer:
     scored: Candidates
 
 
-class CachedByUser:
+class CachedByUser(BatchStage):
     """A stage around a stage whose answer to a user serves the user's next requests too.
 
     An answer is used again for the same candidates and the same number to keep, and no longer than
@@ -66,11 +66,6 @@ class CachedByUser:
         self._digested: tuple[NDArray[np.int64] | None, bytes] = (None, b"")
         # A late call in a TimeOut still runs while the next request asks.
         self._lock = threading.Lock()
-
-    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        """The remembered answer, or a new one."""
-        (scored,) = self.score_all([request], [candidates], keep)
-        return scored
 
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int

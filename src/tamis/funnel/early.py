@@ -19,7 +19,7 @@ from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.ranker import AdFeatures, features_of
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored
+from tamis.funnel.stage import BatchStage, Scored
 from tamis.funnel.stages import flops_of
 from tamis.models.early_serving import EarlyStageParts
 from tamis.nn.rounded import rounded
@@ -27,7 +27,7 @@ from tamis.nn.rounded import rounded
 _ADS_AT_A_TIME = 4096
 
 
-class EarlyStageRanker:
+class EarlyStageRanker(BatchStage):
     """Candidates by the total value that an early-stage ranker gives them.
 
     The ad tower runs once for each ad, when the stage is made; the user tower once for each user
@@ -106,15 +106,6 @@ class EarlyStageRanker:
                 for rows in torch.arange(len(ads)).split(_ADS_AT_A_TIME)
             ]
         )
-
-    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        """Predictions and total value of each candidate.
-
-        Raises:
-            DataError: The request has no features.
-        """
-        (scored,) = self.score_all([request], [candidates], keep)
-        return scored
 
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.timeout import TimeOut
 from tamis.funnel.trace import AUCTION, KNOWN, StageTrace, Trace
 
+_REQUESTS_AT_ONCE = 16
+"""Calling the stages costs as much as a request's candidates; of so many requests it is little."""
 _log = logging.getLogger(__name__)
 
 
@@ -157,6 +159,20 @@ class Funnel:
             )
             for request, stages, (slate, fallback) in zip(requests, traces, filled, strict=True)
         ]
+
+    def answer_each(
+        self, requests: Iterable[Request]
+    ) -> Iterator[tuple[Trace, Sequence[Candidates]]]:
+        """Answer many requests that nobody waits for, a few at a time, in their order.
+
+        Yields:
+            For each the trace, and what each step goes on with before its cut.
+        """
+        asked = iter(requests)
+        while some := list(itertools.islice(asked, _REQUESTS_AT_ONCE)):
+            seen: list[list[Candidates]] = [[] for _ in some]
+            traces = self.answer_all(some, observe=[one.append for one in seen])
+            yield from zip(traces, seen, strict=True)
 
     def start(self, request: Request) -> Candidates:
         """What the first stage is given: the request's own candidates, each once, or all ads.

@@ -13,16 +13,16 @@ from tamis.data.schema import InputSpec, Task
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.candidates import Candidates
-from tamis.funnel.ranker import AdFeatures
+from tamis.funnel.ranker import AdFeatures, features_of
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored
+from tamis.funnel.stage import BatchStage, Scored
 from tamis.models.hsnn import HSNN
 from tamis.retrieval import searcher
 from tamis.retrieval.search import Retriever
 from tamis.retrieval.snapshot import IndexSnapshot
 
 
-class IndexSearch:
+class IndexSearch(BatchStage):
     """The best candidates under the nodes that a beam keeps, and no other ad is looked at.
 
     The user's towers run once for a request; several requests walk the index together. Only nodes
@@ -91,15 +91,6 @@ class IndexSearch:
             model, snapshot, task_weights=task_weights, score=score, flops=flops
         )
 
-    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        """The best candidates that the search meets, at most ``keep``.
-
-        Raises:
-            DataError: The request has no features.
-        """
-        (scored,) = self.score_all([request], [candidates], keep)
-        return scored
-
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
     ) -> list[Scored]:
@@ -127,12 +118,8 @@ class IndexSearch:
         ]
 
     def _query(self, request: Request) -> searcher.Request:
-        if request.features is None:
-            raise DataError(
-                f"request {request.request_id}: must have features for retrieval, got none. Encode "
-                f"its user and context."
-            )
-        return searcher.Request(user=request.features, pairs=self._context_of(request.features))
+        features = features_of(request, reader="retrieval")
+        return searcher.Request(user=features, pairs=self._context_of(features))
 
     def _allowed(self, candidates: Candidates) -> Tensor | None:
         """Which items are candidates; None: all."""

@@ -1,6 +1,5 @@
 """A funnel as the policy of a live market, and what its stages truly lose there."""
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from tamis.funnel.request import Request
 from tamis.funnel.trace import AUCTION, KNOWN, Trace
 
 _ROWS_AT_A_TIME = 16_384
-_REQUESTS_AT_ONCE = 16
-"""Calling the stages costs as much as a request's candidates; of so many requests it is little."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,21 +86,16 @@ class FunnelPolicy:
         ads = np.full((len(requests), requests.slots), -1, np.int32)
         prices = np.full(ads.shape, np.nan)
         recorder = _Recorder(served, requests, rows)
-        asked = enumerate(self._requests(requests, rows))
-        while some := list(itertools.islice(asked, _REQUESTS_AT_ONCE)):
-            seen: list[list[Candidates]] = [[] for _ in some]
-            traces = served.funnel.answer_all(
-                [request for _, request in some], observe=[one.append for one in seen]
+        answers = served.funnel.answer_each(self._requests(requests, rows))
+        for at, (trace, seen) in enumerate(answers):
+            if trace.request_id % self._judge_every == 0:
+                recorder.keep(at, trace, seen)
+            self.fallbacks.update(
+                (stage.name, stage.fallback) for stage in trace.stages if stage.fallback
             )
-            for (at, request), trace, of_steps in zip(some, traces, seen, strict=True):
-                if request.request_id % self._judge_every == 0:
-                    recorder.keep(at, trace, of_steps)
-                self.fallbacks.update(
-                    (stage.name, stage.fallback) for stage in trace.stages if stage.fallback
-                )
-                slate = trace.slate
-                ads[at, : len(slate.ads)] = served.ad[slate.ads]
-                prices[at, : len(slate.ads)] = slate.prices
+            slate = trace.slate
+            ads[at, : len(slate.ads)] = served.ad[slate.ads]
+            prices[at, : len(slate.ads)] = slate.prices
         return Slates(ads=ads, prices=prices, candidates=recorder.candidates())
 
     def _requests(self, requests: LiveRequests, rows: NDArray[np.int64]) -> Iterator[Request]:

@@ -16,7 +16,7 @@ from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.calibration import UNCALIBRATED, Calibration
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored
+from tamis.funnel.stage import BatchStage, Scored
 from tamis.funnel.stages import flops_of
 from tamis.models.output import probabilities_of
 from tamis.nn.rounded import rounded
@@ -143,7 +143,7 @@ class AdFeatures:
         )
 
 
-class RankerStage:
+class RankerStage(BatchStage):
     """Candidates by the total value that a model's predictions give them."""
 
     def __init__(
@@ -186,15 +186,6 @@ class RankerStage:
         self._value = value
         self._calibration = calibration
         self._flops_per_pair = flops_per_pair
-
-    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        """Predictions and total value of each candidate.
-
-        Raises:
-            DataError: The request has no features.
-        """
-        (scored,) = self.score_all([request], [candidates], keep)
-        return scored
 
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
@@ -250,15 +241,15 @@ class RankerStage:
         return self._calibration.apply(predictions, self._ads.billing[ads])
 
 
-def features_of(request: Request) -> Batch:
-    """The request's features.
+def features_of(request: Request, *, reader: str = "a ranker") -> Batch:
+    """The request's features, which ``reader`` needs.
 
     Raises:
         DataError: It has none.
     """
     if request.features is None:
         raise DataError(
-            f"request {request.request_id}: must have features for a ranker, got none. Encode "
+            f"request {request.request_id}: must have features for {reader}, got none. Encode "
             f"its user and context."
         )
     return request.features

@@ -30,6 +30,7 @@ from tamis.funnel.plan import (
     write_encoders,
     write_settings,
 )
+from tamis.funnel.ranker import features_of
 from tamis.funnel.request import Request
 from tamis.funnel.stage import Scored, Stage, score_all
 from tamis.funnel.stages import DotProduct
@@ -246,11 +247,13 @@ class TwoTowerPlan:
         vectors = model.queries(self.settings.task_weights or first_alone)
 
         def queries(requests: Sequence[Request]) -> Tensor:
-            return vectors.encode(concatenate([_features_of(one) for one in requests]))
+            return vectors.encode(
+                concatenate([features_of(one, reader="retrieval") for one in requests])
+            )
 
         stage = DotProduct(
             items.vectors[items.places(torch.from_numpy(inventory.codes))],
-            lambda request: vectors.encode(_features_of(request))[0],
+            lambda request: vectors.encode(features_of(request, reader="retrieval"))[0],
             queries=queries,
             offsets=np.log(np.maximum(inventory.attributes.bid, _LEAST_BID))
             if self.settings.by_bid
@@ -300,15 +303,6 @@ def _serving(stage: Stage, requests: Encoders, reads: Encoders, cache: UserCache
     reading = stage if select.changes_nothing else _ReadsPart(stage, select)
     # A new one for each building: what it remembers is of these ads and this model.
     return reading if cache is None else CachedByUser(reading, cache)
-
-
-def _features_of(request: Request) -> Batch:
-    if request.features is None:
-        raise DataError(
-            f"request {request.request_id}: must have features for retrieval, got none. Encode "
-            f"its user and context."
-        )
-    return request.features
 
 
 def _hsnn(model: TrainedModel) -> HSNN:

@@ -54,7 +54,15 @@ class Stage(Protocol):
 
 @runtime_checkable
 class BatchStage(Stage, Protocol):
-    """A stage that does better with several requests at once than with one after another."""
+    """A stage that does better with several requests at once than with one after another.
+
+    Who inherits from it answers one request as several.
+    """
+
+    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
+        """Score candidates as :meth:`score_all` does those of several requests."""
+        (scored,) = self.score_all([request], [candidates], keep)
+        return scored
 
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int

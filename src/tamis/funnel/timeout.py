@@ -10,12 +10,12 @@ from tamis.errors import ConfigError
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.clock import Clock, SystemClock
 from tamis.funnel.request import Request
-from tamis.funnel.stage import Scored, Stage, score_all
+from tamis.funnel.stage import BatchStage, Scored, Stage, score_all
 
 _Task = tuple["Future[list[Scored]]", Callable[[], list[Scored]]]
 
 
-class TimeOut:
+class TimeOut(BatchStage):
     """A stage around a stage: late, it answers with the order of the stage before.
 
     The inner stage runs in a thread of its own, since nothing can stop Python or torch from
@@ -55,15 +55,13 @@ class TimeOut:
             ).start()
         weakref.finalize(self, _dismiss, self._tasks, workers)
 
-    def __call__(self, request: Request, candidates: Candidates, keep: int) -> Scored:
-        """Score candidates, or give up; an error of the inner stage is raised here."""
-        (scored,) = self.score_all([request], [candidates], keep)
-        return scored
-
     def score_all(
         self, requests: Sequence[Request], candidates: Sequence[Candidates], keep: int
     ) -> list[Scored]:
-        """Score together or give up together: there is one budget, as all wait for all."""
+        """Score together or give up together: there is one budget, as all wait for all.
+
+        An error of the inner stage is raised here.
+        """
         until = self._clock.now_ms() + self.budget_ms
         future: Future[list[Scored]] = Future()
         self._tasks.put((future, lambda: score_all(self.stage, requests, candidates, keep)))

@@ -45,8 +45,6 @@ from tamis.funnel.request import Request
 from tamis.funnel.trace import Trace
 
 _ROWS_AT_A_TIME = 65_536
-_REQUESTS_AT_ONCE = 16
-"""Calling the stages costs as much as one request's candidates; of so many it is little."""
 
 
 @runtime_checkable
@@ -159,12 +157,8 @@ def write_cascade(
             f"cascade: the last stage must predict, got {blueprint.stages[-1].budget.name!r}, "
             f"which predicts nothing. Put a ranker last."
         )
-    # Nobody waits for the answers, which are those that a stage gives if it has the time.
-    patient = tuple(
-        replace(stage, budget=replace(stage.budget, budget_ms=None))
-        for stage in blueprint.stages[:-1]
-    )
-    earlier = replace(blueprint, stages=patient).build(encoders)
+    before_final = replace(blueprint, stages=blueprint.stages[:-1])
+    earlier = before_final.without_time_limits().build(encoders)
     names = tuple(task.name for task in final.tasks if task.kind == "binary")
     part = encoders if reads is None else reads
     select = InputSelection(encoders, part, where="cascade")
@@ -266,10 +260,12 @@ class _Source:
         """Rows of other candidates of some requests, which begin in the batch."""
         requests = batch.take(torch.from_numpy(firsts - start))
         drawn, of_request = [], np.empty(len(firsts), np.float32)
-        answers = self._answers(self.roles["request"][firsts], requests)
+        asked = self._requests(self.roles["request"][firsts], requests)
+        answers = self.earlier.answer_each(asked)
         for at, (first, end, answer) in enumerate(zip(firsts, ends, answers, strict=True)):
             shown, of_request[at] = self.ads[first:end], self.weights[first:end].mean()
-            drawn.append(self._draw(*answer, shown[shown >= 0]))
+            trace, seen = answer
+            drawn.append(self._draw(trace, seen[-1], shown[shown >= 0]))
         rows = np.repeat(np.arange(len(drawn)), [len(ads) for ads, _, _ in drawn])
         ads, pool, rate = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
         places = torch.from_numpy(before.places(ads, firsts[rows] - start))
@@ -288,25 +284,16 @@ class _Source:
         found = self._encoded(firsts[rows], unknown, log.final, weights, pool, rate)
         return replace(found, roles={**found.roles, "item": log.candidate})
 
-    def _answers(
-        self, numbers: NDArray[np.int64], features: Batch
-    ) -> Iterator[tuple[Trace, Candidates]]:
-        """Traces of the earlier stages, and what the last of them goes on with before its cut."""
-        for start in range(0, len(numbers), _REQUESTS_AT_ONCE):
-            asked = [
-                # Everybody is a user of his own, as a stage may remember what it made of one.
-                Request(
-                    request_id=int(number),
-                    user=~int(number),
-                    time_micros=0,
-                    slots=1,
-                    features=features.take(torch.tensor([at])),
-                )
-                for at, number in enumerate(numbers[start : start + _REQUESTS_AT_ONCE], start)
-            ]
-            ordered: list[list[Candidates]] = [[] for _ in asked]
-            traces = self.earlier.answer_all(asked, observe=[one.append for one in ordered])
-            yield from zip(traces, (steps[-1] for steps in ordered), strict=True)
+    def _requests(self, numbers: NDArray[np.int64], features: Batch) -> Iterator[Request]:
+        for at, number in enumerate(numbers.tolist()):
+            # Everybody is a user of his own, as a stage may remember what it made of one.
+            yield Request(
+                request_id=number,
+                user=~number,
+                time_micros=0,
+                slots=1,
+                features=features.take(torch.tensor([at])),
+            )
 
     def _draw(
         self, trace: Trace, found: Candidates, shown: NDArray[np.int64]

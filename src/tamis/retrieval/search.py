@@ -201,7 +201,8 @@ class Retriever:
                         for one, part in zip(is_open, candidates.split(counts), strict=True)
                     ]
                     counts = [int(part.sum()) for part in left]
-                    candidates, outputs = candidates[torch.cat(left)], outputs[torch.cat(left)]
+                    is_left = torch.cat(left)
+                    candidates, outputs = candidates[is_left], outputs[is_left]
             return [
                 self._found(*of_one)
                 for of_one in zip(
