@@ -87,9 +87,9 @@ def test_every_route_answers_what_its_document_makes(
     assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}"} <= refused
 
 
-@pytest.mark.slow(seconds=130)
+@pytest.mark.slow(seconds=45)
 @pytest.mark.timeout(3600)
 def test_every_route_answers_much_of_what_its_document_makes(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert sum(_check_document(client, 400, caplog).values()) > 3_000
+    assert sum(_check_document(client, 120, caplog).values()) > 1_000

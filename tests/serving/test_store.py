@@ -229,7 +229,8 @@ def _kill_writer_over_and_over(url: str, folder: Path, rounds: int) -> None:
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait()
         confirmed |= set(told.read_text().split()) - {"ready"}
-        sent |= set(tried.read_text().split())
+        again = sorted(set(tried.read_text().split()))
+        sent.update(again)
         # A server of its own may still end the transaction that the killed writer sent, between
         # two reads of ours: what was read counts once nothing came in meanwhile.
         counted = -1
@@ -239,7 +240,6 @@ def _kill_writer_over_and_over(url: str, folder: Path, rounds: int) -> None:
         assert len(stored) == len(set(stored)) == counted
         assert confirmed <= set(stored) <= sent
         # Whoever got no answer sends again: nothing is there twice.
-        again = sorted(sent)
         store.append([], [
             Event(event_id=i, kind="click", ad="7", user="u", request_id=None, time_micros=1)
             for i in again

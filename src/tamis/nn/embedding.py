@@ -18,6 +18,7 @@ from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import InputSpec
 from tamis.nn.event_rows import event_rows
 from tamis.nn.mlp import MLP
+from tamis.nn.outside_compiler import outside_compiler
 
 
 class EmbeddingTables(nn.Module):
@@ -58,13 +59,13 @@ class EmbeddingTables(nn.Module):
             self._buffer_by_sequence[group.name] = f"sequence_offsets_{index}"
             self.register_buffer(f"sequence_offsets_{index}", offsets, persistent=False)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     def lookup(self, ids: Int[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         """Embeddings of the categorical fields of a batch."""
         rows = ids.to(torch.int64) + self.category_offsets
         return F.embedding(rows, self.weight, sparse=True)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     def lookup_columns(
         self, ids: Int[Tensor, "B F"], columns: Int[Tensor, " C"]
     ) -> Float[Tensor, "B C D"]:
@@ -73,12 +74,12 @@ class EmbeddingTables(nn.Module):
         rows = rows + self.category_offsets.index_select(0, columns)
         return F.embedding(rows, self.weight, sparse=True)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
         """Embeddings of every event of the sequence group ``name``, one per column."""
         return F.embedding(self._event_rows(name, jagged), self.weight, sparse=True)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     def pool(self, name: str, jagged: Jagged) -> Float[Tensor, "B E D"]:
         """Mean embedding of each history, one per column; zeros for an empty history."""
         rows = self._event_rows(name, jagged)

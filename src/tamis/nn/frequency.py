@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tamis.nn.outside_compiler import outside_compiler
+
 
 class StreamingFrequency(nn.Module):
     """Share of rows that hold an item, from the gaps between the rows that do.
@@ -51,7 +53,7 @@ class StreamingFrequency(nn.Module):
         self.register_buffer("gap_sum", mass * num_items)
         self.register_buffer("gap_mass", mass)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     @torch.no_grad()
     def observe(self, items: Int[Tensor, " B"]) -> None:
         """Take in the next rows of the stream, in their order.

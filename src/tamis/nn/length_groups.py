@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tamis.nn.event_rows import Count, event_rows
+from tamis.nn.outside_compiler import outside_compiler
 
 # What a group costs by itself, in padded places that could be computed meanwhile: some hundred
 # small kernels forth and back, on a GPU each of them as long as one over thousands of places.
@@ -36,7 +37,7 @@ class LengthGroups:
             self._as_cheapest(offsets, lengths, num_events)
 
     # A compiler would take each length for a constant, and compile every batch anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     def _as_cheapest(self, offsets: Tensor, lengths: Tensor, num_events: Count) -> None:
         device = offsets.device
         ordered, self.order = torch.sort(lengths, stable=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamis.nn.kmeans import kmeans, squared_distances
+from tamis.nn.outside_compiler import outside_compiler
 
 IndexLearning = Literal["lti", "em", "sil"]
 
@@ -261,7 +262,7 @@ class ResidualIndex(nn.Module):
             return self.hard(vectors)
         return self.soft(_with_gradient_times(vectors, 1 / self.alpha.clamp(min=1.0)))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiler
     @torch.no_grad()
     def advance(
         self, vectors: Float[Tensor, "B D"], row_weights: Float[Tensor, " B"] | None = None
