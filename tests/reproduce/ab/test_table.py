@@ -249,5 +249,5 @@ def test_table_is_known_and_its_recipes_are_there() -> None:
 
     assert isinstance(kind, AbRows)
     assert kind.models == ("full",)
-    assert kind.seeds == 3
+    assert kind.seeds == 5
     assert set(kind.recipes(RECIPE_FOLDER)) == {"full"}

@@ -79,7 +79,7 @@ class AbTable:
     smallest: float = 0.1
     """Smallest difference that matters to the guards of the daily looks, as a share of the figure
     that the market's own policy had before the test."""
-    seeds: int = 3
+    seeds: int = 5
     """Seeds 0 to seeds - 1: each draws a market of its own, and the weights of its models."""
 
     def __post_init__(self) -> None:
