@@ -94,7 +94,7 @@ SIZES: dict[str, dict[str, Any]] = {
         # Attention tells items apart only where their vectors are large enough: BST, TransAct and
         # InterFormer gain most, but all models get the trial.
         f"sequence-{name}": {"monitor": "auc", "refine": [larger_start]}
-        for name in ("beauty", "sports", "grocery", "ml1m", "rees46", "market")
+        for name in ("beauty", "grocery", "ml1m", "rees46", "market")
     },
     **{name: {"monitor": "auc"} for name in ("census", "census-untuned", "census-clean")},
 }

@@ -70,6 +70,14 @@ def test_recipes_that_are_said_to_be_untuned_are_first_trials() -> None:
             assert not _is_searched(path)
 
 
+def test_sports_takes_the_recipes_of_beauty_and_no_trial_of_its_own() -> None:
+    for path in (_RECIPES / "sequence-sports").glob("*"):
+        beauty = config.read_toml(_RECIPES / "sequence-beauty" / path.name)
+        training = {**beauty["training"], "precision": "float32"}
+        assert config.read_toml(path) == {**beauty, "training": training}
+    assert "sequence-sports" not in _spaces().SIZES
+
+
 def _is_searched(recipe: Path) -> bool:
     """Whether the model of a recipe has had its trials; a search may go on on another day."""
     ledger = recipe.parent / "tuning.json"
