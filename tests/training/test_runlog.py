@@ -62,5 +62,6 @@ def test_environment_names_versions_and_no_paths() -> None:
 
     assert found["torch"] == torch.__version__
     assert found["device"] == "cpu"
+    assert found["device_name"].endswith(f", {torch.backends.cpu.get_cpu_capability()}")
     assert found["threads"] == torch.get_num_threads() <= found["cores"]
     assert not any("/" in str(value) for value in found.values())

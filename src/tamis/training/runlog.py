@@ -77,7 +77,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "device_name": (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+            torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
         ),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -97,13 +97,23 @@ def source_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def provenance() -> dict[str, str | None]:
+    """What made a result on the processor: the commit, and the processor's name."""
+    return {"commit": source_commit(), "device": processor_name()}
+
+
+def processor_name() -> str:
+    """The processor, and the widest vectors that PyTorch uses on it, which few names tell."""
+    return f"{_model_name()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _processor_name() -> str:
+def _model_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

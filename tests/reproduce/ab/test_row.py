@@ -19,6 +19,7 @@ from tamis.reproduce.ab.row import RowOrder, make_row, read_row, serve_own_days
 from tamis.reproduce.ab.tables import AbMarket, AbTable, FunnelSizes
 from tamis.reproduce.make import make_table
 from tamis.reproduce.tables import TABLES
+from tamis.training.runlog import processor_name
 
 TABLE = AbTable(
     name="tiny-ab",
@@ -100,8 +101,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_row_holds_a_whole_test_of_each_rival(made: Path) -> None:
-    tests = json.loads(json.dumps(read_row(made), allow_nan=False))["tests"]
+    whole = json.loads(json.dumps(read_row(made), allow_nan=False))
+    tests = whole["tests"]
 
+    assert whole["device"] == processor_name()
     assert list(tests) == ["baseline", "popularity"]
     for test in tests.values():
         found = test["differences"]["value_per_request"]

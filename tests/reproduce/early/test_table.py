@@ -32,6 +32,7 @@ from tamis.reproduce.early.variants import (
     recipes_of,
 )
 from tamis.reproduce.make import make_table
+from tamis.training.runlog import processor_name
 
 from .conftest import RECIPE
 from .test_market import TEACHER
@@ -294,6 +295,7 @@ def test_a_table_is_made_by_processes_and_resumed(
     ]
     assert payload["rows"][0]["metrics"] == payload["rows"][2]["metrics"]
     assert payload["rows"][1]["metrics"] != payload["rows"][3]["metrics"]
+    assert {row["device"] for row in payload["rows"]} == {processor_name()}
     page = (tmp_path / "results" / "tiny.md").read_text()
     assert "| model | soft recall | hard recall |" in page
     assert "The early stage keeps 20 of a request's candidates" in page
@@ -312,6 +314,7 @@ def test_rounds_are_made_by_processes(
     monkeypatch.setattr(make, "TABLES", {"tiny-rounds": ROUNDS})
     payload = _make("tiny-rounds", tmp_path)
     assert len(payload["rows"]) == 6
+    assert {row["device"] for row in payload["rows"]} == {processor_name()}
     first = {row["rounds"][0]["soft_recall"] for row in payload["rows"]}
     assert len(first) == 1
     page = (tmp_path / "results" / "tiny-rounds.md").read_text()

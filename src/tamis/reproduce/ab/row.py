@@ -55,7 +55,7 @@ def make_row(run: Path) -> None:
             test = _test(order, rival, run)
             artifacts.write_json(path, test.to_json())
         tests[rival] = artifacts.read_json(path)
-    artifacts.write_json(run / _ROW, {"tests": tests, "commit": runlog.source_commit()})
+    artifacts.write_json(run / _ROW, {"tests": tests, **runlog.provenance()})
 
 
 def read_row(run: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def make_rounds(
             for item, policy in zip(done, policies, strict=True)
         ],
         "stages": list(STAGES),
-        "commit": runlog.source_commit(),
+        **runlog.provenance(),
     }
 
 

@@ -92,7 +92,7 @@ def make_row(run: Path) -> dict[str, Any]:
         SIMULATED: study.record["notes"][SIMULATED],
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": runlog.peak_rss_bytes(),
-        "commit": runlog.source_commit(),
+        **runlog.provenance(),
     }
     artifacts.write_json(run / ROW, made)
     return made
@@ -266,5 +266,4 @@ def _sizes(runs: Sequence[Path]) -> dict[str, Any]:
     return {
         "dense_parameters": sum(record["parameters"]["dense"] for record in records),
         "training_seconds": sum(record["training_seconds"] for record in records),
-        "device": records[0]["environment"]["device_name"],
     }
