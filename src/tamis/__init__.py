@@ -43,3 +43,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands fo
     from tamis import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -72,3 +72,15 @@ def test_log_without_rows_is_refused(run: Path, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"empty.csv: must hold rows, got a header only. Name a"):
         predict_log(run, tmp_path / "empty.csv", None)
+
+
+def test_folder_of_a_market_stands_for_its_log(tmp_path: Path) -> None:
+    api.simulate(2000, tmp_path / "market")
+    dataset = api.ingest(tmp_path / "market", tmp_path / "data")
+    settings = ["training.max_epochs=1"]
+    run = api.train(dataset, model="lr", settings=settings, run=tmp_path / "run", report=False)
+
+    found = predict_log(run.path, tmp_path / "market", None)
+
+    assert found.table.num_rows == 2000
+    assert found.table.equals(predict_log(run.path, tmp_path / "market" / "logs", None).table)

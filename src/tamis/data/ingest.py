@@ -131,10 +131,11 @@ def market_of(source: Source) -> Path | None:
 def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
     """Encode new rows with fitted encoders, as ``predict`` needs them.
 
-    Only the columns of the schema's fields are read: labels, times, weights and the other roles
-    may be absent or hold anything. Labels of the result are NaN. What was missing, unknown or
-    clipped is counted by field in ``encoders.counts``, which is complete once the iterator is used
-    up; encoders that were just loaded start from nothing.
+    The folder of a simulated market stands for its log, as in :func:`ingest`. Only the columns of
+    the schema's fields are read: labels, times, weights and the other roles may be absent or hold
+    anything. Labels of the result are NaN. What was missing, unknown or clipped is counted by field
+    in ``encoders.counts``, which is complete once the iterator is used up; encoders that were just
+    loaded start from nothing.
 
     Raises:
         DataError: A log cannot be read, or lacks a column of the schema.
@@ -142,7 +143,7 @@ def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
     first_row = 0
     schema = encoders.schema
     wanted = required_columns(schema, inputs_only=True)
-    for file in discover(source):
+    for file in _files_of(source):
         _require(wanted, column_names(file), file, error=DataError)
         first_of_file = first_row
         for table in read_chunks(
