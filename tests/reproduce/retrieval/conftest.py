@@ -7,6 +7,7 @@ import pytest
 
 from tamis.reproduce import make
 from tamis.reproduce.make import MadeTable
+from tamis.reproduce.retrieval import scores
 from tamis.reproduce.retrieval.row import make_row
 from tamis.reproduce.retrieval.tables import Better, RetrievalTable, SearchRow
 from tamis.reproduce.runner import Cell
@@ -116,6 +117,7 @@ def make_tiny(
     def call(table: RetrievalTable) -> MadeTable:
         monkeypatch.setattr(make, "TABLES", {table.name: table})
         monkeypatch.setattr(make, "run_cells", _run_here)
+        monkeypatch.setattr(scores, "_TIMED", 3)
         return make.make_table(
             table.name,
             data=place / "published",
