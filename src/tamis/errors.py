@@ -9,6 +9,10 @@ class TamisError(Exception):
     """Any failure that tamis foresaw; the command line prints it without a traceback."""
 
 
+class TamisWarning(UserWarning):
+    """What a person should look at, told to Python callers; the command line prints it itself."""
+
+
 class ConfigError(TamisError, ValueError):
     """A setting is unknown, missing, mistyped or out of range."""
 

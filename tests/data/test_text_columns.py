@@ -36,8 +36,24 @@ def test_decimal_commas_are_doubted(tmp_path: Path) -> None:
 
     assert inferred.schema.fields[1].kind == "sequence"
     assert inferred.warnings == (
-        "it: taken as a sequence of what is between commas; if '0,0' is a number with a decimal "
-        "comma, write it with a point",
+        "it: taken as a sequence of what is between commas; if '0,0' is a number, write it with a "
+        "decimal point and no commas",
+    )
+
+
+def test_commas_between_thousands_are_doubted(tmp_path: Path) -> None:
+    inferred = _infer(tmp_path, [f"{1 + k % 9},{100 + k % 40},{200 + k % 3}" for k in range(COUNT)])
+
+    assert inferred.schema.fields[1].kind == "sequence"
+    assert any("if '1,100,200' is a number" in text for text in inferred.warnings)
+
+
+def test_lists_without_commas_are_doubted(tmp_path: Path) -> None:
+    inferred = _infer(tmp_path, [f"[{k % 7} {k % 5} 3]" for k in range(COUNT)])
+
+    assert inferred.schema.fields[1].kind == "categorical"
+    assert inferred.warnings == (
+        "it: taken as a category; if '[0 0 3]' is a list of events, write commas between them",
     )
 
 

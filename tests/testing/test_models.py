@@ -68,8 +68,35 @@ def test_suite_lets_a_model_leave_out_a_side_that_it_says_it_does_not_read() -> 
 def test_suite_refuses_a_model_whose_rows_depend_on_the_batch() -> None:
     broken = _model(lambda model, batch: model.linear(batch) + batch.numeric.mean())
 
-    with pytest.raises(AssertionError, match="must not depend on its batch"):
+    with pytest.raises(AssertionError, match="must not depend on the rows beside it") as raised:
         check_model(_Config, broken)
+    assert "Inputs: 2 numeric and 3 categorical fields, 1 histories, 1 tasks." in (
+        raised.value.__notes__
+    )
+
+
+def test_suite_tells_noise_from_rows_that_are_mixed() -> None:
+    broken = _model(lambda model, batch: model.linear(batch) + torch.rand(()))
+
+    with pytest.raises(AssertionError, match="does forward draw numbers"):
+        check_model(_Config, broken)
+
+
+def test_suite_refuses_probabilities() -> None:
+    broken = _model(lambda model, batch: model.linear(batch).sigmoid())
+
+    with pytest.raises(AssertionError, match="logits must be no probabilities"):
+        check_model(_Config, broken)
+
+
+def test_suite_says_on_which_inputs_a_model_fails_otherwise() -> None:
+    broken = _model(lambda model, batch: model.linear(batch) + batch.numeric.amax(1, keepdim=True))
+
+    with pytest.raises(IndexError) as raised:
+        check_model(_Config, broken)
+    assert raised.value.__notes__ == [
+        "Inputs: 0 numeric and 3 categorical fields, 1 histories, 1 tasks."
+    ]
 
 
 def test_suite_refuses_a_model_of_the_wrong_shape() -> None:

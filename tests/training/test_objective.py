@@ -93,3 +93,13 @@ def test_loss_of_a_probability_is_the_cross_entropy_with_it() -> None:
 
     # log 2; and 0.25 log(1 + e^-2) + 0.75 log(1 + e^2).
     assert loss.item() == pytest.approx(0.693147 + 0.25 * 0.126928 + 0.75 * 2.126928, abs=1e-5)
+
+
+def test_what_a_model_must_return_is_said() -> None:
+    tasks, weights = (Task(name="click"),), torch.ones(1)
+    labels, rows = torch.zeros(4, 1), torch.ones(4)
+
+    with pytest.raises(TypeError, match="model: forward must return an Output, got Tensor"):
+        training_loss(torch.zeros(4, 1), labels, rows, tasks, weights)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"logits must be \(4, 1\), a row for each .* got \(4,\)"):
+        training_loss(Output(logits=torch.zeros(4)), labels, rows, tasks, weights)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from tamis.data.market import MarketSummary, market_schema
 from tamis.data.market import simulate as _simulate
 from tamis.data.schema import Schema, load_schema
 from tamis.data.splits import SplitConfig
-from tamis.errors import ConfigError, DataError
+from tamis.errors import ConfigError, DataError, TamisWarning
 
 if TYPE_CHECKING:
     from tamis.importers.imported import Imported
@@ -40,8 +41,8 @@ def simulate(
         return _simulate(rows, Path(out), seed=seed, progress=progress)
 
 
-def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Path:
-    """Infer a schema and write it for editing.
+def infer_schema(source: Source, out: Path | str, *, labels: Sequence[str] = ()) -> Path:
+    """Infer a schema and write it for editing; see :func:`schema_of` for what it warns of.
 
     Returns:
         Where it was written: ``out``, or ``out/schema.toml`` for a folder.
@@ -49,15 +50,16 @@ def infer_schema(source: Source, out: Path, *, labels: Sequence[str] = ()) -> Pa
     Raises:
         ConfigError: ``out`` is neither a TOML file nor a folder.
     """
-    return write_schema(schema_of(source, labels).schema, out)
+    return write_schema(_inferred(source, labels, None), out)
 
 
-def write_schema(schema: Schema, out: Path) -> Path:
+def write_schema(schema: Schema, out: Path | str) -> Path:
     """Write a schema for editing; see :func:`infer_schema`.
 
     Raises:
         ConfigError: ``out`` is neither a TOML file nor a folder.
     """
+    out = Path(out)
     is_other_file = out.is_file() if out.exists() else out.suffix[1:].isalpha()
     if out.suffix != ".toml" and is_other_file:
         raise ConfigError(
@@ -70,17 +72,25 @@ def write_schema(schema: Schema, out: Path) -> Path:
     return path
 
 
-def schema_of(source: Source, labels: Sequence[str] = ()) -> InferredSchema:
+def schema_of(
+    source: Source, labels: Sequence[str] = (), *, split: SplitConfig | None = None
+) -> InferredSchema:
     """Schema of a log: the market's own for a simulated market, else inferred.
+
+    Args:
+        source: A log file, several, or a folder of them.
+        labels: Label columns; without any, a column with a usual name is taken.
+        split: How its rows will be split; a column that says so is no input.
 
     Raises:
         DataError: The log cannot be read, or is a folder that tamis wrote for something else.
     """
-    given = [source] if isinstance(source, (str, Path)) else list(source)
     check_log(source)
+    _check_list(labels, "labels")
+    given = [source] if isinstance(source, (str, Path)) else list(source)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
-    inferred = _infer_schema(given, labels)
+    inferred = _infer_schema(given, labels, split_column="" if split is None else split.column)
     if inferred.schema.roles.time:
         return inferred
     warning = (
@@ -101,16 +111,20 @@ def ingest(
 ) -> Dataset:
     """Turn logs into a dataset; see :func:`tamis.data.ingest.ingest`.
 
+    Where the schema is inferred, what a person should look at is warned of, as a ``TamisWarning``.
+
     Args:
         source: A log file, several, a folder of them, or a mapping from split to log.
         out: Folder of the dataset.
         labels: Label columns, for inferring the schema.
         schema: Schema, or its file; inferred when absent.
         split: How to split; by time where there is a time, else at random 8:1:1.
+            :func:`split_config` makes one from a word.
         progress: Told how far it is.
 
     Raises:
-        ConfigError: There are ``labels`` beside a ``schema``, which names them itself.
+        ConfigError: There are ``labels`` beside a ``schema``, which names them itself, or a
+            ``split`` beside logs that are split already.
         DataError: A log cannot be read, or a value has no meaning.
         StorageError: The disk is full or ``out`` cannot be written.
     """
@@ -120,9 +134,14 @@ def ingest(
             f"{', '.join(labels)}. Leave one of the two out."
         )
     check_log(source)
+    if not isinstance(split, SplitConfig | None):
+        raise ConfigError(
+            f"split: must be a SplitConfig, got {split!r}. Make one, such as "
+            f"tamis.api.split_config('user', valid=0.1, test=0.1)."
+        )
     if schema is None:
         first = next(iter(source.values())) if isinstance(source, Mapping) else source
-        schema = schema_of(first, labels).schema
+        schema = _inferred(first, labels, split)
     elif not isinstance(schema, Schema):
         schema = load_schema(Path(schema))
     given: Any = source
@@ -222,15 +241,45 @@ def check_made_of(dataset: Dataset, log: Source, *, advice: str) -> None:
 
 
 def check_log(source: Source | Mapping[str, Source]) -> None:
-    """Refuse folders that tamis wrote for something else, whose JSON would pass for a log."""
+    """Refuse what names no log, such as a frame in memory, and folders that tamis wrote.
+
+    Raises:
+        DataError: It is no path, list of paths or mapping to such; or a folder that tamis wrote
+            for something else, whose JSON would pass for a log.
+    """
     if isinstance(source, Mapping):
+        if not source:
+            raise DataError("source: must name a log for a split, got an empty mapping.")
         for part in source.values():
             check_log(part)
         return
+    parts = source if isinstance(source, (list, tuple)) else [source]
+    for part in parts:
+        if not isinstance(part, (str, Path)):
+            raise DataError(
+                f"source: must be the path of a log, a list of paths, or a mapping from split to "
+                f"such, got {type(part).__name__}. Write what is in memory to a file first, such "
+                f"as frame.to_parquet('log.parquet'), and make a list of paths that come one by "
+                f"one."
+            )
     for path in map(Path, [source] if isinstance(source, (str, Path)) else source):
         what = artifacts.describe_folder(path)
         if what:
             raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")
+
+
+def _inferred(source: Source, labels: Sequence[str], split: SplitConfig | None) -> Schema:
+    """The schema of a log, with a warning for whatever a person should look at."""
+    inferred = schema_of(source, labels, split=split)
+    for text in inferred.warnings:
+        # Of the line that called ingest, or infer_schema.
+        warnings.warn(text, TamisWarning, stacklevel=3)
+    return inferred.schema
+
+
+def _check_list(values: Sequence[str], what: str) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ConfigError(f"{what}: must be a list of texts, got {values!r}. Put it in brackets.")
 
 
 def _named(files: Sequence[Mapping[str, Any]]) -> str:

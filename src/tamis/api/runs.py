@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tamis.data.ingest import Progress, Source, market_of
 from tamis.data.ingest import ingest as ingest_log
 from tamis.data.schema import InputSpec
 from tamis.data.splits import SPLIT_NAMES
-from tamis.errors import ArtifactError, ConfigError, DataError
+from tamis.errors import ArtifactError, ConfigError, DataError, TamisWarning
 
 if TYPE_CHECKING:
     from tamis.models.trained import TrainedModel
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished (or interrupted) training."""
+    """A training that is finished, or was stopped: ``Run("runs/dhen")``."""
 
     path: Path
     """Its folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Take a run's folder, which need not be there yet."""
+        object.__setattr__(self, "path", Path(path))
 
     @property
     def status(self) -> str:
@@ -46,6 +51,9 @@ class Run:
         Raises:
             ArtifactError: The run is not finished.
         """
+        from tamis.training.run_folder import check_finished
+
+        check_finished(self.path)
         return cast("Mapping[str, Any]", self.record["metrics"])
 
     @property
@@ -87,12 +95,15 @@ def train(
     recipe: Path | str | None = None,
     member: int | None = None,
     settings: Sequence[str] = (),
-    run: Path | str | None = None,
+    run: Run | Path | str | None = None,
     teacher: Run | Path | str | None = None,
     observer: "Observer | None" = None,
     report: bool = True,
 ) -> Run:
     """Train a model on a dataset, or go on with a run that was stopped.
+
+    Ctrl-C, or a SIGTERM, stops it after a step, with a checkpoint; no exception is raised. What a
+    person should know is told to the observer, or, without one, warned of as a ``TamisWarning``.
 
     Args:
         dataset: A dataset or its folder, whose files are then verified.
@@ -106,6 +117,9 @@ def train(
         observer: Draws progress.
         report: Whether to compute diagnostics and write ``report.html``.
 
+    Returns:
+        The run, whose ``status`` is ``finished`` or ``interrupted``.
+
     Raises:
         ConfigError: A setting is wrong, or the folder holds another run or something else.
         ArtifactError: The dataset is damaged, or the teacher is unfinished or damaged.
@@ -114,6 +128,7 @@ def train(
     """
     from tamis.training.loop import train as _train
 
+    run = None if run is None else _folder(run)
     if run is not None:
         check_run_folder(run)
     chosen, is_sized = _settings_of(model, recipe, member, settings)
@@ -124,15 +139,27 @@ def train(
         chosen = _sized(chosen, data.split("train").num_rows)
     taught_by = None if teacher is None else _teacher_of(teacher, data)
     name = f"{named(data.path).name}-{chosen.model_name}"
-    folder = Path(run) if run is not None else next_folder("runs", name)
+    folder = run if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
     with artifacts.disk_errors(folder):
-        result = _train(data, chosen, folder, teacher=taught_by, observer=observer)
+        result = _train(data, chosen, folder, teacher=taught_by, observer=observer or _Warns())
     finished = Run(folder)
     if result.status == "finished" and report and not (folder / "report.html").exists():
         write_report(finished, data)
     return finished
+
+
+class _Warns:
+    """Watches a training for a caller who does not, and warns of what he should know."""
+
+    def on_message(self, text: str) -> None:
+        # Of the line that called train: below it lie train, the loop and this.
+        warnings.warn(text, TamisWarning, stacklevel=5)
+
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None: ...
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None: ...
 
 
 def check_run_folder(run: Path | str) -> None:
@@ -223,7 +250,7 @@ def default_batch_size(rows: int) -> int:
 
 def evaluate(
     run: Run | Path | str,
-    data: Dataset | Path | str,
+    data: Dataset | Source,
     *,
     split: str = "test",
     progress: Progress | None = None,
@@ -249,7 +276,9 @@ def evaluate(
         StorageError: The disk is full or the run's folder cannot be written.
     """
     folder = _finished_run(run)
-    if isinstance(data, Dataset) or artifacts.kind_of(Path(data)):
+    if isinstance(data, Dataset):
+        return _evaluate_dataset(folder, data, split=split)
+    if isinstance(data, (str, Path)) and artifacts.kind_of(Path(data)):
         return _evaluate_dataset(folder, data, split=split)
     if split != "test":
         raise ConfigError(
@@ -301,6 +330,8 @@ def dataset_of(run: Run | Path | str) -> Path:
 def predict(run: Run | Path | str, source: Source, out: Path | str | None = None) -> pa.Table:
     """Predict the rows of a raw log with a run's model and encoders.
 
+    Where most values of a field are none that training saw, a ``TamisWarning`` says so.
+
     Args:
         run: A finished run.
         source: Log file, several, or a folder of them.
@@ -316,7 +347,18 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
         DataError: The log cannot be read, has no rows or lacks a column.
         StorageError: The disk is full or ``out`` cannot be written.
     """
-    return predict_counted(run, source, out).table
+    found = predict_counted(run, source, out)
+    for name, counts in found.fields.items():
+        known = counts.rows - counts.missing
+        if counts.unknown > known / 2:
+            warnings.warn(
+                f"{name}: {counts.unknown} of {known} values are none that training saw. If they "
+                f"should be, look at how the log writes them: 7 and 7.0 of a text file are two "
+                f"categories, and so are 1 and True.",
+                TamisWarning,
+                stacklevel=2,
+            )
+    return found.table
 
 
 def predict_counted(
@@ -344,11 +386,12 @@ def compare(
     return compare_runs(_folder(first), _folder(second), split=split)
 
 
-def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
+def write_report(run: Run | Path | str, dataset: Dataset | Path | str | None = None) -> Path:
     """Write a run's ``report.html``; with its dataset at hand, diagnostics are computed anew.
 
     Raises:
-        ArtifactError: The run is unfinished or damaged.
+        ArtifactError: The run is unfinished, or run or dataset are damaged.
+        DataError: The dataset was encoded differently.
     """
     from tamis.reports.run_report import write_run_report
     from tamis.training.diagnostics import diagnose
@@ -358,7 +401,10 @@ def write_report(run: Run | Path | str, dataset: Dataset | None = None) -> Path:
     folder = _folder(run)
     if dataset is not None:
         folder = _finished_run(run)
-        predictor, _ = load_predictor(folder)
+        dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, verify=True)
+        predictor, spec = load_predictor(folder)
+        advice = "Give the dataset that the run was trained on, or one with its encoders."
+        _check_encoders(folder, spec, dataset, advice=advice)
         split = "test" if "test" in dataset.split_names else "valid"
         settings = load_run_config(folder).training
         found = diagnose(

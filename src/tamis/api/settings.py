@@ -34,10 +34,11 @@ def models() -> dict[str, str]:
     """What each model of the catalog is, by name, in a sentence."""
     from tamis.models.catalog import CATALOG
 
-    return {
-        name: (sys.modules[entry.model.__module__].__doc__ or "").strip().splitlines()[0]
+    about = {
+        name: (getattr(sys.modules.get(entry.model.__module__), "__doc__", None) or "").strip()
         for name, entry in CATALOG.items()
     }
+    return {name: text.partition("\n")[0] for name, text in about.items()}
 
 
 def settings_of(model: str) -> dict[str, tuple[Setting, ...]]:
@@ -69,7 +70,7 @@ def _settings(kind: type[Any], *, within: str = "") -> Iterator[Setting]:
             name=within + field.name,
             default=_as_toml(field.default) if has_default else "",
             choices=tuple(map(_as_toml, _choices(hints[field.name]))),
-            meaning=meanings[field.name],
+            meaning=meanings.get(field.name, ""),
         )
         for table in tables:
             yield from _settings(table, within=f"{within}{field.name}.")
@@ -84,11 +85,18 @@ def _choices(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401  (a type)
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:
-    """Docstrings of a dataclass' fields, which stand below them in the source."""
+    """Docstrings of a dataclass' fields, which stand below them in the source, where there is one.
+
+    A model of a script or a notebook may have neither.
+    """
     found = {}
     for part in reversed(kind.__mro__):
         if dataclasses.is_dataclass(part):
-            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+            try:
+                source = inspect.getsource(part)
+            except OSError:
+                continue
+            (definition,) = ast.parse(textwrap.dedent(source)).body
             assert isinstance(definition, ast.ClassDef)
             for field, text in itertools.pairwise(definition.body):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

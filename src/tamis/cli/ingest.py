@@ -102,7 +102,8 @@ def ingest(
         from tamis.cli.drawing import draw_warnings, ingest_progress
 
         api.prepare_process(threads)
-        inferred = None if schema is not None else api.schema_of(paths, label or ())
+        how = api.split_config(split, valid=valid, test=test)
+        inferred = None if schema is not None else api.schema_of(paths, label or (), split=how)
         warnings = inferred.warnings if inferred is not None else ()
         draw_warnings(current, warnings)
         if inferred is not None and schema_only:
@@ -115,7 +116,7 @@ def ingest(
                 paths,
                 out,
                 schema=schema if inferred is None else inferred.schema,
-                split=api.split_config(split, valid=valid, test=test),
+                split=how,
                 progress=progress,
             )
         _finish(current, dataset, out, warnings)

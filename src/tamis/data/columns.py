@@ -14,6 +14,7 @@ from tamis.errors import DataError
 
 TRUTH_WORDS = {"true": 1.0, "false": 0.0}
 _BLANKS = " \t"
+_LONGEST_TYPE = 100
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -141,12 +142,12 @@ def source_column(
     if why := unusable(column.type):
         raise DataError(
             f"{origin.of(name)}: must hold numbers, texts, times or lists of them, got type "
-            f"{kind}: {why}. Convert the column, or take it out of the schema."
+            f"{_shortened(kind)}: {why}. Convert the column, or take it out of the schema."
         )
     if is_list(column.type) and not may_be_list:
         raise DataError(
-            f"{origin.of(name)}: must hold one value in each row, got type {kind}. Make the field "
-            f"a sequence, or take it out of the schema."
+            f"{origin.of(name)}: must hold one value in each row, got type {_shortened(kind)}. "
+            f"Make the field a sequence, or take it out of the schema."
         )
     return column
 
@@ -303,6 +304,12 @@ def is_stringlike(kind: pa.DataType) -> bool:
 def is_list(kind: pa.DataType) -> bool:
     """Whether an Arrow type holds lists of any length."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _shortened(kind: pa.DataType) -> str:
+    """The name of a type; that of a structure may have thousands of fields."""
+    text = str(kind)
+    return text if len(text) <= _LONGEST_TYPE else f"{text[:_LONGEST_TYPE]}..."
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -277,6 +277,8 @@ class Dataset:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         """Wrap a checked folder; use :meth:`open`."""
         self.path = path
+        # Whoever opened it may go on from another folder.
+        self._folder = path.absolute()
         self.manifest = manifest
         try:
             self.schema: Schema = schema_from_table(manifest["schema"])
@@ -306,6 +308,10 @@ class Dataset:
         )
         return cls(path, manifest)
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {self.manifest['rows'][name]:,}" for name in self.split_names)
+        return f"Dataset({str(self.path)!r}: {rows} rows)"
+
     @property
     def split_names(self) -> tuple[str, ...]:
         """Splits that hold rows: train, valid, test, then any others."""
@@ -315,7 +321,7 @@ class Dataset:
     @property
     def encoders_path(self) -> Path:
         """Folder of the fitted encoders."""
-        return self.path / "encoders"
+        return self._folder / "encoders"
 
     def trained_until(self, splits: Sequence[str] = ("train", "valid")) -> int | None:
         """Time of the last row that is learnt from, microseconds since 1970 UTC.
@@ -341,7 +347,7 @@ class Dataset:
                 f"{self.path}: must have a split {name!r}, got {', '.join(self.split_names)}."
             )
         if name not in self._splits:
-            self._splits[name] = Split(name, self.path / "splits" / name, self.spec)
+            self._splits[name] = Split(name, self._folder / "splits" / name, self.spec)
         return self._splits[name]
 
 
@@ -377,11 +383,26 @@ class Split:
         return self.columns.read("row")
 
     def ids(self, name: str) -> NDArray[Any]:
-        """Table rows (N,) of a categorical field."""
-        return self.columns.read(name)
+        """Table rows (N,) of a categorical field.
+
+        Raises:
+            DataError: There is no such field.
+        """
+        return self._read(name, "categorical", [item.name for item in self._spec.categorical])
 
     def numeric(self, name: str) -> NDArray[np.float32]:
-        """Values (N,) of a numeric feature."""
+        """Values (N,) of a numeric feature.
+
+        Raises:
+            DataError: There is no such feature.
+        """
+        return self._read(name, "numeric", self._spec.numeric)
+
+    def _read(self, name: str, kind: str, names: Sequence[str]) -> NDArray[Any]:
+        if name not in names:
+            raise DataError(
+                f"{self.name}: must have a {kind} field {name!r}, got {', '.join(names) or 'none'}."
+            )
         return self.columns.read(name)
 
     def truth(self) -> Mapping[str, NDArray[np.float64]] | None:

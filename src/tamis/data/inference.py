@@ -49,6 +49,8 @@ _DAY_NAME = re.compile(
 _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
+# What pandas calls an index that it writes beside the columns; CSV files leave it without a name.
+_NUMBERS_ROWS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
@@ -74,13 +76,17 @@ class InferredSchema:
 
 
 def infer_schema(
-    source: Path | str | Sequence[Path | str], labels: Sequence[str] = ()
+    source: Path | str | Sequence[Path | str],
+    labels: Sequence[str] = (),
+    *,
+    split_column: str = "",
 ) -> InferredSchema:
     """Infer a schema from the first rows of a log.
 
     Args:
         source: A log file, several, or a folder of them.
         labels: Label columns; without any, a column with a usual name is taken.
+        split_column: Column that says which split a row belongs to. Empty: none does.
 
     Raises:
         DataError: The log cannot be read, a label is not there, or no column is left as input.
@@ -104,12 +110,18 @@ def infer_schema(
     warnings += doubts.values()
     roles, fields, ignored = Roles(time=time), [], []
     for name, column in columns.items():
-        if name == time:
+        if time and name == time:
             ignored.append(Ignored(column=name, reason="the time of the impression; splits use it"))
             continue
+        if split_column and name == split_column:
+            ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
+            continue
         roles = _assign_role(roles, name)
-        if name == roles.request:
+        if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
+        elif _NUMBERS_ROWS.search(name):
+            warnings.append(f"{name}: left out, it is named like an index, which numbers rows")
+            ignored.append(Ignored(column=name, reason="numbers rows"))
         elif reason := _reason_to_ignore(name, column, target):
             warnings.append(f"{name}: left out, {reason}")
             ignored.append(Ignored(column=name, reason=reason))

@@ -27,7 +27,7 @@ from tamis.data.readers import LogFile, column_names, column_types, discover, re
 from tamis.data.schema import Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
 from tamis.data.times import as_microseconds
-from tamis.errors import DataError, SchemaError
+from tamis.errors import ConfigError, DataError, SchemaError
 
 Progress = Callable[[str, int], None]
 """Called with the phase ("times", "fit" or "encode") and the rows of it that are done."""
@@ -66,12 +66,18 @@ def ingest(
         ``source``, the files that it was made of.
 
     Raises:
+        ConfigError: There is a ``split`` beside logs that are split already.
         DataError: ``out`` is taken, a log cannot be read, or a value has no meaning; file, column
             and row are named. Rows are counted from 1 in each file; a header is none.
         SchemaError: The schema names a column that is not there, or holds nothing in any file.
         ArtifactError: The disk is full.
         RunInUseError: Another process is writing ``out``.
     """
+    if split is not None and isinstance(source, Mapping):
+        raise ConfigError(
+            f"split: must not be given for logs that are split already, into {', '.join(source)}, "
+            f"got by = {split.by!r}. Leave it out."
+        )
     artifacts.check_free(out)  # before the work, not after it
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
     log.check_columns()

@@ -177,18 +177,22 @@ class Schema:
                     f"itself ({', '.join(_OWN_COLUMNS)}, {', '.join(_OWN_PREFIXES)}...), got "
                     f"{name!r}. Give the field another name, and column = {name!r}."
                 )
-        self._check_tasks(names)
+        self._check_tasks()
         self._check_shares()
         self._check_counts()
         self._check_groups()
 
-    def _check_tasks(self, names: list[str]) -> None:
+    def _check_tasks(self) -> None:
         tasks = [task.name for task in self.tasks]
         for index, task in enumerate(self.tasks):
             if tasks.count(task.name) > 1:
                 raise SchemaError(f"task {task.name!r}: names must differ, got it twice.")
-            if task.name in names:
-                raise SchemaError(f"task {task.name!r}: a label must not be an input field too.")
+            readers = [f.name for f in self.fields if task.name in (f.name, f.source)]
+            if readers:
+                raise SchemaError(
+                    f"task {task.name!r}: a label must not be an input too, got field "
+                    f"{readers[0]!r} of the same column. Take the field out."
+                )
             if task.observed_when and task.observed_when not in tasks[:index]:
                 raise SchemaError(
                     f"task {task.name!r}: observed_when must name an earlier task, got "

@@ -1,7 +1,7 @@
 """Which split each row belongs to: by time, by user, at random, or as a column says."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from tamis.data.hashing import hash_integers
 from tamis.errors import ConfigError, DataError
 
 SPLIT_NAMES = ("train", "valid", "test")
+SplitWay = Literal["auto", "time", "user", "ratio", "column"]
 _ALIASES = {
     "train": "train",
     "training": "train",
@@ -27,7 +28,7 @@ _ALIASES = {
 class SplitConfig:
     """How rows are split."""
 
-    by: Literal["auto", "time", "user", "ratio", "column"] = "auto"
+    by: SplitWay = "auto"
     """``auto``: by time where the schema has a time, else by ratio."""
     column: str = ""
     """Column that names each row's split; for ``column`` only."""
@@ -39,6 +40,10 @@ class SplitConfig:
     """Decides the draw of ``user`` and ``ratio``."""
 
     def __post_init__(self) -> None:
+        if self.by not in get_args(SplitWay):
+            raise ConfigError(
+                f"split: by must be one of {', '.join(get_args(SplitWay))}, got {self.by!r}."
+            )
         if not (self.valid > 0 and self.test >= 0 and self.valid + self.test < 1):
             raise ConfigError(
                 f"split: valid > 0, test >= 0 and valid + test < 1 must hold, got {self.valid} "

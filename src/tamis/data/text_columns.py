@@ -15,7 +15,8 @@ _FEW_MARKS = 5
 _NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 # Numbers as people write them: $12.50, 1,234.5, 12,5 and 30 %.
 _WRITTEN_NUMBER = r"^\s*[+-]?[$€£¥]?\s*\d+(?:[.,]\d{3})*(?:[.,]\d+)?\s*[$€£¥%]?\s*$"
-_DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
+_DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$|^\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*$"
+_BRACKETED = r"^\s*\[.*\]\s*$"
 _ID_LIKE = r"^[\w.:-]*$"
 
 
@@ -35,11 +36,16 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
         if separator == "," and share_of(texts, _DECIMAL_COMMA) >= _NEARLY_ALL:
             first = next(text for text in texts.to_pylist() if "," in text)
             warnings.append(
-                f"{name}: taken as a sequence of what is between commas; if {first!r} is a number "
-                f"with a decimal comma, write it with a point"
+                f"{name}: taken as a sequence of what is between commas; if {first!r} is a number, "
+                f"write it with a decimal point and no commas"
             )
         reason = f"strings of {words} different parts between {separator!r}"
         return Field(name=name, kind="sequence", separator=separator, reason=reason)
+    if share_of(column.drop_null(), _BRACKETED) >= _NEARLY_ALL:
+        warnings.append(
+            f"{name}: taken as a category; if {column.drop_null()[0].as_py()!r} is a list of "
+            f"events, write commas between them"
+        )
     if doubt := number_doubt(column):
         warnings.append(
             f"{name}: taken as a category, since {doubt}; mend it if the column is numeric"
@@ -96,7 +102,7 @@ def _parts(column: pa.Array) -> tuple[str, int] | None:
     """Separator of texts that are sequences, and how many different parts it leaves."""
     texts = column.drop_null()
     distinct = int(pc.count_distinct(texts).as_py())
-    bracketed = share_of(texts, r"^\s*\[.*\]\s*$") >= _NEARLY_ALL
+    bracketed = share_of(texts, _BRACKETED) >= _NEARLY_ALL
     for separator in _SEPARATORS:
         matches = pc.match_substring(texts, separator)
         share = float(pc.mean(matches.cast(pa.float64())).as_py() or 0.0)

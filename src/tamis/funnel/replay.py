@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -30,7 +31,11 @@ class Reference:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ConfigError(f"Reference.every: must be at least 1, got {self.every}.")
+            raise ConfigError(f"every: must be at least 1, got {self.every}.")
+        if self.scope not in get_args(Scope):
+            raise ConfigError(
+                f"scope: must be one of {', '.join(get_args(Scope))}, got {self.scope!r}."
+            )
 
 
 def replay(

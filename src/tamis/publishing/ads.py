@@ -83,7 +83,7 @@ def _attributes(recipe: AdsRecipe, codes: NDArray[np.int64], item: str) -> AdTab
     table = _Table.read(recipe, recipe.item or item)
     rows = _rows_of(table, codes)
     return AdTable(
-        bid=table.floats(recipe.bid)[rows] * recipe.bid_unit,
+        bid=table.bids(recipe.bid, rows) * recipe.bid_unit,
         billing=(
             table.texts(recipe.billing)[rows] if recipe.billing else np.full(count, recipe.pays_for)
         ),
@@ -132,6 +132,18 @@ class _Table:
     def floats(self, name: str) -> NDArray[np.float64]:
         column = source_column(self.rows, name, origin=self.origin)
         return as_floats(column, origin=self.origin.of(name))
+
+    def bids(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Bids of some rows."""
+        found = self.floats(name)[rows]
+        is_wrong = ~(np.isfinite(found) & (found >= 0))
+        if is_wrong.any():
+            at = int(np.argmax(is_wrong))
+            raise DataError(
+                f"{self.origin.of(name).row(int(rows[at]))}: a bid must be finite and not "
+                f"negative, got {found[at]:g}. Mend it, or leave the ad out of log and table."
+            )
+        return found
 
     def texts(self, name: str) -> NDArray[np.str_]:
         column = source_column(self.rows, name, origin=self.origin)

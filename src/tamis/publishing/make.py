@@ -1,7 +1,7 @@
 """From a recipe and finished runs to a blueprint, from which a funnel is built or published."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Publication:
     """Folder of the bundle."""
     release: str
     """Name of its contents, 64 hexadecimal digits."""
-    blueprint: Blueprint
+    blueprint: Blueprint = field(repr=False)
     """What is in it."""
     warnings: tuple[str, ...] = ()
     """What a person should look at."""

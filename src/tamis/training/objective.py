@@ -37,7 +37,13 @@ def training_loss(
 
     Returns:
         A scalar.
+
+    Raises:
+        TypeError: The model returned no ``Output``.
+        ValueError: Logits are not (B, T).
     """
+    if not isinstance(output, Output):
+        raise TypeError(f"model: forward must return an Output, got {type(output).__name__}.")
     groups = [(1.0, weights)]
     if is_taught is not None:
         groups = [(1.0, weights * ~is_taught), (teacher_weight, weights * is_taught)]
@@ -45,6 +51,11 @@ def training_loss(
     for item in output.compared:
         if item.weight:
             truth = labels if item.labels is None else item.labels
+            if item.logits.shape != truth.shape:
+                raise ValueError(
+                    f"model: logits must be {tuple(truth.shape)}, a row for each row of the batch "
+                    f"and a column for each task, got {tuple(item.logits.shape)}."
+                )
             observed = ~truth.isnan()
             losses = _losses(item.logits.float(), truth.where(observed, 0.0), tasks)
             for factor, of_rows in groups:

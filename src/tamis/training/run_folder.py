@@ -179,7 +179,7 @@ def open_run(
             "fingerprint": dataset.fingerprint,
             "rows": rows,
             # Absolute, so that the run can be evaluated from any folder.
-            "path": str(dataset.path.resolve()),
+            "path": str(dataset.encoders_path.parent.resolve()),
             "split": dataset.manifest.get("split", {}),
             # The dataset may be gone when a funnel is published.
             "trained_until": trained_until,
