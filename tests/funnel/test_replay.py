@@ -396,5 +396,7 @@ def test_impressions_without_features_are_refused(make_funnel: Callable[..., Fun
 
 
 def test_reference_of_no_request_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Reference.every: must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"every: must be at least 1, got 0"):
         Reference(stage=_PerRequest(9), scope="all", every=0)
+    with pytest.raises(ConfigError, match=r"scope: must be one of all, first, got 'some'"):
+        Reference(stage=_PerRequest(9), scope="some")  # type: ignore[arg-type]
