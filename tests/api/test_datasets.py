@@ -115,7 +115,10 @@ def test_unknown_way_to_split_is_refused() -> None:
 
 def test_field_that_reads_the_label_is_refused(log: Path) -> None:
     schema = api.schema_of(log, ["click"]).schema
-    text = schema.to_editable_toml() + '\n[[fields]]\nname = "leak"\ncolumn = "click"\nkind = "numeric"\n'
+    text = (
+        schema.to_editable_toml()
+        + '\n[[fields]]\nname = "leak"\ncolumn = "click"\nkind = "numeric"\n'
+    )
     path = log.parent / "schema.toml"
     path.write_text(text)
 

@@ -94,7 +94,7 @@ def _meanings(kind: type[Any]) -> dict[str, str]:
         if dataclasses.is_dataclass(part):
             try:
                 source = inspect.getsource(part)
-            except OSError:
+            except (OSError, TypeError):  # no file, or no module
                 continue
             (definition,) = ast.parse(textwrap.dedent(source)).body
             assert isinstance(definition, ast.ClassDef)
