@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tamis import api
-from tamis.errors import ArtifactError, DataError, TamisWarning
+from tamis.errors import ArtifactError, ConfigError, DataError, TamisWarning
 from tamis.training import loop
 
 OPTIONS = ["training.max_epochs=1"]
@@ -72,6 +72,12 @@ def test_stopped_training_is_warned_of_and_says_that_it_has_no_metrics(
     with pytest.warns(TamisWarning, match="resumed at step 1"):
         run = api.train(world / "data", model="lr", run=tmp_path / "run", settings=OPTIONS)
     assert run.status == "finished"
+
+
+def test_settings_in_one_text_are_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"settings: must be a list of texts, got 'training.seed"):
+        api.train(world / "data", model="lr", run=tmp_path / "run", settings="training.seed=1")
+    assert not (tmp_path / "run").exists()
 
 
 def test_values_that_training_never_saw_are_warned_of(world: Path, tmp_path: Path) -> None:

@@ -83,10 +83,11 @@ def schema_of(
         split: How its rows will be split; a column that says so is no input.
 
     Raises:
+        ConfigError: ``labels`` is no list.
         DataError: The log cannot be read, or is a folder that tamis wrote for something else.
     """
     check_log(source)
-    _check_list(labels, "labels")
+    check_texts(labels, "labels")
     given = [source] if isinstance(source, (str, Path)) else list(source)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
@@ -268,6 +269,16 @@ def check_log(source: Source | Mapping[str, Source]) -> None:
             raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")
 
 
+def check_texts(values: Sequence[str], what: str) -> None:
+    """Refuse a text where a list of texts is asked for: its letters would pass for them.
+
+    Raises:
+        ConfigError: It is no list.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ConfigError(f"{what}: must be a list of texts, got {values!r}. Put it in brackets.")
+
+
 def _inferred(source: Source, labels: Sequence[str], split: SplitConfig | None) -> Schema:
     """The schema of a log, with a warning for whatever a person should look at."""
     inferred = schema_of(source, labels, split=split)
@@ -275,11 +286,6 @@ def _inferred(source: Source, labels: Sequence[str], split: SplitConfig | None) 
         # Of the line that called ingest, or infer_schema.
         warnings.warn(text, TamisWarning, stacklevel=3)
     return inferred.schema
-
-
-def _check_list(values: Sequence[str], what: str) -> None:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ConfigError(f"{what}: must be a list of texts, got {values!r}. Put it in brackets.")
 
 
 def _named(files: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from tamis import artifacts, config
-from tamis.api.datasets import check_log, check_made_of, is_dataset, open_dataset
+from tamis.api.datasets import check_log, check_made_of, check_texts, is_dataset, open_dataset
 from tamis.api.folders import named, next_folder
 from tamis.data.dataset import Dataset
 from tamis.data.ingest import Progress, Source, market_of
@@ -435,6 +435,7 @@ def _settings_of(
     """The config that a caller asks for, and whether it sets the batch size."""
     from tamis.training.config import read_run_config, run_config_from_table
 
+    check_texts(settings, "settings")
     if recipe is None:
         table: Mapping[str, Any] = {"model": {"name": model or "dhen"}}
     elif model is not None:

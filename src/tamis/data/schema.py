@@ -191,7 +191,7 @@ class Schema:
             if readers:
                 raise SchemaError(
                     f"task {task.name!r}: a label must not be an input too, got field "
-                    f"{readers[0]!r} of the same column. Take the field out."
+                    f"{readers[0]!r} of that name or column. Take the field out."
                 )
             if task.observed_when and task.observed_when not in tasks[:index]:
                 raise SchemaError(
