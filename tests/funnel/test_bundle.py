@@ -261,7 +261,7 @@ def test_failed_publishing_leaves_nothing(
 def test_what_makes_no_funnel_is_not_published(blueprint: Blueprint, tmp_path: Path) -> None:
     backwards = replace(blueprint, stages=blueprint.stages[::-1])
 
-    with pytest.raises(ConfigError, match=r"step 'early': keep must be at most the 6 that step"):
+    with pytest.raises(ConfigError, match=r"stage 'early': keep must be at most the 6 that stage"):
         write_bundle(tmp_path / "b", backwards)
     assert list(tmp_path.iterdir()) == []
 

@@ -383,10 +383,10 @@ def _step(name: str, keep: int) -> Step:
     ("steps", "message"),
     [
         ([], r"funnel: must have at least one step, got none"),
-        ([_step("a", 5), _step("a", 5)], r"step 'a': names must differ"),
-        ([_step("auction", 5)], r"step 'auction': name must not be that of the auction"),
-        ([_step("known", 5)], r"step 'known': name must not be that of what the funnel knows"),
-        ([_step("a", 5), _step("b", 6)], r"step 'b': keep must be at most the 5 that step 'a'"),
+        ([_step("a", 5), _step("a", 5)], r"stage 'a': names must differ"),
+        ([_step("auction", 5)], r"stage 'auction': name must not be that of the auction"),
+        ([_step("known", 5)], r"stage 'known': name must not be that of what the funnel knows"),
+        ([_step("a", 5), _step("b", 6)], r"stage 'b': keep must be at most the 5 that stage 'a'"),
     ],
 )
 def test_steps_that_make_no_funnel_are_refused(
@@ -397,7 +397,7 @@ def test_steps_that_make_no_funnel_are_refused(
 
 
 def test_step_that_keeps_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"step 'a': keep must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"stage 'a': keep must be at least 1, got 0"):
         _step("a", 0)
 
 

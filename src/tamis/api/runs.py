@@ -41,7 +41,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``interrupted`` or ``running``."""
+        """``finished``, ``interrupted`` or ``running``, also of a training that failed since."""
         return str(artifacts.read_json(self.path / "run.json")["status"])
 
     @property

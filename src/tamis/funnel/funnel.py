@@ -39,7 +39,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.keep < 1:
-            raise ConfigError(f"step {self.name!r}: keep must be at least 1, got {self.keep}.")
+            raise ConfigError(f"stage {self.name!r}: keep must be at least 1, got {self.keep}.")
 
 
 class Funnel:
@@ -322,14 +322,14 @@ def _check_steps(steps: Sequence[Step]) -> None:
         (AUCTION, "the auction, which follows the last step"),
     ):
         if name in names:
-            raise ConfigError(f"step {name!r}: name must not be that of {what}. Rename it.")
+            raise ConfigError(f"stage {name!r}: name must not be that of {what}. Rename it.")
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"step {name!r}: names must differ, got it twice. Rename one.")
+            raise ConfigError(f"stage {name!r}: names must differ, got it twice. Rename one.")
     for before, after in itertools.pairwise(steps):
         if after.keep > before.keep:
             raise ConfigError(
-                f"step {after.name!r}: keep must be at most the {before.keep} that step "
+                f"stage {after.name!r}: keep must be at most the {before.keep} that stage "
                 f"{before.name!r} keeps, got {after.keep}. A funnel never widens."
             )
 

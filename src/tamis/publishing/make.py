@@ -68,7 +68,11 @@ def publish(recipe: Path, out: Path) -> Publication:
         ConfigError: The recipe is wrong, or its stages do not make a funnel.
         TamisError: As :func:`make_blueprint` and ``write_bundle`` do.
     """
-    blueprint = make_blueprint(read_recipe(recipe))
+    found = read_recipe(recipe)
+    try:
+        blueprint = make_blueprint(found)
+    except ConfigError as error:
+        raise ConfigError(f"{recipe}: {error}") from error
     return Publication(
         path=out,
         release=write_bundle(out, blueprint),
