@@ -73,11 +73,11 @@ def test_index_of_a_frame_is_no_input(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "got"),
     [
-        (pa.table({"x": [1]}), "got Table"),
+        (7, "got int"),
+        ({"train": 7}, "got int"),
         ([pa.table({"x": [1]})], "got Table"),
         ({"log.csv"}, "got set"),
         ((path for path in ["log.csv"]), "got generator"),
-        ({"train": pa.table({"x": [1]})}, "got Table"),
         ({}, "got an empty mapping"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tamis import artifacts
 from tamis.api.folders import named
+from tamis.api.frames import Frame, on_disk, splits_on_disk
 from tamis.data.dataset import Dataset
 from tamis.data.inference import InferredSchema
 from tamis.data.inference import infer_schema as _infer_schema
@@ -41,7 +42,7 @@ def simulate(
         return _simulate(rows, Path(out), seed=seed, progress=progress)
 
 
-def infer_schema(source: Source, out: Path | str, *, labels: Sequence[str] = ()) -> Path:
+def infer_schema(source: Source | Frame, out: Path | str, *, labels: Sequence[str] = ()) -> Path:
     """Infer a schema and write it for editing; see :func:`schema_of` for what it warns of.
 
     Returns:
@@ -73,12 +74,12 @@ def write_schema(schema: Schema, out: Path | str) -> Path:
 
 
 def schema_of(
-    source: Source, labels: Sequence[str] = (), *, split: SplitConfig | None = None
+    source: Source | Frame, labels: Sequence[str] = (), *, split: SplitConfig | None = None
 ) -> InferredSchema:
     """Schema of a log: the market's own for a simulated market, else inferred.
 
     Args:
-        source: A log file, several, or a folder of them.
+        source: A log file, several, a folder of them, or a table in memory.
         labels: Label columns; without any, a column with a usual name is taken.
         split: How its rows will be split; a column that says so is no input.
 
@@ -86,12 +87,17 @@ def schema_of(
         ConfigError: ``labels`` is no list.
         DataError: The log cannot be read, or is a folder that tamis wrote for something else.
     """
-    check_log(source)
     check_texts(labels, "labels")
-    given = [source] if isinstance(source, (str, Path)) else list(source)
+    with on_disk(source) as log:
+        return _schema_of(log, labels, "" if split is None else split.column)
+
+
+def _schema_of(log: Source, labels: Sequence[str], split_column: str) -> InferredSchema:
+    check_log(log)
+    given = [log] if isinstance(log, (str, Path)) else list(log)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
-    inferred = _infer_schema(given, labels, split_column="" if split is None else split.column)
+    inferred = _infer_schema(given, labels, split_column=split_column)
     if inferred.schema.roles.time:
         return inferred
     warning = (
@@ -102,7 +108,7 @@ def schema_of(
 
 
 def ingest(
-    source: Source | Mapping[str, Source],
+    source: Source | Frame | Mapping[str, Source | Frame],
     out: Path | str,
     *,
     labels: Sequence[str] = (),
@@ -115,7 +121,8 @@ def ingest(
     Where the schema is inferred, what a person should look at is warned of, as a ``TamisWarning``.
 
     Args:
-        source: A log file, several, a folder of them, or a mapping from split to log.
+        source: A log file, several, a folder of them, a table in memory, or a mapping from split
+            to one of these.
         out: Folder of the dataset.
         labels: Label columns, for inferring the schema.
         schema: Schema, or its file; inferred when absent.
@@ -134,22 +141,23 @@ def ingest(
             f"labels: must not be given with a schema, whose tasks are the labels, got "
             f"{', '.join(labels)}. Leave one of the two out."
         )
-    check_log(source)
     if not isinstance(split, SplitConfig | None):
         raise ConfigError(
             f"split: must be a SplitConfig, got {split!r}. Make one, such as "
             f"tamis.api.split_config('user', valid=0.1, test=0.1)."
         )
-    if schema is None:
-        first = next(iter(source.values())) if isinstance(source, Mapping) else source
-        schema = _inferred(first, labels, split)
-    elif not isinstance(schema, Schema):
-        schema = load_schema(Path(schema))
-    given: Any = source
-    if not isinstance(source, (str, Path, Mapping)) and len(source) == 1:
-        given = source[0]
-    with artifacts.disk_errors(Path(out)):
-        return _ingest(given, Path(out), schema=schema, split=split, progress=progress)
+    with splits_on_disk(source) as given:
+        check_log(given)
+        if schema is None:
+            first = next(iter(given.values())) if isinstance(given, Mapping) else given
+            schema = _inferred(first, labels, split)
+        elif not isinstance(schema, Schema):
+            schema = load_schema(Path(schema))
+        log: Any = given
+        if not isinstance(given, (str, Path, Mapping)) and len(given) == 1:
+            log = given[0]
+        with artifacts.disk_errors(Path(out)):
+            return _ingest(log, Path(out), schema=schema, split=split, progress=progress)
 
 
 def import_deepctr(
@@ -242,7 +250,7 @@ def check_made_of(dataset: Dataset, log: Source, *, advice: str) -> None:
 
 
 def check_log(source: Source | Mapping[str, Source]) -> None:
-    """Refuse what names no log, such as a frame in memory, and folders that tamis wrote.
+    """Refuse what names no log, and folders that tamis wrote for something else.
 
     Raises:
         DataError: It is no path, list of paths or mapping to such; or a folder that tamis wrote
@@ -258,10 +266,9 @@ def check_log(source: Source | Mapping[str, Source]) -> None:
     for part in parts:
         if not isinstance(part, (str, Path)):
             raise DataError(
-                f"source: must be the path of a log, a list of paths, or a mapping from split to "
-                f"such, got {type(part).__name__}. Write what is in memory to a file first, such "
-                f"as frame.to_parquet('log.parquet'), and make a list of paths that come one by "
-                f"one."
+                f"source: must be the path of a log, a list of paths, a table in memory that Arrow "
+                f"reads, or a mapping from split to such, got {type(part).__name__}. Make a list "
+                f"of paths that come one by one; join tables, and write others to a file."
             )
     for path in map(Path, [source] if isinstance(source, (str, Path)) else source):
         what = artifacts.describe_folder(path)
@@ -279,7 +286,7 @@ def check_texts(values: Sequence[str], what: str) -> None:
         raise ConfigError(f"{what}: must be a list of texts, got {values!r}. Put it in brackets.")
 
 
-def _inferred(source: Source, labels: Sequence[str], split: SplitConfig | None) -> Schema:
+def _inferred(source: Source | Frame, labels: Sequence[str], split: SplitConfig | None) -> Schema:
     """The schema of a log, with a warning for whatever a person should look at."""
     inferred = schema_of(source, labels, split=split)
     for text in inferred.warnings:

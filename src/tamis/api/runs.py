@@ -13,6 +13,7 @@ import pyarrow as pa
 from tamis import artifacts, config
 from tamis.api.datasets import check_log, check_made_of, check_texts, is_dataset, open_dataset
 from tamis.api.folders import named, next_folder
+from tamis.api.frames import Frame, on_disk
 from tamis.data.dataset import Dataset
 from tamis.data.ingest import Progress, Source, market_of
 from tamis.data.ingest import ingest as ingest_log
@@ -61,7 +62,7 @@ class Run:
         """``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task."""
         return cast("Mapping[str, Any]", artifacts.read_json(self.path / "metrics.json"))
 
-    def predict(self, source: Source) -> pa.Table:
+    def predict(self, source: Source | Frame) -> pa.Table:
         """Predict new rows; labels need not be there. See :func:`predict`."""
         return predict(self.path, source)
 
@@ -250,7 +251,7 @@ def default_batch_size(rows: int) -> int:
 
 def evaluate(
     run: Run | Path | str,
-    data: Dataset | Source,
+    data: Dataset | Source | Frame,
     *,
     split: str = "test",
     progress: Progress | None = None,
@@ -259,8 +260,8 @@ def evaluate(
 
     Args:
         run: A finished run.
-        data: A dataset or its folder; or a log with labels, all rows of which are encoded with the
-            run's encoders and are the test split.
+        data: A dataset or its folder; or a log with labels, in files or in memory, all rows of
+            which are encoded with the run's encoders and are the test split.
         split: Split of the dataset.
         progress: Told how far the reading of a log is.
 
@@ -287,14 +288,15 @@ def evaluate(
         )
     from tamis.training.run_folder import run_encoders, verified_inputs
 
-    check_log(data)
     verified_inputs(folder)
     encoders = run_encoders(folder)
     with (
+        on_disk(data) as log,
         artifacts.disk_errors(folder),
         tempfile.TemporaryDirectory(dir=folder, prefix=".evaluated-", suffix=".tmp") as draft,
     ):
-        logs: Mapping[str, Source] = {"test": data}
+        check_log(log)
+        logs: Mapping[str, Source] = {"test": log}
         dataset = ingest_log(
             logs,
             Path(draft) / "dataset",
@@ -327,14 +329,16 @@ def dataset_of(run: Run | Path | str) -> Path:
     return Path(artifacts.read_json(_finished_run(run) / "run.json")["dataset"]["path"])
 
 
-def predict(run: Run | Path | str, source: Source, out: Path | str | None = None) -> pa.Table:
+def predict(
+    run: Run | Path | str, source: Source | Frame, out: Path | str | None = None
+) -> pa.Table:
     """Predict the rows of a raw log with a run's model and encoders.
 
     Where most values of a field are none that training saw, a ``TamisWarning`` says so.
 
     Args:
         run: A finished run.
-        source: Log file, several, or a folder of them.
+        source: Log file, several, a folder of them, or a table in memory.
         out: File to write, which ends in ``.parquet``, ``.pq`` or ``.csv``; None only returns the
             table.
 
@@ -362,14 +366,15 @@ def predict(run: Run | Path | str, source: Source, out: Path | str | None = None
 
 
 def predict_counted(
-    run: Run | Path | str, source: Source, out: Path | str | None = None
+    run: Run | Path | str, source: Source | Frame, out: Path | str | None = None
 ) -> "Prediction":
     """Predict as :func:`predict` does, and say what was met in the fields of the log."""
     from tamis.training.predict_log import predict_log
 
     folder = _finished_run(run)
-    check_log(source)
-    return predict_log(folder, source, None if out is None else Path(out))
+    with on_disk(source) as log:
+        check_log(log)
+        return predict_log(folder, log, None if out is None else Path(out))
 
 
 def compare(
