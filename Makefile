@@ -23,7 +23,8 @@ test: $(STAMP)
 	$(PYTEST) -n 2
 
 # Neighbours share what they train, so each worker takes half of them; whoever is done first helps.
-# Shapes and types are checked by the plain tests; here code runs as users run it, in half the time.
+# Shapes and types are checked by the plain tests, as far as those reach; here code runs as users run
+# it, in half the time.
 test-slow: $(STAMP)
 	$(PYTEST) -n 2 --dist worksteal -m "slow and not gpu" --jaxtyping-packages=
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
+from tamis.data.schema import CategoricalInput, InputSpec, Table, Task
+from tamis.errors import ConfigError
 from tamis.models.catalog import CATALOG
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -23,7 +25,7 @@ def test_every_model_stands_on_the_page_once_with_its_file() -> None:
 
 
 def test_every_model_that_is_recommended_is_one() -> None:
-    named = set(re.findall(r"`(\w+)`", PAGE.read_text().split("## Fields")[0]))
+    named = set(re.findall(r"`(\w+)`", PAGE.read_text().split("## Fields")[0])) - {"side"}
 
     assert len(named) > 10
     assert named <= set(CATALOG)
@@ -50,3 +52,22 @@ def test_model_of_ones_own_passes_the_suite_and_trains(
     run = found["run"]
     assert run.metrics["test"]["click"]["auc"] > 0.6  # type: ignore[attr-defined]
     assert "plain" not in CATALOG
+
+
+def test_a_plain_log_suffices_for_every_model_that_is_said_to_need_no_sides() -> None:
+    named = re.findall(r"`(\w+)`", PAGE.read_text().split(", whose schema must say")[0])
+    assert named[-3:] == ["two_tower", "hsnn", "early_stage"]
+    spec = InputSpec(
+        numeric=("price",),
+        categorical=tuple(CategoricalInput(name=n, table=n) for n in ("user", "ad")),
+        sequences=(),
+        tables=(Table(name="user", num_rows=9), Table(name="ad", num_rows=9)),
+        tasks=(Task(name="click"),),
+    )
+
+    for name, entry in CATALOG.items():
+        if name in named:
+            with pytest.raises(ConfigError, match="side 'user'|user's side"):
+                entry.model(entry.config(), spec)
+        else:
+            entry.model(entry.config(), spec)

@@ -3,6 +3,7 @@
 The names below are loaded on first use, so that ``import tamis`` is fast.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ __all__ = [
 ]
 
 
+_MODULES = ("api", "errors")
+
+
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
+    if name in _MODULES:
+        return importlib.import_module(f"tamis.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'tamis' has no attribute {name!r}")
     from tamis import api
@@ -46,4 +52,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands fo
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted((*__all__, *_MODULES, "__doc__", "__name__", "__path__"))

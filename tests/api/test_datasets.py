@@ -38,12 +38,18 @@ def test_what_a_person_should_look_at_is_warned_of_where_the_schema_is_inferred(
 ) -> None:
     with pytest.warns(TamisWarning, match="no column was recognised as one, so rows") as caught:
         api.ingest(log, tmp_path / "data", labels=["click"])
-    assert {Path(one.filename) for one in caught} == {Path(__file__)}
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+    with pytest.warns(TamisWarning, match="no column was recognised as one, so rows") as caught:
+        api.infer_schema(log, tmp_path / "schema.toml", labels=["click"])
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        schema = api.schema_of(log, ["click"]).schema
-        api.ingest(log, tmp_path / "other", schema=schema)
+        api.ingest(log, tmp_path / "other", schema=tmp_path / "schema.toml")
+        # Nobody splits by time here.
+        by_user = SplitConfig(by="user")
+        api.ingest(log, tmp_path / "by-user", labels=["click"], split=by_user)
+        api.ingest({"train": log, "valid": log}, tmp_path / "split", labels=["click"])
 
 
 def test_column_that_names_the_split_is_no_input(log: Path, tmp_path: Path) -> None:
@@ -79,6 +85,7 @@ def test_index_of_a_frame_is_no_input(tmp_path: Path, name: str) -> None:
         ({"log.csv"}, "got set"),
         ((path for path in ["log.csv"]), "got generator"),
         ({}, "got an empty mapping"),
+        ({"train": {"a": "log.csv"}}, "got dict"),
     ],
 )
 def test_source_that_is_no_path_is_refused(tmp_path: Path, source: Any, got: str) -> None:
@@ -90,7 +97,8 @@ def test_source_that_is_no_path_is_refused(tmp_path: Path, source: Any, got: str
     ("arguments", "message"),
     [
         ({"labels": "click"}, r"labels: must be a list of texts, got 'click'"),
-        ({"labels": None}, r"labels: must be a list of texts, got None"),
+        ({"labels": None}, r"labels: must be a list of texts, got None. Make a list"),
+        ({"labels": [1], "schema": "schema.toml"}, r"labels: must be a list of texts, got \[1\]"),
         ({"split": "user"}, r"split: must be a SplitConfig, got 'user'. Make one, such as"),
     ],
 )
@@ -101,11 +109,13 @@ def test_arguments_of_another_kind_are_refused(
         api.ingest(log, tmp_path / "data", **{"labels": ["click"], **arguments})
 
 
-def test_split_beside_logs_that_are_split_is_refused(log: Path, tmp_path: Path) -> None:
+def test_split_beside_logs_that_are_split_is_refused_at_once(log: Path, tmp_path: Path) -> None:
     logs = {"train": log, "valid": log}
 
-    with pytest.raises(ConfigError, match="must not be given for logs that are split already"):
-        api.ingest(logs, tmp_path / "data", labels=["click"], split=SplitConfig(by="user"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match="must not be given for logs that are split already"):
+            api.ingest(logs, tmp_path / "data", labels=["click"], split=SplitConfig(by="user"))
 
 
 def test_unknown_way_to_split_is_refused() -> None:

@@ -75,6 +75,25 @@ def test_each_split_may_be_a_table(table: pa.Table, tmp_path: Path) -> None:
 
 
 def test_table_that_arrow_cannot_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^source: a table in memory must .* of two types. Conv"):
+    with pytest.raises(DataError, match=r"^the table in memory: must be .* of two types. Convert"):
         api.ingest(_Broken(), tmp_path / "data", labels=["click"])
     assert not (tmp_path / "data").exists()
+
+
+def test_table_that_parquet_cannot_hold_is_refused(tmp_path: Path, table: pa.Table) -> None:
+    spans = pa.array([(1, 2, 3)] * 600, pa.month_day_nano_interval())
+
+    with pytest.raises(DataError, match=r"^the table in memory: must be one that Parquet can hold"):
+        api.ingest(table.append_column("span", spans), tmp_path / "data", labels=["click"])
+
+
+def test_errors_name_the_table_and_not_its_file(table: pa.Table, tmp_path: Path) -> None:
+    labels = pa.array([7] * 3 + [0, 1] * 298 + [0])
+    wrong = table.set_column(2, "click", labels)
+
+    with pytest.raises(DataError, match=r"^the table in memory, column 'click', row 1: a binary"):
+        api.ingest(wrong, tmp_path / "data", labels=["click"])
+    with pytest.raises(DataError, match=r"^the table of split 'valid', column 'click', row 1: a"):
+        api.ingest({"train": table, "valid": wrong}, tmp_path / "data", labels=["click"])
+    with pytest.raises(DataError, match=r"^the table in memory: must hold the label column 'no'"):
+        api.infer_schema(table, tmp_path / "schema.toml", labels=["no"])

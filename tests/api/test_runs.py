@@ -67,10 +67,13 @@ def test_stopped_training_is_warned_of_and_says_that_it_has_no_metrics(
     assert run.status == "interrupted"
     with pytest.raises(ArtifactError, match="must be a finished run, got status 'interrupted'"):
         _ = run.metrics
+    with pytest.raises(ArtifactError, match="must be a finished run"):
+        _ = run.record
 
     monkeypatch.undo()
-    with pytest.warns(TamisWarning, match="resumed at step 1"):
+    with pytest.warns(TamisWarning, match="resumed at step 1") as caught:
         run = api.train(world / "data", model="lr", run=tmp_path / "run", settings=OPTIONS)
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
     assert run.status == "finished"
 
 
@@ -80,18 +83,17 @@ def test_settings_in_one_text_are_refused(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_values_that_training_never_saw_are_warned_of(world: Path, tmp_path: Path) -> None:
+def test_values_outside_the_vocabulary_are_warned_of(world: Path, tmp_path: Path) -> None:
     run = api.Run(world / "run")
     table = _write_log(tmp_path / "log.parquet")
     # As pandas writes it: True and False, which Parquet holds as 1 and 0.
     words = pa.array([str(value) for value in table["vip"].to_pylist()])
     pyarrow.csv.write_csv(table.set_column(0, "vip", words), tmp_path / "log.csv")
 
-    with pytest.warns(
-        TamisWarning, match=r"vip: 600 of 600 values are none that training saw"
-    ) as c:
-        api.predict(run, tmp_path / "log.csv")
-    assert len(c) == 1
+    for predict in (run.predict, lambda log: api.predict(run, log)):
+        with pytest.warns(TamisWarning, match=r"vip: 600 of 600 values are outside the") as told:
+            predict(tmp_path / "log.csv")
+        assert [Path(one.filename) for one in told] == [Path(__file__)]
     assert api.predict(run, tmp_path / "log.parquet").num_rows == 600
 
 

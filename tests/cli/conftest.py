@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from tamis import api
 from tamis.cli.main import app
+from tamis.errors import TamisWarning
 
 LR = ("training.max_epochs=1", "training.batch_size=256")
 
@@ -56,7 +58,10 @@ def tamis() -> Callable[..., Result]:
     """Runs one command."""
 
     def run(*arguments: str | Path) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        # Warnings are for callers from Python; a command says itself what there is to say.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", TamisWarning)
+            return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return run
 

@@ -110,7 +110,7 @@ def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("keep = 8", "keep = 80", "stage 'final': keep must be at most the 20 that stage 'early'"),
+        ("keep = 8", "keep = 80", "funnel.toml: stage 'final': keep must be at most the 20 that"),
         (
             "keep = 8",
             "keeps = 8",

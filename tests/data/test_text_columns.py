@@ -57,6 +57,21 @@ def test_lists_without_commas_are_doubted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [f"[{k % 7}]" for k in range(COUNT)],
+        [f"[word{k} and some other words {k % 9} here]" for k in range(COUNT)],
+        [f"{100 + k % 9},{200 + k % 7},{300 + k % 5}" for k in range(COUNT)],
+    ],
+    ids=["one element", "prose", "ids of three digits"],
+)
+def test_what_is_no_list_without_commas_and_no_number_is_not_doubted(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    assert _infer(tmp_path, texts).warnings == ()
+
+
 @pytest.mark.parametrize("mark", ["N/A", "n/a", "None", "-"])
 def test_usual_marks_of_something_missing_leave_numbers_what_they_are(
     tmp_path: Path, mark: str

@@ -164,6 +164,15 @@ def test_tables_that_do_not_fit_are_refused(
     twice = pa.concat_tables([ads, ads.slice(4, 1)])
     _refused(tmp_path, data, twice, rf"'ad_id', row {len(ads) + 1}: every ad must stand in one row")
     _refused(tmp_path, data, ads.drop_columns("bid_micros"), r"must hold column 'bid_micros', got")
+    at = int(np.argmax(is_shown))
+    for bid, got in ((-1.0, "-1"), (None, "nan")):
+        bids = ads["bid_micros"].cast(pa.float64()).to_pylist()
+        bids[at] = bid
+        # What ads bid that nobody shows does not matter.
+        bids[int(np.argmin(is_shown))] = None
+        wrong = ads.set_column(ads.column_names.index("bid_micros"), "bid_micros", [bids])
+        message = rf"ads.parquet, column 'bid_micros', row {at + 1}: a bid must be .* got {got}\."
+        _refused(tmp_path, data, wrong, message)
     _refused(tmp_path, data, ads.slice(0, 0), r"must hold ads, got a header only")
     _refused(tmp_path, data, ads, r"billing must be one of .* got '\d+' for ad 0", billing="ad_id")
     _refused(tmp_path, data, ads, r"must hold column 'owner', got ad_id", advertiser="owner")

@@ -85,7 +85,7 @@ def test_suite_tells_noise_from_rows_that_are_mixed() -> None:
 def test_suite_refuses_probabilities() -> None:
     broken = _model(lambda model, batch: model.linear(batch).sigmoid())
 
-    with pytest.raises(AssertionError, match="logits must be no probabilities"):
+    with pytest.raises(AssertionError, match="logits must not all lie in"):
         check_model(_Config, broken)
 
 

@@ -13,7 +13,7 @@ from tamis.api.frames import Frame, on_disk, splits_on_disk
 from tamis.data.dataset import Dataset
 from tamis.data.inference import InferredSchema
 from tamis.data.inference import infer_schema as _infer_schema
-from tamis.data.ingest import MARKET_MANIFEST, Progress, Source, describe_source
+from tamis.data.ingest import MARKET_MANIFEST, Progress, Source, check_split, describe_source
 from tamis.data.ingest import ingest as _ingest
 from tamis.data.market import MarketSummary, market_schema
 from tamis.data.market import simulate as _simulate
@@ -89,16 +89,16 @@ def schema_of(
     """
     check_texts(labels, "labels")
     with on_disk(source) as log:
-        return _schema_of(log, labels, "" if split is None else split.column)
+        return _schema_of(log, labels, split or SplitConfig())
 
 
-def _schema_of(log: Source, labels: Sequence[str], split_column: str) -> InferredSchema:
+def _schema_of(log: Source, labels: Sequence[str], split: SplitConfig) -> InferredSchema:
     check_log(log)
     given = [log] if isinstance(log, (str, Path)) else list(log)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
-    inferred = _infer_schema(given, labels, split_column=split_column)
-    if inferred.schema.roles.time:
+    inferred = _infer_schema(given, labels, split_column=split.column)
+    if inferred.schema.roles.time or split.by not in ("auto", "time"):
         return inferred
     warning = (
         "time: no column was recognised as one, so rows cannot be split by time; if there is one, "
@@ -132,10 +132,11 @@ def ingest(
 
     Raises:
         ConfigError: There are ``labels`` beside a ``schema``, which names them itself, or a
-            ``split`` beside logs that are split already.
+            ``split`` beside logs that are split already; or one of them is of another kind.
         DataError: A log cannot be read, or a value has no meaning.
         StorageError: The disk is full or ``out`` cannot be written.
     """
+    check_texts(labels, "labels")
     if schema is not None and labels:
         raise ConfigError(
             f"labels: must not be given with a schema, whose tasks are the labels, got "
@@ -146,11 +147,17 @@ def ingest(
             f"split: must be a SplitConfig, got {split!r}. Make one, such as "
             f"tamis.api.split_config('user', valid=0.1, test=0.1)."
         )
+    check_split(source, split)
     with splits_on_disk(source) as given:
-        check_log(given)
+        parts = list(given.values()) if isinstance(given, Mapping) else [given]
+        if not parts:
+            raise DataError("source: must name the log of a split, got an empty mapping.")
+        for part in parts:
+            check_log(part)
         if schema is None:
-            first = next(iter(given.values())) if isinstance(given, Mapping) else given
-            schema = _inferred(first, labels, split)
+            # Rows that are split already are not split by time, whether or not they have one.
+            how = SplitConfig(by="ratio") if isinstance(given, Mapping) else split
+            schema = _inferred(parts[0], labels, how)
         elif not isinstance(schema, Schema):
             schema = load_schema(Path(schema))
         log: Any = given
@@ -249,41 +256,38 @@ def check_made_of(dataset: Dataset, log: Source, *, advice: str) -> None:
         )
 
 
-def check_log(source: Source | Mapping[str, Source]) -> None:
+def check_log(source: Source) -> None:
     """Refuse what names no log, and folders that tamis wrote for something else.
 
     Raises:
-        DataError: It is no path, list of paths or mapping to such; or a folder that tamis wrote
-            for something else, whose JSON would pass for a log.
+        DataError: It is no path or list of paths; or a folder that tamis wrote for something else,
+            whose JSON would pass for a log.
     """
-    if isinstance(source, Mapping):
-        if not source:
-            raise DataError("source: must name a log for a split, got an empty mapping.")
-        for part in source.values():
-            check_log(part)
-        return
-    parts = source if isinstance(source, (list, tuple)) else [source]
-    for part in parts:
+    parts = [source] if isinstance(source, (str, Path)) else source
+    for part in parts if isinstance(parts, Sequence) else [parts]:
         if not isinstance(part, (str, Path)):
             raise DataError(
-                f"source: must be the path of a log, a list of paths, a table in memory that Arrow "
-                f"reads, or a mapping from split to such, got {type(part).__name__}. Make a list "
-                f"of paths that come one by one; join tables, and write others to a file."
+                f"source: must be the path of a log, a list of paths or a table in memory, got "
+                f"{type(part).__name__}. Give paths as a list; make one table of several, or write "
+                f"them to files."
             )
-    for path in map(Path, [source] if isinstance(source, (str, Path)) else source):
-        what = artifacts.describe_folder(path)
+        what = artifacts.describe_folder(Path(part))
         if what:
-            raise DataError(f"{path}: must be a log file or a folder of logs, got {what}")
+            raise DataError(f"{part}: must be a log file or a folder of logs, got {what}")
 
 
 def check_texts(values: Sequence[str], what: str) -> None:
     """Refuse a text where a list of texts is asked for: its letters would pass for them.
 
     Raises:
-        ConfigError: It is no list.
+        ConfigError: It is no list, or holds something else.
     """
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ConfigError(f"{what}: must be a list of texts, got {values!r}. Put it in brackets.")
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or not all(isinstance(value, str) for value in values):
+        raise ConfigError(
+            f"{what}: must be a list of texts, got {values!r}. Make a list of them, such as "
+            f"['one', 'two']."
+        )
 
 
 def _inferred(source: Source | Frame, labels: Sequence[str], split: SplitConfig | None) -> Schema:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tamis import artifacts
 from tamis.data.ingest import Source
-from tamis.errors import DataError
+from tamis.errors import DataError, SchemaError
 
 
 @runtime_checkable
@@ -24,18 +24,26 @@ class Frame(Protocol):
 
 
 @contextmanager
-def on_disk(source: Source | Frame) -> Iterator[Source]:
+def on_disk(source: Source | Frame, *, name: str = "the table in memory") -> Iterator[Source]:
     """A log; where it is a table in memory, a Parquet file of it that goes with the context.
 
+    Args:
+        source: The log.
+        name: What errors call the table, whose file nobody knows.
+
     Raises:
-        DataError: A column of the table holds values of several types.
+        DataError: Parquet cannot hold the table.
         StorageError: The disk of temporary files is full.
     """
     if not isinstance(source, Frame):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="tamis-frame-") as folder:
-        yield _written(source, Path(folder))
+        path = _written(source, Path(folder), name)
+        try:
+            yield path
+        except (DataError, SchemaError) as error:
+            raise type(error)(str(error).replace(str(path), name)) from error
 
 
 @contextmanager
@@ -45,20 +53,22 @@ def splits_on_disk(
     """As :func:`on_disk`, of one log or of one for each split."""
     with ExitStack() as stack:
         if isinstance(source, Mapping):
-            yield {name: stack.enter_context(on_disk(part)) for name, part in source.items()}
+            yield {
+                split: stack.enter_context(on_disk(part, name=f"the table of split {split!r}"))
+                for split, part in source.items()
+            }
         else:
             yield stack.enter_context(on_disk(source))
 
 
-def _written(frame: Frame, folder: Path) -> Path:
-    try:
-        table = pa.table(frame)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(
-            f"source: a table in memory must have columns of one type each, got {error}. Convert "
-            f"them, or write the table to a file."
-        ) from error
+def _written(frame: Frame, folder: Path, name: str) -> Path:
     path = folder / "frame.parquet"
     with artifacts.disk_errors(folder):
-        pq.write_table(table, path)
+        try:
+            pq.write_table(pa.table(frame), path)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(
+                f"{name}: must be one that Parquet can hold, with columns of one type each, got "
+                f"{error}. Convert its columns, or write it to a file."
+            ) from error
     return path

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``interrupted`` or ``running``, also of a training that failed since."""
+        """``finished``, ``interrupted``, or ``running``, which also stands where one failed."""
         return str(artifacts.read_json(self.path / "run.json")["status"])
 
     @property
@@ -52,19 +52,23 @@ class Run:
         Raises:
             ArtifactError: The run is not finished.
         """
-        from tamis.training.run_folder import check_finished
-
-        check_finished(self.path)
         return cast("Mapping[str, Any]", self.record["metrics"])
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task."""
+        """``metrics``, and on the market ``oracle`` and ``ne_gap``, each by split and task.
+
+        Raises:
+            ArtifactError: The run is not finished.
+        """
+        from tamis.training.run_folder import check_finished
+
+        check_finished(self.path)
         return cast("Mapping[str, Any]", artifacts.read_json(self.path / "metrics.json"))
 
     def predict(self, source: Source | Frame) -> pa.Table:
         """Predict new rows; labels need not be there. See :func:`predict`."""
-        return predict(self.path, source)
+        return _told(predict_counted(self.path, source))
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:
@@ -139,7 +143,7 @@ def train(
     if not is_sized:
         chosen = _sized(chosen, data.split("train").num_rows)
     taught_by = None if teacher is None else _teacher_of(teacher, data)
-    name = f"{named(data.path).name}-{chosen.model_name}"
+    name = f"{named(data.folder).name}-{chosen.model_name}"
     folder = run if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
@@ -152,11 +156,11 @@ def train(
 
 
 class _Warns:
-    """Watches a training for a caller who does not, and warns of what he should know."""
+    """Watches a training for a caller who does not, and warns of what a person should know."""
 
     def on_message(self, text: str) -> None:
-        # Of the line that called train: below it lie train, the loop and this.
-        warnings.warn(text, TamisWarning, stacklevel=5)
+        # Of the line that called train: between it and this lie train, loop.train and its work.
+        warnings.warn(text.removeprefix("warning: "), TamisWarning, stacklevel=5)
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None: ...
 
@@ -334,7 +338,7 @@ def predict(
 ) -> pa.Table:
     """Predict the rows of a raw log with a run's model and encoders.
 
-    Where most values of a field are none that training saw, a ``TamisWarning`` says so.
+    Where most values of a field are outside its vocabulary, a ``TamisWarning`` says so.
 
     Args:
         run: A finished run.
@@ -351,16 +355,21 @@ def predict(
         DataError: The log cannot be read, has no rows or lacks a column.
         StorageError: The disk is full or ``out`` cannot be written.
     """
-    found = predict_counted(run, source, out)
+    return _told(predict_counted(run, source, out))
+
+
+def _told(found: "Prediction") -> pa.Table:
+    """The table, with a warning for each field of which training knew few values."""
     for name, counts in found.fields.items():
-        known = counts.rows - counts.missing
-        if counts.unknown > known / 2:
+        held = counts.rows - counts.missing
+        if counts.unknown > held / 2:
+            # Of the line that called predict.
             warnings.warn(
-                f"{name}: {counts.unknown} of {known} values are none that training saw. If they "
-                f"should be, look at how the log writes them: 7 and 7.0 of a text file are two "
-                f"categories, and so are 1 and True.",
+                f"{name}: {counts.unknown} of {held} values are outside the vocabulary. If they "
+                f"should be in it, look at how the log writes them: 7 and 7.0 of a text file are "
+                f"two categories, and so are 1 and True.",
                 TamisWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return found.table
 

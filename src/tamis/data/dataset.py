@@ -277,8 +277,8 @@ class Dataset:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         """Wrap a checked folder; use :meth:`open`."""
         self.path = path
-        # Whoever opened it may go on from another folder.
-        self._folder = path.absolute()
+        self.folder = path.absolute()
+        """The same, wherever whoever opened it goes on."""
         self.manifest = manifest
         try:
             self.schema: Schema = schema_from_table(manifest["schema"])
@@ -321,7 +321,7 @@ class Dataset:
     @property
     def encoders_path(self) -> Path:
         """Folder of the fitted encoders."""
-        return self._folder / "encoders"
+        return self.folder / "encoders"
 
     def trained_until(self, splits: Sequence[str] = ("train", "valid")) -> int | None:
         """Time of the last row that is learnt from, microseconds since 1970 UTC.
@@ -347,7 +347,7 @@ class Dataset:
                 f"{self.path}: must have a split {name!r}, got {', '.join(self.split_names)}."
             )
         if name not in self._splits:
-            self._splits[name] = Split(name, self._folder / "splits" / name, self.spec)
+            self._splits[name] = Split(name, self.folder / "splits" / name, self.spec)
         return self._splits[name]
 
 

@@ -100,7 +100,7 @@ def infer_schema(
         if label not in table.column_names:
             raise DataError(
                 f"{origin}: must hold the label column {label!r}, got "
-                f"{', '.join(table.column_names)}. Name the right one with --label."
+                f"{', '.join(table.column_names)}. Name the right one as the label."
             )
     tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
     target = _target(table, tasks[0], origin.of(chosen[0]))
@@ -163,19 +163,19 @@ def _guess_label(table: pa.Table, origin: Origin, warnings: list[str]) -> str:
         if others:
             warnings.append(
                 f"{found[0]}: taken as the label, though {', '.join(others)} may be it too; name "
-                f"the right one with --label, several times for several labels"
+                f"the right one as a label, or several"
             )
         return found[0]
     raise DataError(
         f"{origin}: must hold a label column named {', '.join(_LABEL_NAMES)}, got "
-        f"{', '.join(table.column_names)}. Name it with --label."
+        f"{', '.join(table.column_names)}. Name it as the label."
     )
 
 
 def _task(name: str, table: pa.Table, origin: Origin, warnings: list[str]) -> Task:
     column = table[name].chunk(0)
     if column.null_count == len(column):
-        raise DataError(f"{origin}: a label must have values, got none. Name another with --label.")
+        raise DataError(f"{origin}: a label must have values, got none. Name another as the label.")
     values = _label_values(column, origin)
     distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     is_binary = np.isin(distinct, (0.0, 1.0))
@@ -308,7 +308,7 @@ def _outcome_doubts(
     if found:
         yield (
             f"{name}: taken as an input, but {found}; if it is known only after the label, ingest "
-            f"with it under [[ignored]] of the schema, or as a label of its own with --label"
+            f"with it under [[ignored]] of the schema, or as a label of its own"
         )
 
 

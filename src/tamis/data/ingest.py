@@ -73,11 +73,7 @@ def ingest(
         ArtifactError: The disk is full.
         RunInUseError: Another process is writing ``out``.
     """
-    if split is not None and isinstance(source, Mapping):
-        raise ConfigError(
-            f"split: must not be given for logs that are split already, into {', '.join(source)}, "
-            f"got by = {split.by!r}. Leave it out."
-        )
+    check_split(source, split)
     artifacts.check_free(out)  # before the work, not after it
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
     log.check_columns()
@@ -115,6 +111,19 @@ def ingest(
                     },
                 },
             }
+        )
+
+
+def check_split(source: object, split: SplitConfig | None) -> None:
+    """Refuse a way to split logs that are split already.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if split is not None and isinstance(source, Mapping):
+        raise ConfigError(
+            f"split: must not be given for logs that are split already, into {', '.join(source)}, "
+            f"got by = {split.by!r}. Leave it out."
         )
 
 

@@ -15,8 +15,13 @@ _FEW_MARKS = 5
 _NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 # Numbers as people write them: $12.50, 1,234.5, 12,5 and 30 %.
 _WRITTEN_NUMBER = r"^\s*[+-]?[$€£¥]?\s*\d+(?:[.,]\d{3})*(?:[.,]\d+)?\s*[$€£¥%]?\s*$"
-_DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$|^\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*$"
+_DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
+_THOUSANDS = r"^\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*$"
+# A history of ids of three digits has three in front too.
+_FEW_IN_FRONT = r"^\s*\d{1,2},"
 _BRACKETED = r"^\s*\[.*\]\s*$"
+# What NumPy writes.
+_BLANKS_IN_BRACKETS = r"^\s*\[\s*\S+(?:\s+\S+)+\s*\]\s*$"
 _ID_LIKE = r"^[\w.:-]*$"
 
 
@@ -33,7 +38,7 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
     if found is not None:
         separator, words = found
         texts = column.drop_null()
-        if separator == "," and share_of(texts, _DECIMAL_COMMA) >= _NEARLY_ALL:
+        if separator == "," and _may_be_numbers(texts):
             first = next(text for text in texts.to_pylist() if "," in text)
             warnings.append(
                 f"{name}: taken as a sequence of what is between commas; if {first!r} is a number, "
@@ -41,11 +46,6 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
             )
         reason = f"strings of {words} different parts between {separator!r}"
         return Field(name=name, kind="sequence", separator=separator, reason=reason)
-    if share_of(column.drop_null(), _BRACKETED) >= _NEARLY_ALL:
-        warnings.append(
-            f"{name}: taken as a category; if {column.drop_null()[0].as_py()!r} is a list of "
-            f"events, write commas between them"
-        )
     if doubt := number_doubt(column):
         warnings.append(
             f"{name}: taken as a category, since {doubt}; mend it if the column is numeric"
@@ -59,7 +59,20 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
             max_length=64,
             reason="long strings of words",
         )
+    lists = column.filter(pc.match_substring_regex(column, _BLANKS_IN_BRACKETS))
+    if len(lists) >= 0.5 * (len(column) - column.null_count):
+        warnings.append(
+            f"{name}: taken as a category; if {lists[0].as_py()!r} is a list of events, write "
+            f"commas between them"
+        )
     return Field(name=name, kind="categorical", reason=f"strings, {distinct} values")
+
+
+def _may_be_numbers(texts: pa.Array) -> bool:
+    """Whether texts with commas may be numbers with a decimal comma, or with thousands apart."""
+    if share_of(texts, _DECIMAL_COMMA) >= _NEARLY_ALL:
+        return True
+    return share_of(texts, _THOUSANDS) >= _NEARLY_ALL and share_of(texts, _FEW_IN_FRONT) > 0
 
 
 def is_separated(column: pa.Array) -> bool:

@@ -315,11 +315,11 @@ class Funnel:
 
 def _check_steps(steps: Sequence[Step]) -> None:
     if not steps:
-        raise ConfigError("funnel: must have at least one step, got none. Add a stage.")
+        raise ConfigError("funnel: must have at least one stage, got none. Add one.")
     names = [step.name for step in steps]
     for name, what in (
-        (KNOWN, "what the funnel knows, which comes before the first step"),
-        (AUCTION, "the auction, which follows the last step"),
+        (KNOWN, "what the funnel knows, which comes before the first stage"),
+        (AUCTION, "the auction, which follows the last stage"),
     ):
         if name in names:
             raise ConfigError(f"stage {name!r}: name must not be that of {what}. Rename it.")

@@ -5,13 +5,13 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def call_outside(
-    function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs
-) -> Found:
+    function: Callable[_Given, _Found], *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Found:
     """Call the function, with all that it calls, as if nothing were compiled."""
     return function(*args, **kwargs)

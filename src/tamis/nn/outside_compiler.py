@@ -10,15 +10,15 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 
-def outside_compiler(function: Callable[Given, Found]) -> Callable[Given, Found]:
+def outside_compiler(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
     """The function, which runs as it is written wherever a compiled model calls it."""
 
     @functools.wraps(function)
-    def call(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Found:
         if not torch.compiler.is_compiling():
             return function(*args, **kwargs)
         # There is a compiler, so that its import costs nothing any more.

@@ -134,7 +134,11 @@ class _Table:
         return as_floats(column, origin=self.origin.of(name))
 
     def bids(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Bids of some rows."""
+        """Bids of some rows.
+
+        Raises:
+            DataError: One is missing, infinite or negative; file, column and row are named.
+        """
         found = self.floats(name)[rows]
         is_wrong = ~(np.isfinite(found) & (found >= 0))
         if is_wrong.any():

@@ -71,11 +71,12 @@ def publish(recipe: Path, out: Path) -> Publication:
     found = read_recipe(recipe)
     try:
         blueprint = make_blueprint(found)
+        release = write_bundle(out, blueprint)
     except ConfigError as error:
         raise ConfigError(f"{recipe}: {error}") from error
     return Publication(
         path=out,
-        release=write_bundle(out, blueprint),
+        release=release,
         blueprint=blueprint,
         warnings=tuple(_early_stage_warnings(blueprint.stages)),
     )

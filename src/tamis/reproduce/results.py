@@ -46,7 +46,7 @@ def row_of(cell: Cell, *, tasks: tuple[str, ...]) -> dict[str, Any]:
         "curve": _curve(cell.run / "metrics.jsonl", tasks[0]),
         "samples_per_second": round(run["samples_per_second"]),
         "commit": run["commit"],
-        "device": run["environment"]["device_name"],
+        "device": device_of(run["environment"]),
         "precision": run["precision"],
     }
     members = record.get("members", {}).get(split, {})
@@ -94,6 +94,13 @@ def row_of_average(name: str, cells: Sequence[Cell], *, task: str) -> dict[str, 
         "device": rows[0]["device"],
         "precision": rows[0]["precision"],
     }
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """What a run was trained on, as ``run.json`` has it: a processor with its vectors, or a GPU."""
+    name, vectors = environment["device_name"], environment.get("vectors", "")
+    is_processor = vectors and environment["device"] == "cpu"
+    return f"{name}, {vectors}" if is_processor else str(name)
 
 
 def _curve(path: Path, task: str) -> list[list[float]]:

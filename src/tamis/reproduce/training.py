@@ -25,13 +25,15 @@ def train(
     Raises:
         TamisError: A signal stopped the training. Whoever goes on would train what comes next.
     """
+    from tamis.training.loop import Silent
+
     done = api.train(
         dataset,
         recipe=recipe,
         settings=settings,
         run=run,
         teacher=teacher,
-        observer=observer,
+        observer=observer or Silent(),
         report=False,
     )
     if done.status != "finished":

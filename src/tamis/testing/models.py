@@ -68,10 +68,12 @@ def check_model(
             check_sparse_gradients(build, spec, sides=sides)
             check_empty_histories(build, spec)
             check_padding(build, spec)
-    with _told(spec):
-        check_labels_and_weights(build, spec)
-        check_state_dict(build, spec)
-        check_bfloat16(build, spec)
+    largest = example_spec(num_tasks=2, sequences=2)
+    with _told(largest):
+        check_logits(build, largest)
+        check_labels_and_weights(build, largest)
+        check_state_dict(build, largest)
+        check_bfloat16(build, largest)
 
 
 @contextmanager
@@ -185,6 +187,19 @@ def check_shape(build: Build, spec: InputSpec) -> None:
     _check_gradients_are_finite(model, "at the start")
 
 
+def check_logits(build: Build, spec: InputSpec) -> None:
+    """Logits are no probabilities: the loss takes a sigmoid of them itself."""
+    batch = example_batch(spec, rows=200)
+    model = build(spec)
+    _add_noise(model, batch, spec)
+    with torch.inference_mode():
+        logits = model.eval()(batch).logits
+    is_share = (logits >= 0) & (logits <= 1)
+    assert not is_share.all(), (
+        "logits must not all lie in [0, 1], whatever the weights: does forward take a sigmoid?"
+    )
+
+
 def check_rows_are_independent(build: Build, spec: InputSpec) -> None:
     """In evaluation mode a row's logits do not depend on the rows beside it."""
     model = build(spec).eval()
@@ -196,7 +211,7 @@ def check_rows_are_independent(build: Build, spec: InputSpec) -> None:
         single = torch.cat([model(take_rows(batch, [row])).logits for row in rows])
     for others, beside in ((some, "in a batch of four"), (single, "alone")):
         change = float((whole - others).abs().max())
-        assert change < 1e-5, (
+        assert torch.allclose(whole, others, atol=1e-5), (
             f"a row must not depend on the rows beside it in evaluation mode, got logits "
             f"{change:.2g} away {beside}: does forward mix rows, as a mean over the batch does?"
         )
@@ -246,9 +261,6 @@ def check_gradients(build: Build, spec: InputSpec) -> None:
             assert parameter.grad is not None, f"{name} must get a gradient {when}"
             values = _gradient_values(parameter.grad)
             assert bool(values.ne(0).any()), f"{name} must get a gradient that is not 0 {when}"
-    # Of weights far from where they started; losses take a sigmoid of them.
-    is_share = (output.logits >= 0) & (output.logits <= 1)
-    assert not is_share.all(), "logits must be no probabilities, got all of them in [0, 1]"
 
 
 def _step(model: nn.Module, batch: Batch, spec: InputSpec) -> None:

@@ -81,12 +81,17 @@ class TrainResult:
     """By split and task; empty when interrupted."""
 
 
-class _Silent:
-    def on_message(self, text: str) -> None: ...
+class Silent:
+    """Draws nothing and says nothing."""
 
-    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None: ...
+    def on_message(self, text: str) -> None:
+        """Nothing."""
 
-    def on_evaluation(self, record: Mapping[str, Any]) -> None: ...
+    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
+        """Nothing."""
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 def train(
@@ -135,7 +140,7 @@ def train(
             )
         # Weights and dropout draw from torch's own generators; the caller's stay as they were.
         with torch.random.fork_rng():
-            training = _Training(dataset, settings, run, start, teacher, observer or _Silent())
+            training = _Training(dataset, settings, run, start, teacher, observer or Silent())
             # Only now, so that a config that does not fit the dataset leaves no run behind.
             if not is_opened(run):
                 origins = [model.trained_until for model in (start, teacher) if model is not None]

@@ -20,7 +20,7 @@ from tamis.training.config import RunConfig, read_run_config
 INPUTS_VERSION = 1
 _CONFIG = "config.toml"
 _BEFORE_CONFIG = {"run.json", "inputs"}
-_DECIDES_LAST_BITS = ("tamis", "torch", "device_name", "threads")
+_DECIDES_LAST_BITS = ("tamis", "torch", "device_name", "vectors", "threads")
 # Other models' weights that decide a run: where their fingerprint stands in run.json, what they are
 # to it, and what there is instead where there are none.
 _ORIGINS = (
@@ -179,7 +179,7 @@ def open_run(
             "fingerprint": dataset.fingerprint,
             "rows": rows,
             # Absolute, so that the run can be evaluated from any folder.
-            "path": str(dataset.encoders_path.parent.resolve()),
+            "path": str(dataset.folder.resolve()),
             "split": dataset.manifest.get("split", {}),
             # The dataset may be gone when a funnel is published.
             "trained_until": trained_until,
@@ -217,7 +217,8 @@ def begin_work(run: Path, device: torch.device) -> list[str]:
             f"{name}: the run was started with {then.get(name)}, it goes on with {now[name]}; "
             f"its result may differ in the last bits"
             for name in (*_DECIDES_LAST_BITS, "commit")
-            if then.get(name) != now[name]
+            # An earlier version wrote less.
+            if name in then and then[name] != now[name]
         ]
         times["resumed"] = timestamp()
     environment = {name: value for name, value in now.items() if name != "commit"}

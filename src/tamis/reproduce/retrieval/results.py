@@ -11,7 +11,7 @@ from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reports.figures import Curve
 from tamis.reports.table_figures import lines
-from tamis.reproduce.results import three_digits
+from tamis.reproduce.results import device_of, three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
 
 _VALUE, _CLICKS = "value_recall@100", "recall@100"
@@ -60,7 +60,7 @@ def search_row_of(
         "dense_parameters": trained["parameters"]["dense"],
         "samples_per_second": round(trained["samples_per_second"]),
         "commit": trained["commit"],
-        "device": trained["environment"]["device_name"],
+        "device": device_of(trained["environment"]),
         "precision": trained["precision"],
     }
 
