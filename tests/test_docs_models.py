@@ -67,7 +67,7 @@ def test_a_plain_log_suffices_for_every_model_that_is_said_to_need_no_sides() ->
 
     for name, entry in CATALOG.items():
         if name in named:
-            with pytest.raises(ConfigError, match="side 'user'|user's side"):
+            with pytest.raises(ConfigError, match=r"side 'user'|user's side"):
                 entry.model(entry.config(), spec)
         else:
             entry.model(entry.config(), spec)

@@ -312,6 +312,8 @@ def test_publication_is_what_stands_on_disk(market_world: Path, tmp_path: Path) 
     found = read_bundle(made.path)
     assert found.release == made.release
     assert len(found.blueprint.inventory) == len(made.blueprint.inventory)
+    # What a notebook shows of it.
+    assert repr(made) == f"Publication(path={made.path!r}, release={made.release!r}, warnings=())"
 
 
 def test_early_stage_that_leaves_nothing_to_distil_is_published_with_a_warning(
