@@ -77,8 +77,8 @@ def test_label_that_is_guessed_among_several_is_said(
 
     assert [task.name for task in guessed.schema.tasks] == ["click"]
     assert guessed.warnings[0] == (
-        "click: taken as the label, though label, purchase may be it too; name the right one with "
-        "--label, several times for several labels"
+        "click: taken as the label, though label, purchase may be it too; name the right one as a "
+        "label, or several"
     )
     named = infer_schema(path, ["click"]).warnings
     assert not any("taken as the label" in warning for warning in named)

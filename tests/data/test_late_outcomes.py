@@ -32,7 +32,7 @@ def test_conversion_beside_the_click_is_doubted(tmp_path: Path) -> None:
     assert warning == (
         f"conversion: taken as an input, but its name is that of an outcome, and all {rows} rows "
         f"where it is '1' have label 1; if it is known only after the label, ingest with it under "
-        f"[[ignored]] of the schema, or as a label of its own with --label"
+        f"[[ignored]] of the schema, or as a label of its own"
     )
 
 

@@ -382,7 +382,7 @@ def _step(name: str, keep: int) -> Step:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([], r"funnel: must have at least one step, got none"),
+        ([], r"funnel: must have at least one stage, got none"),
         ([_step("a", 5), _step("a", 5)], r"stage 'a': names must differ"),
         ([_step("auction", 5)], r"stage 'auction': name must not be that of the auction"),
         ([_step("known", 5)], r"stage 'known': name must not be that of what the funnel knows"),
