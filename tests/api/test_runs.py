@@ -1,6 +1,8 @@
 """Runs from Python: opened again, stopped, predicted and reported with other data."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,11 @@ def test_report_takes_a_dataset_with_the_encoders_of_the_run_only(
 
     page = api.write_report(str(tmp_path / "run"), str(world / "data"))
     assert page == tmp_path / "run" / "report.html"
+
+
+def test_figures_of_a_run_are_read_without_pytorch(world: Path) -> None:
+    code = (
+        "import sys, tamis; found = tamis.Run(sys.argv[1]).metrics['test']['click']['rows']; "
+        "assert found == 57 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, world / "run"], check=True)

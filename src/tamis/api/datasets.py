@@ -51,7 +51,7 @@ def infer_schema(source: Source | Frame, out: Path | str, *, labels: Sequence[st
     Raises:
         ConfigError: ``out`` is neither a TOML file nor a folder.
     """
-    return write_schema(_inferred(source, labels, None), out)
+    return write_schema(_told(schema_of(source, labels)), out)
 
 
 def write_schema(schema: Schema, out: Path | str) -> Path:
@@ -89,11 +89,11 @@ def schema_of(
     """
     check_texts(labels, "labels")
     with on_disk(source) as log:
+        check_log(log)
         return _schema_of(log, labels, split or SplitConfig())
 
 
 def _schema_of(log: Source, labels: Sequence[str], split: SplitConfig) -> InferredSchema:
-    check_log(log)
     given = [log] if isinstance(log, (str, Path)) else list(log)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
@@ -156,8 +156,8 @@ def ingest(
             check_log(part)
         if schema is None:
             # Rows that are split already are not split by time, whether or not they have one.
-            how = SplitConfig(by="ratio") if isinstance(given, Mapping) else split
-            schema = _inferred(parts[0], labels, how)
+            how = SplitConfig(by="ratio") if isinstance(given, Mapping) else split or SplitConfig()
+            schema = _told(_schema_of(parts[0], labels, how))
         elif not isinstance(schema, Schema):
             schema = load_schema(Path(schema))
         log: Any = given
@@ -290,9 +290,8 @@ def check_texts(values: Sequence[str], what: str) -> None:
         )
 
 
-def _inferred(source: Source | Frame, labels: Sequence[str], split: SplitConfig | None) -> Schema:
-    """The schema of a log, with a warning for whatever a person should look at."""
-    inferred = schema_of(source, labels, split=split)
+def _told(inferred: InferredSchema) -> Schema:
+    """The schema, with a warning for whatever a person should look at."""
     for text in inferred.warnings:
         # Of the line that called ingest, or infer_schema.
         warnings.warn(text, TamisWarning, stacklevel=3)

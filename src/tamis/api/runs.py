@@ -61,10 +61,13 @@ class Run:
         Raises:
             ArtifactError: The run is not finished.
         """
-        from tamis.training.run_folder import check_finished
+        files = [self.path / name for name in ("metrics.json", "run.json")]
+        if not all(file.exists() for file in files):
+            # Imports PyTorch, for which nobody waits who only reads figures.
+            from tamis.training.run_folder import check_finished
 
-        check_finished(self.path)
-        return cast("Mapping[str, Any]", artifacts.read_json(self.path / "metrics.json"))
+            check_finished(self.path)
+        return cast("Mapping[str, Any]", artifacts.read_json(files[0]))
 
     def predict(self, source: Source | Frame) -> pa.Table:
         """Predict new rows; labels need not be there. See :func:`predict`."""
@@ -131,6 +134,7 @@ def train(
         DataError: The dataset lacks a split, or is encoded otherwise than the teacher's.
         StorageError: The disk is full or the run's folder cannot be written.
     """
+    from tamis.training.loop import Warns
     from tamis.training.loop import train as _train
 
     run = None if run is None else _folder(run)
@@ -148,23 +152,11 @@ def train(
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
     with artifacts.disk_errors(folder):
-        result = _train(data, chosen, folder, teacher=taught_by, observer=observer or _Warns())
+        result = _train(data, chosen, folder, teacher=taught_by, observer=observer or Warns())
     finished = Run(folder)
     if result.status == "finished" and report and not (folder / "report.html").exists():
         write_report(finished, data)
     return finished
-
-
-class _Warns:
-    """Watches a training for a caller who does not, and warns of what a person should know."""
-
-    def on_message(self, text: str) -> None:
-        # Of the line that called train: between it and this lie train, loop.train and its work.
-        warnings.warn(text.removeprefix("warning: "), TamisWarning, stacklevel=5)
-
-    def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None: ...
-
-    def on_evaluation(self, record: Mapping[str, Any]) -> None: ...
 
 
 def check_run_folder(run: Path | str) -> None:

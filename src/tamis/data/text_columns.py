@@ -59,11 +59,12 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
             max_length=64,
             reason="long strings of words",
         )
-    lists = column.filter(pc.match_substring_regex(column, _BLANKS_IN_BRACKETS))
-    if len(lists) >= 0.5 * (len(column) - column.null_count):
+    texts = column.drop_null()
+    if share_of(texts, _BLANKS_IN_BRACKETS) >= 0.5:
+        first = texts.filter(pc.match_substring_regex(texts, _BLANKS_IN_BRACKETS))[0].as_py()
         warnings.append(
-            f"{name}: taken as a category; if {lists[0].as_py()!r} is a list of events, write "
-            f"commas between them"
+            f"{name}: taken as a category; if {first!r} is a list of events, write commas between "
+            f"them"
         )
     return Field(name=name, kind="categorical", reason=f"strings, {distinct} values")
 

@@ -16,6 +16,7 @@ from tamis.reports.table_figures import Seeds, seed_dots
 from tamis.reproduce.result_table import Comparison, ResultTable
 from tamis.reproduce.runner import Cell
 from tamis.training.compare import read_predictions
+from tamis.training.runlog import device_of
 
 _METRICS = ("auc", "log_loss", "ne", "gauc", "calibration", "ece")
 _LESS_IS_BETTER = {"ne": "NE", "ece": "ECE", "calibration": "distance of calibration from 1"}
@@ -94,13 +95,6 @@ def row_of_average(name: str, cells: Sequence[Cell], *, task: str) -> dict[str, 
         "device": rows[0]["device"],
         "precision": rows[0]["precision"],
     }
-
-
-def device_of(environment: Mapping[str, Any]) -> str:
-    """What a run was trained on, as ``run.json`` has it: a processor with its vectors, or a GPU."""
-    name, vectors = environment["device_name"], environment.get("vectors", "")
-    is_processor = vectors and environment["device"] == "cpu"
-    return f"{name}, {vectors}" if is_processor else str(name)
 
 
 def _curve(path: Path, task: str) -> list[list[float]]:

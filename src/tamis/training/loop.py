@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tamis.data.dataset import Dataset, Split
 from tamis.data.loader import Loader
 from tamis.data.schema import Task
 from tamis.data.times import latest
-from tamis.errors import ConfigError, DataError, DivergedError
+from tamis.errors import ConfigError, DataError, DivergedError, TamisWarning
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
 from tamis.models.weights import weights_fingerprint
@@ -92,6 +93,15 @@ class Silent:
 
     def on_evaluation(self, record: Mapping[str, Any]) -> None:
         """Nothing."""
+
+
+class Warns(Silent):
+    """Watches a training for a caller who does not, and warns of what a person should know."""
+
+    def on_message(self, text: str) -> None:
+        """Warn, at the line that called :func:`tamis.api.train`."""
+        # Between that line and this lie api's train, this module's, and the training's work.
+        warnings.warn(text.removeprefix("warning: "), TamisWarning, stacklevel=5)
 
 
 def train(

@@ -105,7 +105,17 @@ def provenance() -> dict[str, str | None]:
 
 def processor_name() -> str:
     """The processor, and the widest vectors that PyTorch uses on it, which few names tell."""
-    return f"{_model_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return device_of(environment(torch.device("cpu")))
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """What computed, as ``run.json`` has it: a processor with its vectors, or a GPU.
+
+    An earlier version wrote no vectors.
+    """
+    name, vectors = environment["device_name"], environment.get("vectors", "")
+    is_processor = vectors and environment["device"] == "cpu"
+    return f"{name}, {vectors}" if is_processor else str(name)
 
 
 def peak_rss_bytes() -> int:

@@ -11,8 +11,9 @@ from tamis.evaluation.retrieval import CUTOFFS
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reports.figures import Curve
 from tamis.reports.table_figures import lines
-from tamis.reproduce.results import device_of, three_digits
+from tamis.reproduce.results import three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.training.runlog import device_of
 
 _VALUE, _CLICKS = "value_recall@100", "recall@100"
 _KEPT_GAIN, _FLOPS_SHARE = 0.8, 0.15
