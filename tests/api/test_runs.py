@@ -62,7 +62,7 @@ def test_stopped_training_is_warned_of_and_says_that_it_has_no_metrics(
         training._request_stop()
 
     monkeypatch.setattr(loop._Training, "_step", stop)
-    with pytest.warns(TamisWarning, match="stopped at step 1 with a checkpoint") as caught:
+    with pytest.warns(TamisWarning, match="run: stopped with a checkpoint") as caught:
         run = api.train(world / "data", model="lr", run=tmp_path / "run", settings=OPTIONS)
     assert [Path(one.filename) for one in caught] == [Path(__file__)]
 
@@ -73,9 +73,7 @@ def test_stopped_training_is_warned_of_and_says_that_it_has_no_metrics(
         _ = run.record
 
     monkeypatch.undo()
-    with pytest.warns(TamisWarning, match="resumed at step 1") as caught:
-        run = api.train(world / "data", model="lr", run=tmp_path / "run", settings=OPTIONS)
-    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+    run = api.train(world / "data", model="lr", run=tmp_path / "run", settings=OPTIONS)
     assert run.status == "finished"
 
 

@@ -245,6 +245,9 @@ class _Listener:
     def on_message(self, text: str) -> None:
         self.messages.append(text)
 
+    def on_warning(self, text: str) -> None:
+        self.messages.append(text)
+
     def on_evaluation(self, record: Any) -> None: ...
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
@@ -585,6 +588,7 @@ def seconds():
 
 class Listener:
     def on_message(self, text): pass
+    def on_warning(self, text): pass
     def on_step(self, *, step, total_steps, rows_per_second): pass
     def on_evaluation(self, record): after.append(seconds())
 

@@ -110,8 +110,9 @@ def train(
 ) -> Run:
     """Train a model on a dataset, or go on with a run that was stopped.
 
-    Ctrl-C, or a SIGTERM, stops it after a step, with a checkpoint; no exception is raised. What a
-    person should know is told to the observer, or, without one, warned of as a ``TamisWarning``.
+    Ctrl-C, or a SIGTERM, stops it after a step, with a checkpoint; no exception is raised. That,
+    and what else a person should look at, is told to the observer, or, without one, warned of as a
+    ``TamisWarning``.
 
     Args:
         dataset: A dataset or its folder, whose files are then verified.
@@ -153,6 +154,9 @@ def train(
         observer.on_message(f"run: {folder}")
     with artifacts.disk_errors(folder):
         result = _train(data, chosen, folder, teacher=taught_by, observer=observer or Warns())
+    if observer is None and result.status == "interrupted":
+        text = f"{folder}: stopped with a checkpoint. The same call with this run goes on from it."
+        warnings.warn(text, TamisWarning, stacklevel=2)
     finished = Run(folder)
     if result.status == "finished" and report and not (folder / "report.html").exists():
         write_report(finished, data)

@@ -93,7 +93,12 @@ def draw_split(current: Session, dataset: "Dataset") -> None:
 def draw_warnings(current: Session, warnings: Sequence[str]) -> None:
     """What a person should look at, such as in an inferred schema."""
     for warning in warnings:
-        current.say(f"warning: {warning}", style="yellow")
+        draw_warning(current, warning)
+
+
+def draw_warning(current: Session, warning: str) -> None:
+    """One thing that a person should look at."""
+    current.say(f"warning: {warning}", style="yellow")
 
 
 def draw_repairs(current: Session, fields: Mapping[str, Mapping[str, int]]) -> None:
@@ -133,6 +138,10 @@ class TrainingDisplay:
     def on_message(self, text: str) -> None:
         """Print a message."""
         self._current.say(text)
+
+    def on_warning(self, text: str) -> None:
+        """Print a warning."""
+        draw_warning(self._current, text)
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Move the bar, a few times a second at most."""

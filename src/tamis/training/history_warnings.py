@@ -17,15 +17,15 @@ def history_warnings(name: str, model: nn.Module) -> list[str]:
         return []
     if not any(reader.names for reader in readers):
         return [
-            f"warning: {name} compares histories with the candidate, but the schema has no field "
-            f"of kind 'sequence': nothing but its MLP on the fields is left. Add a history to the "
-            f"log, or take a model that needs none, such as dhen"
+            f"{name} compares histories with the candidate, but the schema has no field of kind "
+            f"'sequence': nothing but its MLP on the fields is left. Add a history to the log, or "
+            f"take a model that needs none, such as dhen"
         ]
     unmatched = sorted({group for reader in readers for group in reader.unmatched})
     return [
-        f"warning: {name} compares histories with the candidate, but no field shares a table with "
-        f"sequence {group!r}, which it then reads alike for every candidate. Set shares in the "
-        f"schema to the categorical field whose values its events are (such as the item's id), and "
-        f"ingest anew"
+        f"{name} compares histories with the candidate, but no field shares a table with sequence "
+        f"{group!r}, which it then reads alike for every candidate. Set shares in the schema to "
+        f"the categorical field whose values its events are (such as the item's id), and ingest "
+        f"anew"
         for group in unmatched
     ]

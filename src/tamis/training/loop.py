@@ -61,7 +61,10 @@ class Observer(Protocol):
     """Whoever draws the progress of a run."""
 
     def on_message(self, text: str) -> None:
-        """Something that a person should know, such as a damaged checkpoint passed over."""
+        """News, such as that a run goes on where it stopped."""
+
+    def on_warning(self, text: str) -> None:
+        """What a person should look at, such as a damaged checkpoint passed over."""
 
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Called a few times a second, with the speed since the last call."""
@@ -88,6 +91,9 @@ class Silent:
     def on_message(self, text: str) -> None:
         """Nothing."""
 
+    def on_warning(self, text: str) -> None:
+        """Nothing."""
+
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Nothing."""
 
@@ -96,12 +102,12 @@ class Silent:
 
 
 class Warns(Silent):
-    """Watches a training for a caller who does not, and warns of what a person should know."""
+    """Watches a training for a caller who does not."""
 
-    def on_message(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Warn, at the line that called :func:`tamis.api.train`."""
         # Between that line and this lie api's train, this module's, and the training's work.
-        warnings.warn(text.removeprefix("warning: "), TamisWarning, stacklevel=5)
+        warnings.warn(text, TamisWarning, stacklevel=5)
 
 
 def train(
@@ -241,13 +247,13 @@ class _Training:
 
     def work(self) -> TrainResult:
         """Train to the end or to an interrupt."""
-        for message in begin_work(self.run, self.device):
-            self.observer.on_message(message)
-        for message in history_warnings(self.settings.model_name, self.model):
-            self.observer.on_message(message)
+        for difference in begin_work(self.run, self.device):
+            self.observer.on_warning(difference)
+        for warning in history_warnings(self.settings.model_name, self.model):
+            self.observer.on_warning(warning)
         checkpoint, damaged = load_newest_checkpoint(self.run / "checkpoints", self.trainee)
-        for message in damaged:
-            self.observer.on_message(f"passed over a damaged checkpoint: {message}")
+        for reason in damaged:
+            self.observer.on_warning(f"passed over a damaged checkpoint: {reason}")
         if checkpoint is not None:
             self.observer.on_message(f"resumed at step {self.progress.step:,}")
         self.log = runlog.MetricsLog(self.run / "metrics.jsonl", keep_lines=self.progress.lines)

@@ -100,6 +100,9 @@ class _Told:
     def on_message(self, text: str) -> None:
         _say(self._started, text)
 
+    def on_warning(self, text: str) -> None:
+        _say(self._started, f"warning: {text}")
+
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Steps are too many for a log."""
 
