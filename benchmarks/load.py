@@ -8,6 +8,7 @@ came meanwhile, and a client that is late charges itself.
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Observed:
     """How much later than due each was sent: the client's own doing."""
 
     def to_row(self) -> dict[str, Any]:
-        """Figures for the table; without an answer there are no percentiles."""
+        """Figures for the table; a percentile that lies beyond all answers is left out."""
         row: dict[str, Any] = {
             "seconds": self.seconds,
             "sent": self.sent,
@@ -54,6 +55,10 @@ class Observed:
         if self.latencies_ms:
             p50, p99 = np.percentile(self.latencies_ms, [50, 99]).tolist()
             row |= {"p50_ms": p50, "p99_ms": p99}
+        # Whoever got no answer waited longer than anybody else.
+        most = math.ceil(0.99 * self.sent)
+        if 0 < most <= len(self.latencies_ms):
+            row["p99_of_sent_ms"] = sorted(self.latencies_ms)[most - 1]
         if self.late_ms:
             row["client_late_p99_ms"] = float(np.percentile(self.late_ms, 99))
         return row

@@ -59,7 +59,9 @@ class RowDataset(Dataset[tuple[NDArray[np.int64], np.float32]]):
 
 
 def seconds_of(batches: Iterable[Any], *, num_rows: int, max_rows: int | None = None) -> float:
-    """Seconds that it takes to go through batches, scaled up to all rows.
+    """Seconds that it takes to go through batches, those after the first scaled up to all rows.
+
+    Before its first batch a loader shuffles the whole epoch, which counts once.
 
     Args:
         batches: What is measured.
@@ -70,12 +72,14 @@ def seconds_of(batches: Iterable[Any], *, num_rows: int, max_rows: int | None = 
         Seconds for ``num_rows`` at the measured rate.
     """
     limit = num_rows if max_rows is None else min(max_rows, num_rows)
-    seen, started = 0, time.perf_counter()
-    for _ in batches:
+    begun = time.perf_counter()
+    remaining = iter(batches)
+    next(remaining)
+    seen, started = BATCH_SIZE, time.perf_counter()
+    while seen < limit and next(remaining, None) is not None:
         seen += BATCH_SIZE
-        if seen >= limit:
-            break
-    return (time.perf_counter() - started) * num_rows / min(seen, num_rows)
+    rate = (time.perf_counter() - started) / (min(seen, num_rows) - BATCH_SIZE)
+    return started - begun + rate * (num_rows - BATCH_SIZE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,10 +3,10 @@
 Every contender trains the same model (20 fields x 16, MLP 400x3, three cross layers) on the same
 rows with the same batch size, step size and number of epochs, in a process of its own with the same
 number of threads. An epoch's seconds hold loader, forward, backward and optimizer; preprocessing,
-validation and checkpoints are left out on every side. Epochs take turns (FuxiCTR, tamis,
-DeepCTR-Torch, FuxiCTR, ...), so each ratio comes from neighbours; the first epoch warms up and is
-not counted. Optimizers are each library's own: Adam with step size 1e-3 for the peers (their
-published setting), row-wise Adagrad on tables with 0.02 and AdamW with 1e-3 elsewhere for tamis.
+validation and checkpoints are left out on every side. Epochs take turns (FuxiCTR, tamis, tamis in
+float32, DeepCTR-Torch, FuxiCTR, ...); the first one warms up and is not counted. Optimizers are
+each library's own: Adam with step size 1e-3 for the peers (their published setting), for tamis
+row-wise Adagrad on tables with 0.02, chosen on such a log's validation split, and AdamW with 1e-3.
 AUC and log loss are those of the epoch with the best validation log loss, on the test split.
 
 FuxiCTR and DeepCTR-Torch add nothing to the loss here: their L2 would walk every table once more.
@@ -211,7 +211,7 @@ COLUMNS = {
 
 
 def _order(only: Sequence[str]) -> list[str]:
-    """Peers on both sides of tamis, so that it is next to each of them."""
+    """Peers on both sides of tamis."""
     first, rest = list(only[:1]), list(only[1:])
     return [*first, "tamis", "tamis_fp32", *rest]
 

@@ -94,10 +94,22 @@ def test_refusals_and_failures_are_no_answers() -> None:
 
 def _row(kind: str, rate: float, answered_per_second: float, p99_ms: float, sent: int = 1000):
     answered = round(min(1.0, answered_per_second / rate) * sent)
-    return {
+    row = {
         "kind": kind, "rate": rate, "answered_per_second": answered_per_second, "p99_ms": p99_ms,
         "sent": sent, "answered": answered,
     }  # fmt: skip
+    return row | ({"p99_of_sent_ms": p99_ms} if answered >= 0.99 * sent else {})
+
+
+def test_unanswered_requests_are_the_latest_of_all() -> None:
+    slow = [float(ms) for ms in range(1, 991)]
+
+    row = load.Observed(seconds=1, sent=1000, latencies_ms=slow, turned_away=10).to_row()
+    assert row["p99_of_sent_ms"] == 990
+    assert row["p99_ms"] < 981
+
+    row = load.Observed(seconds=1, sent=1001, latencies_ms=slow, turned_away=11).to_row()
+    assert "p99_of_sent_ms" not in row
 
 
 def test_capacity_is_the_highest_rate_that_keeps_latency_and_answers_all() -> None:

@@ -142,7 +142,8 @@ def test_page_tells_where_the_gain_comes_from() -> None:
     assert display[3][-1] == "0.4000 ± 0.0000"
     sure = " ± 0.0000"
     gains = [0.0, 0.04, 0.02, 0.0, -0.02, 0.04]
-    shown = " | ".join(f"{gain:.4f}{sure}" for gain in gains)
+    # Alike in all markets, so that the interval is the gain itself.
+    shown = " | ".join(f"{gain:+.4f} [{gain:+.4f}, {gain:+.4f}]" for gain in gains)
     assert f"| baseline | gain | {shown} |" in page
     # Popularity is one stage, which retrieves; what it lacks loses nothing.
     lost = " | ".join(f"{value:.4f}{sure}" for value in (0.0, 0.3, 0.0, 0.0, 0.1, 0.4))

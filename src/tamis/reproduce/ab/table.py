@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tamis import config
+from tamis.evaluation.seeds import paired_t_test
 from tamis.evaluation.significance import normal_quantile
 from tamis.funnel.trace import AUCTION, KNOWN
 from tamis.reports.table_figures import Difference, differences
@@ -166,6 +168,7 @@ def _over_markets(rival: str, rows: Sequence[Row]) -> dict[str, Any]:
         [item["control"]["value"] for item in found],
         [item["treatment"]["value"] for item in found],
         0.0,
+        over="markets",
     )
 
 
@@ -232,7 +235,8 @@ def _regret_of(rows: Sequence[Row]) -> list[str]:
     stages = list(dict.fromkeys(_STAGES.values()))
     lines = [
         "Where the best ad was lost: true value per request that each stage loses of the best ad "
-        "before it. A gain is what the full funnel loses less at that stage.",
+        "before it. A gain is what the full funnel loses less at that stage, with its interval "
+        "over markets.",
         "",
         "| against | funnel | " + " | ".join([*stages, "all"]) + " |",
         "|" + "---|" * (len(stages) + 3),
@@ -242,14 +246,23 @@ def _regret_of(rows: Sequence[Row]) -> list[str]:
             arm: np.array([_lost(row["tests"][rival]["losses"][arm], stages) for row in rows])
             for arm in ("treatment", "control")
         }
-        for name, values in (
-            (FULL, lost["treatment"]),
-            (rival, lost["control"]),
-            ("gain", lost["control"] - lost["treatment"]),
-        ):
-            cells = [mean_and_sd(item.tolist()) for item in (*values.T, values.sum(axis=1))]
+        for name, values in ((FULL, lost["treatment"]), (rival, lost["control"])):
+            cells = [mean_and_sd(column) for column in _with_sum(values)]
             lines.append(f"| {rival} | {name} | " + " | ".join(cells) + " |")
+        pairs = zip(_with_sum(lost["treatment"]), _with_sum(lost["control"]), strict=True)
+        gains = [_gain(*pair) for pair in pairs]
+        lines.append(f"| {rival} | gain | " + " | ".join(gains) + " |")
     return lines
+
+
+def _with_sum(values: NDArray[np.float64]) -> list[list[float]]:
+    """Columns of (markets, stages), and what they add up to."""
+    return [column.tolist() for column in (*values.T, values.sum(axis=1))]
+
+
+def _gain(of_full: Sequence[float], of_rival: Sequence[float]) -> str:
+    test = paired_t_test("regret", of_full, of_rival)
+    return f"{test.difference:+.4f} [{test.lower:+.4f}, {test.upper:+.4f}]"
 
 
 def _lost(losses: Row, stages: Sequence[str]) -> list[float]:

@@ -276,7 +276,13 @@ def page(
 
 
 def paired_claim(
-    text: str, metric: str, worse: Sequence[float], better: Sequence[float], at_least: float
+    text: str,
+    metric: str,
+    worse: Sequence[float],
+    better: Sequence[float],
+    at_least: float,
+    *,
+    over: str = "seeds",
 ) -> dict[str, Any]:
     """A claim that holds where the interval lies above 0 and the mean reaches what is asked."""
     test = paired_t_test(metric, worse, better)
@@ -285,7 +291,7 @@ def paired_claim(
         "estimate": test.difference,
         "interval": [test.lower, test.upper],
         "holds": test.lower > 0 and test.difference >= at_least,
-        "how": f"paired t test over {test.units} seeds",
+        "how": f"paired t test over {test.units} {over}",
     }
 
 
