@@ -38,8 +38,6 @@ def test_one_model_tells_recall_by_head_and_costs(make: Any) -> None:
     assert set(row["heads"]) == {"click", "conversion", "hide"}
     assert row["heads"]["click"]["served"]["ne"] != row["heads"]["click"]["label"]["ne"]
     assert row["request_cost"]["source"] == "modelled"
-    assert row["latency_ms"]["source"] == "measured"
-    assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"]
     assert row["simulated_labels"] == 0.25
 
 
@@ -87,7 +85,6 @@ def test_lightgbm_keeps_most_of_the_value_that_it_is_distilled_on(
     assert row["metrics"]["soft_recall"] > 0.75
     assert row["models"] == (3 if objective == "parts" else 1)
     assert row["trees"] == 300 * row["models"]
-    assert row["latency_ms"]["p50"] > 0
 
 
 def test_a_finished_row_is_not_made_again(make: Any, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from tamis.errors import ConfigError
 from tamis.funnel.value import BILLING
 from tamis.reproduce.early.calibration import ValidationRows
 from tamis.reproduce.early.study import Study
-from tamis.reproduce.early.trained import timed_ms
 from tamis.reproduce.early.variants import Boosted, Pools
 
 _SETTINGS: dict[str, Any] = {"num_threads": 1, "deterministic": True, "verbosity": -1}
@@ -50,80 +49,9 @@ class BoostedScores:
     """Of all models."""
     models: int
     """Trained."""
-    latency_ms: Mapping[str, float]
-    """Measured time of all candidates of a request, by quantile."""
 
 
-def boosted_scores(
-    study: Study, variant: Boosted, settings: BoostedConfig, *, seed: int
-) -> BoostedScores:
-    """Train on the rows of all pools and score the judged candidates.
-
-    Trees that learn a total value, or its order, also see the bid and how it is billed: the value
-    function, which applies both exactly everywhere else, has no part in what they say.
-
-    Args:
-        study: The cascade.
-        variant: What is learned.
-        settings: How trees grow.
-        seed: Of the draws of features.
-
-    Raises:
-        ConfigError: LightGBM is not installed.
-    """
-    dataset = api.open_dataset(study.dataset(_POOLS))
-    inputs, categories = _inputs(dataset, "train")
-    judged, _ = _inputs(dataset, "test")
-    log = study.log(_POOLS, "train")
-    bids, billings = study.ads()
-    bid, billing = bids[log.candidate], billings[log.candidate]
-    if variant.objective != "parts":
-        of_judged = study.judged()
-        categories = [*categories, inputs.shape[1] + 1]
-        inputs = _with_bids(inputs, bid, billing)
-        judged = _with_bids(judged, of_judged.bid, of_judged.billing)
-    fit = _Fit(inputs, categories, log.weights(cap=study.sizes.weight_cap), settings, seed)
-    if variant.objective == "parts":
-        score = _value_of_parts(study, fit, log.final, judged)
-    else:
-        value = study.value.score(log.final, bid, billing)
-        score = (
-            fit.trained("regression", value, judged)
-            if variant.objective == "value"
-            else fit.ranked(value, log.request, judged)
-        )
-    one_request = judged[: round(study.record["candidates"])]
-    return BoostedScores(
-        score=score,
-        trees=sum(booster.num_trees() for booster in fit.boosters),
-        models=len(fit.boosters),
-        latency_ms=timed_ms(
-            lambda: [fit.predict(booster, one_request) for booster in fit.boosters]
-        ),
-    )
-
-
-def _value_of_parts(
-    study: Study,
-    fit: "_Fit",
-    final: Mapping[str, NDArray[np.float32]],
-    judged: NDArray[np.float32],
-) -> NDArray[np.float64]:
-    """Total values of a model for each task, calibrated on the rows that calibrate our heads."""
-    valid, _ = _inputs(api.open_dataset(study.dataset(_POOLS)), "valid")
-    target, candidates = study.log(_POOLS, "valid").final, study.judged()
-    rows = ValidationRows(study, _POOLS)
-    predictions = {}
-    for task in study.tasks:
-        values = fit.trained("cross_entropy", final[task], judged)
-        calibrator = rows.fit(target[task], fit.predict(fit.boosters[-1], valid))
-        if calibrator is not None:
-            values = calibrator.apply(values, candidates.billing)
-        predictions[task] = values
-    return study.values(predictions, candidates)
-
-
-class _Fit:
+class TreeFit:
     """Trainings on one set of rows."""
 
     def __init__(
@@ -200,7 +128,72 @@ class _Fit:
         return np.asarray(booster.predict(inputs, num_threads=1), np.float64)
 
 
-def _inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int]]:
+def boosted_scores(
+    study: Study, variant: Boosted, settings: BoostedConfig, *, seed: int
+) -> BoostedScores:
+    """Train on the rows of all pools and score the judged candidates.
+
+    Trees that learn a total value, or its order, also see the bid and how it is billed: the value
+    function, which applies both exactly everywhere else, has no part in what they say.
+
+    Args:
+        study: The cascade.
+        variant: What is learned.
+        settings: How trees grow.
+        seed: Of the draws of features.
+
+    Raises:
+        ConfigError: LightGBM is not installed.
+    """
+    dataset = api.open_dataset(study.dataset(_POOLS))
+    inputs, categories = tree_inputs(dataset, "train")
+    judged, _ = tree_inputs(dataset, "test")
+    log = study.log(_POOLS, "train")
+    bids, billings = study.ads()
+    bid, billing = bids[log.candidate], billings[log.candidate]
+    if variant.objective != "parts":
+        of_judged = study.judged()
+        categories = [*categories, inputs.shape[1] + 1]
+        inputs = with_bids(inputs, bid, billing)
+        judged = with_bids(judged, of_judged.bid, of_judged.billing)
+    fit = TreeFit(inputs, categories, log.weights(cap=study.sizes.weight_cap), settings, seed)
+    if variant.objective == "parts":
+        score = _value_of_parts(study, fit, log.final, judged)
+    else:
+        value = study.value.score(log.final, bid, billing)
+        score = (
+            fit.trained("regression", value, judged)
+            if variant.objective == "value"
+            else fit.ranked(value, log.request, judged)
+        )
+    return BoostedScores(
+        score=score,
+        trees=sum(booster.num_trees() for booster in fit.boosters),
+        models=len(fit.boosters),
+    )
+
+
+def _value_of_parts(
+    study: Study,
+    fit: TreeFit,
+    final: Mapping[str, NDArray[np.float32]],
+    judged: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Total values of a model for each task, calibrated on the rows that calibrate our heads."""
+    valid, _ = tree_inputs(api.open_dataset(study.dataset(_POOLS)), "valid")
+    target, candidates = study.log(_POOLS, "valid").final, study.judged()
+    rows = ValidationRows(study, _POOLS)
+    predictions = {}
+    for task in study.tasks:
+        values = fit.trained("cross_entropy", final[task], judged)
+        calibrator = rows.fit(target[task], fit.predict(fit.boosters[-1], valid))
+        if calibrator is not None:
+            values = calibrator.apply(values, candidates.billing)
+        predictions[task] = values
+    return study.values(predictions, candidates)
+
+
+def tree_inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int]]:
     """The early stage's inputs (n, C) as one matrix, and which columns are categories.
 
     Of a list each category counts in a column of its own.
@@ -222,7 +215,7 @@ def _inputs(dataset: Dataset, split: str) -> tuple[NDArray[np.float32], list[int
     return np.concatenate(parts), list(range(len(spec.categorical)))
 
 
-def _with_bids(
+def with_bids(
     inputs: NDArray[np.float32], bid: NDArray[np.float64], billing: NDArray[np.str_]
 ) -> NDArray[np.float32]:
     """Inputs (n, C) and two columns more: the logarithm of the bid, and the billed event's code."""

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from tamis.data.cascade_log import REJECTED
 from tamis.evaluation import (
     RankedCandidates,
-    RequestMean,
     hard_recall,
     kendall_tau,
     ndcg,
@@ -43,17 +42,19 @@ def judge(
     values = study.values(judged.final, judged)
     ranked = rank_candidates(judged.offsets, values, score)
     keep, slots = study.sizes.keep, study.sizes.slots
-    soft = _mean(ranked, soft_recall(ranked, keep, shift=True))
+    soft = request_mean(
+        soft_recall(ranked, keep, shift=True), ranked.request_value, seed=_SEED, replicates=200
+    )
     metrics: dict[str, Any] = {
         "soft_recall": soft.plain.value,
         "soft_recall_interval": [soft.plain.lower, soft.plain.upper],
         "soft_recall_by_value": soft.by_value.value,
-        "hard_recall": _plain(ranked, hard_recall(ranked, keep, golden=slots)),
+        "hard_recall": _mean(hard_recall(ranked, keep, golden=slots)),
         "golden_rejected": _golden_rejected(ranked, judged, keep, slots),
-        "ndcg": _plain(ranked, ndcg(ranked, slots, shift=True)),
-        "kendall_tau": _plain(ranked, kendall_tau(ranked)),
-        "inversions": _plain(ranked, value_weighted_inversions(ranked)),
-        "top_regret": _plain(ranked, top_regret(ranked)),
+        "ndcg": _mean(ndcg(ranked, slots, shift=True)),
+        "kendall_tau": _mean(kendall_tau(ranked)),
+        "inversions": _mean(value_weighted_inversions(ranked)),
+        "top_regret": _mean(top_regret(ranked)),
         "true_value": _true_value(study, judged, ranked, keep, slots),
         "curve": [
             {
@@ -66,9 +67,15 @@ def judge(
     }
     if is_value:
         size, signed = value_divergence(ranked)
-        metrics["value_divergence"] = _plain(ranked, size)
-        metrics["value_divergence_signed"] = _plain(ranked, signed)
+        metrics["value_divergence"] = _mean(size)
+        metrics["value_divergence_signed"] = _mean(signed)
     return metrics
+
+
+def soft_recall_of(study: Study, judged: Judged, score: NDArray[np.float64]) -> float:
+    """The soft recall of :func:`judge` alone."""
+    ranked = rank_candidates(judged.offsets, study.values(judged.final, judged), score)
+    return _mean(soft_recall(ranked, study.sizes.keep, shift=True))
 
 
 def _golden_rejected(ranked: RankedCandidates, judged: Judged, keep: int, slots: int) -> float:
@@ -101,9 +108,6 @@ def _true_value(
     return float(truth[shown].sum() / truth[best].sum())
 
 
-def _mean(ranked: RankedCandidates, metric: NDArray[np.float64]) -> RequestMean:
-    return request_mean(metric, ranked.request_value, seed=_SEED, replicates=200)
-
-
-def _plain(ranked: RankedCandidates, metric: NDArray[np.float64]) -> float:
-    return _mean(ranked, metric).plain.value
+def _mean(metric: NDArray[np.float64]) -> float:
+    """Over the requests (R,) that have it."""
+    return float(np.nanmean(metric))

@@ -13,17 +13,14 @@ from tamis import api, artifacts, config
 from tamis.data.schema import InputSpec
 from tamis.errors import ConfigError, DataError
 from tamis.models.early_serving import ServedHead
-from tamis.models.early_stage import EarlyStage
 from tamis.reproduce.early.boosted import BoostedConfig, boosted_scores
-from tamis.reproduce.early.judge import judge
+from tamis.reproduce.early.judge import judge, soft_recall_of
 from tamis.reproduce.early.study import SIMULATED, Judged, Study
 from tamis.reproduce.early.trained import (
     cost_of,
-    latency_ms,
+    equal_cost_recipe,
     serve,
-    settings_of,
     train_tasks,
-    with_tasks,
 )
 from tamis.reproduce.early.variants import (
     Boosted,
@@ -37,8 +34,7 @@ from tamis.reproduce.early.variants import (
 )
 from tamis.training import runlog
 from tamis.training.asymmetry import check_sizes
-from tamis.training.config import run_config_from_table
-from tamis.training.consolidation import Load, RequestCost, equal_cost_config
+from tamis.training.consolidation import RequestCost
 from tamis.training.cost import count_parameters
 
 ROW = "metrics.json"
@@ -151,7 +147,10 @@ class _Row:
         if variant.distillation == "separate":
             # Which head serves is not in the source: all ways are reported, none is picked by it.
             made["soft_recall_by_head"] = {
-                head: self._soft_recall(run, tasks, variant, head) for head in _HEADS
+                head: made["metrics"]["soft_recall"]
+                if head == "distilled"
+                else self._soft_recall(run, tasks, variant, head)
+                for head in _HEADS
             }
         return made | costs | _sizes([run])
 
@@ -160,14 +159,17 @@ class _Row:
     ) -> float:
         served = serve(self._study, run, tasks, pools=variant.pools, head=head)
         values = self._study.values(served.predictions, self._judged)
-        return float(judge(self._study, self._judged, values)["soft_recall"])
+        return soft_recall_of(self._study, self._judged, values)
 
     def _one_model_each(self, variant: OneModelEach) -> dict[str, Any]:
         one = OneModel(tasks=1)
         tasks = self._study.tasks
         settings = self._recipes[0]
         if variant.equal_cost:
-            settings = self._at_equal_cost(one)
+            of_each, of_all = self._recipes
+            settings = equal_cost_recipe(
+                of_each, of_all, self._spec(one), tasks, candidates=self._candidates
+            )
         costs = self._costs([(settings, [task]) for task in tasks], one)
         predictions: dict[str, NDArray[np.float64]] = {}
         heads: dict[str, Any] = {}
@@ -188,22 +190,6 @@ class _Row:
             **_sizes(runs),
         }
 
-    def _at_equal_cost(self, one: OneModel) -> dict[str, Any]:
-        """The recipe with the widths at which a model for each task costs what one for all does."""
-        spec, tasks = self._spec(one), self._study.tasks
-        recipe, of_all = self._recipes
-        together, _ = cost_of(of_all, spec, tasks, candidates=self._candidates)
-        model = equal_cost_config(
-            run_config_from_table(settings_of(recipe)).model,
-            with_tasks(spec, tasks[:1]),
-            Load(candidates=self._candidates),
-            flops=together.flops / len(tasks),
-        )
-        return {
-            **recipe,
-            "model": {"name": recipe["model"]["name"], **config.to_table(model)},
-        }
-
     def _boosted(self, variant: Boosted) -> dict[str, Any]:
         settings = config.from_table(BoostedConfig, self._recipes[0], where="lightgbm")
         found = boosted_scores(self._study, variant, settings, seed=self._seed)
@@ -212,7 +198,6 @@ class _Row:
             "metrics": judge(self._study, self._judged, found.score, is_value=is_value),
             "trees": found.trees,
             "models": found.models,
-            "latency_ms": {"source": "measured", **found.latency_ms},
         }
 
     def _given(self, variant: Given) -> dict[str, Any]:
@@ -232,7 +217,7 @@ class _Row:
     def _costs(
         self, models: Sequence[tuple[Mapping[str, Any], Sequence[str]]], variant: OneModel
     ) -> dict[str, Any]:
-        """Modelled cost of a request by all models together, and its measured time.
+        """Modelled cost of a request by all models together.
 
         Raises:
             ConfigError: A model has more than half the size of the final stage.
@@ -240,22 +225,14 @@ class _Row:
         spec = self._spec(variant)
         final = self._study.record["notes"]["dense_parameters"]["final"]
         costs: list[RequestCost] = []
-        built: list[EarlyStage] = []
         for settings, tasks in models:
             cost, model = cost_of(settings, spec, tasks, candidates=self._candidates)
             check_sizes(count_parameters(model)["dense"], final)
             costs.append(cost)
-            built.append(model)
         total = costs[0]
         for cost in costs[1:]:
             total = total + cost
-        return {
-            "request_cost": {"source": "modelled", **config.to_table(total)},
-            "latency_ms": {
-                "source": "measured",
-                **latency_ms(built, candidates=self._candidates),
-            },
-        }
+        return {"request_cost": {"source": "modelled", **config.to_table(total)}}
 
     def _spec(self, variant: OneModel) -> InputSpec:
         return api.open_dataset(self._study.dataset(variant.pools)).spec

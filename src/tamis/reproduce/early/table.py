@@ -123,7 +123,7 @@ class EarlyRows:
     def display(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         """One line per model: means and standard deviations over seeds."""
         columns = ["model", *(head for _, head in _SHOWN), *(f"NE {task}" for task in self.tasks)]
-        columns += ["MFLOP/request", "p50 ms"]
+        columns += ["MFLOP/request"]
         display = []
         for model in self.models:
             chosen = [row for row in rows if row["model"] == model]
@@ -133,9 +133,7 @@ class EarlyRows:
                 found = [row.get("heads", {}).get(task, {}).get("served") for row in chosen]
                 cells.append(mean_and_sd([None if item is None else item["ne"] for item in found]))
             costs = [row["request_cost"]["flops"] / 1e6 for row in chosen if "request_cost" in row]
-            times = [row["latency_ms"]["p50"] for row in chosen if "latency_ms" in row]
             cells.append(f"{costs[0]:.1f}" if costs else "")
-            cells.append(f"{np.median(times):.2f}" if times else "")
             display.append(cells)
         return columns, display
 
@@ -167,7 +165,7 @@ class EarlyRows:
             f"The early stage keeps {sizes.keep} of a request's candidates; recalls are of these, "
             f"hard recall of the {sizes.slots} most valuable ones by the final stage. "
             f"Means ± standard deviations over {self.seeds} seeds on the test days; NE is of the "
-            f"head that serves, on impressions. MFLOP are modelled, times measured. Claims "
+            f"head that serves, on impressions. MFLOP are modelled. Claims "
             f"of calibration give the ratio farthest from 1, and the lowest and the highest, over "
             f"seeds and parts. No early stage may have more than half of the final stage's "
             f"parameters outside tables, for which PLE's experts are narrower."
@@ -193,7 +191,7 @@ class EarlyRows:
         compared = [Consolidation(together=together, apart=cost) for cost in each]
         lines = [
             "What a request costs by one model of all tasks and by one for each; in parentheses "
-            "how many times as much. Times are medians over seeds.",
+            "how many times as much.",
             "",
             f"| a request | {' | '.join(rows_of)} |",
             "|" + "---|" * (1 + len(rows_of)),
@@ -205,13 +203,6 @@ class EarlyRows:
                 for both in compared
             ]
             lines.append(f"| {head} | {' | '.join(cells)} |")
-        for quantile in ("p50", "p95"):
-            one, *others = (
-                float(np.median([row["latency_ms"][quantile] for row in found]))
-                for found in rows_of.values()
-            )
-            cells = [f"{one:.2f}", *(f"{value:.2f} ({value / one:.2f})" for value in others)]
-            lines.append(f"| {quantile} ms, measured | {' | '.join(cells)} |")
         return [*lines, ""]
 
 

@@ -1,7 +1,6 @@
 """Early-stage rankers of a table's row: their training, what they serve, and what that costs."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +26,9 @@ from tamis.reproduce.early.variants import OneModel, Pools
 from tamis.reproduce.training import train
 from tamis.training.compare import read_predictions
 from tamis.training.config import run_config_from_table
-from tamis.training.consolidation import Load, RequestCost, request_cost
+from tamis.training.consolidation import Load, RequestCost, equal_cost_config, request_cost
 
-_CALLS = 50
 _DISTILLATION = "distillation"
-_WARM_UPS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -177,6 +174,33 @@ def cost_of(
     return request_cost(model, Load(candidates=candidates)), model
 
 
+def equal_cost_recipe(
+    recipe: Mapping[str, Any],
+    of_all: Mapping[str, Any],
+    spec: InputSpec,
+    tasks: Sequence[str],
+    *,
+    candidates: int,
+) -> dict[str, Any]:
+    """A recipe with the widths at which a model for each task costs what one for all does.
+
+    Args:
+        recipe: Of a model for each task.
+        of_all: Of the one model.
+        spec: Inputs and all tasks.
+        tasks: That are served.
+        candidates: Of a request.
+    """
+    together, _ = cost_of(of_all, spec, tasks, candidates=candidates)
+    model = equal_cost_config(
+        run_config_from_table(settings_of(recipe)).model,
+        with_tasks(spec, tasks[:1]),
+        Load(candidates=candidates),
+        flops=together.flops / len(tasks),
+    )
+    return {**recipe, "model": {"name": recipe["model"]["name"], **config.to_table(model)}}
+
+
 def with_tasks(spec: InputSpec, tasks: Sequence[str]) -> InputSpec:
     """The same inputs with some of the tasks, and the final stage's predictions of them."""
     kept = tuple(task for task in spec.tasks if (task.distils or task.name) in tasks)
@@ -189,17 +213,17 @@ def with_tasks(spec: InputSpec, tasks: Sequence[str]) -> InputSpec:
     )
 
 
-def latency_ms(models: Sequence[EarlyStage], *, candidates: int) -> dict[str, float]:
-    """Measured time of a request with cached ads: user and context towers, and all pairs.
+def request_call(models: Sequence[EarlyStage], *, candidates: int) -> Callable[[], None]:
+    """What a request computes with cached ads: user and context towers, and all pairs.
 
     Args:
         models: Called one after the other.
         candidates: Of a request.
     """
-    parts = [model.export() for model in models]
     device = torch.device("cpu")
     calls = []
-    for model, part in zip(models, parts, strict=True):
+    for model in models:
+        part = model.export()
         ads = torch.randn(candidates, model.config.tower_dim)
         user = blank_batch(side_spec(model.spec, "user"), 1, device)
         context = (
@@ -214,18 +238,7 @@ def latency_ms(models: Sequence[EarlyStage], *, candidates: int) -> dict[str, fl
             for part, user, context, ads in calls:
                 part.scorer(part.query(part.embed_user(user), context), ads)
 
-    return timed_ms(answer)
-
-
-def timed_ms(call: Callable[[], object]) -> dict[str, float]:
-    """Median and 95 % quantile of the time that a call takes, after some that do not count."""
-    times = []
-    for _ in range(_WARM_UPS + _CALLS):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    measured = np.array(times[_WARM_UPS:])
-    return {"p50": float(np.median(measured)), "p95": float(np.quantile(measured, 0.95))}
+    return answer
 
 
 def _mean_logit(table: pa.Table, tasks: Sequence[str]) -> NDArray[np.float64]:
