@@ -6,11 +6,12 @@ One model for all tasks, one model each at equal cost, one of clicks that nothin
 into, LightGBM on the total value and LightGBM task by task each make eight trials of what decides
 their training: the incumbent's settings, or common ones of LightGBM, and seven draws, which
 networks have in common. Then the best one's weight of distillation is changed, and one model of all
-tasks may chain them. A trial is a row of the table, made with seed 0 from the rows that train and
-judged by the soft recall of requests that validate, on all of their candidates; test requests are
-never looked at. The best one becomes ``recipes/<table>/<recipe>.toml``, which the variants of its
-kind share. The incumbent, which wrote the log, keeps its own. ``tuning.json`` beside them keeps
-every trial, and one that stands in it is not done again.
+tasks may chain them; trees become more, larger and slower to learn. A trial is a row of the table,
+made with seed 0 from the rows that train and judged by the soft recall of requests that validate,
+on all of their candidates; test requests are never looked at. The best one becomes
+``recipes/<table>/<recipe>.toml``, which the variants of its kind share. The incumbent, which wrote
+the log, keeps its own. ``tuning.json`` beside them keeps every trial, and one that stands in it is
+not done again.
 """
 
 import random
@@ -69,9 +70,27 @@ def more_distilled(recipe: Recipe) -> Recipe:
     return {**recipe, "distillation": {"weight": 3 * recipe["distillation"]["weight"]}}
 
 
+def more_trees(recipe: Recipe) -> Recipe:
+    """Twice as many."""
+    return {**recipe, "rounds": 2 * recipe["rounds"]}
+
+
+def larger_trees(recipe: Recipe) -> Recipe:
+    """Twice the leaves."""
+    return {**recipe, "num_leaves": 2 * recipe["num_leaves"] + 1}
+
+
+def smaller_steps(recipe: Recipe) -> Recipe:
+    """Half the share of each tree's step."""
+    return {**recipe, "learning_rate": recipe["learning_rate"] / 2}
+
+
+_OF_TREES = ((more_trees, larger_trees), (smaller_steps,))
 REFINED: dict[str, tuple[tuple[Refinement, ...], ...]] = {
     FULL: ((chained,), (less_distilled, more_distilled)),
     EACH: ((less_distilled, more_distilled),),
+    "lightgbm, value": _OF_TREES,
+    "lightgbm, parts": _OF_TREES,
 }
 """Changes of the best recipe so far, those of one step of the same one."""
 
