@@ -510,6 +510,14 @@ def test_regression_task_is_refused() -> None:
         CETNet(CETNetConfig(members=(_DCN, _FM)), spec)
 
 
+def test_members_that_share_tables_must_need_equally_wide_ones() -> None:
+    # FM has factors of width 4 for each task.
+    config = CETNetConfig(members=(_DCN, {"name": "fm", "embedding_dim": 4}), embeddings="shared")
+    CETNet(config, example_spec())
+    with pytest.raises(ConfigError, match="have them equally wide, got widths 4, 8"):
+        CETNet(config, example_spec(num_tasks=2))
+
+
 def test_inspections_show_weights_predictions_and_distances() -> None:
     spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
     model = _build(CETNetConfig(members=(_DCN, _FM, _DCN)), spec)

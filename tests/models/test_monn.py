@@ -76,7 +76,7 @@ def test_one_kind_of_module_is_no_ensemble() -> None:
 
 
 def test_heads_must_divide_the_common_width() -> None:
-    with pytest.raises(ConfigError, match="attention_heads: must divide embedding_dim=16, got 3"):
+    with pytest.raises(ConfigError, match=r"levels\.attention_heads: must divide width=16, got 3"):
         MoNNConfig(modules=("dot", "attention"), attention_heads=3)
 
 

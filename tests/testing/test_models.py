@@ -75,6 +75,22 @@ def test_suite_refuses_a_model_whose_rows_depend_on_the_batch() -> None:
     )
 
 
+def test_suite_sees_through_a_last_layer_that_starts_from_zeros() -> None:
+    class Model(nn.Module):
+        def __init__(self, config: _Config, spec: InputSpec) -> None:
+            super().__init__()
+            self.linear = FirstOrder(spec)
+            self.head = nn.Linear(len(spec.tasks), len(spec.tasks))
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, batch: Batch) -> Output:
+            x = self.linear(batch)
+            return Output(logits=self.head(x + x.mean()))
+
+    with pytest.raises(AssertionError, match="must not depend on the rows beside it"):
+        check_model(_Config, Model)
+
+
 def test_suite_tells_noise_from_rows_that_are_mixed() -> None:
     broken = _model(lambda model, batch: model.linear(batch) + torch.rand(()))
 

@@ -100,7 +100,7 @@ class AdaTT(FusionRanker):
 
     Differs from the source:
         Gates have biases by default, as in the authors' code and not in equation (10). Weights
-        start from Xavier's uniform distribution and biases from 0, as in every tamis model; the
+        start from Xavier's uniform distribution and biases from 0, as in most tamis models; the
         maps of ``native = "gated"``, which are no part of the paper, start as PyTorch's do.
     """
 

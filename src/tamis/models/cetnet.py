@@ -40,7 +40,7 @@ class CETNetConfig:
     """Each as the ``[model]`` table of a recipe would describe it. At least 2."""
     embeddings: Literal["separate", "shared"] = "separate"
     """Tables of each member's own, as in the paper; ``shared`` is the ablation, in which all
-    members look their rows up in the tables of the first."""
+    members look their rows up in the tables of the first, so that all must be equally wide."""
     confidence: Confidence = "neg_entropy"
     """What a member's weight in the fused prediction grows with: minus the entropy of its
     prediction (the paper), the inverse of that entropy, the margin ``|2p - 1|``, or nothing
@@ -160,8 +160,10 @@ class CETNet(nn.Module):
     by less than M then share such a start.)
 
     With alpha 1, tables of their own and neither fused nor collaborative loss, members train bit
-    for bit as they do alone, with two exceptions: ``optimizer.clip_norm`` is on the gradients of
-    all members together, and dropout and whatever else is drawn in training share a generator.
+    for bit as they do alone, with three exceptions: ``optimizer.clip_norm`` is on the gradients of
+    all members together, dropout and whatever else is drawn in training share a generator, and
+    whatever follows from evaluations (patience, step sizes on a plateau, the best weights) follows
+    those of the fused prediction.
 
     Low entropy is not correctness: at a base rate of a few percent the member that predicts less
     counts as surer, which draws fused predictions down. Look at the calibration.
@@ -182,7 +184,7 @@ class CETNet(nn.Module):
         """Build all members for the inputs of ``spec``.
 
         Raises:
-            ConfigError: A task is a regression.
+            ConfigError: A task is a regression, or members that share tables need other widths.
         """
         super().__init__()
         check_probabilities(spec.tasks, why="Confidence is an entropy; train a single model.")
@@ -385,3 +387,10 @@ def _share_tables(members: nn.ModuleList) -> None:
                         # A plain attribute: the parameter has one name, that of its owner.
                         delattr(parent, name)
                         object.__setattr__(parent, name, owner)
+    widths = sorted({width for is_first_order, width, _ in owners if not is_first_order})
+    if len(widths) > 1:
+        raise ConfigError(
+            f"model.embeddings: members that share tables must have them equally wide, got widths "
+            f"{', '.join(map(str, widths))}. FM's are embedding_dim wide for each task; leave it "
+            f"out, or take separate tables."
+        )

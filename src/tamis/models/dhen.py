@@ -135,8 +135,9 @@ class DHEN(nn.Module):
     Differs from the source:
         Sizes of head and dense side, and how histories enter, were not published; T tasks share
         everything but the output layer. How weights start was not published: the last map of each
-        module starts 1 / sqrt(N) as large, so that the stream through the shortcuts, and the
-        gradient, keep their size whatever the depth.
+        module starts 1 / sqrt(N) as large, so that with the norm after the sum the stream through
+        the shortcuts, and the gradient, keep their size whatever the depth. A norm before the sum
+        undoes that, as does the one that follows the map of ``attention_compress_first``.
     """
 
     def __init__(self, config: DHENConfig, spec: InputSpec) -> None:

@@ -139,17 +139,18 @@ class HSNN(nn.Module):
     An item's vector v, of unit length, is written as a path of nodes, each the centre nearest to
     what the nodes before leave over. Level n < N scores the user with the vector q_n of its node,
     level N with the item itself; then ``z_n = W_n [o_1, ..., o_n] + b_n``. While training the index
-    by gradients, q_n is a blend of nodes that carries the gradient of each loss to codebooks and
-    item tower; in evaluation mode it is the nearest node. The losses are the cross entropy of every
-    z_n with the labels, and, for rows without any label, of z_n (n < N) with the items' prediction;
-    the squared distance of v to its node of each level; the balance of nodes; and, as cross
-    features of a node do not exist before an index is published, the squared distance of an index
-    level's interaction vectors, made of user and node, to those of the items. No gradient flows
-    into what others are drawn to: the items' prediction and the items' interaction vectors. A
+    by gradients, q_n is a blend of nodes that carries gradients to codebooks and item tower (see
+    ``ResidualIndex``); in evaluation mode it is the nearest node. The losses are the cross entropy
+    of every z_n with the labels, and, for rows without any label, of z_n (n < N) with the items'
+    prediction; the squared distance of v to its node of each level; the balance of nodes; and, as
+    cross features of a node do not exist before an index is published, the squared distance of an
+    index level's interaction vectors, made of user and node, to those of the items. No gradient
+    flows into what others are drawn to: the items' prediction and the items' interaction vectors. A
     positive scale and a shift for each level and task calibrate z_n; their loss moves them alone.
     The logits of the output are calibrated ones.
 
-    K-means, squared distance and balance look at rows that stand for the corpus (``corpus_rows``).
+    K-means, squared distance and balance look at rows that stand for the corpus (``corpus_rows``),
+    whose ids are hidden as often as in the losses (``id_dropout``).
 
     With ``negatives``, every level also learns by a softmax: each positive row's user with the
     items of other rows of the batch, or with their nodes. How often each of them comes along is

@@ -46,6 +46,11 @@ class MoNNConfig:
                 f"model.levels.modules: must name two different modules, got {self.modules}: an "
                 f"ensemble of one kind is none."
             )
+        if "attention" in self.modules and self.width % self.attention_heads:
+            raise ConfigError(
+                f"model.levels.attention_heads: must divide width={self.width}, got "
+                f"{self.attention_heads}."
+            )
         self.over_arch()
 
     def over_arch(self) -> DHENConfig:

@@ -55,7 +55,7 @@ class MLP(nn.Module):
             bias: Whether linear maps have biases; those before batch norm never have.
             out_bias: Whether the output layer has one; scores of a softmax need none.
             makes_logits: Whether the output layer computes in float32 also under autocast:
-                bfloat16 has 256 values between 1 and 2, which ties most rows of a data set.
+                bfloat16 has 128 values between 1 and 2, which ties most rows of a data set.
         """
         super().__init__()
         layers: list[nn.Module] = []

@@ -127,8 +127,9 @@ class ResidualIndex(nn.Module):
     ``lti``: codebooks are parameters; soft memberships carry the gradient of every loss to them and
     to the item vectors. ``em``: codebooks are constants between k-means, which moves them every
     ``cluster_steps`` batches. Both begin with a k-means in batch ``start_steps``. ``sil``: one
-    k-means after ``cluster_steps`` batches. Before its first k-means there is no index. All state
-    that depends on the step is in buffers, so a checkpoint holds it.
+    k-means after ``cluster_steps`` batches. Before it there is no index: codebooks stand where a
+    k-means of the first batch put them. All state that depends on the step is in buffers, so a
+    checkpoint holds it.
 
     Source:
         HSNN, arXiv:2408.06653, sections on learning to index, residual levels and stabilisers.

@@ -46,7 +46,7 @@ def in_batch_softmax_loss(
         >>> round(in_batch_softmax_loss(eye, eye, zeros, rewards=ones).item(), 4)
         0.3133
     """
-    # In float32: bfloat16 has 256 values between 1 and 2, and dot products are divided by little.
+    # In float32: bfloat16 has 128 values between 1 and 2, and dot products are divided by little.
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ item.T / temperature - log_item_prob
     losses = torch.logsumexp(logits, dim=1) - logits.diagonal()

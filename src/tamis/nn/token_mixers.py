@@ -56,7 +56,8 @@ class MixerSizes:
     dcn_residual: bool = False
     """Whether ``dcn_v2`` adds its input; the layer's shortcut does that already."""
     start_scale: float = 1.0
-    """Multiplies the weights that each module's last map starts from."""
+    """Multiplies the weights that each module's last map starts from; with
+    ``attention_compress_first`` the module ends in a norm, which undoes it."""
 
 
 _LOOPS_BELOW, _LOOP_IS_FASTER_BELOW = 400, 96
