@@ -469,7 +469,7 @@ def test_what_is_printed_fits_a_terminal_of_100_columns() -> None:
 def test_page_has_levels_below_the_table_and_none_where_there_is_no_index() -> None:
     payload = {"table": "made-up", "command": "made", "published": [], "claims": []}
     kind = RetrievalRows(TABLE)
-    rows = [{**row, "commit": "abc"} for row in _with_levels(_rows())]
+    rows = [{**row, "commit": "abc", "split": "test"} for row in _with_levels(_rows())]
     page = kind.markdown({**payload, "rows": rows}, [], [])
 
     assert "| row | value@100 | recall@20 | recall@50 |" in page

@@ -34,7 +34,8 @@ from tamis.retrieval.searcher import Request
 from tamis.retrieval.snapshot import IndexSnapshot, churn
 
 CHECKS_VERSION = 2
-"""Rows whose checks asked something else are not compared with rows of today."""
+"""To be raised when checks ask something else, or code changes what an index learns: rows and
+weights of another version are made anew."""
 _BATCHES = 15
 _K = 100
 _BY_HAND = 20_000

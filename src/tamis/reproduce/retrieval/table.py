@@ -195,10 +195,13 @@ class RetrievalRows:
         return folder.parent / self._table.recipes / f"{model}.toml"
 
     def _run(self, cell: Cell, recipe: Path, inputs: Path, teacher: Path | None = None) -> Path:
-        """Run of a recipe, a teacher and a seed, shared by all rows of the table."""
+        """Run of a recipe, a teacher and a seed, shared by all rows of the table.
+
+        Rows of an earlier version must not be made again of the weights that they had.
+        """
         decides = [config.read_toml(path) for path in (recipe, teacher) if path is not None]
         data = api.open_dataset(inputs / "dataset").fingerprint
-        stamp = config.fingerprint([*decides, data])[:12]
+        stamp = config.fingerprint([*decides, data, CHECKS_VERSION])[:12]
         return cell.run.parent.parent / "trained" / recipe.stem / f"{stamp}-seed{cell.seed}"
 
 
