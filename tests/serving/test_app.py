@@ -19,7 +19,7 @@ from tamis.data.columns import Origin
 from tamis.data.numeric import NumericEncoder
 from tamis.data.schema import Field
 from tamis.data.vocabulary import Vocabulary
-from tamis.errors import StoreError
+from tamis.errors import DataError, StoreError
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving import shelf
 from tamis.serving.app import make_app
@@ -28,6 +28,7 @@ from tamis.serving.guard import LOOPBACK, Token
 from tamis.serving.joined_log import write_joined_log
 from tamis.serving.metrics import Metrics
 from tamis.serving.pace import Pace
+from tamis.serving.records import StoredAd
 from tamis.serving.users import Past
 
 SECRET = "a secret of many characters"
@@ -64,7 +65,12 @@ def _problem(response: httpx.Response, status: int) -> dict[str, str]:
 
 
 RANK = {"user": {"id": "3", "features": {"age": "25-34"}}, "context": {"device": "phone"}, "k": 2}
-AD = {"features": {"price": 2.5, "format": "video", "category": 4}, "bid": 2, "advertiser": "me"}
+AD = {
+    "features": {"price": 2.5, "format": "video", "category": 4},
+    "bid": 2,
+    "billing": "click",
+    "advertiser": "me",
+}
 
 
 def test_ranked_ads_say_why(client: Any, engine: Engine) -> None:
@@ -138,11 +144,60 @@ def test_bundles_ad_can_be_deleted_and_put_back(client: Any, engine: Engine) -> 
 
     assert client.delete(f"/v1/ads/{ad}").status_code == 204
     assert client.get(f"/v1/ads/{ad}").status_code == 404
-    features = {name: value for name, value in before["features"].items() if name != "ad_id"}
-    put = client.put(f"/v1/ads/{ad}", json={**AD, "features": features, "bid": before["bid"]})
+    assert client.put(f"/v1/ads/{ad}", json=before).json() == before | {"is_from_bundle": False}
 
-    assert put.json()["features"] == before["features"]
-    assert put.json()["is_from_bundle"] is False
+
+def test_ad_that_is_looked_at_changed_and_put_back_is_otherwise_the_same(
+    client: Any, engine: Engine
+) -> None:
+    client.put("/v1/ads/mine", json=AD | {"quality": 0.5, "popularity": 3}).raise_for_status()
+
+    for ad in (engine.live.ads.ids[5], "mine"):
+        before = client.get(f"/v1/ads/{ad}").json()
+        attributes = engine.live.ads.inventory.attributes
+        advertiser = attributes.advertiser[engine.live.ads.row_by_id[ad]]
+        put = client.put(f"/v1/ads/{ad}", json=before | {"bid": 7.5})
+        assert put.json() == before | {"bid": 7.5, "is_from_bundle": False}
+        attributes = engine.live.ads.inventory.attributes
+        assert attributes.advertiser[engine.live.ads.row_by_id[ad]] == advertiser
+    another = client.put("/v1/ads/yours", json=client.get("/v1/ads/mine").json())
+    assert _problem(another, 422)["field"] == "body.ad"
+
+
+@pytest.mark.parametrize("name", ["features", "bid", "billing", "advertiser"])
+def test_put_of_a_part_is_refused(client: Any, engine: Engine, name: str) -> None:
+    ad = {key: value for key, value in AD.items() if key != name}
+
+    problem = _problem(client.put("/v1/ads/mine", json=ad), 422)
+
+    assert problem["field"] == f"body.{name}"
+    assert "PATCH changes a part" in problem["message"]
+    assert engine._store.ads() == {}
+
+
+def test_patch_changes_what_it_names(client: Any, engine: Engine) -> None:
+    ad = engine.live.ads.ids[5]
+    before = client.get(f"/v1/ads/{ad}").json()
+
+    first = client.patch(f"/v1/ads/{ad}", json={"bid": 7.5, "features": {"price": None}})
+    second = client.patch(f"/v1/ads/{ad}", json={"advertiser": "me", "bid": None})
+
+    features = before["features"] | {"price": None}
+    changed = before | {"features": features, "bid": 7.5, "is_from_bundle": False}
+    assert first.json() == changed
+    assert second.json() == client.get(f"/v1/ads/{ad}").json() == changed | {"advertiser": "me"}
+    stored = engine._store.ads()[ad]
+    assert stored is not None
+    assert (stored.bid, stored.advertiser) == (7.5, "me")
+
+
+def test_only_ads_that_are_there_are_changed(client: Any, engine: Engine) -> None:
+    gone = engine.live.ads.ids[0]
+    client.delete(f"/v1/ads/{gone}")
+
+    for ad in (gone, "never was"):
+        assert _problem(client.patch(f"/v1/ads/{ad}", json={"bid": 1}), 404)["field"] == "path.ad"
+    assert engine._store.ads() == {gone: None}
 
 
 def test_bundle_is_changed_and_rolled_back(client: Any, engine: Engine, bundles: Path) -> None:
@@ -327,19 +382,36 @@ def test_event_that_means_nothing_refuses_all(client: Any, engine: Engine) -> No
     [
         ({"bid": -1}, "body.bid"),
         ({"bid": 1e13}, "body.bid"),
-        ({"bid": None}, "body.bid"),
         ({"advertiser": ""}, "body.advertiser"),
         ({"billing": "visit"}, "body.billing"),
         ({"popularity": -1}, "body.popularity"),
         ({"features": {"device": "x"}}, "body.features"),
         ({"features": {"ad_id": "x"}}, "body.features"),
         ({"features": {"price": "x"}}, "body.features.price"),
+        ({"ship": "x"}, "body.ship"),
     ],
 )
 def test_ad_that_means_nothing_is_refused(
     client: Any, engine: Engine, changes: dict[str, Any], field: str
 ) -> None:
-    assert _problem(client.put("/v1/ads/mine", json=AD | changes), 422)["field"] == field
+    ad = engine.live.ads.ids[0]
+
+    assert _problem(client.put(f"/v1/ads/{ad}", json=AD | changes), 422)["field"] == field
+    assert _problem(client.patch(f"/v1/ads/{ad}", json=changes), 422)["field"] == field
+    assert engine._store.ads() == {}
+
+
+def test_ad_that_the_funnel_has_no_place_for_is_refused(
+    client: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(ad: StoredAd) -> None:
+        raise DataError(f"no stage predicts what {ad.ad} is billed by")
+
+    monkeypatch.setattr(engine.live.served.catalogue, "check", check)
+    ad = engine.live.ads.ids[0]
+
+    for found in (client.put("/v1/ads/mine", json=AD), client.patch(f"/v1/ads/{ad}", json=AD)):
+        assert _problem(found, 422)["field"] == "body.billing"
     assert engine._store.ads() == {}
 
 
@@ -350,6 +422,7 @@ def test_writes_and_changes_need_the_token(make_client: Callable[..., Any], engi
     calls: list[tuple[str, str, Any]] = [
         ("POST", "/v1/events", event),
         ("PUT", "/v1/ads/mine", AD),
+        ("PATCH", "/v1/ads/mine", {"bid": 3}),
         ("DELETE", "/v1/ads/mine", None),
         ("POST", "/v1/admin/bundle", {"replaces": release, "release": "0" * 64}),
     ]
@@ -371,7 +444,7 @@ def test_writes_and_changes_need_the_token(make_client: Callable[..., Any], engi
         client.request(method, path, json=body, headers=right).status_code
         for method, path, body in calls
     ]
-    assert statuses == [200, 200, 204, 404]
+    assert statuses == [200, 200, 200, 204, 404]
     # Reading needs none.
     assert client.post("/v1/rank", json=RANK).status_code == 200
     assert client.get("/readyz").status_code == 200
@@ -531,7 +604,8 @@ def _check_mutations(client: Any, count: int, caplog: pytest.LogCaptureFixture) 
         ("POST", "/v1/rank", rank),
         ("POST", "/v1/rank", rank),
         ("POST", "/v1/events", {"events": [event, event]}),
-        ("PUT", "/v1/ads/mine", AD | {"popularity": 2.0, "quality": 0.5, "billing": "click"}),
+        ("PUT", "/v1/ads/mine", AD | {"popularity": 2.0, "quality": 0.5}),
+        ("PATCH", "/v1/ads/mine", AD | {"popularity": 2.0, "quality": 0.5}),
         (
             "POST",
             "/v1/admin/bundle",
@@ -692,10 +766,15 @@ def test_ad_whose_histories_do_not_go_together_is_refused(
     client: Any, engine: Engine, widened: Bundle
 ) -> None:
     engine.swap(widened, replaces=engine.live.served.release)
-    put = {"bid": 1, "advertiser": "me"}
+    put = {"bid": 1, "billing": "click", "advertiser": "me"}
 
     wrong = client.put("/v1/ads/mine", json={**put, "features": {"tags": ["a"], "marks": []}})
     right = client.put("/v1/ads/mine", json={**put, "features": {"tags": ["a"], "marks": ["b"]}})
 
     assert _problem(wrong, 422)["field"] == "body.features.tags"
     assert right.status_code == 200
+    # What is not named of a group stays, and must still go with the rest.
+    wrong = client.patch("/v1/ads/mine", json={"features": {"tags": ["a", "b"]}})
+    right = client.patch("/v1/ads/mine", json={"features": {"tags": ["c"]}})
+    assert _problem(wrong, 422)["field"] == "body.features.tags"
+    assert (right.json()["features"]["tags"], right.json()["features"]["marks"]) == (["c"], ["b"])

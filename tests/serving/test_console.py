@@ -270,7 +270,8 @@ def test_about_tells_what_may_be_said(client: Any, engine: Engine) -> None:
 
 def test_ads_are_listed_in_parts(client: Any, engine: Engine) -> None:
     ids = list(engine.live.ads.ids)
-    client.put("/v1/ads/new one", json={"bid": 2, "advertiser": "me"}).raise_for_status()
+    ad = {"features": {}, "bid": 2, "billing": "click", "advertiser": "me"}
+    client.put("/v1/ads/new one", json=ad).raise_for_status()
 
     first = client.get("/v1/ads", params={"limit": 3}).json()
     rest = client.get("/v1/ads", params={"offset": len(ids) - 1, "limit": 100}).json()

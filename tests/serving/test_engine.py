@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,30 @@ def test_ads_that_are_put_together_share_a_change_and_are_all_live(
         thread.join(60)
 
     assert {f"ad {k}" for k in range(20)} <= set(engine.live.ads.ids)
+
+
+def test_changes_of_one_ad_that_come_together_all_count(
+    make_engine: Callable[..., Engine], make_ad: Callable[..., StoredAd]
+) -> None:
+    engine = make_engine()
+    ad, fresh = engine.live.ads.ids[0], make_ad("fresh", bid=1.0)
+
+    def raise_bid(now: StoredAd) -> StoredAd:
+        time.sleep(0.01)  # whoever looked at it meanwhile would write what is no more
+        return replace(now, bid=now.bid + 1)
+
+    calls: list[Any] = [partial(engine.change_ad, ad, raise_bid) for _ in range(8)]
+    before = float(engine.live.ads.inventory.attributes.bid[0])
+    calls[3:3] = [partial(engine.put_ad, fresh), partial(engine.delete_ad, engine.live.ads.ids[1])]
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    bids = engine.live.ads.inventory.attributes.bid
+    assert bids[engine.live.ads.row_by_id[ad]] == pytest.approx(before + 8)
+    assert bids[engine.live.ads.row_by_id["fresh"]] == 1.0
 
 
 def test_ad_without_a_place_in_the_funnel_changes_nothing(

@@ -206,7 +206,7 @@ def test_single_impressions_of_the_arms_are_not_certain(
 
 def test_arms_have_the_same_ads(client: Any, body: dict[str, Any]) -> None:
     client.post("/v1/admin/experiments/one", json=body).raise_for_status()
-    ad = {"bid": 1e6, "advertiser": "me", "popularity": 1e6}
+    ad = {"features": {}, "bid": 1e6, "billing": "click", "advertiser": "me", "popularity": 1e6}
     client.put("/v1/ads/new", json=ad).raise_for_status()
 
     both = [_rank(client, user) for user in USERS[:20]]

@@ -99,6 +99,22 @@ def test_new_ads_are_beside_and_deleted_ones_are_gone(
     assert found.inventory.popularity[row] == before.inventory.popularity.mean()
 
 
+def test_ad_without_an_advertisers_name_has_the_bundles_or_is_alone(
+    catalogue: Catalogue, make_ad: Callable[..., StoredAd]
+) -> None:
+    before = catalogue.live({})
+    known = before.ids[3]
+    ads = {name: make_ad(name, advertiser=None) for name in (known, "new", "newer")}
+
+    found = catalogue.live(ads | {"named": make_ad("named")})
+
+    expected, advertisers = before.inventory.attributes, found.inventory.attributes.advertiser
+    assert advertisers[found.row_by_id[known]] == expected.advertiser[3]
+    alone = [advertisers[found.row_by_id[name]] for name in ("new", "newer")]
+    assert all(np.count_nonzero(advertisers == code) == 1 for code in alone)
+    assert found.advertisers == (None, None, None, "x")
+
+
 @pytest.mark.parametrize(("price", "is_read"), [("3.5", True), ("dear", False)])
 def test_ad_of_another_schema_is_read_or_named(
     catalogue: Catalogue, make_ad: Callable[..., StoredAd], price: str, *, is_read: bool

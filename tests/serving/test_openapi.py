@@ -80,11 +80,11 @@ def test_every_route_answers_what_its_document_makes(
 ) -> None:
     statuses = _check_document(client, 15, caplog)
 
-    assert len({route for route, _ in statuses}) == 15
+    assert len({route for route, _ in statuses}) == 16
     answered = {route for route, status in statuses if status < 300}
     assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}"} <= answered
     refused = {route for route, status in statuses if status == 422}
-    assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}"} <= refused
+    assert {"POST /v1/rank", "POST /v1/events", "PUT /v1/ads/{ad}", "PATCH /v1/ads/{ad}"} <= refused
 
 
 @pytest.mark.slow(seconds=45)

@@ -109,8 +109,9 @@ def test_ads_are_replaced_and_their_deletion_remembered(
     store.delete_ad("bundles")
 
     assert store.ads() == {"7": make_ad("7", bid=2.0, columns={}), "8": None, "bundles": None}
-    store.put_ad(make_ad("8"))
-    assert store.ads()["8"] == make_ad("8")
+    store.put_ad(make_ad("8", advertiser=None))
+    assert store.ads("8") == {"8": make_ad("8", advertiser=None)}
+    assert store.ads("9") == {}
 
 
 def test_newest_schema_is_that_of_the_bundle_that_began_last(store: Store) -> None:

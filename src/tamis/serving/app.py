@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
 from tamis.serving.metrics import METRICS_TYPE, RANK_ROUTE, Metrics
 from tamis.serving.records import Event, RawRow, StoredAd
-from tamis.serving.refused import RefusedError, bundle_must_serve
+from tamis.serving.refused import RefusedError, bundle_must_serve, no_such_ad
 from tamis.serving.shelf import take_bundle
 
 _Message = MutableMapping[str, Any]
@@ -172,7 +173,9 @@ def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
 
     @app.put("/v1/ads/{ad:path}", responses=_PROBLEMS, dependencies=_needs(token))
     async def put_ad(ad: AdId, body: wire.AdBody) -> wire.AdAnswer:
-        """Add an ad, or replace it; when this is answered, it may be shown."""
+        """Add an ad, or replace all of it; when this is answered, it may be shown."""
+        if body.ad not in (None, ad):
+            raise RefusedError(422, "body.ad", "must be the id of the path, or be left out.")
         served = engine.live.served
         columns = served.catalogue.said.check(body.features, where="body.features")
         served.check_groups(columns, where="body.features")
@@ -185,14 +188,26 @@ def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
             quality=body.quality,
             popularity=body.popularity,
         )
-        try:
+        with _ad_must_fit():
             await run_in_threadpool(engine.put_ad, stored)
-        except StoreError:
-            raise
-        except TamisError as error:
-            raise RefusedError(
-                422, "body.billing", "must be an event that the funnel's last stage predicts."
-            ) from error
+        return _ad_answer(engine.live, ad)
+
+    @app.patch("/v1/ads/{ad:path}", responses=_PROBLEMS, dependencies=_needs(token))
+    async def change_ad(ad: AdId, body: wire.AdChangeBody) -> wire.AdAnswer:
+        """Change what is named of an ad; when this is answered, it may be shown as it then is."""
+        served = engine.live.served
+        columns = served.catalogue.said.check(body.features, where="body.features")
+        said = body.model_dump(exclude={"features"}, exclude_none=True)
+
+        def change(now: StoredAd) -> StoredAd:
+            if columns:
+                changed = {**now.columns, **columns}
+                served.check_groups(changed, where="body.features")
+                now = replace(now, columns=changed)
+            return replace(now, **said)
+
+        with _ad_must_fit():
+            await run_in_threadpool(engine.change_ad, ad, change)
         return _ad_answer(engine.live, ad)
 
     @app.delete(
@@ -205,6 +220,24 @@ def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
         return Response(status_code=204)
 
 
+@contextlib.contextmanager
+def _ad_must_fit() -> Iterator[None]:
+    """Make 422 of what a funnel has no place for: how an ad is billed.
+
+    Raises:
+        RefusedError: That, or the request was refused already.
+        StoreError: The store is not there.
+    """
+    try:
+        yield
+    except (RefusedError, StoreError):
+        raise
+    except TamisError as error:
+        raise RefusedError(
+            422, "body.billing", "must be an event that the funnel's last stage predicts."
+        ) from error
+
+
 def _ad_answer(live: Live, ad: str) -> wire.AdAnswer:
     (found,) = wire.ad_answers(live, [_row_of(live, ad)])
     return found
@@ -213,7 +246,7 @@ def _ad_answer(live: Live, ad: str) -> wire.AdAnswer:
 def _row_of(live: Live, ad: str) -> int:
     row = live.ads.row_by_id.get(ad)
     if row is None:
-        raise RefusedError(404, "path.ad", "must be a live ad; there is none of that id.")
+        raise no_such_ad()
     return row
 
 
@@ -312,10 +345,11 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        del request
         first = error.errors()[0]
         # pydantic's own text says what must hold, and never what was there.
         message = f"{first['msg']}. Look at /openapi.json."
+        if first["type"] == "missing" and request.method == "PUT":
+            message = "must be given: PUT replaces the whole. PATCH changes a part."
         return _refusal(RefusedError(422, _path_of(first["loc"]), message))
 
     @app.exception_handler(HTTPException)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +24,7 @@ from tamis.serving.live import Live, ServedBundle
 from tamis.serving.pace import Pace
 from tamis.serving.recorder import Recorder
 from tamis.serving.records import Event, StoredAd
-from tamis.serving.refused import RefusedError
+from tamis.serving.refused import RefusedError, no_such_ad
 from tamis.serving.store import Store
 from tamis.serving.users import Past, Users
 
@@ -94,6 +94,8 @@ class Engine:
         self.recorder = Recorder(self._users.append)
         # One change at a time; what asks for new ads meanwhile shares the next change.
         self._change = threading.Lock()
+        # Held from the look at an ad until it is written as it was changed.
+        self._ad_writes = threading.Lock()
         self._asked, self._made = 0, 0
         self._queue: deque[_Job] = deque()
         self._wakes = threading.Condition()
@@ -202,12 +204,38 @@ class Engine:
             TamisError: The ad has no place in the funnel; nothing was changed.
             StoreError: The store cannot be reached or written.
         """
+        with self._ad_writes:
+            self._write_ad(ad)
+        self._refresh()
+
+    def change_ad(self, ad: str, change: Callable[[StoredAd], StoredAd]) -> None:
+        """Replace an ad by what is made of it as it is now; on return it may be shown.
+
+        Args:
+            ad: Its id.
+            change: Makes the new one; its errors come through, and leave all as it was.
+
+        Raises:
+            RefusedError: There is no such ad.
+            TamisError: The ad has no place in the funnel; nothing was changed.
+            StoreError: The store cannot be reached or written.
+        """
+        with self._ad_writes:
+            # The store's word, since what is live may lag behind it.
+            stored = self._store.ads(ad)
+            now = stored[ad] if ad in stored else self._live.ads.of_bundle(ad)
+            if now is None:
+                raise no_such_ad()
+            self._write_ad(change(now))
+        self._refresh()
+
+    def _write_ad(self, ad: StoredAd) -> None:
+        """Put an ad into the store; the caller holds the lock of such writes."""
         # Refused now, or no later change of the ads would ever succeed.
         for live in (self._live, self._beside):
             if live is not None:
                 live.served.catalogue.check(ad)
         self._store.put_ad(ad)
-        self._refresh()
 
     def delete_ad(self, ad: str) -> None:
         """Take an ad away; on return no new request is shown it.
@@ -215,7 +243,8 @@ class Engine:
         Raises:
             StoreError: The store cannot be reached or written.
         """
-        self._store.delete_ad(ad)
+        with self._ad_writes:
+            self._store.delete_ad(ad)
         self._refresh()
 
     def swap(self, bundle: Bundle, *, replaces: str) -> None:

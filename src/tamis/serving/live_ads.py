@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tamis.data.columns import Origin, as_codes
+from tamis.data.columns import Origin, alone_where_missing, as_codes
 from tamis.data.dataset import EncodedRows
 from tamis.errors import ArtifactError
 from tamis.funnel.ads import AdTable
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.inventory import Inventory
+from tamis.funnel.log import ads_of
 from tamis.serving.columns import Columns, text_of
 from tamis.serving.records import RawRow, StoredAd
 
@@ -32,6 +33,8 @@ class LiveAds:
     """The other way round."""
     num_of_bundle: int
     """The first so many are the bundle's, the others the store's."""
+    advertisers: tuple[str | None, ...]
+    """Who bids for each of the store's, as ``StoredAd`` has it. Of its own the bundle has codes."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,6 +45,23 @@ class LiveAds:
         assert raw is not None
         found: list[RawRow] = raw.take(pa.array(rows)).to_pylist()
         return found
+
+    def of_bundle(self, ad: str) -> StoredAd | None:
+        """One of the bundle's ads as the store would have it; None where it has none of that id."""
+        row = self.row_by_id.get(ad)
+        if row is None or row >= self.num_of_bundle:
+            return None
+        attributes = self.inventory.attributes
+        (columns,) = self.columns(np.array([row]))
+        return StoredAd(
+            ad=ad,
+            columns=columns,
+            bid=float(attributes.bid[row]),
+            billing=attributes.billing[row].item(),
+            advertiser=None,
+            quality=float(attributes.quality[row]),
+            popularity=float(self.inventory.popularity[row]),
+        )
 
 
 class Catalogue:
@@ -69,6 +89,7 @@ class Catalogue:
         self._ids: tuple[str, ...] = tuple(ids.to_pylist())
         inventory = replace(inventory, raw=self._columns.of_log(inventory.raw, where="ads"))
         self._blueprint = replace(blueprint, inventory=inventory)
+        self._by_code = np.argsort(inventory.codes)
         self._popularity = float(inventory.popularity.mean()) if len(inventory) else 0.0
 
     def live(self, stored: Mapping[str, StoredAd | None]) -> LiveAds:
@@ -100,6 +121,7 @@ class Catalogue:
             ids=ids,
             row_by_id={name: row for row, name in enumerate(ids)},
             num_of_bundle=int(is_kept.sum()),
+            advertisers=tuple(ad.advertiser for ad in put),
         )
 
     def check(self, ad: StoredAd) -> None:
@@ -123,13 +145,24 @@ class Catalogue:
             attributes=AdTable(
                 bid=np.array([ad.bid for ad in ads], np.float64),
                 billing=np.array([ad.billing for ad in ads]),
-                advertiser=codes_of([ad.advertiser for ad in ads]),
+                advertiser=self._advertisers(ads),
                 quality=np.array([ad.quality for ad in ads], np.float64),
             ),
             rows=self._encoded(rows),
             popularity=np.array(popularity, np.float64),
             raw=self._columns.table(rows),
         )
+
+    def _advertisers(self, ads: Sequence[StoredAd]) -> NDArray[np.int64]:
+        """Codes of those who bid for some ads of the store."""
+        said = codes_of([ad.advertiser for ad in ads])
+        own = codes_of([ad.ad for ad in ads])
+        inventory = self._blueprint.inventory
+        rows = ads_of(own, inventory.codes, self._by_code)
+        found = alone_where_missing(said, own)
+        is_bundles = (said < 0) & (rows >= 0)
+        found[is_bundles] = inventory.attributes.advertiser[rows[is_bundles]]
+        return found
 
     def _encoded(self, rows: Sequence[RawRow]) -> EncodedRows:
         """Item fields of ads; those of user and context, which are missing here, are left out."""
@@ -145,6 +178,6 @@ class Catalogue:
         )
 
 
-def codes_of(ids: Sequence[str]) -> NDArray[np.int64]:
-    """Codes of ids, as the roles of a dataset have them."""
+def codes_of(ids: Sequence[str | None]) -> NDArray[np.int64]:
+    """Codes of ids, as the roles of a dataset have them; -1 for None."""
     return as_codes(pa.array(list(ids), pa.string()))

@@ -136,8 +136,9 @@ class StoredAd:
     """Money for one billed event. At least 0."""
     billing: Literal["click", "conversion"]
     """The event that is billed."""
-    advertiser: str
-    """Who bids."""
+    advertiser: str | None
+    """Who bids; None: whoever the bundle has for an ad of this id, else nobody who bids for others
+    too."""
     quality: float = 0.0
     """Money that an impression is worth whatever is bid."""
     popularity: float | None = None

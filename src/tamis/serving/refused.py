@@ -24,6 +24,11 @@ class RefusedError(TamisError):
         self.retry_after_s = retry_after_s
 
 
+def no_such_ad() -> RefusedError:
+    """What a request for an ad is told where there is none."""
+    return RefusedError(404, "path.ad", "must be a live ad; there is none of that id.")
+
+
 @contextlib.contextmanager
 def bundle_must_serve() -> Iterator[None]:
     """Make 409 of what is wrong with the bundle of a request, ``body.release``.

@@ -231,7 +231,7 @@ class Store:
                 "columns": _text(ad.columns),
                 "bid": ad.bid,
                 "billing": ad.billing,
-                "advertiser": ad.advertiser,
+                "advertiser": ad.advertiser or "",
                 "quality": ad.quality,
                 "popularity": ad.popularity,
             }
@@ -256,14 +256,20 @@ class Store:
             }
         )
 
-    def ads(self) -> dict[str, StoredAd | None]:
-        """Every ad that was put in, by id; None for those that were deleted.
+    def ads(self, only: str | None = None) -> dict[str, StoredAd | None]:
+        """Ads that were put in, by id; None for those that were deleted.
+
+        Args:
+            only: Look at the ad of this id alone; None: at all.
 
         Raises:
             StoreError: The database cannot be reached.
         """
+        query = sa.select(_ads).order_by(_ads.c.ad_id)
+        if only is not None:
+            query = query.where(_ads.c.ad_id == only)
         with self._errors(), self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_ads).order_by(_ads.c.ad_id))
+            rows = connection.execute(query)
             return {row.ad_id: None if row.is_deleted else _ad_of(row) for row in rows}
 
     def last_events(self, user: str, kind: EventKind, limit: int) -> list[Event]:
@@ -580,7 +586,7 @@ def _ad_of(row: Any) -> StoredAd:  # noqa: ANN401
         columns=_read(row.columns),
         bid=row.bid,
         billing=row.billing,
-        advertiser=row.advertiser,
+        advertiser=row.advertiser or None,
         quality=row.quality,
         popularity=row.popularity,
     )

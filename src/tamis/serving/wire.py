@@ -22,6 +22,9 @@ _FIRST_MICROS, _LAST_MICROS = 10**14, 5 * 10**15
 Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Release = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Money = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Billing = Literal["click", "conversion"]
+Quality = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Popularity = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Columns = Annotated[
     dict[Annotated[str, Field(max_length=256)], Any],
     Field(max_length=1_000, description="Values by the log's column; what is left out is missing."),
@@ -112,16 +115,35 @@ class EventsAnswer(Body):
 
 
 class AdBody(Body):
-    """An ad."""
+    """An ad, whole; what is asked for by GET may be changed and put back as it is."""
 
-    features: Columns = Field(default_factory=dict)
+    ad: Id | None = Field(default=None, description="The id of the path once more.")
+    features: Columns
     bid: Money = Field(description="Money for one billed event.")
-    billing: Literal["click", "conversion"] = "click"
-    advertiser: Id
-    quality: float = Field(default=0.0, ge=-1e12, le=1e12, allow_inf_nan=False)
-    popularity: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
+    billing: Billing
+    advertiser: Id | None = Field(
+        description="Null: whoever the bundle has for an ad of this id, or nobody who bids for "
+        "others too."
+    )
+    quality: Quality = 0.0
+    popularity: Popularity | None = Field(
         default=None, description="Null: as popular as the bundle's ads on average."
     )
+    is_from_bundle: bool | None = Field(default=None, description="Not read.")
+
+
+class AdChangeBody(Body):
+    """What changes of an ad; what is null or left out stays as it is."""
+
+    features: Columns = Field(
+        default_factory=dict,
+        description="Values by the log's column; what is left out stays, null: missing.",
+    )
+    bid: Money | None = Field(default=None, description="Money for one billed event.")
+    billing: Billing | None = None
+    advertiser: Id | None = None
+    quality: Quality | None = None
+    popularity: Popularity | None = None
 
 
 class AdAnswer(Body):
@@ -131,6 +153,9 @@ class AdAnswer(Body):
     features: dict[str, Any]
     bid: float
     billing: str
+    advertiser: str | None = Field(
+        description="As it was put; null: none was, and a bundle has no names."
+    )
     quality: float
     popularity: float
     is_from_bundle: bool = Field(description="Whether it came with the bundle, not by PUT.")
@@ -285,19 +310,24 @@ def rank_answer(answer: Answer, *, with_trace: bool) -> RankAnswer:
 
 def ad_answers(live: Live, rows: Sequence[int]) -> list[AdAnswer]:
     """Live ads, by row, as they go over the wire."""
-    inventory = live.ads.inventory
+    ads, inventory = live.ads, live.ads.inventory
     attributes = inventory.attributes
+    # The id stands beside, and not among them.
+    said = live.served.catalogue.said.names
     return [
         AdAnswer(
-            ad=live.ads.ids[row],
-            features=dict(columns),
+            ad=ads.ids[row],
+            features={name: columns[name] for name in said},
             bid=float(attributes.bid[row]),
             billing=str(attributes.billing[row]),
+            advertiser=None
+            if row < ads.num_of_bundle
+            else ads.advertisers[row - ads.num_of_bundle],
             quality=float(attributes.quality[row]),
             popularity=float(inventory.popularity[row]),
-            is_from_bundle=row < live.ads.num_of_bundle,
+            is_from_bundle=row < ads.num_of_bundle,
         )
-        for row, columns in zip(rows, live.ads.columns(np.array(rows, np.int64)), strict=True)
+        for row, columns in zip(rows, ads.columns(np.array(rows, np.int64)), strict=True)
     ]
 
 

@@ -505,7 +505,7 @@ async function showAds() {
     make("td", { className: "n" }, removeButton(ad.ad)))));
 }
 
-const described = (ad) => Object.entries(ad.features).filter(([, value]) => value !== null && value !== ad.ad)
+const described = (ad) => Object.entries(ad.features).filter(([, value]) => value !== null)
   .map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? short(value) : value}`).join(" · ");
 
 /** The first press asks, the second one removes. */
