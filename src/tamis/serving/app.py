@@ -4,21 +4,21 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import partial
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Depends, FastAPI, Header, Path, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from tamis.errors import StoreError, TamisError
+from tamis.errors import StoreError
 from tamis.serving import wire
+from tamis.serving.ad_routes import add_ads
 from tamis.serving.answers import Query
 from tamis.serving.console import add_console
 from tamis.serving.engine import Engine
@@ -27,17 +27,14 @@ from tamis.serving.experiments import Experiments
 from tamis.serving.guard import Guard, Token
 from tamis.serving.live import Live
 from tamis.serving.metrics import METRICS_TYPE, RANK_ROUTE, Metrics
-from tamis.serving.records import Event, RawRow, StoredAd
-from tamis.serving.refused import RefusedError, bundle_must_serve, no_such_ad
+from tamis.serving.records import Event, RawRow
+from tamis.serving.refused import RefusedError, bundle_must_serve
 from tamis.serving.shelf import take_bundle
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
-AdId = Annotated[
-    str, Path(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", alias="ad")
-]
 _FIELD_CHARACTERS = 80
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": wire.ProblemAnswer, "description": "The request; it names the field."},
@@ -49,7 +46,7 @@ def make_app(
     engine: Engine,
     metrics: Metrics,
     *,
-    bundles: FilePath,
+    bundles: Path,
     token: Token | None = None,
     hosts: tuple[str, ...] | None = None,
 ) -> Guard:
@@ -82,7 +79,7 @@ def make_app(
     )
     _add_problems(app)
     _add_ranking(app, engine, experiments)
-    _add_ads(app, engine, token)
+    add_ads(app, engine, needs=_needs(token), problems=_PROBLEMS)
     _add_events(app, engine, metrics, token)
     _add_admin(app, engine, bundles, token)
     add_experiments(app, engine, experiments, needs=_needs(token), problems=_PROBLEMS)
@@ -165,92 +162,7 @@ def _said_of(live: Live, event: wire.EventBody, at: int) -> RawRow:
     return found
 
 
-def _add_ads(app: FastAPI, engine: Engine, token: Token | None) -> None:
-    @app.get("/v1/ads/{ad:path}", responses=_PROBLEMS)
-    async def get_ad(ad: AdId) -> wire.AdAnswer:
-        """Look at a live ad."""
-        return _ad_answer(engine.live, ad)
-
-    @app.put("/v1/ads/{ad:path}", responses=_PROBLEMS, dependencies=_needs(token))
-    async def put_ad(ad: AdId, body: wire.AdBody) -> wire.AdAnswer:
-        """Add an ad, or replace all of it; when this is answered, it may be shown."""
-        if body.ad not in (None, ad):
-            raise RefusedError(422, "body.ad", "must be the id of the path, or be left out.")
-        served = engine.live.served
-        columns = served.catalogue.said.check(body.features, where="body.features")
-        served.check_groups(columns, where="body.features")
-        stored = StoredAd(
-            ad=ad,
-            columns=columns,
-            bid=body.bid,
-            billing=body.billing,
-            advertiser=body.advertiser,
-            quality=body.quality,
-            popularity=body.popularity,
-        )
-        with _ad_must_fit():
-            await run_in_threadpool(engine.put_ad, stored)
-        return _ad_answer(engine.live, ad)
-
-    @app.patch("/v1/ads/{ad:path}", responses=_PROBLEMS, dependencies=_needs(token))
-    async def change_ad(ad: AdId, body: wire.AdChangeBody) -> wire.AdAnswer:
-        """Change what is named of an ad; when this is answered, it may be shown as it then is."""
-        served = engine.live.served
-        columns = served.catalogue.said.check(body.features, where="body.features")
-        said = body.model_dump(exclude={"features"}, exclude_none=True)
-
-        def change(now: StoredAd) -> StoredAd:
-            if columns:
-                changed = {**now.columns, **columns}
-                served.check_groups(changed, where="body.features")
-                now = replace(now, columns=changed)
-            return replace(now, **said)
-
-        with _ad_must_fit():
-            await run_in_threadpool(engine.change_ad, ad, change)
-        return _ad_answer(engine.live, ad)
-
-    @app.delete(
-        "/v1/ads/{ad:path}", status_code=204, responses=_PROBLEMS, dependencies=_needs(token)
-    )
-    async def delete_ad(ad: AdId) -> Response:
-        """Take an ad away; when this is answered, no new request is shown it."""
-        _row_of(engine.live, ad)
-        await run_in_threadpool(engine.delete_ad, ad)
-        return Response(status_code=204)
-
-
-@contextlib.contextmanager
-def _ad_must_fit() -> Iterator[None]:
-    """Make 422 of what a funnel has no place for: how an ad is billed.
-
-    Raises:
-        RefusedError: That, or the request was refused already.
-        StoreError: The store is not there.
-    """
-    try:
-        yield
-    except (RefusedError, StoreError):
-        raise
-    except TamisError as error:
-        raise RefusedError(
-            422, "body.billing", "must be an event that the funnel's last stage predicts."
-        ) from error
-
-
-def _ad_answer(live: Live, ad: str) -> wire.AdAnswer:
-    (found,) = wire.ad_answers(live, [_row_of(live, ad)])
-    return found
-
-
-def _row_of(live: Live, ad: str) -> int:
-    row = live.ads.row_by_id.get(ad)
-    if row is None:
-        raise no_such_ad()
-    return row
-
-
-def _add_admin(app: FastAPI, engine: Engine, bundles: FilePath, token: Token | None) -> None:
+def _add_admin(app: FastAPI, engine: Engine, bundles: Path, token: Token | None) -> None:
     @app.post("/v1/admin/bundle", responses=_PROBLEMS, dependencies=_needs(token))
     async def bundle(body: wire.BundleBody) -> wire.BundleAnswer:
         """Change the bundle that serves, or go back to the one before; all of it or nothing."""
