@@ -1,7 +1,9 @@
 """Turns of the loop: what is learnt, from which requests, once each, wherever it was killed."""
 
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +187,7 @@ def test_next_round_learns_what_the_one_before_was_judged_by(
 
 @pytest.mark.parametrize("number", [100, 150])
 def test_bundle_that_was_trained_on_the_store_learns_from_later_requests_only(
-    world: Any, turn: Callable[..., Refreshed], number: int
+    world: Any, turn: Callable[..., Refreshed], said: list[str], number: int
 ) -> None:
     times = [item.request.time_micros for item in world.store.joined()]
     blueprint = read_bundle(world.bundle).blueprint
@@ -194,11 +196,28 @@ def test_bundle_that_was_trained_on_the_store_learns_from_later_requests_only(
 
     found = turn()
 
+    last = np.datetime64(times[number - 1] // 10**6, "s")
+    assert said[0] == (
+        f"{number} requests with events are left out: they were asked until {last} UTC, the time "
+        f"of the last row that the bundle was made of"
+    )
     if number == 150:
-        assert (found.outcome, found.new_requests) == ("nothing", 0)
+        assert (found.outcome, found.new_requests, found.old_requests) == ("nothing", 0, 150)
     else:
         assert found.turn is not None
         assert (found.turn.after, found.turn.trained_until, found.turn.until) == (100, 140, 150)
+
+
+def test_bundle_of_a_log_in_local_time_says_why_nothing_is_learnt(
+    world: Any, turn: Callable[..., Refreshed], said: list[str]
+) -> None:
+    until = time.time_ns() // 1_000 + 9 * 3_600_000_000
+    blueprint = read_bundle(world.bundle).blueprint
+    shutil.rmtree(world.bundle)
+    write_bundle(world.bundle, replace(blueprint, trained_until=until))
+
+    assert turn().outcome == "nothing"
+    assert re.match("150 requests .* yet to come. Times without a zone count as UTC: give", said[0])
 
 
 def test_too_few_new_requests_are_left_for_later(

@@ -92,7 +92,11 @@ def refresh(
                 f"nothing done: {found.new_requests:,} new requests with events, of "
                 f"{least_requests:,} that a round begins with"
             )
-            current.finish(outcome=found.outcome, new_requests=found.new_requests)
+            current.finish(
+                outcome=found.outcome,
+                new_requests=found.new_requests,
+                old_requests=found.old_requests,
+            )
             return
         _draw(current, found.turn)
         current.say(f"{'serves' if found.outcome == 'live' else 'release'}: {found.turn.release}")

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tamis import artifacts
 from tamis.errors import (
     ArtifactError,
@@ -76,6 +79,8 @@ class Refreshed:
     """The round; None for ``nothing``."""
     new_requests: int = 0
     """New requests with events, for ``nothing``."""
+    old_requests: int = 0
+    """Those that are not new by the time of the bundle's last row, for ``nothing``."""
 
 
 def refresh(
@@ -121,14 +126,20 @@ def refresh(
         serving = _serving(bundle, ledger, server)
         turn = _unfinished(ledger, serving.release, has_server=server is not None)
         if turn is None:
-            turn, fresh = _new_round(ledger, serving, store, settings)
+            old = _old_requests(ledger, serving, store)
+            if len(old):
+                say(_left_out(len(old), serving))
+            after = _learnt_until(ledger, serving, old)
+            turn, fresh = _new_round(ledger, serving, store, settings, after)
             if turn is not None:
                 ledger.add(turn)
                 _remove_rounds(work, but=turn.number)
             else:
                 turn = _judged_again(ledger, serving.release, settings)
                 if turn is None:
-                    return Refreshed(outcome="nothing", turn=None, new_requests=fresh)
+                    return Refreshed(
+                        outcome="nothing", turn=None, new_requests=fresh, old_requests=len(old)
+                    )
         say(f"round {turn.number}: requests {turn.after + 1} to {turn.until} of the store")
         if turn.status == "open":
             turn = _learn(ledger, turn, bundle, serving, store, work, settings, say, observer)
@@ -207,10 +218,9 @@ def _unfinished(ledger: Ledger, serving: str, *, has_server: bool) -> Round | No
 
 
 def _new_round(
-    ledger: Ledger, serving: Bundle, store: Store, settings: RefreshSettings
+    ledger: Ledger, serving: Bundle, store: Store, settings: RefreshSettings, after: int
 ) -> tuple[Round | None, int]:
     """The next round, or None and how many new requests there are."""
-    after = _learnt_until(ledger, serving, store)
     before_micros = time.time_ns() // 1_000 - settings.settle_micros
     numbers = store.requests_with_events(Window(after=after), before_micros=before_micros)
     rounds = _tried_alike(ledger, settings)
@@ -230,17 +240,38 @@ def _new_round(
     return turn, fresh
 
 
-def _learnt_until(ledger: Ledger, serving: Bundle, store: Store) -> int:
+def _old_requests(ledger: Ledger, serving: Bundle, store: Store) -> NDArray[np.int64]:
+    """Numbers of the requests until the last row of a bundle that no round made."""
+    time_micros = serving.blueprint.trained_until
+    if time_micros is None or ledger.round_of(serving.release) is not None:
+        return np.empty(0, np.int64)
+    # It may have been trained from the beginning on a log of this very store.
+    return store.requests_with_events(EVERYTHING, before_micros=time_micros + 1)
+
+
+def _left_out(count: int, serving: Bundle) -> str:
+    """What is said of requests that are not learnt from."""
+    until_micros = serving.blueprint.trained_until
+    assert until_micros is not None  # else none would be old
+    until = np.datetime64(until_micros // 10**6, "s")
+    said = (
+        f"{count:,} requests with events are left out: they were asked until {until} UTC, the time "
+        f"of the last row that the bundle was made of"
+    )
+    if until_micros > time.time_ns() // 1_000:
+        said += (
+            ", which is yet to come. Times without a zone count as UTC: give those of the log "
+            "theirs, and ingest, train and publish anew"
+        )
+    return said
+
+
+def _learnt_until(ledger: Ledger, serving: Bundle, old: NDArray[np.int64]) -> int:
     """Number of the last request that a bundle has learnt from; 0: of none."""
     made_by = ledger.round_of(serving.release)
     if made_by is not None:
         return made_by.trained_until
-    time_micros = serving.blueprint.trained_until
-    if time_micros is None:
-        return 0
-    # It may have been trained from the beginning on a log of this very store.
-    learnt = store.requests_with_events(EVERYTHING, before_micros=time_micros + 1)
-    return int(learnt[-1]) if len(learnt) else 0
+    return int(old[-1]) if len(old) else 0
 
 
 def _tried_alike(ledger: Ledger, settings: RefreshSettings) -> list[Round]:
