@@ -1,10 +1,13 @@
 """``tamis serve``: what is refused before anything listens; serving itself is tested there."""
 
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import Result
@@ -56,6 +59,23 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(verb: tuple
     assert ended.returncode == 2
     assert "must be installed for this, got no such package" in ended.stderr
     assert "pip install 'tamis[serve]'" in ended.stderr
+
+
+def test_label_that_no_event_tells_is_warned_of_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamis: Callable[..., Result]
+) -> None:
+    def serve(*arguments: Any, ready: Callable[..., None]) -> None:
+        served = SimpleNamespace(release="0" * 64, bundle=SimpleNamespace(blueprint=None))
+        ready("http://127.0.0.1:1", SimpleNamespace(served=served, ads=()))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tamis.serving.server.serve", serve)
+    monkeypatch.setattr("tamis.serving.joined_log.refresh_warnings", lambda _: ("task 'x': no",))
+
+    ended = tamis("serve", "bundle", "--json")
+
+    assert json.loads(ended.stdout)["warnings"] == ["task 'x': no"]
+    assert "warning: task 'x': no" in ended.stderr
 
 
 def test_store_is_the_only_source(

@@ -17,7 +17,7 @@ from tamis.errors import DataError, SchemaError
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.serving.answers import Answer, Query
 from tamis.serving.engine import Engine
-from tamis.serving.joined_log import JoinReport, write_joined_log
+from tamis.serving.joined_log import JoinReport, refresh_warnings, write_joined_log
 from tamis.serving.records import Event, ServedRequest
 from tamis.serving.store import Store, Window
 
@@ -300,13 +300,28 @@ def test_store_of_clicks_without_impressions_is_refused(
 
 def test_schema_that_no_store_can_fill_is_refused(store: Store, tmp_path: Path) -> None:
     schema = market_schema()
-    with pytest.raises(SchemaError, match=r"task 'basket': must be a kind of event"):
+    message = r"task 'basket': must be named as a kind of event.* Rename the label's column in the"
+    with pytest.raises(SchemaError, match=message):
         write_joined_log(
             store, replace(schema, tasks=(Task(name="basket"),)), tmp_path / "log.parquet"
         )
     weighted = replace(schema, roles=replace(schema.roles, weight="w"))
     with pytest.raises(SchemaError, match=r"roles.weight: must be empty"):
         write_joined_log(store, weighted, tmp_path / "log.parquet")
+
+
+def test_labels_that_no_event_tells_are_warned_of_where_a_stage_learns(bundles: Path) -> None:
+    blueprint = read_bundle(bundles / "first").blueprint
+    final = blueprint.stages[-1]
+    spec = replace(final.plan.model.spec, tasks=(Task(name="click"), Task(name="purchase")))
+    final = replace(final, plan=replace(final.plan, model=replace(final.plan.model, spec=spec)))
+
+    (warning,) = refresh_warnings(replace(blueprint, stages=(*blueprint.stages[:-1], final)))
+
+    assert warning.startswith("task 'purchase': no event is of this kind (impression, click,")
+    assert refresh_warnings(blueprint) == ()
+    # A funnel of popular ads alone has nothing to learn.
+    assert refresh_warnings(replace(blueprint, stages=blueprint.stages[:1])) == ()
 
 
 def test_logs_of_windows_are_the_log_of_the_whole_in_parts(

@@ -57,8 +57,10 @@ def serve(
     with session("serve", as_json=as_json, debug=debug) as current:
         with needs_extra("serve"):
             from tamis.serving.engine import EngineSettings
+            from tamis.serving.joined_log import refresh_warnings
             from tamis.serving.server import ServerSettings
             from tamis.serving.server import serve as _serve
+        from tamis.cli.drawing import draw_warnings
         from tamis.process import prepare_process, usable_threads
 
         if bundles is not None and not bundles.is_dir():
@@ -76,13 +78,17 @@ def serve(
         )
 
         def ready(address: str, live: "Live") -> None:
+            warnings = refresh_warnings(live.served.bundle.blueprint)
+            draw_warnings(current, warnings)
             current.say(f"release: {live.served.release}, {len(live.ads):,} ads")
             current.say(f"serving {bundle} at {address}; stop with Ctrl-C")
             current.say(
                 f"try: curl {address}/v1/rank -H 'Content-Type: application/json' -d '{{\"k\": 3}}'"
             )
             # At the start, since the end of a server is no result.
-            current.finish(bundle=bundle, address=address, release=live.served.release)
+            current.finish(
+                bundle=bundle, address=address, release=live.served.release, warnings=warnings
+            )
             sys.stdout.flush()  # whoever reads it through a pipe is waiting for it
 
         try:

@@ -1,6 +1,6 @@
 """From a store to a log: a row for each ad that was seen, as it was ranked, and what came of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis import artifacts
-from tamis.data.schema import Schema
+from tamis.data.schema import Schema, Task
 from tamis.errors import DataError, SchemaError
+from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.online import EventKind
+from tamis.funnel.plans import EarlyStagePlan, RankerPlan
+from tamis.models.early_serving import label_tasks
 from tamis.serving.columns import Columns
 from tamis.serving.records import Event, RawRow, ServedRequest, ShownAd
 from tamis.serving.store import EVERYTHING, JoinedRequest, Store, Window
@@ -21,6 +24,7 @@ _TIME = ""
 """Where a row keeps its time; no column has this name."""
 _STAMP = pa.timestamp("us", tz="UTC")
 _KINDS: tuple[str, ...] = get_args(EventKind)
+_RENAME = "Rename the label's column in the log, and ingest and train anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +79,11 @@ def write_joined_log(
         StorageError: The disk is full or the folder cannot be written.
         StoreError: The store cannot be reached.
     """
-    for task in schema.tasks:
-        if task.name not in _KINDS:
-            raise SchemaError(
-                f"task {task.name!r}: must be a kind of event to be read from a store, got none of "
-                f"{', '.join(_KINDS)}. Take the task out of the schema."
-            )
+    for name in _not_events(schema.tasks):
+        raise SchemaError(
+            f"task {name!r}: must be named as a kind of event to be read from a store, got none of "
+            f"{', '.join(_KINDS)}. {_RENAME}, or ingest the store with a schema without the task."
+        )
     if schema.roles.weight:
         raise SchemaError(
             f"roles.weight: must be empty to read from a store, which has no weights, got "
@@ -101,6 +104,24 @@ def write_joined_log(
         if window == EVERYTHING:  # of a part they may be missing by chance
             join.check_impressions(store.url)
     return join.report(store.num_events() if window == EVERYTHING else None)
+
+
+def refresh_warnings(blueprint: Blueprint) -> tuple[str, ...]:
+    """Why a store could not be learnt from by the stages of a funnel that learn."""
+    tasks: dict[str, Task] = {}
+    for stage in blueprint.stages:
+        if isinstance(stage.plan, RankerPlan | EarlyStagePlan):
+            tasks |= {task.name: task for task in label_tasks(stage.plan.model.spec.tasks)}
+    return tuple(
+        f"task {name!r}: no event is of this kind ({', '.join(_KINDS)}), so that tamis refresh "
+        f"cannot learn from what is stored. {_RENAME}."
+        for name in _not_events(tasks.values())
+    )
+
+
+def _not_events(tasks: Iterable[Task]) -> list[str]:
+    """Labels that no event tells."""
+    return [task.name for task in tasks if task.name not in _KINDS]
 
 
 class _Join:
