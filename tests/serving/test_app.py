@@ -268,7 +268,13 @@ def test_body_without_its_type_is_refused(client: Any) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         headers = {"content-type": kind} if kind else {}
         found = client.post("/v1/rank", content=b'{"k": 1}', headers=headers)
-        assert _problem(found, 422)["field"] == "body"
+        problem = _problem(found, 422)
+        assert problem["field"] == "body"
+        assert "Send it with Content-Type: application/json" in problem["message"]
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client.post("/v1/rank", content=b'{"k": 1}', headers=headers).status_code == 200
+    found = client.post("/v1/rank", content=b"[]", headers=headers)
+    assert "openapi.json" in _problem(found, 422)["message"]
 
 
 def test_other_places_and_methods_are_refused(client: Any) -> None:

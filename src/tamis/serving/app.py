@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -260,7 +261,9 @@ def _add_problems(app: FastAPI) -> None:
         first = error.errors()[0]
         # pydantic's own text says what must hold, and never what was there.
         message = f"{first['msg']}. Look at /openapi.json."
-        if first["type"] == "missing" and request.method == "PUT":
+        if first["loc"] == ("body",) and not _says_json(request):
+            message = "must be JSON that says so. Send it with Content-Type: application/json."
+        elif first["type"] == "missing" and request.method == "PUT":
             message = "must be given: PUT replaces the whole. PATCH changes a part."
         return _refusal(RefusedError(422, _path_of(first["loc"]), message))
 
@@ -274,6 +277,12 @@ def _add_problems(app: FastAPI) -> None:
         answer = _refusal(RefusedError(error.status_code, field, message))
         answer.headers.update(error.headers or {})
         return answer
+
+
+def _says_json(request: Request) -> bool:
+    """Whether a body is read as JSON; another one is not looked at."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return re.fullmatch(r"application/(?:.+\+)?json", kind) is not None
 
 
 def _refusal(error: RefusedError) -> JSONResponse:
