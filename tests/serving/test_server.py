@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tamis.errors import ConfigError
-from tamis.funnel.bundle import read_bundle
-from tamis.serving.server import ServerSettings, _listener
+from tamis.errors import ArtifactError, ConfigError
+from tamis.funnel.bundle import read_bundle, write_bundle
+from tamis.serving.server import ServerSettings, _listener, serve
 from tamis.serving.store import Store
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,22 @@ def test_answers_do_not_wait_until_their_heads_are_acknowledged() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_bundle_without_the_ads_columns_is_refused_by_its_path(
+    bundles: Path, tmp_path: Path
+) -> None:
+    blueprint = read_bundle(bundles / "first").blueprint
+    inventory = replace(blueprint.inventory, raw=None)
+    write_bundle(tmp_path / "bare", replace(blueprint, inventory=inventory))
+
+    with pytest.raises(ArtifactError, match=r"/bare: must hold the ids and columns of its ads"):
+        serve(
+            tmp_path / "bare",
+            f"sqlite:///{tmp_path / 'store.db'}",
+            ServerSettings(port=0),
+            ready=lambda address, live: None,
+        )
 
 
 def test_stopped_by_hand_ends_well(start: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tamis.errors import ConfigError
+from tamis.errors import ArtifactError, ConfigError
 from tamis.funnel.bundle import read_bundle
 from tamis.serving.app import make_app
 from tamis.serving.drift import DriftWatch
@@ -79,7 +79,12 @@ def serve(
         store = Store(store_url)
         stack.callback(store.close)
         metrics = Metrics(DriftWatch(settle_s=settings.settle_s))
-        engine = Engine(read_bundle(bundle), store, metrics, settings.engine)
+        found = read_bundle(bundle)
+        try:
+            engine = Engine(found, store, metrics, settings.engine)
+        except ArtifactError as error:
+            # The engine does not know where its bundle lies.
+            raise ArtifactError(str(error).replace("bundle:", f"{bundle}:", 1)) from error
         stack.callback(engine.close)
         metrics.add_gauge("tamis_ads", "Live ads.", lambda: len(engine.live.ads))
         metrics.add_gauge("tamis_waiting", "Rankings that wait.", lambda: engine.num_waiting)
