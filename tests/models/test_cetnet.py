@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tamis import config as configs
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Task
 from tamis.errors import ConfigError
@@ -34,6 +35,7 @@ from tamis.training.optimizers import build_optimizers, table_parameters
 
 _DCN = {"name": "dcn_v2", "hidden_units": [8], "embedding_dim": 4}
 _FM = {"name": "deepfm", "hidden_units": [8], "embedding_dim": 4}
+_DIEN = {"name": "dien", "hidden_units": [8], "embedding_dim": 4}
 
 
 def _logits(*probabilities: float) -> Tensor:
@@ -362,7 +364,7 @@ def test_members_own_loss_moves_that_member_alone() -> None:
 def test_loss_is_that_of_the_fusion_of_the_members_and_of_their_distance() -> None:
     spec, batch = example_spec(num_tasks=2), example_batch(example_spec(num_tasks=2))
     batch.labels[3, 1] = float("nan")
-    config = CETNetConfig(members=(_DCN, _FM, _DCN), member_weight=0.7, collaboration_weight=0.4)
+    config = CETNetConfig(members=(_DCN, _FM, _DIEN), member_weight=0.7, collaboration_weight=0.4)
     model = _build(config, spec)
     with torch.no_grad():  # away from the start, where all members say one half
         for parameter in model.parameters():
@@ -379,27 +381,42 @@ def test_loss_is_that_of_the_fusion_of_the_members_and_of_their_distance() -> No
     for i, j in ((0, 1), (0, 2), (1, 2)):
         apart = (p[:, i] - p[:, j]) * (members.logits[:, i] - members.logits[:, j]) / 2
         expected = expected + 0.4 * apart.sum(1).mean() / 3
+    torch.manual_seed(3)  # decides which events DIEN's own loss draws
+    expected = expected + 0.7 * model.members[2](batch).auxiliary_losses["history"]
 
+    torch.manual_seed(3)
     torch.testing.assert_close(_loss_of(model, batch, spec), expected)
 
 
-def test_without_common_losses_members_train_as_they_do_alone() -> None:
-    spec = example_spec(num_tasks=2)
+_LEVEL = {"user_tokens": 2, "module_tokens": 2, "head_units": [8]}
+_MORE_THAN_LOGITS = (
+    {"name": "esmm", "tower_units": [8]},
+    {"name": "hsnn", "levels": [_LEVEL, _LEVEL], "codebooks": [4], "unlabelled_weight": 0.3},
+    {"name": "dmr", "hidden_units": [8], "auxiliary_weight": 0.0},  # which would draw events
+    {"name": "two_tower"},
+)
+"""Members with losses, labels or state of their own."""
+
+
+@pytest.mark.parametrize("members", [(_DCN, _FM), _MORE_THAN_LOGITS], ids=["plain", "more"])
+def test_without_common_losses_members_train_as_they_do_alone(members: tuple[dict, ...]) -> None:
+    tasks = (Task(name="click"), Task(name="buy", observed_when="click"))
+    spec = replace(example_spec(), tasks=tasks)
     config = CETNetConfig(
-        members=(_DCN, _FM), member_weight=1.0, collaboration_weight=0.0, fused_weight=0.0
+        members=members, member_weight=1.0, collaboration_weight=0.0, fused_weight=0.0
     )
     together = _build(config, spec, seed=5)
     alone = []
-    for index, table in enumerate(config.members):
+    for index, table in enumerate(members):
         settings = {key: value for key, value in table.items() if key != "name"}
         entry = catalog.entry(table["name"])
         torch.manual_seed(5 + index)  # as training does with seed 5 + index
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        alone.append(entry.model(entry.config(**values), spec))
+        alone.append(entry.model(configs.from_table(entry.config, settings), spec))
     for model in (together, *alone):
         optimizers = build_optimizers(model, OptimizerConfig(embedding_l2=0.01))
         for step in range(5):
             batch = example_batch(spec, seed=step)
+            batch.labels[-10:] = float("nan")
             model.zero_grad(set_to_none=True)
             _loss_of(model, batch, spec).backward()
             for optimizer in optimizers.values():
