@@ -12,7 +12,7 @@ import torch
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
 from tamis.errors import ConfigError
-from tamis.models import catalog
+from tamis.models import catalog, dmr
 from tamis.models.bst import BST, BSTConfig
 from tamis.models.dien import DIEN, DIENConfig, next_event_loss
 from tamis.models.din import DIN, DINConfig
@@ -281,6 +281,28 @@ def test_next_events_are_told_from_drawn_ones() -> None:
     for place, other in zip((0, 1), drawn, strict=True):
         expected += np.log1p(np.exp(-2.0)) + np.log1p(np.exp(float(known[place, other])))
     assert found == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_last_events_are_told_from_drawn_ones_by_the_events_before_them() -> None:
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [0.5, 0.5], [1.0, 0.0], [1.0, 2.0]])
+    events = Events(values=values, offsets=torch.tensor([0, 0, 3, 4, 6]))
+    scores = torch.tensor([[3.0], [1.0], [9.0], [2.0], [2.0], [9.0]]).log()
+    unit = dmr._Unit(DMRConfig(num_negatives=2), 2, 3)
+    with torch.no_grad():
+        unit.user_map[0].layers[0].weight.copy_(torch.eye(2))
+        unit.output_map.layers[0].weight.copy_(0.5 * torch.eye(2))
+    torch.manual_seed(3)
+    found = unit._last_event_loss(events, scores).item()
+    torch.manual_seed(3)
+    drawn = torch.randint(6, (2, 2)).tolist()
+
+    # Row 1 weighs its first two events 3 to 1; row 3 has one event before the last.
+    expected = 0.0
+    for user, last, others in zip(([0.75, 0.25], [1.0, 0.0]), (2, 5), drawn, strict=True):
+        products = (0.5 * values @ torch.tensor(user)).tolist()
+        expected += np.log1p(np.exp(-products[last]))
+        expected += sum(np.log1p(np.exp(products[other])) for other in others)
+    assert found == pytest.approx(expected / 2, rel=1e-5)
 
 
 def test_histories_of_one_event_have_no_next_one() -> None:
