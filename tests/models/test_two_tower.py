@@ -325,6 +325,19 @@ def test_cold_item_stands_where_its_content_says() -> None:
     assert not torch.allclose(model.encode_items(batch), model.encode_items(unseen))
 
 
+def test_ids_are_hidden_at_the_given_rate_while_training_only() -> None:
+    model, batch = _build(replace(_CONFIG, id_dropout=0.3)), _batch(4000)
+    by_content = model.encode_items(batch, by_content=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = (model.encode_items(batch) - by_content).abs().amax(1) < 1e-6
+
+    # 4000 draws: a deviation of 0.007.
+    assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    shown = (model.eval().encode_items(batch) - by_content).abs().amax(1) < 1e-6
+    assert not shown.any()
+
+
 # What is refused.
 
 
