@@ -14,6 +14,7 @@ from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
 from tamis.models.mmoe import MMoE, MMoEConfig
 from tamis.models.ple import PLE, PLEConfig
+from tamis.nn.experts import NativePaths
 from tamis.testing.models import example_batch, example_spec
 
 _SMALL: dict = {"embedding_dim": 3, "expert_units": ((6, 5), (7,)), "tower_units": (12, 10)}
@@ -164,6 +165,15 @@ def test_weights_of_native_experts_follow_the_rule() -> None:
     assert learned(task_experts=(1,), **official) == [[], []]
     assert learned(task_experts=(1,), shared_experts=1, **official) == [[], []]
     assert learned(task_experts=(1,), shared_experts=2, **official) == [["0", "1", "2"], ["0", "1"]]
+
+
+def test_weights_of_native_experts_start_with_either_sign() -> None:
+    torch.manual_seed(0)
+    start = NativePaths(1, (400,), num_fusing=1, kind="paper").values["0"]
+
+    # Uniform up to 400 ** -0.5.
+    assert start.min().item() == pytest.approx(-0.05, rel=0.02)
+    assert start.max().item() == pytest.approx(0.05, rel=0.02)
 
 
 def _known_answer_model(**options) -> AdaTT:

@@ -392,6 +392,12 @@ def test_known_answers_of_the_gates() -> None:
     assert gated("sigmoid", 0.0) == [0.5, 0.5]
 
 
+def test_gates_start_from_one_but_masks_before_their_sigmoid_from_zero() -> None:
+    for kind, start in (("identity", 1.0), ("tanh", 1.0), ("sigmoid", 1.0), ("mask", 0.0)):
+        factors = interformer._Gate(kind, 2).map(torch.zeros(1, 1, 2))
+        assert factors.flatten().tolist() == [start] * 2, kind
+
+
 def _reordered(batch: Batch, generator: torch.Generator) -> Batch:
     """The same events of each row in another order."""
     history = batch.sequences["history"]

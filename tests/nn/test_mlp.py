@@ -31,6 +31,20 @@ def test_maps_before_batch_norm_have_no_bias() -> None:
     assert mlp.layers[-1].bias is not None
 
 
+@pytest.mark.parametrize("makes_logits", [True, False])
+def test_weights_start_from_xaviers_uniform_distribution_and_biases_from_zero(
+    makes_logits: bool,
+) -> None:
+    torch.manual_seed(0)
+    mlp = MLP(200, (100,), out_dim=60, makes_logits=makes_logits)
+
+    for layer in (mlp.layers[0], mlp.layers[-1]):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert layer.weight.min().item() == pytest.approx(-bound, rel=0.01)
+        assert layer.weight.max().item() == pytest.approx(bound, rel=0.01)
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("hidden_units", [(), (4,)])
 def test_logits_are_float32_under_autocast(hidden_units: tuple[int, ...]) -> None:
     mlp = MLP(3, hidden_units, out_dim=1, makes_logits=True)

@@ -88,6 +88,15 @@ def test_groups_are_aligned_at_their_recent_ends_and_merged(
     np.testing.assert_allclose(events.values.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("activation", "start"), [("none", 1.0), ("sigmoid", 0.0)])
+def test_mask_of_events_starts_from_one_but_before_a_sigmoid_from_zero(
+    spec: InputSpec, activation: str, start: float
+) -> None:
+    mask = EventVectors(spec, 2, mask_activation=activation).mask
+
+    assert mask(torch.zeros(1, 6)).tolist() == [[start] * 6]
+
+
 def test_a_single_column_may_stay_as_it_is_embedded(spec: InputSpec, batch: Batch) -> None:
     single = InputSpec(
         numeric=(), categorical=(), sequences=spec.sequences[1:], tables=spec.tables, tasks=()

@@ -278,6 +278,17 @@ def test_scaling_the_input_scales_each_module_by_its_order(tokens: torch.Tensor)
     assert torch.allclose(cross(3 * tokens), 9 * cross(tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_last_maps_start_the_smaller_the_larger_what_they_read() -> None:
+    torch.manual_seed(0)
+    sizes = MixerSizes(in_tokens=10, out_tokens=40, width=16, dot_units=64, start_scale=0.5)
+    last, paper = DotMixer(sizes).mlp.layers[-1].weight, PaperCrossMixer(sizes).weight
+
+    # Of normalised tokens products grow with the root of d = 16, the Gram matrix with m = 10.
+    for weight, scale in ((last, 0.5 / 4), (paper, 0.5 / 10)):
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert weight.abs().max().item() == pytest.approx(scale * bound, rel=0.02)
+
+
 def test_small_token_map_is_computed_in_float32_under_autocast() -> None:
     token_map = TokenMap(6, 2)
     tokens = torch.randn(9, 6, 4)
