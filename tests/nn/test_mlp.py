@@ -80,6 +80,15 @@ def test_dice_of_fewer_than_two_rows_keeps_the_running_statistics() -> None:
     assert dice.running_mean.tolist() == [0.0] * 3
 
 
+def test_dice_moves_its_running_statistics_by_a_tenth() -> None:
+    dice = Dice(1)
+    dice(torch.tensor([[1.0], [3.0]]))
+
+    # From 0 to the mean 2, and from 1 to the unbiased variance, 2 as well.
+    assert dice.running_mean.item() == pytest.approx(0.2)
+    assert dice.running_var.item() == pytest.approx(1.1)
+
+
 def test_dice_follows_the_running_statistics_at_inference() -> None:
     torch.manual_seed(0)
     dice = Dice(3)
