@@ -64,6 +64,14 @@ def test_dead_centres_are_moved_onto_the_farthest_points() -> None:
     assert {tuple(c) for c in centres.tolist()} == {(0.0, 0.0), (5.0, 0.0), (0.0, 9.0)}
 
 
+def test_points_that_are_alike_carry_one_dead_centre_away() -> None:
+    far = torch.tensor([[0.0, 9.0]] * 3 + [[5.0, 0.0]])
+    start = torch.tensor([[0.0, 0.0], [1e3, 1e3], [-1e3, 1e3]])
+    centres = kmeans(torch.cat([torch.zeros(50, 2), far]), 3, seed=0, start=start, max_rounds=1)
+
+    assert centres[1:].tolist() == [[0.0, 9.0], [5.0, 0.0]]
+
+
 def test_fewer_different_points_than_centres_leave_the_rest_dead() -> None:
     points = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(10, 1)
     centres = kmeans(points, 5, seed=0)
