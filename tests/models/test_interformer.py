@@ -398,6 +398,19 @@ def test_gates_start_from_one_but_masks_before_their_sigmoid_from_zero() -> None
         assert factors.flatten().tolist() == [start] * 2, kind
 
 
+def test_dropout_acts_on_what_the_personal_matrix_adds_to_events() -> None:
+    torch.manual_seed(0)
+    settings = InterFormerConfig(style="residual", attention=False, dropout=0.5)
+    arch = interformer._SequenceArch(settings)
+    s, of_fields = torch.randn(50, 6, 16), torch.randn(50, 4, 16)
+    (found,) = arch([s], [of_fields], [torch.ones(50, 6, dtype=torch.bool)])
+
+    kept = found != s
+    # 4800 draws: a deviation of 0.007. What is kept counts twice.
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    torch.testing.assert_close(found, s + 2 * kept * arch.personal(s, of_fields))
+
+
 def _reordered(batch: Batch, generator: torch.Generator) -> Batch:
     """The same events of each row in another order."""
     history = batch.sequences["history"]
