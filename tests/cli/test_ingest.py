@@ -123,6 +123,18 @@ def test_schema_is_not_written_to_a_file_of_another_kind(
     assert not Path("schema.csv").exists()
 
 
+def test_schema_that_may_have_been_edited_is_not_written_over(
+    world: Path, tamis: Callable[..., Result], refused: Callable[..., str]
+) -> None:
+    infer = ("ingest", "that.csv", "--label", "y", "--schema-only", "--out", "mine.toml")
+    assert [tamis(*infer).exit_code for _ in range(2)] == [0, 0]
+    edited = Path("mine.toml").read_text() + "# mine\n"
+    Path("mine.toml").write_text(edited)
+
+    assert "mine.toml: must not exist yet, got a schema that may have been" in refused(*infer)
+    assert Path("mine.toml").read_text() == edited
+
+
 def test_schema_that_is_a_folder_is_refused(world: Path, refused: Callable[..., str]) -> None:
     message = refused("ingest", "that.csv", "--schema", "d", "--out", "new")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,21 @@ def folder(tmp_path: Path) -> Path:
     return ingest(
         tmp_path / "log.parquet", tmp_path / "d", schema=SCHEMA, split=split
     ).encoders_path
+
+
+def test_encoders_are_written_as_they_were_read(folder: Path, tmp_path: Path) -> None:
+    hashed = Field(name="past", kind="sequence", encoding="hashing", num_buckets=9, group="events")
+    schema = replace(SCHEMA, fields=(*SCHEMA.fields[:2], hashed, SCHEMA.fields[3]))
+    split = SplitConfig(by="ratio")
+    first = ingest(tmp_path / "log.parquet", tmp_path / "d2", schema=schema, split=split)
+
+    Encoders.load(first.encoders_path, schema).save(tmp_path / "again")
+
+    files = sorted(file.name for file in first.encoders_path.iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "again").iterdir())
+    for name in files:
+        written = (tmp_path / "again" / name).read_bytes()
+        assert written == (first.encoders_path / name).read_bytes(), name
 
 
 def test_vocabulary_that_is_gone_is_named_by_its_field(folder: Path) -> None:

@@ -58,7 +58,7 @@ def write_schema(schema: Schema, out: Path | str) -> Path:
     """Write a schema for editing; see :func:`infer_schema`.
 
     Raises:
-        ConfigError: ``out`` is neither a TOML file nor a folder.
+        ConfigError: ``out`` is neither a TOML file nor a folder, or another schema stands there.
     """
     out = Path(out)
     is_other_file = out.is_file() if out.exists() else out.suffix[1:].isalpha()
@@ -69,7 +69,13 @@ def write_schema(schema: Schema, out: Path | str) -> Path:
             f"such as {out.with_suffix('.toml')}."
         )
     path = out / "schema.toml" if out.suffix != ".toml" or out.is_dir() else out
-    artifacts.write_text(path, schema.to_editable_toml())
+    text = schema.to_editable_toml()
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{path}: must not exist yet, got a schema that may have been edited by hand. Name "
+            f"another file, or remove this one."
+        )
+    artifacts.write_text(path, text)
     return path
 
 

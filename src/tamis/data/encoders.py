@@ -239,7 +239,13 @@ class Encoders:
                     f"{folder}: must hold the {what} of field {item.name!r}, got "
                     f"{', '.join(known) or 'none at all'}. {_ANEW}"
                 )
-        return Encoders(schema=schema, vocabularies=vocabularies, numeric=numeric, counts={})
+        # In the order that they were fitted in, by which their files are numbered and compared.
+        ordered = {
+            item.name: vocabularies[item.name]
+            for item in schema.fields
+            if item.name in vocabularies
+        }
+        return Encoders(schema=schema, vocabularies=ordered, numeric=numeric, counts={})
 
     def _counts_of(self, name: str) -> FieldCounts:
         counts = self.counts
