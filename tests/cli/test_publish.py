@@ -69,8 +69,9 @@ def test_json_holds_release_and_stages(
     funnel = load_bundle(Path("bundle"))
     assert len(funnel.ads) == found["ads"] > 100
     assert funnel.reserve == 0.01
-    (warning,) = found["warnings"]
-    assert "the final stage must see more, got the same" in warning
+    of_early, of_ads = found["warnings"]
+    assert "the final stage must see more, got the same" in of_early
+    assert "ads were not shown in train, valid and are not in the bundle" in of_ads
 
 
 def test_answers_to_a_user_are_kept_where_the_recipe_says_so(
@@ -119,7 +120,11 @@ def test_table_and_release_are_printed(recipe: Path, tamis: Callable[..., Result
         ('kind = "ranker"', 'kind = "rankr"', "stages[2].kind: must be one of 'popularity', 'ind"),
         ("/final", "/nowhere", "nowhere: must be a run folder with run.json, got none"),
         ('"bid_micros"', '"bids"', "ads.parquet: must hold column 'bids', got ad_id"),
-        ("{hide =", "{report =", "predictions must hold 'report', got click, conversion, hide"),
+        (
+            "{hide =",
+            "{report =",
+            "funnel.toml: value.penalties.report: must be a task of every stage",
+        ),
     ],
 )
 def test_recipe_that_makes_no_funnel_is_refused(

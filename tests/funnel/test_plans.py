@@ -9,7 +9,7 @@ import torch
 
 from tamis.data.batch import concatenate
 from tamis.data.dataset import Dataset
-from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError
+from tamis.errors import ArtifactError, ConfigError, SchemaError
 from tamis.funnel.blueprint import Blueprint
 from tamis.funnel.candidates import Candidates
 from tamis.funnel.early import EarlyStageRanker
@@ -143,7 +143,7 @@ def test_stage_that_lacks_a_prediction_of_the_value_is_refused(
 ) -> None:
     wants_more = replace(blueprint, weights=ValueWeights(penalties={"report": 1.0}))
 
-    with pytest.raises(DataError, match=r"predictions must hold 'report', got click, conversion"):
+    with pytest.raises(ConfigError, match=r"report: must be a task of .*, got 'report' beside a"):
         blueprint.stages[at].plan.build(_surroundings(wants_more))
 
 

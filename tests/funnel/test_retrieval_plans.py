@@ -130,7 +130,7 @@ def test_ads_that_stand_in_the_index_alone_are_refused(searched: Blueprint) -> N
 def test_value_that_the_model_does_not_predict_is_refused(searched: Blueprint) -> None:
     other = replace(searched, weights=ValueWeights(penalties={"report": 1.0}))
 
-    with pytest.raises(DataError, match=r"predictions must hold 'report', got click, conversion"):
+    with pytest.raises(ConfigError, match=r"report: must be a task of .*, got 'report' beside a"):
         _index(searched).build(_surroundings(other))
     plan = replace(
         _index(searched), settings=IndexSettings(beams=(3, 5), task_weights=(1.0, 0.0, 0.0))

@@ -37,6 +37,18 @@ def test_value_by_hand() -> None:
     assert value == pytest.approx([0.2 + 0.35, 1.0 + 0.35])
 
 
+def test_settings_say_which_predictions_a_value_reads() -> None:
+    by_click = {
+        "value.click": "click",
+        "value.quality": "liking",
+        "value.penalties.hide": "hide",
+        "value.penalties.report": "report",
+    }
+    assert _WEIGHTS.read_of(["click", "click"]) == by_click
+    of_both = {**by_click, "value.conversion": "conversion"}
+    assert _WEIGHTS.read_of(["click", "conversion"]) == of_both
+
+
 def test_value_equals_a_loop_over_candidates() -> None:
     predictions, bid = _predictions(), _RNG.lognormal(size=40)
     billing = np.where(_RNG.random(40) < 0.4, "click", "conversion")

@@ -1,5 +1,6 @@
 """Ads of a log with the bids of a table: row for row, and refusals of tables that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,12 +161,12 @@ def test_tables_that_do_not_fit_are_refused(
     is_shown = np.isin(as_codes(ads["ad_id"].combine_chunks()), shown)
     fewer = ads.filter(pa.array(~is_shown | (np.cumsum(is_shown) > 3)))
 
-    _refused(tmp_path, data, fewer, rf"got none for 3 of {len(shown)}. Add them, or name another")
+    _refused(tmp_path, data, fewer, rf"none for 3 of {len(shown)}, such as that of row [\d,]+ of")
     twice = pa.concat_tables([ads, ads.slice(4, 1)])
     _refused(tmp_path, data, twice, rf"'ad_id', row {len(ads) + 1}: every ad must stand in one row")
     _refused(tmp_path, data, ads.drop_columns("bid_micros"), r"must hold column 'bid_micros', got")
     at = int(np.argmax(is_shown))
-    for bid, got in ((-1.0, "-1"), (None, "nan")):
+    for bid, got in ((-1.0, "-1"), (None, "none")):
         bids = ads["bid_micros"].cast(pa.float64()).to_pylist()
         bids[at] = bid
         # What ads bid that nobody shows does not matter.
@@ -174,8 +175,47 @@ def test_tables_that_do_not_fit_are_refused(
         message = rf"ads.parquet, column 'bid_micros', row {at + 1}: a bid must be .* got {got}\."
         _refused(tmp_path, data, wrong, message)
     _refused(tmp_path, data, ads.slice(0, 0), r"must hold ads, got a header only")
-    _refused(tmp_path, data, ads, r"billing must be one of .* got '\d+' for ad 0", billing="ad_id")
+    _refused(tmp_path, data, ads, r"'ad_id', row \d+: must be 'click' or 'con", billing="ad_id")
     _refused(tmp_path, data, ads, r"must hold column 'owner', got ad_id", advertiser="owner")
+
+
+def test_ads_without_a_bid_are_left_out_where_they_may_be(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    ads, shown = _table(market_world), make_inventory(AdsRecipe(), data)
+    codes = as_codes(ads["ad_id"].combine_chunks())
+    absent, unpaid, *_ = np.flatnonzero(np.isin(codes, shown.codes))
+    bids = ads["bid_micros"].to_pylist()
+    bids[unpaid] = None
+    ads = ads.set_column(ads.column_names.index("bid_micros"), "bid_micros", [bids])
+    pq.write_table(ads.filter(pa.array(np.arange(len(ads)) != absent)), tmp_path / "ads.parquet")
+    recipe = AdsRecipe(table=str(tmp_path / "ads.parquet"), bid="bid_micros")
+
+    found = make_inventory(replace(recipe, without_bid="leave_out"), data)
+
+    kept = ~np.isin(shown.codes, codes[[absent, unpaid]])
+    assert found.codes.tolist() == shown.codes[kept].tolist()
+    assert found.popularity.tolist() == shown.popularity[kept].tolist()
+    for name, ids in found.rows.ids.items():
+        assert ids.tolist() == shown.rows.ids[name][kept].tolist()
+    with pytest.raises(DataError, match=r"set ads\.without_bid = 'leave_out'"):
+        make_inventory(recipe, data)
+    pq.write_table(ads.filter(pa.array(~np.isin(codes, shown.codes))), tmp_path / "ads.parquet")
+    with pytest.raises(DataError, match="must hold some ad that the log shows, got none of"):
+        make_inventory(replace(recipe, without_bid="leave_out"), data)
+
+
+def test_ads_that_do_not_say_what_they_pay_for_pay_for_what_all_do(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    ads = _table(market_world)
+    some = [None if at % 2 else "click" for at in range(len(ads))]
+    pq.write_table(ads.append_column("by", pa.array(some)), tmp_path / "ads.parquet")
+    recipe = AdsRecipe(
+        table=str(tmp_path / "ads.parquet"), bid="bid_micros", billing="by", pays_for="conversion"
+    )
+
+    assert set(make_inventory(recipe, data).attributes.billing.tolist()) == {"click", "conversion"}
 
 
 def test_folder_of_several_files_is_no_table(

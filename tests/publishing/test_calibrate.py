@@ -160,6 +160,18 @@ def test_rows_of_other_ads_count_for_no_billing(world: tuple, tmp_path: Path) ->
     assert found.by_task["click"].by_group["click"] != found.by_task["click"].other
 
 
+def test_task_that_decides_nothing_may_be_left_as_it_is(world: tuple, tmp_path: Path) -> None:
+    dataset, inventory, columns = world
+    never = {**columns, "label:click": np.zeros(_ROWS, np.float32)}
+    _write_predictions(tmp_path / "never" / "predictions", never)
+
+    found = fit_calibration(
+        tmp_path / "never", dataset, inventory, method="platt", head=None, needed=("conversion",)
+    )
+
+    assert not found.by_task
+
+
 def test_task_that_cannot_be_fitted_is_named(world: tuple, tmp_path: Path) -> None:
     dataset, inventory, columns = world
     never = {**columns, "label:click": np.zeros(_ROWS, np.float32)}

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import numpy as np
-
 from tamis import artifacts, config
 from tamis.data.encoders import Encoders
 from tamis.data.inputs import InputSelection
@@ -56,7 +54,7 @@ class Plan(Protocol):
         """A new stage, with caches of its own.
 
         Raises:
-            DataError: The stage does not predict what the value of the ads needs.
+            ConfigError: The stage does not predict what the value of the ads needs.
             SchemaError: It reads what the requests or the ads lack.
         """
         ...
@@ -72,14 +70,21 @@ class Plan(Protocol):
 
 
 def check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> None:
-    """Ask for a value now: in a request, what is missing would be a fallback every time.
+    """Look for what the value reads now: in a request, its lack would be a fallback every time.
 
     Raises:
-        DataError: The tasks are not those that the value of the ads needs.
+        ConfigError: The tasks are not those that the value of the ads needs.
     """
-    constants = {task.name: np.full(1, 0.5) for task in tasks}
-    for billing in np.unique(surroundings.inventory.attributes.billing):
-        surroundings.value.score(constants, np.ones(1), np.array([billing]))
+    names = [task.name for task in tasks]
+    read = surroundings.value.weights.read_of(surroundings.inventory.attributes.billing)
+    for setting, name in read.items():
+        if name not in names:
+            is_penalty = setting.startswith("value.penalties.")
+            advice = "Take it out" if is_penalty else f"Set {setting} to one of them"
+            raise ConfigError(
+                f"{setting}: must be a task of every stage that predicts, got {name!r} beside a "
+                f"model of {', '.join(names)}. {advice}, or train a model that predicts it."
+            )
 
 
 def check_reads_ads(schema: Schema, *, where: str) -> None:

@@ -43,6 +43,19 @@ class ValueWeights:
                     f"worth money belongs in value.quality."
                 )
 
+    def read_of(self, billing: ArrayLike) -> dict[str, str]:
+        """Predictions that the values of ads read, by the setting that names each.
+
+        Args:
+            billing: Of ``BILLING``, for each ad.
+        """
+        found = {"value.click": self.click}
+        if (np.asarray(billing) == "conversion").any():
+            found["value.conversion"] = self.conversion
+        if self.quality:
+            found["value.quality"] = self.quality
+        return found | {f"value.penalties.{event}": event for event in self.penalties}
+
     @property
     def predictions(self) -> tuple[str, ...]:
         """Names of all predictions that a value needs."""

@@ -11,11 +11,12 @@ from tamis.data.columns import Origin, alone_where_missing, as_codes, as_floats,
 from tamis.data.dataset import Dataset
 from tamis.data.ingest import MARKET_MANIFEST, numeric_columns
 from tamis.data.readers import column_names, discover, read_chunks
-from tamis.data.schema import Schema
+from tamis.data.schema import Roles, Schema
 from tamis.errors import DataError
 from tamis.funnel.ads import AdTable
 from tamis.funnel.inventory import Inventory
 from tamis.funnel.log import LoggedAds, ads_of, logged_ads
+from tamis.funnel.value import BILLING
 from tamis.publishing.recipe import AdsRecipe
 
 
@@ -26,10 +27,14 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
 
     Raises:
         DataError: No row says which ad it shows, a split is missing, the table of ads
-            cannot be read, lacks one of them or has it twice, or the log is another.
+            cannot be read, lacks one of them, unless these are left out, or has it twice, or the
+            log is another.
     """
     splits = [dataset.split(name) for name in recipe.splits]
     ads = logged_ads(splits, dataset.schema, dataset.spec)
+    table = _Table.read(recipe, dataset.schema.roles.item) if recipe.table else None
+    if table is not None and recipe.without_bid == "leave_out":
+        ads = _with_bids(ads, table, recipe)
     by_code = np.argsort(ads.codes)
     popularity = np.zeros(len(ads.codes))
     for split in splits:
@@ -40,7 +45,7 @@ def make_inventory(recipe: AdsRecipe, dataset: Dataset) -> Inventory:
         popularity += np.bincount(rows[shown], is_positive[shown], minlength=len(ads.codes))
     return Inventory(
         codes=ads.codes,
-        attributes=_attributes(recipe, ads.codes, dataset.schema.roles.item),
+        attributes=_attributes(recipe, ads, table),
         rows=ads.rows,
         popularity=popularity,
         raw=_raw_columns(recipe.log, dataset.schema, ads) if recipe.log else None,
@@ -71,21 +76,48 @@ def _raw_columns(log: str, schema: Schema, ads: LoggedAds) -> pa.Table:
     return found.take(pa.array(np.argsort(order)))
 
 
-def _attributes(recipe: AdsRecipe, codes: NDArray[np.int64], item: str) -> AdTable:
-    count = len(codes)
+def count_unshown(recipe: AdsRecipe, codes: NDArray[np.int64], roles: Roles) -> int:
+    """Ads of the table that are none of the inventory's, whose codes are given."""
     if not recipe.table:
+        return 0
+    table = _Table.read(recipe, roles.item)
+    bids = table.floats(recipe.bid)
+    return int(np.count_nonzero(~np.isin(table.codes(table.item), codes) & np.isfinite(bids)))
+
+
+def _with_bids(ads: LoggedAds, table: "_Table", recipe: AdsRecipe) -> LoggedAds:
+    """The ads that the table gives a bid.
+
+    Raises:
+        DataError: It gives none of them one.
+    """
+    has_bid = ~np.isnan(table.floats(recipe.bid))
+    kept = np.isin(ads.codes, table.codes(table.item)[has_bid])
+    if not kept.any():
+        raise DataError(
+            f"{table.origin.of(table.item)}: must hold some ad that the log shows, got none of "
+            f"{len(kept):,}. Name another column of ids as ads.item."
+        )
+    return LoggedAds(codes=ads.codes[kept], rows=ads.rows.select(kept))
+
+
+def _attributes(recipe: AdsRecipe, ads: LoggedAds, table: "_Table | None") -> AdTable:
+    codes = ads.codes
+    count = len(codes)
+    if table is None:
         return AdTable(
             bid=np.ones(count),
             billing=np.full(count, recipe.pays_for),
             advertiser=np.arange(count),
             quality=np.zeros(count),
         )
-    table = _Table.read(recipe, recipe.item or item)
-    rows = _rows_of(table, codes)
+    rows = _rows_of(table, ads)
     return AdTable(
         bid=table.bids(recipe.bid, rows) * recipe.bid_unit,
         billing=(
-            table.texts(recipe.billing)[rows] if recipe.billing else np.full(count, recipe.pays_for)
+            table.billing(recipe.billing, rows, otherwise=recipe.pays_for)
+            if recipe.billing
+            else np.full(count, recipe.pays_for)
         ),
         advertiser=(
             alone_where_missing(table.codes(recipe.advertiser)[rows], codes)
@@ -105,7 +137,9 @@ class _Table:
     origin: Origin
 
     @staticmethod
-    def read(recipe: AdsRecipe, item: str) -> "_Table":
+    def read(recipe: AdsRecipe, of_log: str) -> "_Table":
+        """Read it; the column of ids has the log's name unless the recipe says another."""
+        item = recipe.item or of_log
         (file, *more) = discover(Path(recipe.table))
         if more:
             raise DataError(
@@ -143,20 +177,35 @@ class _Table:
         is_wrong = ~(np.isfinite(found) & (found >= 0))
         if is_wrong.any():
             at = int(np.argmax(is_wrong))
+            got = "none" if np.isnan(found[at]) else f"{found[at]:g}"
             raise DataError(
                 f"{self.origin.of(name).row(int(rows[at]))}: a bid must be finite and not "
-                f"negative, got {found[at]:g}. Mend it, or leave the ad out of log and table."
+                f"negative, got {got}. Mend it; where the ad is shown no more, remove its bid and "
+                f"set ads.without_bid = 'leave_out'."
             )
         return found
 
-    def texts(self, name: str) -> NDArray[np.str_]:
-        column = source_column(self.rows, name, origin=self.origin)
-        return np.array([str(value) for value in column.to_pylist()])
+    def billing(self, name: str, rows: NDArray[np.int64], *, otherwise: str) -> NDArray[np.str_]:
+        """What the ads of some rows pay for.
+
+        Raises:
+            DataError: A word is another; file, column and row are named.
+        """
+        values = source_column(self.rows, name, origin=self.origin).to_pylist()
+        words = np.array([otherwise if word is None else str(word) for word in values])
+        is_wrong = ~np.isin(words[rows], BILLING)
+        if is_wrong.any():
+            row = int(rows[int(np.argmax(is_wrong))])
+            raise DataError(
+                f"{self.origin.of(name).row(row)}: must be 'click' or 'conversion', got "
+                f"{words[row].item()!r}. Say what the ad pays for."
+            )
+        return words[rows]
 
 
-def _rows_of(table: _Table, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(table: _Table, ads: LoggedAds) -> NDArray[np.int64]:
     """Row of the table of each ad."""
-    known = table.codes(table.item)
+    codes, known = ads.codes, table.codes(table.item)
     order = np.argsort(known, kind="stable")
     ordered = known[order]
     twice = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
@@ -167,11 +216,15 @@ def _rows_of(table: _Table, codes: NDArray[np.int64]) -> NDArray[np.int64]:
             f"second time. Keep the row that holds."
         )
     at = np.minimum(np.searchsorted(ordered, codes), len(ordered) - 1)
-    missing = int(np.count_nonzero(ordered[at] != codes))
-    if missing:
+    is_missing = ordered[at] != codes
+    if is_missing.any():
+        shown = int(ads.rows.row[int(np.argmax(is_missing))])
+        count = np.count_nonzero(is_missing)
         raise DataError(
             f"{table.origin.of(table.item)}: must hold every ad that the log shows, got none for "
-            f"{missing:,} of {len(codes):,}. Add them, or name another column of ids as ads.item."
+            f"{count:,} of {len(codes):,}, such as that of row {shown + 1:,} of the log. Add them; "
+            f"name another column of ids as ads.item; or, where they are shown no more, set "
+            f"ads.without_bid = 'leave_out'."
         )
     rows: NDArray[np.int64] = order[at]
     return rows

@@ -1,6 +1,6 @@
 """Calibration of the predictions that a run serves, fitted on the rows that it was validated on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def fit_calibration(
     *,
     method: CalibrationMethod,
     head: ServedHead | None,
+    needed: Collection[str] | None = None,
 ) -> Calibration:
     """A map for each served task and way of billing, from the run's predictions.
 
@@ -41,10 +42,12 @@ def fit_calibration(
         inventory: How ads are billed.
         method: How to fit.
         head: Which head of an early-stage ranker serves; None: the model's own predictions.
+        needed: Tasks that something is decided by; None: all. Others are left as they are where
+            they cannot be fitted.
 
     Raises:
         ArtifactError: The predictions are damaged.
-        DataError: The dataset has no role ``item``, or a task cannot be fitted.
+        DataError: The dataset has no role ``item``, or a task that is needed cannot be fitted.
     """
     columns, groups = calibrating_rows(run, dataset, inventory)
     found = {}
@@ -54,6 +57,8 @@ def fit_calibration(
                 method, target, predicted, groups, weights=columns.get("weight")
             )
         except DataError as error:
+            if needed is not None and task not in needed:
+                continue
             raise DataError(
                 f"{run}, task {task!r}, split 'valid': {error} Or leave calibration out."
             ) from error

@@ -1,6 +1,6 @@
 """From a recipe and finished runs to a blueprint, from which a funnel is built or published."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ from tamis.funnel.retrieval_plans import (
     TwoTowerPlan,
     TwoTowerSettings,
 )
+from tamis.funnel.value import ValueWeights
 from tamis.models.early_serving import ServedHead
 from tamis.models.early_stage import EarlyStage
 from tamis.publishing.ads import make_inventory
 from tamis.publishing.calibrate import fit_calibration
+from tamis.publishing.doubts import doubts_about
 from tamis.publishing.recipe import FunnelRecipe, StageRecipe, read_recipe
-from tamis.training.asymmetry import check_asymmetry
 from tamis.training.cost import count_call_flops
 from tamis.training.predict import load_trained
 from tamis.training.run_folder import check_finished, run_encoders, verified_inputs
@@ -62,7 +63,7 @@ class Publication:
 def publish(recipe: Path, out: Path) -> Publication:
     """Publish the funnel of a recipe file as a bundle.
 
-    An early stage that reads what the final one reads, or is hardly smaller, is warned of.
+    What a person should look at is among its warnings; see ``publishing/doubts.py``.
 
     Raises:
         ConfigError: The recipe is wrong, or its stages do not make a funnel.
@@ -78,7 +79,7 @@ def publish(recipe: Path, out: Path) -> Publication:
         path=out,
         release=release,
         blueprint=blueprint,
-        warnings=tuple(_early_stage_warnings(blueprint.stages)),
+        warnings=doubts_about(found, blueprint, Dataset.open(_dataset_of_ads(found))),
     )
 
 
@@ -95,14 +96,13 @@ def make_blueprint(recipe: FunnelRecipe) -> Blueprint:
     runs = [Path(stage.run) for stage in recipe.stages if stage.run]
     for run in runs:
         check_finished(run)
-    path = Path(recipe.dataset) if recipe.dataset else _dataset_of(runs[-1])
-    dataset = Dataset.open(path, verify=True)
+    dataset = Dataset.open(_dataset_of_ads(recipe), verify=True)
     encoders = Encoders.load(dataset.encoders_path, dataset.schema)
     inventory = make_inventory(recipe.ads, dataset)
     stages = tuple(
         PlannedStage(
             budget=Budget(name=stage.name, keep=stage.keep, budget_ms=stage.budget_ms),
-            plan=_plan(stage, encoders, inventory),
+            plan=_plan(stage, encoders, inventory, recipe.value),
         )
         for stage in recipe.stages
     )
@@ -129,22 +129,9 @@ def _trained_until(dataset: Dataset, splits: Sequence[str], runs: Sequence[Path]
     return latest(times)
 
 
-def _early_stage_warnings(stages: Sequence[PlannedStage]) -> Iterator[str]:
-    """Where an early stage is no less than the final one, which leaves nothing to distil."""
-    final = stages[-1]
-    if not isinstance(final.plan, RankerPlan):
-        return
-    teacher = final.plan.model
-    for stage in stages:
-        if isinstance(stage.plan, EarlyStagePlan):
-            model = stage.plan.model
-            try:
-                check_asymmetry(model.module, model.spec, teacher.module, teacher.spec)
-            except ConfigError as error:
-                yield f"stage {stage.budget.name!r} before {final.budget.name!r}: {error}"
-
-
-def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
+def _plan(
+    stage: StageRecipe, encoders: Encoders, inventory: Inventory, value: ValueWeights
+) -> Plan:
     if stage.kind == "popularity":
         return PopularityPlan()
     run = Path(stage.run)
@@ -173,7 +160,7 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
         )
         # Made before it is calibrated, as it refuses a cache that would be wrong.
         ranker = RankerPlan(model=model, encoders=own, settings=settings)
-        return replace(ranker, calibration=_calibration(stage, inventory, head=None))
+        return replace(ranker, calibration=_calibration(stage, inventory, value, head=None))
     serving = EarlyStageSettings(
         **_given(stage, "head", "max_users", "time_to_live_ms", "precision")
     )
@@ -183,7 +170,7 @@ def _plan(stage: StageRecipe, encoders: Encoders, inventory: Inventory) -> Plan:
     return replace(
         plan,
         settings=replace(serving, flops_per_pair=_flops_per_pair(model.module, serving.head)),
-        calibration=_calibration(stage, inventory, head=serving.head),
+        calibration=_calibration(stage, inventory, value, head=serving.head),
     )
 
 
@@ -203,13 +190,19 @@ def _encoders_of(run: Path, funnels: Encoders, stage: StageRecipe) -> Encoders |
 
 
 def _calibration(
-    stage: StageRecipe, inventory: Inventory, *, head: ServedHead | None
+    stage: StageRecipe, inventory: Inventory, value: ValueWeights, *, head: ServedHead | None
 ) -> Calibration:
     if stage.calibration is None:
         return UNCALIBRATED
     run = Path(stage.run)
     dataset = _own_dataset(run, why="calibrate its predictions")
-    return fit_calibration(run, dataset, inventory, method=stage.calibration, head=head)
+    needed = value.read_of(inventory.attributes.billing).values()
+    try:
+        return fit_calibration(
+            run, dataset, inventory, method=stage.calibration, head=head, needed=needed
+        )
+    except DataError as error:
+        raise DataError(f"stage {stage.name!r}: {error}") from error
 
 
 def _own_dataset(run: Path, *, why: str) -> Dataset:
@@ -220,6 +213,12 @@ def _own_dataset(run: Path, *, why: str) -> Dataset:
             f"Put it back, or train anew."
         )
     return dataset
+
+
+def _dataset_of_ads(recipe: FunnelRecipe) -> Path:
+    if recipe.dataset:
+        return Path(recipe.dataset)
+    return _dataset_of(Path([stage.run for stage in recipe.stages if stage.run][-1]))
 
 
 def _dataset_of(run: Path) -> Path:

@@ -156,9 +156,12 @@ class AdsRecipe:
     billing: str = ""
     """Column that says ``click`` or ``conversion``. Empty: ``pays_for``."""
     pays_for: Literal["click", "conversion"] = "click"
-    """What all ads pay for where no column says it."""
+    """What an ad pays for where no column, or no value in it, says it."""
     quality: str = ""
     """Column of the money that an impression is worth whatever is bid. Empty: 0."""
+    without_bid: Literal["refuse", "leave_out"] = "refuse"
+    """What becomes of ads that the log shows and the table lacks, or gives no bid: ``leave_out``
+    where they are shown no more."""
     splits: tuple[str, ...] = ("train", "valid")
     """Splits of the dataset, in the order of time, whose ads are taken, with features as their
     last rows there have them. Leave out those that the funnel is measured on."""

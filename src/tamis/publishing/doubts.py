@@ -1,0 +1,140 @@
+"""What a person should look at in a funnel that can be published all the same."""
+
+import datetime
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from tamis.data.dataset import Dataset
+from tamis.data.schema import InputSpec
+from tamis.errors import ConfigError
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.plans import EarlyStagePlan, RankerPlan
+from tamis.publishing.ads import count_unshown
+from tamis.publishing.recipe import FunnelRecipe
+from tamis.training.asymmetry import check_asymmetry
+
+_ROWS = 200_000
+_LEAST_REPEATED = 20
+_ALWAYS, _SOMETIMES = 0.999, 0.9
+
+
+def doubts_about(recipe: FunnelRecipe, blueprint: Blueprint, dataset: Dataset) -> tuple[str, ...]:
+    """A line for each doubt.
+
+    Args:
+        recipe: That was published.
+        blueprint: What was made of it.
+        dataset: Whose ads serve.
+    """
+    return (
+        *_early_stage(blueprint),
+        *_conversions(blueprint, dataset),
+        *_ads(recipe, blueprint),
+        *_sides(dataset),
+        *_histories(recipe, blueprint),
+        *_clock(blueprint),
+    )
+
+
+def _early_stage(blueprint: Blueprint) -> Iterator[str]:
+    """Where an early stage is no less than the final one, which leaves nothing to distil."""
+    final = blueprint.stages[-1]
+    if not isinstance(final.plan, RankerPlan):
+        return
+    teacher = final.plan.model
+    for stage in blueprint.stages:
+        if isinstance(stage.plan, EarlyStagePlan):
+            model = stage.plan.model
+            try:
+                check_asymmetry(model.module, model.spec, teacher.module, teacher.spec)
+            except ConfigError as error:
+                yield f"stage {stage.budget.name!r} before {final.budget.name!r}: {error}"
+
+
+def _conversions(blueprint: Blueprint, dataset: Dataset) -> Iterator[str]:
+    """Where a value multiplies by the click what is learned from rows without one."""
+    click, conversion = blueprint.weights.click, blueprint.weights.conversion
+    names = [task.name for task in dataset.spec.tasks]
+    is_paid = (blueprint.inventory.attributes.billing == "conversion").any()
+    if not is_paid or not {click, conversion} <= set(names):
+        return
+    labels = dataset.split("train").labels()[-_ROWS:]
+    clicks, conversions = (labels[:, names.index(name)] for name in (click, conversion))
+    if (~np.isnan(conversions) & (clicks == 0)).any():
+        yield (
+            f"value.conversion: task {conversion!r} is learned from rows without {click!r} too, "
+            f"and the value multiplies it by that prediction once more. Set observed_when = "
+            f"{click!r} for it in the schema, ingest the log anew and train again."
+        )
+
+
+def _ads(recipe: FunnelRecipe, blueprint: Blueprint) -> Iterator[str]:
+    """Ads of the table that no row of the splits shows: new ones, as often as not."""
+    count = count_unshown(recipe.ads, blueprint.inventory.codes, blueprint.encoders.schema.roles)
+    if count:
+        yield (
+            f"{recipe.ads.table}: {count:,} ads were not shown in {', '.join(recipe.ads.splits)} "
+            f"and are not in the bundle. A server takes them by PUT /v1/ads."
+        )
+
+
+def _sides(dataset: Dataset) -> Iterator[str]:
+    """Fields that are one for each ad and are looked for in the request."""
+    split = dataset.split("train")
+    item = split.role("item")
+    if item is None:
+        return
+    first = max(0, len(item) - _ROWS)
+    order = first + np.argsort(item[first:], kind="stable")
+    is_same = item[order][1:] == item[order][:-1]
+    if min(is_same.sum(), (~is_same).sum()) < _LEAST_REPEATED:
+        return
+    spec: InputSpec = dataset.spec
+    single = {*spec.numeric, *(field.name for field in spec.categorical)}
+    for field in dataset.schema.fields:
+        if field.side != "context" or field.name not in single:
+            continue
+        read = split.numeric if field.kind == "numeric" else split.ids
+        values = read(field.name)[order]
+        is_alike = values[1:] == values[:-1]
+        if is_alike[is_same].mean() > _ALWAYS and is_alike[~is_same].mean() < _SOMETIMES:
+            yield (
+                f"field {field.name!r} has one value for each ad and is of side 'context': it is "
+                f"taken from the request, whichever ad is scored. Set side = 'item' in the schema, "
+                f"ingest the log anew and train again."
+            )
+
+
+def _histories(recipe: FunnelRecipe, blueprint: Blueprint) -> Iterator[str]:
+    """Histories of ads that a server would not make from events."""
+    if not recipe.ads.log:
+        return
+    schema = blueprint.encoders.schema
+    of_ads = {
+        field.shares or field.name
+        for field in schema.fields
+        if field.side == "item" and field.kind == "categorical"
+    }
+    made = {history.group for history in blueprint.online.histories}
+    for name, fields in schema.sequence_groups.items():
+        is_of_ads = all(field.side != "item" and field.shares in of_ads for field in fields)
+        if name in made or not is_of_ads:
+            continue
+        yield (
+            f"sequence group {name!r} is not made from events: a request that does not bring it is "
+            f"answered as that of a user without history. Under [online] set histories = "
+            f"[{{ group = {name!r} }}]."
+        )
+
+
+def _clock(blueprint: Blueprint) -> Iterator[str]:
+    until = blueprint.trained_until
+    if until is not None and until > 1e6 * time.time():
+        day = datetime.datetime.fromtimestamp(until / 1e6, datetime.UTC).isoformat(" ", "seconds")
+        yield (
+            f"the latest row that trained is of {day}, which is still to come; a refresh learns "
+            f"from what is served after it. Times without a zone count as UTC: write the zone into "
+            f"the log, or mend the clock that wrote it."
+        )

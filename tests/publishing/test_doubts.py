@@ -1,0 +1,123 @@
+"""What a person is told of a funnel that can be published all the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis import api
+from tamis.data.dataset import Dataset
+from tamis.data.schema import Field, Roles, Schema, Task
+from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.online import History, OnlineFeatures
+from tamis.publishing.doubts import doubts_about
+from tamis.publishing.make import make_blueprint
+from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe
+
+_HOUR = 3_600_000_000
+
+
+def _recipe(world: Path, **ads: str) -> FunnelRecipe:
+    final = StageRecipe(name="final", kind="ranker", keep=5, run=str(world / "final"))
+    return FunnelRecipe(stages=(final,), ads=AdsRecipe(**ads))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def blueprint(market_world: Path) -> Blueprint:
+    return make_blueprint(_recipe(market_world))
+
+
+@pytest.fixture(scope="module")
+def data(market_world: Path) -> Dataset:
+    return Dataset.open(market_world / "data")
+
+
+def test_funnel_of_the_market_leaves_no_doubt(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    assert doubts_about(_recipe(market_world), blueprint, data) == ()
+
+
+def test_conversion_that_is_learned_without_a_click_is_doubted(
+    market_world: Path, tmp_path: Path, data: Dataset
+) -> None:
+    log = pq.read_table(market_world / "market" / "logs")
+    at = log.column_names.index("conversion")
+    known = log.set_column(at, "conversion", log["conversion"].fill_null(0))
+    pq.write_table(known, tmp_path / "log.parquet")
+    tasks = tuple(replace(task, observed_when="") for task in data.schema.tasks)
+    schema = replace(data.schema, tasks=tasks)
+    other = api.ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
+
+    def doubts(pays_for: str, data: Dataset) -> tuple[str, ...]:
+        recipe = _recipe(market_world, pays_for=pays_for)
+        return doubts_about(recipe, make_blueprint(recipe), data)
+
+    assert doubts("conversion", data) == doubts("click", other) == ()
+    (doubt,) = doubts("conversion", other)
+    assert doubt.startswith("value.conversion: task 'conversion' is learned from rows without 'cli")
+
+
+def test_ads_that_nobody_saw_are_counted(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    table = market_world / "market" / "ads.parquet"
+    recipe = _recipe(market_world, table=str(table), bid="bid_micros")
+
+    (doubt,) = doubts_about(recipe, blueprint, data)
+
+    unshown = pq.read_table(table).num_rows - len(blueprint.inventory)
+    assert doubt.startswith(f"{table}: {unshown:,} ads were not shown in train, valid and are not")
+
+
+def test_field_that_is_one_for_each_ad_belongs_to_its_side(
+    market_world: Path, tmp_path: Path, blueprint: Blueprint
+) -> None:
+    count = 2000
+    ad = np.random.default_rng(0).integers(0, 30, count)
+    log = {
+        "ad": ad,
+        "price": ad % 7 + 0.5,
+        "hour": np.arange(count) % 24,
+        "click": np.arange(count) % 2,
+    }
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    schema = Schema(
+        fields=(
+            Field(name="ad", kind="categorical", side="item"),
+            Field(name="price", kind="numeric"),
+            Field(name="hour", kind="categorical"),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(item="ad"),
+    )
+    data = api.ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
+
+    (doubt,) = doubts_about(_recipe(market_world), blueprint, data)
+
+    assert doubt.startswith("field 'price' has one value for each ad and is of side 'context'")
+
+
+def test_history_that_no_server_would_make_is_doubted(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    recipe = _recipe(market_world, log=str(market_world / "market"))
+    made = OnlineFeatures(histories=(History(group="history"),))
+
+    (doubt,) = doubts_about(recipe, blueprint, data)
+
+    assert doubt.startswith("sequence group 'history' is not made from events")
+    assert doubts_about(recipe, replace(blueprint, online=made), data) == ()
+
+
+def test_clock_that_is_ahead_is_told(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    ahead = replace(blueprint, trained_until=4_102_444_800 * 1_000_000 + _HOUR)
+
+    (doubt,) = doubts_about(_recipe(market_world), ahead, data)
+
+    assert doubt.startswith("the latest row that trained is of 2100-01-01 01:00:00+00:00, which is")
