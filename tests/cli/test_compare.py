@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import Result
+
 
 def test_json_holds_the_second_run_and_its_baseline(
     world: Path, tamis_json: Callable[..., dict[str, Any]]
@@ -34,6 +36,19 @@ def test_runs_on_logs_with_other_labels_are_refused(
     message = refused("compare", "a", "c")
 
     assert "must have been trained on the same log, got another label y in the datasets" in message
+
+
+def test_task_that_one_run_alone_has_is_told(
+    world: Path, tamis: Callable[..., Result], tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    tamis_json("ingest", "that.csv", "--label", "y", "--label", "price", "--out", "two")
+    settings = ("--set", "training.max_epochs=1", "--no-report")
+    tamis_json("train", "two", "--model", "lr", "--run", "c", *settings)
+
+    result = tamis("compare", "a", "c")
+
+    assert result.exit_code == 0, result.output
+    assert "price: not compared, as c alone has it" in result.output
 
 
 def test_damaged_predictions_are_refused(world: Path, refused: Callable[..., str]) -> None:

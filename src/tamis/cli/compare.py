@@ -39,6 +39,11 @@ def compare(
         for item in comparisons:
             verdict = item.note if item.ne is None else _verdict(item.ne)
             current.say(f"{item.task}: {verdict}")
+        compared = {item.task for item in comparisons}
+        for run in (first, second):
+            for task in api.Run(run).metrics[split]:
+                if task not in compared:
+                    current.say(f"{task}: not compared, as {run} alone has it")
         current.finish(
             run=second,
             runs=[first, second],
