@@ -77,6 +77,12 @@ def test_stopped_training_is_warned_of_and_says_that_it_has_no_metrics(
     assert run.status == "finished"
 
 
+def test_model_that_the_data_does_not_suit_leaves_no_folder(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="some field must be of side 'user'"):
+        api.train(world / "data", model="two_tower", run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_in_one_text_are_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"settings: must be a list of texts, got 'training.seed"):
         api.train(world / "data", model="lr", run=tmp_path / "run", settings="training.seed=1")

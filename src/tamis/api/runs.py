@@ -1,5 +1,6 @@
 """Runs: train a model, evaluate it, predict with it, compare two, report on one."""
 
+import contextlib
 import dataclasses
 import tempfile
 import warnings
@@ -152,8 +153,14 @@ def train(
     folder = run if run is not None else next_folder("runs", name)
     if observer is not None and run is None:
         observer.on_message(f"run: {folder}")
-    with artifacts.disk_errors(folder):
-        result = _train(data, chosen, folder, teacher=taught_by, observer=observer or Warns())
+    is_new = not folder.exists()
+    try:
+        with artifacts.disk_errors(folder):
+            result = _train(data, chosen, folder, teacher=taught_by, observer=observer or Warns())
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds a run
+                folder.rmdir()
     if observer is None and result.status == "interrupted":
         text = f"{folder}: stopped with a checkpoint. The same call with this run goes on from it."
         warnings.warn(text, TamisWarning, stacklevel=2)
