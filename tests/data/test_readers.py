@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tamis.data import readers
+from tamis.data import json_lines, readers
 from tamis.data.ingest import ingest
 from tamis.data.schema import Field, Roles, Schema, Task
 from tamis.data.splits import SplitConfig
@@ -122,7 +122,7 @@ def test_array_of_json_objects_is_said_to_be_one(tmp_path: Path) -> None:
 def test_row_of_large_json_lines_is_counted_from_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 1000)
     rows = [{"user": "a", "click": k % 2} for k in range(500)] + [{"user": 3, "click": 1}]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
 
@@ -133,7 +133,7 @@ def test_row_of_large_json_lines_is_counted_from_its_start(
 def test_later_rows_of_json_lines_may_hold_fractions_dates_and_further_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_lines, "_BLOCK_BYTES", 1000)
     early = {"user": "2024-01-31 10:00", "price": 1, "late": None}
     late = {"user": "somebody", "price": 1.5, "late": "x", "more": 7}
     rows = [{**early, "click": k // 2 % 2} for k in range(200)]

@@ -9,9 +9,9 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
+from tamis.data.json_lines import json_batches, json_types
 from tamis.data.read_errors import (
     explain_csv,
     explain_json,
@@ -115,7 +115,7 @@ def column_names(file: LogFile) -> list[str]:
         names = read_header(file.path)[0]
     else:
         try:
-            names = list(_sniffed_json(file))
+            names = list(json_types(file.path))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise DataError(explained(said(error), file)) from error
     _check_names(names, file.path)
@@ -156,11 +156,12 @@ def read_chunks(
     Raises:
         DataError: The file is damaged, or a row or value does not fit; file and row are named.
     """
-    batches = (
-        _parquet_batches(file, columns, categories)
-        if file.format == "parquet"
-        else _BATCHES[file.format](file, columns, numeric)
-    )
+    if file.format == "parquet":
+        batches = _parquet_batches(file, columns, categories)
+    elif file.format == "csv":
+        batches = _csv_batches(file, columns, numeric)
+    else:
+        batches = json_batches(file.path, columns, numeric)
     pending: list[pa.RecordBatch] = []
     rows = 0
     try:
@@ -248,42 +249,6 @@ def _csv_batches(
             ),
         )
         yield from reader
-
-
-def _json_batches(
-    file: LogFile, columns: Sequence[str] | None, numeric: frozenset[str]
-) -> Iterator[pa.RecordBatch]:
-    # Types are sniffed in the first block. Later ones may hold further columns, numbers with a
-    # fraction where there were whole ones, and texts where there were only dates or nothing.
-    types = _sniffed_json(file)
-    for name, kind in types.items():
-        if name in numeric and pa.types.is_integer(kind):
-            types[name] = pa.float64()
-        elif columns is not None and (pa.types.is_timestamp(kind) or pa.types.is_null(kind)):
-            types[name] = pa.string()
-    wanted = [(name, types[name]) for name in columns or types if name in types]
-    parse = pa.json.ParseOptions(
-        explicit_schema=pa.schema(wanted), unexpected_field_behavior="ignore"
-    )
-    with _json_stream(file) as stream:
-        yield from pa.json.open_json(
-            stream,
-            read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=parse,
-        )
-
-
-def _sniffed_json(file: LogFile) -> dict[str, pa.DataType]:
-    read = pa.json.ReadOptions(block_size=_BLOCK_BYTES)
-    with _json_stream(file) as stream, pa.json.open_json(stream, read_options=read) as reader:
-        return {item.name: item.type for item in reader.schema}
-
-
-def _json_stream(file: LogFile) -> pa.NativeFile:
-    return pa.input_stream(str(file.path), compression="detect")
-
-
-_BATCHES = {"csv": _csv_batches, "json": _json_batches}
 
 
 def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] | None) -> pa.Table:
