@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from tamis.data.columns import (
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories
+from tamis.data.id_columns import are_ids, is_named_like_a_user, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
@@ -46,12 +47,8 @@ _TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|hour_ts|event_ti
 _DAY_NAME = re.compile(
     r"^((event|log|request|impression|view|click)_?)?(date|day|dt|ds|time)$", re.I
 )
-_USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
-_ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
-_REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
 # What pandas calls an index that it writes beside the columns; CSV files leave it without a name.
 _NUMBERS_ROWS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")
-_ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
 _FEW_VALUES = 64
@@ -116,7 +113,7 @@ def infer_schema(
         if split_column and name == split_column:
             ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
             continue
-        roles = _assign_role(roles, name)
+        roles = with_role(roles, name)
         if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
         elif _NUMBERS_ROWS.search(name):
@@ -208,16 +205,6 @@ def _target(table: pa.Table, task: Task, origin: Origin) -> NDArray[np.float64] 
     if task.kind != "binary" or not np.isin(values, (0.0, 1.0)).all() or len(np.unique(values)) < 2:
         return None
     return values
-
-
-def _assign_role(roles: Roles, name: str) -> Roles:
-    if not roles.user and _USER_NAME.search(name):
-        return replace(roles, user=name)
-    if not roles.item and _ITEM_NAME.search(name):
-        return replace(roles, item=name)
-    if not roles.request and _REQUEST_NAME.search(name):
-        return replace(roles, request=name)
-    return roles
 
 
 def _time_role(columns: Mapping[str, pa.Array]) -> str:
@@ -339,9 +326,9 @@ def _may_differ_everywhere(name: str, column: pa.Array) -> bool:
     """Whether a column is an input although nearly every row has another value."""
     if is_stringlike(column.type):
         is_read_in_parts = mean_words(column) >= 3 or is_separated(column)
-        return is_read_in_parts or bool(_USER_NAME.search(name))
-    is_number = pa.types.is_floating(column.type) and not _are_ids(name, column)
-    return is_number or bool(_USER_NAME.search(name))
+        return is_read_in_parts or is_named_like_a_user(name)
+    is_number = pa.types.is_floating(column.type) and not are_ids(name, column)
+    return is_number or is_named_like_a_user(name)
 
 
 def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
@@ -368,19 +355,6 @@ def _strength(column: pa.Array, target: NDArray[np.float64]) -> float:
     return max(max(value, 1 - value) for value in reached)
 
 
-def _are_ids(name: str, column: pa.Array) -> bool:
-    """Whether a column holds whole numbers and is named like an id.
-
-    They may be floats: pandas writes integers so where some are missing.
-    """
-    if not any(pattern.search(name) for pattern in (_ID_NAME, _USER_NAME, _ITEM_NAME)):
-        return False
-    if not pa.types.is_floating(column.type):
-        return bool(pa.types.is_integer(column.type))
-    finite = column.filter(pc.is_finite(column))
-    return len(finite) > 0 and bool(pc.all(pc.equal(pc.round(finite), finite)).as_py())
-
-
 def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
     kind = column.type
     if is_list(kind):
@@ -390,7 +364,7 @@ def _infer_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
         return infer_text_field(name, column, warnings)
     if pa.types.is_boolean(kind):
         return Field(name=name, kind="categorical", reason="true or false")
-    if _are_ids(name, column):
+    if are_ids(name, column):
         reason = "integers" if pa.types.is_integer(kind) else "whole numbers"
         return Field(name=name, kind="categorical", reason=f"{reason} named like an id")
     if pa.types.is_integer(kind) and distinct <= _FEW_VALUES:

@@ -1,0 +1,43 @@
+"""Columns of ids: what is one, and whose."""
+
+import re
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.data.schema import Roles
+
+_USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
+_ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
+_REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
+_ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
+
+
+def with_role(roles: Roles, name: str) -> Roles:
+    """The roles with that of a column, where its name says one that none has yet."""
+    if not roles.user and _USER_NAME.search(name):
+        return replace(roles, user=name)
+    if not roles.item and _ITEM_NAME.search(name):
+        return replace(roles, item=name)
+    if not roles.request and _REQUEST_NAME.search(name):
+        return replace(roles, request=name)
+    return roles
+
+
+def is_named_like_a_user(name: str) -> bool:
+    """Whether a column is named like the id of a user."""
+    return bool(_USER_NAME.search(name))
+
+
+def are_ids(name: str, column: pa.Array) -> bool:
+    """Whether a column holds whole numbers and is named like an id.
+
+    They may be floats: pandas writes integers so where some are missing.
+    """
+    if not any(pattern.search(name) for pattern in (_ID_NAME, _USER_NAME, _ITEM_NAME)):
+        return False
+    if not pa.types.is_floating(column.type):
+        return bool(pa.types.is_integer(column.type))
+    finite = column.filter(pc.is_finite(column))
+    return len(finite) > 0 and bool(pc.all(pc.equal(pc.round(finite), finite)).as_py())
