@@ -1,6 +1,8 @@
 """Inferred schemas: sensible kinds with reasons, and columns that must not be inputs."""
 
+import json
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +319,35 @@ def test_ids_beyond_63_bits_are_categories_that_stay_apart(tmp_path: Path, first
 
     assert [field.kind for field in schema.fields if field.name == "thing"] == ["categorical"]
     assert dataset.spec.num_rows_by_table["thing"] == 41
+
+
+@pytest.mark.parametrize("size", [10**12, 2**64])
+def test_whole_decimals_are_integers_or_texts(tmp_path: Path, size: int) -> None:
+    ids = pa.array([Decimal(size + k % 80) for k in range(100)], pa.decimal128(38, 0))
+
+    (_, field) = infer_schema(_write(tmp_path, **_good(), ad_id=ids), ["click"]).schema.fields
+
+    said = "strings, 80 values" if size > 2**63 else "integers named like an id"
+    assert (field.kind, field.reason) == ("categorical", said)
+
+
+def test_ids_of_json_beyond_64_bits_stay_apart_and_large_floats_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"user_id": 2**63 + 10**6 + k % 40, "ad_id": 2.0**60 + 2**12 * (k % 9), "click": k // 2 % 2}
+        for k in range(120)
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    inferred = infer_schema(tmp_path / "log.jsonl")
+    split = SplitConfig(by="ratio")
+    dataset = ingest(tmp_path / "log.jsonl", tmp_path / "d", schema=inferred.schema, split=split)
+
+    assert dataset.spec.num_rows_by_table["user_id"] == 41
+    assert [text.split(" as ")[0] for text in inferred.warnings] == [
+        "ad_id: holds whole numbers of 2^53 and more"
+    ]
 
 
 def test_large_floats_stay_numbers(tmp_path: Path) -> None:

@@ -306,6 +306,16 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def holds_large_floats(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether floats, or those in lists, are beyond 64 bits, as rounded integers are."""
+    if is_list(column.type):
+        return holds_large_floats(pc.list_flatten(column))
+    if not pa.types.is_floating(column.type):
+        return False
+    large = pc.greater_equal(pc.abs(column), 2.0**63)
+    return bool(pc.any(pc.and_(large, pc.is_finite(column))).as_py())
+
+
 def _shortened(kind: pa.DataType) -> str:
     """The name of a type; that of a structure may have thousands of fields."""
     text = str(kind)

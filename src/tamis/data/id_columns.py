@@ -1,17 +1,21 @@
-"""Columns of ids: what is one, and whose."""
+"""Columns of ids: what is one, whose, and what may be wrong with them."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tamis.data.columns import is_list
 from tamis.data.schema import Roles
 
 _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
+# From here on a float stands for several whole numbers.
+_LEAST_ROUNDED = 2.0**53
 
 
 def with_role(roles: Roles, name: str) -> Roles:
@@ -41,3 +45,16 @@ def are_ids(name: str, column: pa.Array) -> bool:
         return bool(pa.types.is_integer(column.type))
     finite = column.filter(pc.is_finite(column))
     return len(finite) > 0 and bool(pc.all(pc.equal(pc.round(finite), finite)).as_py())
+
+
+def id_doubts(name: str, column: pa.Array) -> Iterator[str]:
+    """A warning for ids, or lists of numbers, in floats that cannot tell all of them apart."""
+    values = column.flatten() if is_list(column.type) else column
+    if not pa.types.is_floating(values.type) or not (values is not column or are_ids(name, column)):
+        return
+    finite = values.filter(pc.is_finite(values))
+    if len(finite) and pc.max(pc.abs(finite)).as_py() >= _LEAST_ROUNDED:
+        yield (
+            f"{name}: holds whole numbers of 2^53 and more as floats, in which ids that differ may "
+            f"be one; write them as integers or texts"
+        )

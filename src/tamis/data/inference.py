@@ -24,7 +24,7 @@ from tamis.data.columns import (
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories
-from tamis.data.id_columns import are_ids, is_named_like_a_user, with_role
+from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
@@ -114,6 +114,7 @@ def infer_schema(
             ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
             continue
         roles = with_role(roles, name)
+        warnings += id_doubts(name, column)
         if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
         elif _NUMBERS_ROWS.search(name):
@@ -146,9 +147,18 @@ def _readable(table: pa.Table) -> pa.Table:
         if pa.types.is_null(table[name].type):
             columns[name] = pa.nulls(len(column))
         elif pa.types.is_decimal(column.type):
-            whole = column.type.scale == 0 and column.type.precision <= 18
-            columns[name] = column.cast(pa.int64() if whole else pa.float64())
+            columns[name] = _plain_decimals(column)
     return pa.table(columns)
+
+
+def _plain_decimals(column: pa.Array) -> pa.Array:
+    """Decimals as integers where they are whole, as texts where 64 bits do not hold these."""
+    if column.type.scale:
+        return column.cast(pa.float64())
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
 
 
 def _guess_label(table: pa.Table, origin: Origin, warnings: list[str]) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from tamis.data.columns import holds_large_floats
 from tamis.data.read_errors import said, wrong_csv_value
 from tamis.data.readers import (
     NULLS,
@@ -70,10 +71,7 @@ def _sample_csv(path: Path, rows: int) -> pa.Table:
 
 def _may_lose_values(column: pa.ChunkedArray) -> bool:
     """Whether sniffing may have cut values: ids beyond 64 signed bits, or times of day."""
-    if not pa.types.is_floating(column.type):
-        return bool(pa.types.is_time(column.type))
-    wide = pc.greater_equal(pc.abs(column), 2.0**63)
-    return bool(pc.any(pc.and_(wide, pc.is_finite(column))).as_py())
+    return holds_large_floats(column) or bool(pa.types.is_time(column.type))
 
 
 def _are_whole_numbers(texts: pa.ChunkedArray) -> bool:
