@@ -60,6 +60,36 @@ def test_history_in_text_shares_too(infer: Infer) -> None:
     assert (past.kind, past.shares, past.side) == ("sequence", "item_id", "user")
 
 
+def test_history_with_blanks_between_its_events_shares_too(infer: Infer) -> None:
+    past = infer(past=[" ".join(row) for row in _events("i")])["past"]
+
+    assert (past.kind, past.separator, past.shares) == ("sequence", " ", "item_id")
+    assert past.reason == (
+        "strings of 60 different parts between blanks, as in 'item_id'; 100% of its events are "
+        "values of 'item_id'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["i900 i901 i902", "i901", "i903 i900", ""], "sequence"),
+        (["s1 s2  s3", "s1  s2", "s3", "s1"], "categorical"),
+        (["i900 boots", "i901", "red i902", ""], "categorical"),
+        (["a7 a8 a9", "a8", "a8 a9", ""], "categorical"),
+        (["3 5", "5 3", "7", "3"], "categorical"),
+        (["3 5", "3 5", "3 5", "3 5"], None),
+    ],
+    ids=["written alike", "two blanks", "prose", "other letters", "small numbers", "constant"],
+)
+def test_texts_with_blanks_are_histories_by_another_column_only(
+    infer: Infer, texts: list[str], kind: str | None
+) -> None:
+    fields = infer(it=texts * (COUNT // 4), rank=np.arange(COUNT) % 9)
+
+    assert (fields["it"].kind if "it" in fields else None) == kind
+
+
 def test_columns_of_the_same_events_are_one_group(infer: Infer, tmp_path: Path) -> None:
     items = _events("i")
     shops = [[f"s{int(event[1:]) % 7}" for event in row] for row in items]

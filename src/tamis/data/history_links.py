@@ -1,10 +1,11 @@
 """Which field the events of a sequence are values of, and which sequences are of the same events.
 
 Models that compare a history with the candidate can do so only where both have one embedding table.
+Texts with blanks between their events are known by other columns too, and so not taken for prose.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tamis.data.columns import Categories, Origin, as_categories, is_stringlike
+from tamis.data.columns import (
+    Categories,
+    Origin,
+    as_categories,
+    is_list,
+    is_stringlike,
+    split_items,
+    unusable,
+)
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
 from tamis.data.schema import Field, Roles
@@ -22,6 +31,11 @@ _NEARLY_ALL = 0.95
 _NAMED = 0.5
 # Small whole numbers of any two columns overlap by chance; so many of them do not.
 _LEAST_NUMBERS = 10
+# So many texts with blanks are looked at, and so large a share of all must have any.
+_TEXTS_SPLIT = 5000
+_LEAST_SHARE = 0.05
+# Letters, then digits, as in N55189 or ad-7: the letters say of what it is the number.
+_NUMBERED = r"^(?P<letters>[A-Za-z][A-Za-z_.:-]*)\d+$"
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 # "cate_id", "category" and "categories" begin alike.
 _STEM = 4
@@ -42,6 +56,65 @@ class _History:
     def rows(self) -> NDArray[np.int64]:
         """The row of each event."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+
+def separated_by_blanks(columns: Mapping[str, pa.Array]) -> dict[str, Field]:
+    """Sequence fields for the texts whose parts between blanks are nearly all of another column.
+
+    They are its values or, as a sample shows few items of a large catalogue, written like them.
+
+    Args:
+        columns: The sample by name, each in one chunk.
+    """
+    texts = {name: _parts_between_blanks(column) for name, column in columns.items()}
+    parts = {name: found for name, found in texts.items() if found is not None}
+    owners = {
+        name: as_categories(column)
+        for name, column in columns.items()
+        if parts and name not in parts and _may_own(column.type)
+    }
+    fields = {}
+    for name, categories in parts.items():
+        owner = next((one for one in owners if _are_of(name, categories, one, owners[one])), "")
+        if owner:
+            words = len(categories.values)
+            reason = f"strings of {words} different parts between blanks, as in {owner!r}"
+            fields[name] = Field(name=name, kind="sequence", separator=" ", reason=reason)
+    return fields
+
+
+def _parts_between_blanks(column: pa.Array) -> Categories | None:
+    """What is between the blanks of texts; None where few have any, or several together."""
+    if not is_stringlike(column.type):
+        return None
+    known = column.drop_null()
+    texts = known.filter(pc.match_substring(known, " "))
+    if len(texts) <= _LEAST_SHARE * len(known) or pc.count_distinct(texts).as_py() < 2:
+        return None
+    parts = as_categories(split_items(texts.slice(0, _TEXTS_SPLIT), " ").flatten())
+    return parts if (parts.codes >= 0).mean() >= _NEARLY_ALL else None
+
+
+def _may_own(kind: pa.DataType) -> bool:
+    # A text file's 12.0 and 12 are two categories.
+    return not (unusable(kind) or is_list(kind) or pa.types.is_floating(kind))
+
+
+def _are_of(name: str, parts: Categories, owner_name: str, owner: Categories) -> bool:
+    """Whether what is between the blanks of texts is of another column."""
+    share, cover = _overlap(parts, owner)
+    named = bool(_words(name) & _words(owner_name))
+    if share >= _NEARLY_ALL and (named or not _overlap_by_chance(parts, owner, cover)):
+        return True
+    beginnings = pc.unique(_beginnings(owner.values).drop_null())
+    alike = pc.is_in(_beginnings(parts.values), value_set=beginnings, skip_nulls=True)
+    of_event = np.append(alike.to_numpy(zero_copy_only=False), False)[parts.codes]
+    return bool(of_event.mean() >= _NEARLY_ALL)
+
+
+def _beginnings(values: pa.Array) -> pa.Array:
+    """The letters before the number of each value; null where it is written in another way."""
+    return pc.struct_field(pc.extract_regex(values, _NUMBERED), "letters")
 
 
 def link_histories(table: pa.Table, fields: Sequence[Field], roles: Roles) -> list[Field]:
@@ -91,8 +164,7 @@ def _with_owner(
         # Of a large catalogue a sample shows few items, and its histories show most of these.
         if max(share, cover) < _NAMED if named else share < _NEARLY_ALL:
             continue
-        by_chance = cover < 0.5 or len(history.categories.values) < _LEAST_NUMBERS
-        if _are_numbers(owner.values) and by_chance and not named:
+        if not named and _overlap_by_chance(history.categories, owner, cover):
             continue
         rank = (named, name == roles.item, cover)
         if best is None or rank > best[0]:
@@ -120,6 +192,11 @@ def _overlap(events: Categories, owner: Categories) -> tuple[float, float]:
         return 0.0, 0.0
     found = _places(events.values, owner.values) >= 0
     return float(counts[found].sum() / counts.sum()), float(found.sum() / len(owner.values))
+
+
+def _overlap_by_chance(events: Categories, owner: Categories, cover: float) -> bool:
+    """Whether events may be values of an owner only because both are small whole numbers."""
+    return _are_numbers(owner.values) and (cover < 0.5 or len(events.values) < _LEAST_NUMBERS)
 
 
 def _places(values: pa.Array, among: pa.Array) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ from tamis.data.columns import (
 )
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
-from tamis.data.history_links import link_histories
+from tamis.data.history_links import link_histories, separated_by_blanks
 from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
@@ -105,6 +105,7 @@ def infer_schema(
     time = _time_role(columns)
     doubts = {} if time else _time_doubts(columns)
     warnings += doubts.values()
+    spaced = separated_by_blanks(columns)
     roles, fields, ignored = Roles(time=time), [], []
     for name, column in columns.items():
         if time and name == time:
@@ -120,13 +121,13 @@ def infer_schema(
         elif _NUMBERS_ROWS.search(name):
             warnings.append(f"{name}: left out, it is named like an index, which numbers rows")
             ignored.append(Ignored(column=name, reason="numbers rows"))
-        elif reason := _reason_to_ignore(name, column, target):
+        elif name not in spaced and (reason := _reason_to_ignore(name, column, target)):
             warnings.append(f"{name}: left out, {reason}")
             ignored.append(Ignored(column=name, reason=reason))
         elif name in doubts and _is_unread_date(column):
             ignored.append(Ignored(column=name, reason="a date or time of no known form"))
         else:
-            fields.append(_infer_field(name, column, warnings))
+            fields.append(spaced.get(name) or _infer_field(name, column, warnings))
             warnings += _outcome_doubts(name, column, target)
     if not fields:
         raise DataError(
