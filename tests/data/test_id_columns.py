@@ -1,9 +1,12 @@
 """Ids: what is said where they may not be told apart."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from tamis.data.id_columns import id_doubts
+from tamis.data.inference import infer_schema
 
 LARGE = 2.0**53
 SAID = (
@@ -27,4 +30,18 @@ SAID = (
 def test_large_ids_in_floats_are_doubted(name: str, column: pa.Array, is_said: bool) -> None:
     said = SAID.replace("it:", f"{name}:")
 
-    assert [*id_doubts(name, column)] == [said] * is_said
+    assert [*id_doubts(name, column, is_of_text=False)] == [said] * is_said
+
+
+@pytest.mark.parametrize("every", [1, 10], ids=["all", "some"])
+def test_ids_that_a_text_file_holds_as_floats_are_doubted(tmp_path: Path, every: int) -> None:
+    rows = [
+        f"{70_000_000_216 + k % 30}{'.0' if k % every == 0 else ''},{k % 7}.0,{k // 2 % 2}"
+        for k in range(100)
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,score,click", *rows]))
+
+    assert infer_schema(tmp_path / "log.csv").warnings == (
+        "user_id: holds ids with a decimal point or an exponent, such as 70000000216.0, which is "
+        "another category than 70000000216; write all ids in digits, in requests as well",
+    )

@@ -47,8 +47,14 @@ def are_ids(name: str, column: pa.Array) -> bool:
     return len(finite) > 0 and bool(pc.all(pc.equal(pc.round(finite), finite)).as_py())
 
 
-def id_doubts(name: str, column: pa.Array) -> Iterator[str]:
-    """A warning for ids, or lists of numbers, in floats that cannot tell all of them apart."""
+def id_doubts(name: str, column: pa.Array, *, is_of_text: bool) -> Iterator[str]:
+    """Warnings for ids, or lists of them, that floats do not tell apart as their texts would.
+
+    Args:
+        name: The column's.
+        column: The sample of it.
+        is_of_text: Whether it comes of a text file, where a float is a category as it is written.
+    """
     values = column.flatten() if is_list(column.type) else column
     if not pa.types.is_floating(values.type) or not (values is not column or are_ids(name, column)):
         return
@@ -57,4 +63,10 @@ def id_doubts(name: str, column: pa.Array) -> Iterator[str]:
         yield (
             f"{name}: holds whole numbers of 2^53 and more as floats, in which ids that differ may "
             f"be one; write them as integers or texts"
+        )
+    if is_of_text:
+        first = finite[0].as_py()
+        yield (
+            f"{name}: holds ids with a decimal point or an exponent, such as {first:.1f}, which is "
+            f"another category than {first:.0f}; write all ids in digits, in requests as well"
         )

@@ -115,7 +115,7 @@ def infer_schema(
             ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
             continue
         roles = with_role(roles, name)
-        warnings += id_doubts(name, column)
+        warnings += id_doubts(name, column, is_of_text=file.format == "csv")
         if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
         elif _NUMBERS_ROWS.search(name):
