@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tamis.data.id_columns import id_doubts
+from tamis.data.id_columns import id_doubts, request_of
 from tamis.data.inference import infer_schema
 
 LARGE = 2.0**53
@@ -45,3 +45,24 @@ def test_ids_that_a_text_file_holds_as_floats_are_doubted(tmp_path: Path, every:
         "user_id: holds ids with a decimal point or an exponent, such as 70000000216.0, which is "
         "another category than 70000000216; write all ids in digits, in requests as well",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "found"),
+    [
+        (["visit"], [f"v{k // 4}" for k in range(100)], "visit"),
+        (["impression_id"], [k // 4 for k in range(100)], "impression_id"),
+        (["pageView"], [k // 4 for k in range(100)], "pageView"),
+        (["visit", "request_id"], [k // 4 for k in range(100)], "request_id"),
+        (["impression_id"], list(range(100)), ""),
+        (["visit"], [k % 25 for k in range(100)], ""),
+        (["session"], [k // 50 for k in range(300)], "session"),
+        (["session"], ["am"] * 150 + ["pm"] * 150, ""),
+        (["visit"], [k / 4 for k in range(100)], ""),
+        (["query"], [f"q{k // 4}" for k in range(100)], ""),
+    ],
+)
+def test_request_is_known_by_name_and_by_rows_that_stand_together(
+    names: list[str], values: list[object], found: str
+) -> None:
+    assert request_of({name: pa.array(values) for name in names}) == found

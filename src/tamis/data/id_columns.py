@@ -1,32 +1,58 @@
 """Columns of ids: what is one, whose, and what may be wrong with them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.data.columns import is_list
+from tamis.data.columns import as_categories, is_list, unusable
 from tamis.data.schema import Roles
 
 _USER_NAME = re.compile(r"^(user|uid|user_?id|customer_?id|member_?id|visitor_?id)$", re.I)
 _ITEM_NAME = re.compile(r"^(item|iid|item_?id|ad|ad_?id|movie_?id|product_?id|video_?id)$", re.I)
 _REQUEST_NAME = re.compile(r"^(request|session|query|impression_?group)_?id$", re.I)
+# These may be a count of visits, or number rows, as well.
+_MAYBE_REQUEST_NAME = re.compile(
+    r"^((request|visit|impression|page_?view|slate|auction|session)(_?id)?|search_?id)$", re.I
+)
+_NEARLY_ALL = 0.95
+# A request with so many rows on average, or with little more than one, groups nothing.
+_MOST_ROWS, _LEAST_ROWS = 100, 1.05
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
 # From here on a float stands for several whole numbers.
 _LEAST_ROUNDED = 2.0**53
 
 
 def with_role(roles: Roles, name: str) -> Roles:
-    """The roles with that of a column, where its name says one that none has yet."""
+    """The roles with user or item, where a column's name says it and none has it yet."""
     if not roles.user and _USER_NAME.search(name):
         return replace(roles, user=name)
     if not roles.item and _ITEM_NAME.search(name):
         return replace(roles, item=name)
-    if not roles.request and _REQUEST_NAME.search(name):
-        return replace(roles, request=name)
     return roles
+
+
+def request_of(columns: Mapping[str, pa.Array]) -> str:
+    """The column that names the request of each row; empty where there is none.
+
+    A name that other columns have as well counts where all rows of a value stand together.
+    """
+    sure = (name for name in columns if _REQUEST_NAME.search(name))
+    likely = (n for n in columns if _MAYBE_REQUEST_NAME.search(n) and _groups_rows(columns[n]))
+    return next(sure, "") or next(likely, "")
+
+
+def _groups_rows(column: pa.Array) -> bool:
+    """Whether rows of one value nearly always follow one another, a few for each value."""
+    if pa.types.is_floating(column.type) or is_list(column.type) or unusable(column.type):
+        return False
+    codes = as_categories(column).codes
+    count = len(np.unique(codes))
+    num_runs = 1 + int((np.diff(codes) != 0).sum())
+    return _NEARLY_ALL * num_runs <= count and _LEAST_ROWS <= len(codes) / count <= _MOST_ROWS
 
 
 def is_named_like_a_user(name: str) -> bool:

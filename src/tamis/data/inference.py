@@ -24,7 +24,7 @@ from tamis.data.columns import (
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories, separated_by_blanks
-from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, with_role
+from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, request_of, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
@@ -106,7 +106,7 @@ def infer_schema(
     doubts = {} if time else _time_doubts(columns)
     warnings += doubts.values()
     spaced = separated_by_blanks(columns)
-    roles, fields, ignored = Roles(time=time), [], []
+    roles, fields, ignored = Roles(time=time, request=request_of(columns)), [], []
     for name, column in columns.items():
         if time and name == time:
             ignored.append(Ignored(column=name, reason="the time of the impression; splits use it"))
