@@ -52,6 +52,22 @@ def test_what_a_person_should_look_at_is_warned_of_where_the_schema_is_inferred(
         api.ingest({"train": log, "valid": log}, tmp_path / "split", labels=["click"])
 
 
+def test_what_splits_lack_is_warned_of_or_told(log: Path, tmp_path: Path) -> None:
+    schema = api.schema_of(log, ["click"]).schema
+    by_fold = api.split_config("fold", valid=0.1, test=0.1)
+
+    with pytest.warns(TamisWarning, match="fold: no row of valid and test has a value") as caught:
+        api.ingest(log, tmp_path / "data", schema=schema, split=by_fold)
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+
+    told: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        api.ingest(log, tmp_path / "more", schema=schema, split=by_fold, on_warning=told.append)
+        api.ingest(log, tmp_path / "other", labels=["click"], on_warning=told.append)
+    assert [text.split(":")[0] for text in told] == ["fold", "time"]
+
+
 def test_column_that_names_the_split_is_no_input(log: Path, tmp_path: Path) -> None:
     split = api.split_config("fold", valid=0.1, test=0.1)
 

@@ -72,6 +72,26 @@ def test_json_of_ingest_holds_split_and_counts(
     assert sum(found["rows"].values()) == found["fields"]["price"]["rows"] == 1200
 
 
+def test_field_that_is_new_in_every_later_row_is_said(
+    world: Path, tamis: Callable[..., Result], tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    table = pyarrow.csv.read_csv("that.csv")
+    table = table.append_column("t", pa.array(range(1_700_000_000, 1_700_001_200)))
+    days = [f"d{row // 60}" for row in range(1200)]
+    pyarrow.csv.write_csv(table.append_column("day_name", pa.array(days)), "days.csv")
+    command = ("ingest", "days.csv", "--schema", "s.toml")
+    tamis("ingest", "days.csv", "--label", "y", "--schema-only", "--out", "s.toml")
+    text = Path("s.toml").read_text()
+    Path("s.toml").write_text(text.replace("[roles]\n", '[roles]\ntime = "t"\n'))
+
+    output = " ".join(tamis(*command, "--out", "new").output.split())
+    warnings = tamis_json(*command, "--out", "other")["warnings"]
+
+    (said,) = warnings
+    assert said.startswith("day_name: no row of valid and test has a value that training rows have")
+    assert f"warning: {said}" in output
+
+
 def test_store_that_is_not_there_is_not_made(world: Path, refused: Callable[..., str]) -> None:
     message = refused("ingest", "sqlite:///nothere.db", "--out", "x")
 

@@ -51,7 +51,9 @@ def infer_schema(source: Source | Frame, out: Path | str, *, labels: Sequence[st
     Raises:
         ConfigError: ``out`` is neither a TOML file nor a folder.
     """
-    return write_schema(_told(schema_of(source, labels)), out)
+    inferred = schema_of(source, labels)
+    _tell(inferred.warnings)
+    return write_schema(inferred.schema, out)
 
 
 def write_schema(schema: Schema, out: Path | str) -> Path:
@@ -121,10 +123,12 @@ def ingest(
     schema: Schema | Path | str | None = None,
     split: SplitConfig | None = None,
     progress: Progress | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Turn logs into a dataset; see :func:`tamis.data.ingest.ingest`.
 
-    Where the schema is inferred, what a person should look at is warned of, as a ``TamisWarning``.
+    What a person should look at is warned of, as a ``TamisWarning``: in a schema that is inferred,
+    and in what the splits lack.
 
     Args:
         source: A log file, several, a folder of them, a table in memory, or a mapping from split
@@ -135,6 +139,7 @@ def ingest(
         split: How to split; by time where there is a time, else at random 8:1:1.
             :func:`split_config` makes one from a word.
         progress: Told how far it is.
+        on_warning: Told what a person should look at, in place of the ``TamisWarning``.
 
     Raises:
         ConfigError: There are ``labels`` beside a ``schema``, which names them itself, or a
@@ -163,14 +168,18 @@ def ingest(
         if schema is None:
             # Rows that are split already are not split by time, whether or not they have one.
             how = SplitConfig(by="ratio") if isinstance(given, Mapping) else split or SplitConfig()
-            schema = _told(_schema_of(parts[0], labels, how))
+            inferred = _schema_of(parts[0], labels, how)
+            _tell(inferred.warnings, on_warning)
+            schema = inferred.schema
         elif not isinstance(schema, Schema):
             schema = load_schema(Path(schema))
         log: Any = given
         if not isinstance(given, (str, Path, Mapping)) and len(given) == 1:
             log = given[0]
         with artifacts.disk_errors(Path(out)):
-            return _ingest(log, Path(out), schema=schema, split=split, progress=progress)
+            dataset = _ingest(log, Path(out), schema=schema, split=split, progress=progress)
+    _tell(dataset.manifest["report"]["warnings"], on_warning)
+    return dataset
 
 
 def import_deepctr(
@@ -296,12 +305,13 @@ def check_texts(values: Sequence[str], what: str) -> None:
         )
 
 
-def _told(inferred: InferredSchema) -> Schema:
-    """The schema, with a warning for whatever a person should look at."""
-    for text in inferred.warnings:
-        # Of the line that called ingest, or infer_schema.
-        warnings.warn(text, TamisWarning, stacklevel=3)
-    return inferred.schema
+def _tell(texts: Sequence[str], on_warning: Callable[[str], None] | None = None) -> None:
+    """Tell a person what to look at, as warnings of the line that called what calls this."""
+    for text in texts:
+        if on_warning is not None:
+            on_warning(text)
+        else:
+            warnings.warn(text, TamisWarning, stacklevel=3)
 
 
 def _named(files: Sequence[Mapping[str, Any]]) -> str:

@@ -111,6 +111,7 @@ def ingest(
             current.say(f"wrote {written}; edit it and pass it as --schema")
             current.finish(out=written, warnings=warnings)
             return
+        lacking: list[str] = []
         with ingest_progress(current) as progress:
             dataset = api.ingest(
                 paths,
@@ -118,8 +119,9 @@ def ingest(
                 schema=schema if inferred is None else inferred.schema,
                 split=how,
                 progress=progress,
+                on_warning=lacking.append,
             )
-        _finish(current, dataset, out, warnings)
+        _finish(current, dataset, out, warnings, lacking)
 
 
 def _ingest_store(
@@ -148,6 +150,7 @@ def _ingest_store(
         chosen = _schema_of_store(store, schema)
         log = Path(folder) / "store.parquet"
         report = write_joined_log(store, chosen, log)
+        lacking: list[str] = []
         try:
             with ingest_progress(current) as progress:
                 dataset = api.ingest(
@@ -156,6 +159,7 @@ def _ingest_store(
                     schema=chosen,
                     split=api.split_config(split[0], valid=split[1], test=split[2]),
                     progress=progress,
+                    on_warning=lacking.append,
                 )
         except DataError as error:
             # The log of the store is gone when this is read.
@@ -170,7 +174,7 @@ def _ingest_store(
             f"{left:,} of {report.events:,} events are in no row: {report.of_no_request:,} name no "
             f"request of the store, {report.of_other_ads:,} an ad that was not in the answer"
         )
-    _finish(current, dataset, out, (), joined=dataclasses.asdict(report))
+    _finish(current, dataset, out, (), lacking, joined=dataclasses.asdict(report))
 
 
 def _schema_of_store(store: "Store", path: Path | None) -> "Schema":
@@ -231,6 +235,7 @@ def _ingest_imported(
         current.say(f"joined log: {logs}")
     draw_warnings(current, imported.notes)
     api.prepare_process(threads)
+    lacking: list[str] = []
     with ingest_progress(current) as progress:
         dataset = api.ingest(
             imported.files,
@@ -240,20 +245,28 @@ def _ingest_imported(
             if isinstance(imported.files, Mapping)
             else api.split_config(split[0], valid=split[1], test=split[2]),
             progress=progress,
+            on_warning=lacking.append,
         )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))
         command = shlex.join(["tamis", "train", str(out), "--recipe", str(recipe)])
         current.say(f"recipe: {recipe}; {command}")
-    _finish(current, dataset, out, imported.notes)
+    _finish(current, dataset, out, imported.notes, lacking)
 
 
 def _finish(
-    current: Session, dataset: "Dataset", out: Path, warnings: Sequence[str], **more: object
+    current: Session,
+    dataset: "Dataset",
+    out: Path,
+    warnings: Sequence[str],
+    lacking: Sequence[str],
+    **more: object,
 ) -> None:
-    from tamis.cli.drawing import draw_ingest, draw_split
+    """Draw what was made and what its splits lack; the other warnings were drawn before."""
+    from tamis.cli.drawing import draw_ingest, draw_split, draw_warnings
 
     draw_ingest(current, dataset)
+    draw_warnings(current, lacking)
     rows = {name: dataset.split(name).num_rows for name in dataset.split_names}
     print_table(
         current,
@@ -268,7 +281,7 @@ def _finish(
         rows=rows,
         fingerprint=dataset.fingerprint,
         split=dataset.manifest["split"],
-        warnings=warnings,
+        warnings=[*warnings, *lacking],
         label_rates=report["label_rates"],
         fields=report["fields"],
         times_out_of_order=report["times_out_of_order"],

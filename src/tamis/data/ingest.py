@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tamis import artifacts, config
 from tamis.data import splits
 from tamis.data.columns import Origin, alone_where_missing, as_codes, combined, source_column
+from tamis.data.coverage import Coverage
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows
 from tamis.data.encoders import (
     Encoders,
@@ -62,8 +63,8 @@ def ingest(
         progress: Told how far it is.
 
     Returns:
-        The dataset, whose manifest holds ``report``, counts of what was met in each field, and
-        ``source``, the files that it was made of.
+        The dataset, whose manifest holds ``report``, counts of what was met in each field and
+        what a person should look at, and ``source``, the files that it was made of.
 
     Raises:
         ConfigError: There is a ``split`` beside logs that are split already.
@@ -93,10 +94,12 @@ def ingest(
         encoders = fit.finish()
     assert encoders is not None
     encoders = dataclasses.replace(encoders, schema=schema, counts={})
+    coverage = Coverage(schema, log.split)
     with DatasetWriter(out, schema, encoders.spec) as writer:
         encoders.save(writer.encoders_path)
         for part in log.parts("encode"):
             rows = encoders.encode(part.table, first_row=part.first_row, origin=part.origin)
+            coverage.add(rows, part.split_of_row)
             _write(writer, rows, part)
         return writer.finish(
             {
@@ -109,6 +112,7 @@ def ingest(
                     "fields": {
                         name: dataclasses.asdict(counts) for name, counts in encoders.counts.items()
                     },
+                    "warnings": coverage.warnings(),
                 },
             }
         )

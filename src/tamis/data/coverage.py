@@ -1,0 +1,59 @@
+"""Which splits have rows with a category that training knows, to say where none has any."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamis.data.dataset import EncodedRows
+from tamis.data.schema import Field, Schema
+from tamis.data.splits import SPLIT_NAMES, SplitConfig
+
+
+class Coverage:
+    """What was met in each split while its rows were encoded."""
+
+    def __init__(self, schema: Schema, split: SplitConfig) -> None:
+        """Start with nothing met.
+
+        Args:
+            schema: Of the rows.
+            split: How they are split; users of a split by user are new in each by design.
+        """
+        self._roles = schema.roles
+        by_name = {item.name: item for item in schema.fields}
+        self._fields = [
+            item
+            for item in schema.fields
+            if item.kind == "categorical"
+            and by_name[item.shares or item.name].encoding == "vocabulary"
+            and not (split.by == "user" and item.source == schema.roles.user)
+        ]
+        self._splits: set[str] = set()
+        self._known: set[tuple[str, str]] = set()
+
+    def add(self, rows: EncodedRows, split_of_row: NDArray[np.int8]) -> None:
+        """Take in encoded rows, which are of the splits (n,) in ``SPLIT_NAMES``."""
+        for index, split in enumerate(SPLIT_NAMES):
+            mask = split_of_row == index
+            if not mask.any():
+                continue
+            self._splits.add(split)
+            for item in self._fields:
+                if (split, item.name) not in self._known and rows.ids[item.name][mask].any():
+                    self._known.add((split, item.name))
+
+    def warnings(self) -> list[str]:
+        """A warning for each field without a known category in validation or test."""
+        return [text for item in self._fields if (text := self._doubt(item))]
+
+    def _doubt(self, item: Field) -> str:
+        lacking = [name for name in SPLIT_NAMES if name in self._splits]
+        lacking = [name for name in lacking if (name, item.name) not in self._known]
+        if not lacking or "train" in lacking:
+            return ""
+        advice = "take the field out of the schema"
+        if not self._roles.request:
+            advice += f", and set roles.request = {item.source!r} if it names the request"
+        return (
+            f"{item.name}: no row of {' and '.join(lacking)} has a value that training rows have, "
+            f"so that nothing learned of it serves there; {advice}"
+        )

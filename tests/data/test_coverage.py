@@ -1,0 +1,71 @@
+"""What is said of a dataset whose splits lack what training knows."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.data.ingest import ingest
+from tamis.data.schema import Field, Roles, Schema, Task
+from tamis.data.splits import SplitConfig
+
+PARTS = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+
+
+def _warnings(tmp_path: Path, fields: list[Field], roles: Roles, **columns: list) -> list[str]:
+    table = {"click": [0, 1] * 4, "part": PARTS, **columns}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    schema = Schema(fields=tuple(fields), tasks=(Task(name="click"),), roles=roles)
+    split = SplitConfig(by="column", column="part")
+    dataset = ingest(tmp_path / "log.parquet", tmp_path / "d", schema=schema, split=split)
+    found: list[str] = dataset.manifest["report"]["warnings"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("visits", "splits"),
+    [
+        (["a", "a", "b", "b", "c", "c", "d", "d"], "valid and test"),
+        (["a", "a", "b", "b", None, None, "b", "d"], "valid"),
+        (["a", "a", "b", "b", "b", "c", None, "a"], ""),
+    ],
+)
+def test_category_that_is_new_in_all_rows_of_a_split_is_said(
+    tmp_path: Path, visits: list[str | None], splits: str
+) -> None:
+    fields = [
+        Field(name="seen", kind="categorical", column="visit"),
+        Field(name="hashed", kind="categorical", column="visit", encoding="hashing", num_buckets=9),
+    ]
+
+    said = (
+        f"seen: no row of {splits} has a value that training rows have, so that nothing learned of "
+        f"it serves there; take the field out of the schema, and set roles.request = 'visit' if it "
+        f"names the request"
+    )
+    assert _warnings(tmp_path, fields, Roles(), visit=visits) == [said] * bool(splits)
+
+
+def test_no_request_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
+    fields = [Field(name="day", kind="categorical")]
+    days = [1, 1, 1, 1, 2, 2, 3, 3]
+
+    (said,) = _warnings(tmp_path, fields, Roles(request="r"), day=days, r=list(range(8)))
+
+    assert said.endswith("nothing learned of it serves there; take the field out of the schema")
+
+
+def test_users_of_a_split_by_user_are_new_by_design(tmp_path: Path) -> None:
+    table = pa.table({"user": [k // 4 for k in range(400)], "click": [0, 1] * 200})
+    pq.write_table(table, tmp_path / "log.parquet")
+    schema = Schema(
+        fields=(Field(name="user", kind="categorical"),),
+        tasks=(Task(name="click"),),
+        roles=Roles(user="user"),
+    )
+
+    by_user = SplitConfig(by="user")
+    dataset = ingest(tmp_path / "log.parquet", tmp_path / "d", schema=schema, split=by_user)
+
+    assert dataset.manifest["report"]["warnings"] == []
