@@ -21,6 +21,7 @@ SECOND = 1_700_000_000
         pa.array([SECOND * 10**6, SECOND * 10**6 + 10**6]),
         pa.array(["2023-11-14 22:13:20", "2023-11-14T22:13:21"]),
         pa.array(["2023-11-14T22:13:20Z", "2023-11-14T23:13:21+01:00"]),
+        pa.array(["2023-11-14 22:13:20 UTC", "2023-11-14 22:13:21.000000 UTC"]),
         pa.array([SECOND, SECOND + 1], pa.timestamp("s")),
         pa.array(["2023-11-14 22:13:20", "2023-11-14 22:13:21"]).dictionary_encode(),
     ],
@@ -65,6 +66,23 @@ def test_wrong_iso_time_is_named_with_its_row() -> None:
 
     with pytest.raises(DataError, match=r"row 106: a time must be ISO 8601, .* got '31/01/2024'"):
         as_microseconds(column, Roles(time="ts"), origin=ORIGIN)
+
+
+@pytest.mark.parametrize("zone", ["Z", "+00:00", " UTC"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_times_of_which_some_name_a_zone_are_said_to_be_so(zone: str, is_first: bool) -> None:
+    plain = "2024-01-31 10:00:00"
+    first, other = (plain + zone, plain) if is_first else (plain, plain + zone)
+    column = pa.array([first] * 5 + [other] * 3)
+
+    with pytest.raises(DataError) as caught:
+        as_microseconds(column, Roles(time="ts"), origin=ORIGIN)
+
+    assert str(caught.value) == (
+        f"log.csv, column 'ts', row 106: all times must name their zone or none of them, got "
+        f"{other!r} after {first!r} in row 101. Write all in one way; those without a zone count "
+        f"as UTC."
+    )
 
 
 def test_time_stamp_of_another_age_is_refused() -> None:

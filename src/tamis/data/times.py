@@ -1,5 +1,6 @@
 """Columns of times: what is one, in which unit, and as microseconds."""
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +19,7 @@ _UNIT_RANGES = {"s": (1e8, 5e9), "ms": (1e11, 5e12), "us": (1e14, 5e15), "ns": (
 _ISO_DATE = r"^\s*(?:19[7-9]\d|20\d\d|21[0-2]\d)-\d\d-\d\d"
 _ISO_CLOCK = _ISO_DATE + r"[T ]\d\d:?\d\d"
 _NUMBER = r"^\s*\d+(?:\.\d*)?(?:[eE]\+?\d+)?\s*$"
+_KINDS = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
 _ADVICE = "Mend it, remove the row, or take the time role out of the schema."
 
 
@@ -127,14 +129,21 @@ def _says_numbers(column: pa.Array) -> bool:
 
 
 def _parse_times(column: pa.Array, origin: Origin) -> pa.Array:
-    longest = 0
-    for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-        for texts in (column, pc.utf8_trim_whitespace(column)):
-            try:
-                return texts.cast(kind)
-            except pa.ArrowInvalid:
-                longest = max(longest, _num_read(texts, kind))
+    trimmed = pc.utf8_trim_whitespace(column)
+    # As BigQuery writes a zone.
+    texts = pc.replace_substring_regex(trimmed, r"\s*UTC$", "Z")
+    for kind in _KINDS:
+        for form in (column, trimmed, texts):
+            with contextlib.suppress(pa.ArrowInvalid):
+                return form.cast(kind)
+    longest = max(_num_read(texts, kind) for kind in _KINDS)
     value = column[longest].as_py()
+    if any(_num_read(texts.slice(longest, 1), kind) for kind in _KINDS):
+        raise DataError(
+            f"{origin.row(longest)}: all times must name their zone or none of them, got {value!r} "
+            f"after {column[0].as_py()!r} in row {origin.first_row + 1}. Write all in one way; "
+            f"those without a zone count as UTC."
+        )
     raise DataError(
         f"{origin.row(longest)}: a time must be ISO 8601, such as 2024-01-31 10:00:00, or a number "
         f"since 1970, got {value!r}. {_ADVICE}"
@@ -142,8 +151,8 @@ def _parse_times(column: pa.Array, origin: Origin) -> pa.Array:
 
 
 def _num_read(texts: pa.Array, kind: pa.DataType) -> int:
-    """How many of the first texts can be cast, where not all can."""
-    low, high = 0, len(texts)
+    """How many of the first texts can be cast."""
+    low, high = 0, len(texts) + 1
     while high - low > 1:
         middle = (low + high) // 2
         try:
