@@ -1,7 +1,7 @@
 """A schema from the data alone: what each column is, and why we think so."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,32 +34,23 @@ from tamis.data.text_columns import (
     is_separated,
     mean_words,
     number_doubt,
-    share_of,
 )
-from tamis.data.times import share_of_times
+from tamis.data.time_columns import is_unread_date, time_doubts, time_role
 from tamis.errors import DataError
 from tamis.evaluation import auc
 
 _SAMPLE_ROWS = 50_000
 _LABEL_NAMES = ("click", "clicked", "is_click", "label", "y", "target")
-_TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|hour_ts|event_time)($|_)", re.I)
-# A date without a time of day is as often that of a birth or a release.
-_DAY_NAME = re.compile(
-    r"^((event|log|request|impression|view|click)_?)?(date|day|dt|ds|time)$", re.I
-)
 # What pandas calls an index that it writes beside the columns; CSV files leave it without a name.
 _NUMBERS_ROWS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")
 # A column this good on its own tells the label rather than predicts it.
 _LEAK_AUC = 0.995
 _FEW_VALUES = 64
-# Nearly all: a few bad values do not change what a column is; ingest names them.
-_NEARLY_ALL = 0.95
 # A label of at most so many whole values, nearly all of them 0 or 1, is meant to be binary.
 _FEW_LABELS = 10
 _MOSTLY_BINARY = 0.9
 # A share of rows that is worth a word.
 _OFTEN = 0.01
-_DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +93,8 @@ def infer_schema(
     tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
-    time = _time_role(columns)
-    doubts = {} if time else _time_doubts(columns)
+    time = time_role(columns)
+    doubts = {} if time else time_doubts(columns)
     warnings += doubts.values()
     spaced = separated_by_blanks(columns)
     roles, fields, ignored = Roles(time=time, request=request_of(columns)), [], []
@@ -124,7 +115,7 @@ def infer_schema(
         elif name not in spaced and (reason := _reason_to_ignore(name, column, target)):
             warnings.append(f"{name}: left out, {reason}")
             ignored.append(Ignored(column=name, reason=reason))
-        elif name in doubts and _is_unread_date(column):
+        elif name in doubts and is_unread_date(column):
             ignored.append(Ignored(column=name, reason="a date or time of no known form"))
         else:
             fields.append(spaced.get(name) or _infer_field(name, column, warnings))
@@ -216,57 +207,6 @@ def _target(table: pa.Table, task: Task, origin: Origin) -> NDArray[np.float64] 
     if task.kind != "binary" or not np.isin(values, (0.0, 1.0)).all() or len(np.unique(values)) < 2:
         return None
     return values
-
-
-def _time_role(columns: Mapping[str, pa.Array]) -> str:
-    """The column of times; empty where there is none.
-
-    A value that is no time does not make the column something else: ingest names its row.
-    """
-    shares = {}
-    for name, column in columns.items():
-        named, dated = bool(_TIME_NAME.search(name)), bool(_DAY_NAME.search(name))
-        share = share_of_times(column, numbers=named, dates=dated)
-        if share < (0.5 if named or dated else _NEARLY_ALL) or _num_distinct(column) < 2:
-            continue
-        if share >= _NEARLY_ALL:
-            return name
-        shares[name] = share
-    return max(shares, key=lambda name: shares[name], default="")
-
-
-def _time_doubts(columns: Mapping[str, pa.Array]) -> dict[str, str]:
-    """A warning for each column that is named like a time and was not taken for one."""
-    doubts = {}
-    for name, column in columns.items():
-        known = column.drop_null()
-        if not _TIME_NAME.search(name) or not len(known) or unusable(known.type):
-            continue
-        if is_list(known.type) or _num_distinct(column) < 2:
-            continue
-        share = share_of_times(column, numbers=True, dates=True)
-        doubts[name] = (
-            f"{name}: named like a time, but {share:.0%} of its values can be read as one (such as "
-            f"{known[0].as_py()!r}), so that roles.time is empty and rows are split at random; "
-            f"if rows should be split by it, write it as ISO 8601 or a number since 1970"
-            if share < 0.5
-            else f"{name}: may be the time of the row, or of something else; roles.time is empty "
-            f"and rows are split at random; set roles.time = {name!r} if rows should be split by it"
-        )
-    return doubts
-
-
-def _is_unread_date(column: pa.Array) -> bool:
-    """Whether a column holds dates or times of a form that cannot be read."""
-    if not is_stringlike(column.type) or share_of_times(column, numbers=True, dates=True) >= 0.5:
-        return False
-    return share_of(column.drop_null(), _DATE_LIKE) >= 0.5
-
-
-def _num_distinct(column: pa.Array) -> int:
-    if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
-        return 0
-    return int(pc.count_distinct(column).as_py())
 
 
 def _reason_to_ignore(
