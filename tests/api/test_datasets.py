@@ -78,6 +78,16 @@ def test_column_that_names_the_split_is_no_input(log: Path, tmp_path: Path) -> N
     assert dataset.split("valid").num_rows == 100
 
 
+def test_time_that_may_be_there_is_warned_of_once(log: Path, tmp_path: Path) -> None:
+    table = pq.read_table(log)
+    table = table.append_column("logged", pa.array([1_700_000_000 + k // 3 for k in range(300)]))
+    pq.write_table(table, tmp_path / "timed.parquet")
+
+    (warning,) = api.schema_of(tmp_path / "timed.parquet", ["click"]).warnings
+
+    assert warning.startswith("logged: may be the time of the row")
+
+
 @pytest.mark.parametrize("name", ["", "__index_level_0__", "Unnamed: 0"])
 def test_index_of_a_frame_is_no_input(tmp_path: Path, name: str) -> None:
     rows = np.arange(300)

@@ -231,7 +231,7 @@ def test_dates_of_an_unknown_form_are_left_out_with_a_warning(tmp_path: Path) ->
     assert [item.column for item in inferred.schema.ignored] == ["ts"]
     (warning,) = inferred.warnings
     assert warning.startswith(
-        "ts: named like a time, but 0% of its values can be read as one (such"
+        "ts: left out, named like a time, but 0% of its values can be read as one (such"
     )
     assert "roles.time is empty and rows are split at random" in warning
 

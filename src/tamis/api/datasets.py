@@ -19,6 +19,7 @@ from tamis.data.market import MarketSummary, market_schema
 from tamis.data.market import simulate as _simulate
 from tamis.data.schema import Schema, load_schema
 from tamis.data.splits import SplitConfig
+from tamis.data.time_columns import without_time
 from tamis.errors import ConfigError, DataError, TamisWarning
 
 if TYPE_CHECKING:
@@ -105,12 +106,13 @@ def _schema_of(log: Source, labels: Sequence[str], split: SplitConfig) -> Inferr
     given = [log] if isinstance(log, (str, Path)) else list(log)
     if len(given) == 1 and (Path(given[0]) / MARKET_MANIFEST).exists():
         return InferredSchema(schema=market_schema(), warnings=())
-    inferred = _infer_schema(given, labels, split_column=split.column)
-    if inferred.schema.roles.time or split.by not in ("auto", "time"):
+    inferred = _infer_schema(given, labels, split=split)
+    meaning = without_time(split.by)
+    if inferred.schema.roles.time or inferred.times or not meaning:
         return inferred
     warning = (
-        "time: no column was recognised as one, so rows cannot be split by time; if there is one, "
-        "name it as roles.time of the schema"
+        f"time: no column was recognised as one, so {meaning}; if there is one, name it as "
+        f"roles.time of the schema"
     )
     return dataclasses.replace(inferred, warnings=(*inferred.warnings, warning))
 

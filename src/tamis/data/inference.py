@@ -29,13 +29,14 @@ from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_labe
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
+from tamis.data.splits import SplitConfig
 from tamis.data.text_columns import (
     infer_text_field,
     is_separated,
     mean_words,
     number_doubt,
 )
-from tamis.data.time_columns import is_unread_date, time_doubts, time_role
+from tamis.data.time_columns import time_doubts, time_role
 from tamis.errors import DataError
 from tamis.evaluation import auc
 
@@ -61,24 +62,28 @@ class InferredSchema:
     """The schema; each field has its reason."""
     warnings: tuple[str, ...]
     """What a person should look at: leaks, constants, columns left out."""
+    times: tuple[str, ...] = ()
+    """Columns that may be the time, where none was taken for it; each is warned of."""
 
 
 def infer_schema(
     source: Path | str | Sequence[Path | str],
     labels: Sequence[str] = (),
     *,
-    split_column: str = "",
+    split: SplitConfig | None = None,
 ) -> InferredSchema:
     """Infer a schema from the first rows of a log.
 
     Args:
         source: A log file, several, or a folder of them.
         labels: Label columns; without any, a column with a usual name is taken.
-        split_column: Column that says which split a row belongs to. Empty: none does.
+        split: How its rows will be split; a column that says so is no input. None: by time, or at
+            random.
 
     Raises:
         DataError: The log cannot be read, a label is not there, or no column is left as input.
     """
+    split = split or SplitConfig()
     file = discover(source)[0]
     origin = Origin(file=str(file.path))
     table = _readable(sample_table(file, rows=_SAMPLE_ROWS))
@@ -94,17 +99,17 @@ def infer_schema(
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
     time = time_role(columns)
-    doubts = {} if time else time_doubts(columns)
-    warnings += doubts.values()
+    doubts = {} if time else time_doubts(columns, split.by)
     spaced = separated_by_blanks(columns)
     roles, fields, ignored = Roles(time=time, request=request_of(columns)), [], []
     for name, column in columns.items():
         if time and name == time:
             ignored.append(Ignored(column=name, reason="the time of the impression; splits use it"))
             continue
-        if split_column and name == split_column:
+        if split.column and name == split.column:
             ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
             continue
+        doubt = doubts.get(name)
         roles = with_role(roles, name)
         warnings += id_doubts(name, column, is_of_text=file.format == "csv")
         if roles.request and name == roles.request:
@@ -112,12 +117,16 @@ def infer_schema(
         elif _NUMBERS_ROWS.search(name):
             warnings.append(f"{name}: left out, it is named like an index, which numbers rows")
             ignored.append(Ignored(column=name, reason="numbers rows"))
-        elif name not in spaced and (reason := _reason_to_ignore(name, column, target)):
-            warnings.append(f"{name}: left out, {reason}")
-            ignored.append(Ignored(column=name, reason=reason))
-        elif name in doubts and is_unread_date(column):
+        elif doubt is not None and doubt.is_left_out:
+            warnings.append(f"{name}: left out, {doubt.text}")
             ignored.append(Ignored(column=name, reason="a date or time of no known form"))
+        elif name not in spaced and (reason := _reason_to_ignore(name, column, target)):
+            more = "" if doubt is None else f"; {doubt.text}"
+            warnings.append(f"{name}: left out, {reason}{more}")
+            ignored.append(Ignored(column=name, reason=reason))
         else:
+            if doubt is not None:
+                warnings.append(f"{name}: {doubt.text}")
             fields.append(spaced.get(name) or _infer_field(name, column, warnings))
             warnings += _outcome_doubts(name, column, target)
     if not fields:
@@ -129,7 +138,7 @@ def infer_schema(
     warnings += _name_doubts(inputs)
     warnings += _length_doubts(table, inputs)
     schema = Schema(fields=inputs, tasks=tasks, roles=roles, ignored=tuple(ignored))
-    return InferredSchema(schema=schema, warnings=tuple(warnings))
+    return InferredSchema(schema=schema, warnings=tuple(warnings), times=tuple(doubts))
 
 
 def _readable(table: pa.Table) -> pa.Table:

@@ -2,22 +2,50 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.data.columns import is_list, is_stringlike, unusable
+from tamis.data.id_columns import are_ids
+from tamis.data.splits import SplitWay
 from tamis.data.text_columns import share_of
 from tamis.data.times import share_of_times
 
 # Nearly all: a few bad values do not change what a column is; ingest names them.
 _NEARLY_ALL = 0.95
-_TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|hour_ts|event_time)($|_)", re.I)
+_TIME_NAME = re.compile(
+    r"(^|_)(time|timestamp|ts|date|datetime|hour_ts|event_time|when)($|_)", re.I
+)
 # A date without a time of day is as often that of a birth or a release.
 _DAY_NAME = re.compile(
     r"^((event|log|request|impression|view|click)_?)?(date|day|dt|ds|time)$", re.I
 )
 _DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
+_CLOCK = r"\d{1,2}:\d{2}"
+# Forms that are not read, in columns of any name: 31/01/2024, 2024/01/31, 31 Jan 2024, Jan 31,
+# 20240131 and 20240131235959. Without a year of today's, versions and addresses would look so.
+_YEAR, _MONTH = r"(?:19|20)\d\d", r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_UNREAD = (
+    rf"^\s*(?:\d{{1,2}}[./-]\d{{1,2}}[./-]{_YEAR}\b|{_YEAR}[./]\d\d[./]\d\d\b)"
+    rf"|\b\d{{1,2}}[ /-]{_MONTH}[ /-]{_YEAR}\b|\b{_MONTH} +\d{{1,2}}\b"
+    rf"|^{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:(?:[01]\d|2[0-3])(?:[0-5]\d){{0,2}})?$"
+)
+# Numbers of any name are times only where they lie as close together as those of a log.
+_SECONDS_2000 = 946_684_800.0
+_FARTHEST = 1.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeDoubt:
+    """What is said of a column that may be the time, where none was taken for it."""
+
+    text: str
+    """What may be, and what to do."""
+    is_left_out: bool
+    """Whether it holds times that cannot be read, and so serves as no input."""
 
 
 def time_role(columns: Mapping[str, pa.Array]) -> str:
@@ -37,32 +65,72 @@ def time_role(columns: Mapping[str, pa.Array]) -> str:
     return max(shares, key=lambda name: shares[name], default="")
 
 
-def time_doubts(columns: Mapping[str, pa.Array]) -> dict[str, str]:
-    """A warning for each column that is named like a time and was not taken for one."""
-    doubts = {}
-    for name, column in columns.items():
-        known = column.drop_null()
-        if not _TIME_NAME.search(name) or not len(known) or unusable(known.type):
-            continue
-        if is_list(known.type) or _num_distinct(column) < 2:
-            continue
-        share = share_of_times(column, numbers=True, dates=True)
-        doubts[name] = (
-            f"{name}: named like a time, but {share:.0%} of its values can be read as one (such as "
-            f"{known[0].as_py()!r}), so that roles.time is empty and rows are split at random; "
-            f"if rows should be split by it, write it as ISO 8601 or a number since 1970"
-            if share < 0.5
-            else f"{name}: may be the time of the row, or of something else; roles.time is empty "
-            f"and rows are split at random; set roles.time = {name!r} if rows should be split by it"
+def time_doubts(columns: Mapping[str, pa.Array], by: SplitWay) -> dict[str, TimeDoubt]:
+    """Doubts about columns that are named like a time or hold what looks like times.
+
+    Args:
+        columns: The sample by name, none of which was taken for the time.
+        by: How rows will be split.
+    """
+    found = {name: _doubt(name, column, by) for name, column in columns.items()}
+    return {name: doubt for name, doubt in found.items() if doubt is not None}
+
+
+def without_time(by: SplitWay) -> str:
+    """What it means for a way to split that there is no time; empty where it needs none."""
+    if by == "auto":
+        return "rows are split at random"
+    return "rows cannot be split by time" if by == "time" else ""
+
+
+def _doubt(name: str, column: pa.Array, by: SplitWay) -> TimeDoubt | None:
+    known = column.drop_null()
+    if not len(known) or unusable(known.type) or is_list(known.type) or _num_distinct(column) < 2:
+        return None
+    named = bool(_TIME_NAME.search(name))
+    share = share_of_times(column, numbers=True, dates=True)
+    are_like_times = share >= _NEARLY_ALL and _are_close(known)
+    is_unread = share < 0.5 and _share_unread(known) >= _NEARLY_ALL
+    if not named and (are_ids(name, known) or not (are_like_times or is_unread)):
+        return None
+    meaning = without_time(by)
+    is_empty = "roles.time is empty" + (f" and {meaning}" if meaning else "")
+    if share >= 0.5:
+        text = (
+            f"may be the time of the row, or of something else; {is_empty}; set roles.time = "
+            f"{name!r} if it is the row's"
         )
-    return doubts
+        return TimeDoubt(text=text, is_left_out=False)
+    first = known[0].as_py()
+    what = (
+        f"named like a time, but {share:.0%} of its values can be read as one (such as {first!r})"
+        if named
+        else f"looks like a time of a form that is not read (such as {first!r})"
+    )
+    text = (
+        f"{what}, so that {is_empty}; if it is the time of the row, write it as ISO 8601 or a "
+        f"number since 1970"
+    )
+    is_text = is_stringlike(known.type)
+    pattern = _DATE_LIKE if named else _CLOCK
+    return TimeDoubt(text=text, is_left_out=is_text and share_of(known, pattern) >= 0.5)
 
 
-def is_unread_date(column: pa.Array) -> bool:
-    """Whether a column holds dates or times of a form that cannot be read."""
-    if not is_stringlike(column.type) or share_of_times(column, numbers=True, dates=True) >= 0.5:
-        return False
-    return share_of(column.drop_null(), _DATE_LIKE) >= 0.5
+def _are_close(known: pa.Array) -> bool:
+    """Whether numbers since 1970 are of one age, ours; other times always are."""
+    if is_stringlike(known.type):
+        return share_of_times(known, numbers=False, dates=True) >= _NEARLY_ALL
+    if not (pa.types.is_integer(known.type) or pa.types.is_floating(known.type)):
+        return True
+    values = known.filter(pc.is_finite(known)).cast(pa.float64(), safe=False).to_numpy()
+    low, high = np.quantile(values, (0.05, 0.95))
+    return bool(high <= _FARTHEST * low and low >= _SECONDS_2000)
+
+
+def _share_unread(known: pa.Array) -> float:
+    if is_stringlike(known.type):
+        return share_of(known, _UNREAD)
+    return share_of(known.cast(pa.string()), _UNREAD) if pa.types.is_integer(known.type) else 0.0
 
 
 def _num_distinct(column: pa.Array) -> int:

@@ -1,0 +1,113 @@
+"""Which column is the time, and what is said of those that may be."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tamis.data.inference import InferredSchema, infer_schema
+from tamis.data.splits import SplitConfig
+
+SECOND = 1_700_000_000
+
+
+def _infer(tmp_path: Path, name: str, values: Sequence[object], **split: str) -> InferredSchema:
+    clicks = np.random.default_rng(0).integers(0, 2, len(values))
+    rows = [f"x{k % 3};{value};{clicks[k]}" for k, value in enumerate(values)]
+    (tmp_path / "log.csv").write_text("\n".join([f"device;{name};click", *rows]) + "\n")
+    return infer_schema(tmp_path / "log.csv", ["click"], split=SplitConfig(**split))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [SECOND + 60 * (k // 4) for k in range(200)],
+        [1000 * SECOND + 60 * (k // 4) for k in range(200)],
+        [SECOND + 60.5 * (k // 4) for k in range(199)] + ["inf"],
+        [f"2024-01-{k // 8 + 1:02}" for k in range(200)],
+    ],
+    ids=["seconds", "milliseconds", "an infinity", "days"],
+)
+def test_times_under_another_name_are_inputs_with_a_warning(
+    tmp_path: Path, values: list[object]
+) -> None:
+    inferred = _infer(tmp_path, "logged", values)
+
+    assert inferred.warnings == (
+        "logged: may be the time of the row, or of something else; roles.time is empty and rows "
+        "are split at random; set roles.time = 'logged' if it is the row's",
+    )
+    assert inferred.times == ("logged",)
+    assert [field.name for field in inferred.schema.fields] == ["device", "logged"]
+
+
+@pytest.mark.parametrize(
+    ("first", "form", "is_input"),
+    [
+        ("01/01/2024 10:00", "{day:02}/01/2024 10:{minute:02}", False),
+        ("2024/01/01 10:00:00", "2024/01/{day:02} 10:{minute:02}:00", False),
+        ("01/Jan/2024:10:00:00 +0000", "{day:02}/Jan/2024:10:{minute:02}:00 +0000", False),
+        ("Mon Jan 01 10:00:00 2024", "Mon Jan {day:02} 10:{minute:02}:00 2024", False),
+        ("1.1.2024", "{day}.1.2024", True),
+        (20240101, "202401{day:02}", True),
+        (20240101100000, "202401{day:02}10{minute:02}00", True),
+    ],
+)
+def test_times_that_are_not_read_are_said_under_any_name(
+    tmp_path: Path, first: object, form: str, is_input: bool
+) -> None:
+    values = [form.format(day=k // 8 + 1, minute=k // 4 % 60) for k in range(200)]
+
+    inferred = _infer(tmp_path, "logged", values)
+
+    assert inferred.warnings == (
+        f"logged: {'' if is_input else 'left out, '}looks like a time of a form that is not read "
+        f"(such as {first!r}), so that roles.time is empty and rows are split at random; if it is "
+        f"the time of the row, write it as ISO 8601 or a number since 1970",
+    )
+    assert ("logged" in {field.name for field in inferred.schema.fields}) == is_input
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("thing_id", [SECOND + k // 4 for k in range(200)]),
+        ("area", [100_000_000 + 20_000_000 * (k % 150) for k in range(200)]),
+        ("bytes", [900_000_000 + k // 4 for k in range(200)]),
+        ("address", [f"10.0.{k % 9}.{k % 7}" for k in range(200)]),
+        ("version", [f"1.{k % 12}.{k % 28}" for k in range(200)]),
+        ("slot", [f"{k % 24:02}:00:00" for k in range(200)]),
+    ],
+)
+def test_ids_numbers_and_codes_are_not_taken_for_times(
+    tmp_path: Path, name: str, values: list[object]
+) -> None:
+    assert _infer(tmp_path, name, values).warnings == ()
+
+
+def test_column_of_times_gets_one_warning(tmp_path: Path) -> None:
+    # Every row has another value, and so it would be left out whatever it holds.
+    (warning,) = _infer(tmp_path, "ts", [20_240_101_100_000 + k for k in range(200)]).warnings
+
+    assert warning.startswith("ts: left out, nearly every row has another value; named like a time")
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"by": "time"}, "roles.time is empty and rows cannot be split by time; set"),
+        ({"by": "ratio"}, "roles.time is empty; set"),
+    ],
+)
+def test_what_is_said_of_the_split_is_so(tmp_path: Path, split: dict[str, str], said: str) -> None:
+    (warning,) = _infer(tmp_path, "logged", [SECOND + k // 4 for k in range(200)], **split).warnings
+
+    assert said in warning
+
+
+def test_when_is_the_name_of_a_time(tmp_path: Path) -> None:
+    inferred = _infer(tmp_path, "when", [1000 * SECOND + k // 4 for k in range(200)])
+
+    assert inferred.schema.roles.time == "when"
+    assert inferred.warnings == ()
