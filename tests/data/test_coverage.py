@@ -56,6 +56,33 @@ def test_no_request_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
     assert said.endswith("nothing learned of it serves there; take the field out of the schema")
 
 
+def test_label_that_no_row_of_a_split_has_is_said(tmp_path: Path) -> None:
+    table = {
+        "user": [1, 2, 1, 2] * 2,
+        "click": [0, 1] * 4,
+        # Of the clicks in validation none tells whether something was bought.
+        "buy": [None, 0, None, 1, 1, None, None, 1],
+        "dwell": [None] * 6 + [2.5, None],
+        "part": PARTS,
+    }
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    tasks = (
+        Task(name="click"),
+        Task(name="buy", observed_when="click", may_be_missing=True),
+        Task(name="dwell", kind="regression", may_be_missing=True),
+    )
+    schema = Schema(fields=(Field(name="user", kind="categorical"),), tasks=tasks)
+
+    split = SplitConfig(by="column", column="part")
+    dataset = ingest(tmp_path / "log.parquet", tmp_path / "d", schema=schema, split=split)
+
+    assert dataset.manifest["report"]["warnings"] == [
+        "label buy: no row of valid has it, so that early stopping and calibration cannot use it",
+        "label dwell: no row of train has it, so that nothing can be learned of it",
+        "label dwell: no row of valid has it, so that early stopping and calibration cannot use it",
+    ]
+
+
 def test_users_of_a_split_by_user_are_new_by_design(tmp_path: Path) -> None:
     table = pa.table({"user": [k // 4 for k in range(400)], "click": [0, 1] * 200})
     pq.write_table(table, tmp_path / "log.parquet")

@@ -1,4 +1,7 @@
-"""Which splits have rows with a category that training knows, to say where none has any."""
+"""Which splits have rows with each label, and with categories that training knows.
+
+Where none has any, a person should know: nothing else shows it before a run is over.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,6 +9,12 @@ from numpy.typing import NDArray
 from tamis.data.dataset import EncodedRows
 from tamis.data.schema import Field, Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
+
+_WITHOUT_LABELS = {
+    "train": "nothing can be learned of it",
+    "valid": "early stopping and calibration cannot use it",
+    "test": "it cannot be measured there",
+}
 
 
 class Coverage:
@@ -27,7 +36,9 @@ class Coverage:
             and by_name[item.shares or item.name].encoding == "vocabulary"
             and not (split.by == "user" and item.source == schema.roles.user)
         ]
+        self._tasks = [task.name for task in schema.tasks]
         self._splits: set[str] = set()
+        self._labelled: set[tuple[str, str]] = set()
         self._known: set[tuple[str, str]] = set()
 
     def add(self, rows: EncodedRows, split_of_row: NDArray[np.int8]) -> None:
@@ -37,13 +48,23 @@ class Coverage:
             if not mask.any():
                 continue
             self._splits.add(split)
+            for task in self._tasks:
+                is_met = (split, task) in self._labelled
+                if not is_met and not np.isnan(rows.labels[task][mask]).all():
+                    self._labelled.add((split, task))
             for item in self._fields:
                 if (split, item.name) not in self._known and rows.ids[item.name][mask].any():
                     self._known.add((split, item.name))
 
     def warnings(self) -> list[str]:
-        """A warning for each field without a known category in validation or test."""
-        return [text for item in self._fields if (text := self._doubt(item))]
+        """What each split lacks: labels first, then fields."""
+        found = [
+            f"label {task}: no row of {split} has it, so that {_WITHOUT_LABELS[split]}"
+            for task in self._tasks
+            for split in SPLIT_NAMES
+            if split in self._splits and (split, task) not in self._labelled
+        ]
+        return found + [text for item in self._fields if (text := self._doubt(item))]
 
     def _doubt(self, item: Field) -> str:
         lacking = [name for name in SPLIT_NAMES if name in self._splits]
