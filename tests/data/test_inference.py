@@ -136,8 +136,22 @@ def test_labels_that_alternate_make_no_column_look_like_a_leak(tmp_path: Path) -
 
 
 def test_label_that_is_not_there_is_named(tmp_path: Path, columns: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=r"must hold the label column 'clik'"):
-        infer_schema(_write(tmp_path, **columns), ["clik"])
+    said = r"must hold the label column '{}', got user_id, .*, click\. {}$"
+    path = _write(tmp_path, **columns)
+
+    with pytest.raises(DataError, match=said.format("clik", r"Did you mean 'click'\?")):
+        infer_schema(path, ["clik"])
+    with pytest.raises(DataError, match=said.format("bought", "Name the right one as the label.")):
+        infer_schema(path, ["bought"])
+
+
+def test_blanks_in_a_header_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("device, click\na,0\nb,1\n")
+
+    for labels in (["click"], []):
+        with pytest.raises(DataError, match="got device, ' click'\\. "):
+            infer_schema(path, labels)
 
 
 def test_label_of_two_other_values_is_refused(tmp_path: Path) -> None:

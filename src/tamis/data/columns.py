@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tamis.data.hashing import hash_strings
+from tamis.data.read_errors import lacks_column
 from tamis.data.schema import TaskKind
 from tamis.errors import DataError
 
@@ -133,10 +134,7 @@ def source_column(
         DataError: There is no such column, or its type can be nothing that a schema names.
     """
     if name not in table.column_names:
-        raise DataError(
-            f"{origin}: must hold column {name!r}, got {', '.join(table.column_names)}. Mend the "
-            f"schema or the log."
-        )
+        raise DataError(lacks_column(name, table.column_names, where=str(origin)))
     kind = table[name].type
     column = plain(table[name])
     if why := unusable(column.type):

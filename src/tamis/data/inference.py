@@ -26,6 +26,7 @@ from tamis.data.hashing import hash_integers
 from tamis.data.history_links import link_histories, separated_by_blanks
 from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, request_of, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
+from tamis.data.read_errors import lacks_column, listed
 from tamis.data.readers import discover
 from tamis.data.sampling import sample_table
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
@@ -91,10 +92,9 @@ def infer_schema(
     chosen = list(labels) or [_guess_label(table, origin, warnings)]
     for label in chosen:
         if label not in table.column_names:
-            raise DataError(
-                f"{origin}: must hold the label column {label!r}, got "
-                f"{', '.join(table.column_names)}. Name the right one as the label."
-            )
+            what, advice = "the label column", "Name the right one as the label."
+            names = table.column_names
+            raise DataError(lacks_column(label, names, where=str(origin), what=what, advice=advice))
     tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
@@ -176,7 +176,7 @@ def _guess_label(table: pa.Table, origin: Origin, warnings: list[str]) -> str:
         return found[0]
     raise DataError(
         f"{origin}: must hold a label column named {', '.join(_LABEL_NAMES)}, got "
-        f"{', '.join(table.column_names)}. Name it as the label."
+        f"{listed(table.column_names)}. Name it as the label."
     )
 
 

@@ -1,7 +1,6 @@
 """Raw logs to a dataset: split, fit encoders on the training rows, encode, write."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tamis.data.encoders import (
     read_labels,
     required_columns,
 )
+from tamis.data.read_errors import lacks_column
 from tamis.data.readers import LogFile, column_names, column_types, discover, read_chunks
 from tamis.data.schema import Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
@@ -431,9 +431,7 @@ def _require(
 ) -> None:
     for name in wanted:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Mend the schema or the log."
-            raise error(f"{file.path}: must hold column {name!r}, got {', '.join(names)}. {hint}")
+            raise error(lacks_column(name, names, where=str(file.path)))
 
 
 def _ignore(phase: str, rows: int) -> None:

@@ -3,6 +3,7 @@
 Arrow's messages count rows from the start of a block, name columns by number, and speak of types.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,33 @@ def explain_json(path: Path, message: str) -> str:
             f"Write all of them in one way, or convert the file to Parquet."
         )
     return explain_other(path, message)
+
+
+def lacks_column(
+    name: str,
+    names: Sequence[str],
+    *,
+    where: str,
+    what: str = "column",
+    advice: str = "Mend the schema or the log.",
+) -> str:
+    """What is said where a log has no column of a name.
+
+    Args:
+        name: The column.
+        names: Columns that there are.
+        where: The file.
+        what: Which column it is.
+        advice: What to do where no name is near.
+    """
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else advice
+    return f"{where}: must hold {what} {name!r}, got {listed(names)}. {hint}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message, in quotes where their blanks would not be seen."""
+    return ", ".join(name if name and name == name.strip() else repr(name) for name in names)
 
 
 def explain_other(path: Path, message: str) -> str:

@@ -16,6 +16,7 @@ from tamis.data.read_errors import (
     explain_csv,
     explain_json,
     explain_other,
+    lacks_column,
     said,
 )
 from tamis.errors import DataError
@@ -255,10 +256,7 @@ def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] 
     table = pa.Table.from_batches(batches)
     for name in columns or ():
         if name not in table.column_names:
-            raise DataError(
-                f"{file.path}: must hold column {name!r}, got {', '.join(table.column_names)}. "
-                f"Mend the schema or the log."
-            )
+            raise DataError(lacks_column(name, table.column_names, where=str(file.path)))
     return table
 
 
