@@ -296,7 +296,8 @@ def check_free(folder: Path) -> None:
         DataError: Something stands there, or it is the working directory, which cannot be replaced.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: must not exist or be empty, got files in it. Name another.")
+        found = "files in it" if folder.is_dir() else "a file"
+        raise DataError(f"{folder}: must not exist or be empty, got {found}. Name another.")
     if not folder.name:
         raise DataError(f"{folder}: must be a new folder, got the working directory. Name another.")
 

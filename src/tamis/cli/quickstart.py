@@ -126,7 +126,7 @@ def _index_recipe(rows: int) -> dict[str, Any]:
 
 def _dataset(current: Session, log: Path, folder: Path, rows: int, seed: int) -> "Dataset":
     from tamis import api
-    from tamis.cli.drawing import ingest_progress
+    from tamis.cli.drawing import draw_warnings, ingest_progress
 
     if not (log / "market.json").exists():
         with current.progress() as bars:
@@ -136,8 +136,11 @@ def _dataset(current: Session, log: Path, folder: Path, rows: int, seed: int) ->
             )
     if api.is_dataset(folder):
         return api.open_dataset(folder, verify=True)
+    lacking: list[str] = []
     with ingest_progress(current) as progress:
-        return api.ingest(log, folder, progress=progress)
+        dataset = api.ingest(log, folder, progress=progress, on_warning=lacking.append)
+    draw_warnings(current, lacking)
+    return dataset
 
 
 def _train(

@@ -86,10 +86,19 @@ def train(
                 current.say(f"{field.name}: {field.kind}, {field.reason}")
             warnings = inferred.warnings
             draw_warnings(current, warnings)
+            lacking: list[str] = []
             with ingest_progress(current) as progress:
-                dataset = api.ingest(data, folder, schema=inferred.schema, progress=progress)
+                dataset = api.ingest(
+                    data,
+                    folder,
+                    schema=inferred.schema,
+                    progress=progress,
+                    on_warning=lacking.append,
+                )
             draw_tasks(current, dataset)
             draw_split(current, dataset)
+            draw_warnings(current, lacking)
+            warnings = (*warnings, *lacking)
             current.say(f"dataset: {folder}")
         with current.progress() as bars:
             finished = api.train(

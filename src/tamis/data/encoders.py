@@ -201,7 +201,10 @@ class Encoders:
             ArtifactError: The disk is full.
         """
         table: dict[str, Any] = {"schema": self.schema.to_toml(), "hashed": {}, "numeric": {}}
-        for index, (name, vocabulary) in enumerate(self.vocabularies.items()):
+        # Numbered in the schema's order, whichever they were made in: files are compared by name.
+        owners = [item.name for item in self.schema.fields if item.name in self.vocabularies]
+        for index, name in enumerate(owners):
+            vocabulary = self.vocabularies[name]
             if vocabulary.values is None:
                 table["hashed"][name] = vocabulary.num_rows
                 continue
@@ -239,13 +242,7 @@ class Encoders:
                     f"{folder}: must hold the {what} of field {item.name!r}, got "
                     f"{', '.join(known) or 'none at all'}. {_ANEW}"
                 )
-        # In the order that they were fitted in, by which their files are numbered and compared.
-        ordered = {
-            item.name: vocabularies[item.name]
-            for item in schema.fields
-            if item.name in vocabularies
-        }
-        return Encoders(schema=schema, vocabularies=ordered, numeric=numeric, counts={})
+        return Encoders(schema=schema, vocabularies=vocabularies, numeric=numeric, counts={})
 
     def _counts_of(self, name: str) -> FieldCounts:
         counts = self.counts

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tamis import api, config
+from tamis.data.ingest import ingest
+from tamis.data.market import market_schema
 from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average, ResultTable
@@ -174,7 +176,7 @@ def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
         log = work / "logs" / table.dataset.replace(":", "-")
         if not (log / "market.json").exists():
             api.simulate(int(table.dataset.partition(":")[2]), log)
-        api.ingest(log, folder)
+        ingest(log, folder, schema=market_schema())
         return folder
     if data is None:
         raise DataError(
@@ -182,5 +184,5 @@ def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
             f"public sets. Set TAMIS_DATA or --data."
         )
     prepared = prepare(table.dataset, data, work / "logs" / table.dataset)
-    api.ingest(prepared.files, folder, schema=prepared.schema)
+    ingest(prepared.files, folder, schema=prepared.schema)
     return folder

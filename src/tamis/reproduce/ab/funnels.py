@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tamis import api, artifacts
+from tamis.data.ingest import ingest
 from tamis.data.market import market_schema
 from tamis.data.splits import SplitConfig
 from tamis.evaluation.calibrators import GroupedCalibrator, IsotonicCalibrator
@@ -162,7 +163,7 @@ def _ingested(folder: Path, name: str, *, without: tuple[str, ...] = ()) -> Path
     out, schema = folder / name, market_schema()
     fields = tuple(field for field in schema.fields if field.name not in without)
     if not api.is_dataset(out):
-        api.ingest(
+        ingest(
             folder / "log.parquet",
             out,
             schema=replace(schema, fields=fields),

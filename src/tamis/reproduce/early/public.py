@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tamis import api, artifacts
 from tamis.data.cascade_log import IMPRESSED
+from tamis.data.ingest import ingest
 from tamis.data.public_sets.behaviours import BEHAVIOURS, Behaviours
 from tamis.data.public_sets.files import SPLITS
 from tamis.errors import DataError
@@ -199,7 +200,7 @@ class _World:
         """The model that says what users would have done, trained on the events of all parts."""
         files = self.write_rows(work / "all", self.events_of(0, 1, 2), num_splits=2)
         if not api.is_dataset(work / "dataset-oracle"):
-            api.ingest(dict(files), work / "dataset-oracle", schema=self.early_schema)
+            ingest(dict(files), work / "dataset-oracle", schema=self.early_schema)
         train(work / "dataset-oracle", recipe=recipes / "oracle.toml", run=work / "oracle")
         return PairPredictor(work / "oracle")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tamis import api, artifacts, config
+from tamis.data.ingest import ingest
 from tamis.data.schema import InputSpec, Schema
 from tamis.funnel.ads import AdTable
 from tamis.funnel.value import ValueFunction, ValueWeights
@@ -72,7 +73,7 @@ def train_stages(
     """
     for name, fields in (("final", schema), ("early", fewer)):
         if not api.is_dataset(work / f"dataset-{name}"):
-            api.ingest(dict(log), work / f"dataset-{name}", schema=fields)
+            ingest(dict(log), work / f"dataset-{name}", schema=fields)
     check_asymmetry(
         *_untrained(work / "dataset-early", recipes / "incumbent.toml"),
         *_untrained(work / "dataset-final", recipes / "teacher.toml"),

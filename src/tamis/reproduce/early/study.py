@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tamis import api, artifacts, config
+from tamis import artifacts, config
 from tamis.data.cascade_log import (
     IMPRESSED,
     CascadeLog,
@@ -27,6 +27,7 @@ from tamis.data.cascade_log import (
     read_cascade_log,
     write_cascade_log,
 )
+from tamis.data.ingest import ingest
 from tamis.data.schema import Schema
 from tamis.errors import ArtifactError, DataError
 from tamis.evaluation.candidates import request_offsets
@@ -248,9 +249,7 @@ def write_pools(
             weight_cap=sizes.weight_cap,
         )
     names = tuple(task.name for task in schema.tasks)
-    dataset = api.ingest(
-        dict(files), folder / "dataset", schema=cascade_schema(schema, final=names)
-    )
+    dataset = ingest(dict(files), folder / "dataset", schema=cascade_schema(schema, final=names))
     if test:
         files["test"].unlink()  # large, and what is needed of it stands in judged.parquet
     return dataset.fingerprint

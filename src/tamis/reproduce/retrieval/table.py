@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamis import api, artifacts, config
+from tamis.data.ingest import ingest
 from tamis.data.market.retrieval import ROWS_PER_AD, market_retrieval
 from tamis.data.public_sets.retrieval import RetrievalSet, amazon, gowalla
 from tamis.data.retrieval_task import is_task, write_task
@@ -94,7 +95,7 @@ class RetrievalRows:
                 logs = {split: folder / "rows" / f"{split}.parquet" for split in found.tables}
                 for split, path in logs.items():
                     found.write_rows(split, path)
-                api.ingest(logs, dataset, schema=found.schema)
+                ingest(logs, dataset, schema=found.schema)
             for split, task in tasks.items():
                 write_task(found, task, split=split, requests=self._table.requests)
         manifests = [artifacts.read_json(task / "manifest.json") for task in tasks.values()]
