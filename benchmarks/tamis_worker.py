@@ -241,6 +241,10 @@ class _Training:
     def on_message(self, text: str) -> None:
         """Nothing to draw."""
 
+    def on_warning(self, text: str) -> None:
+        """Leave it in the log of the process."""
+        sys.stderr.write(f"{text}\n")
+
     def on_step(self, *, step: int, total_steps: int, rows_per_second: float) -> None:
         """Nothing to draw."""
 

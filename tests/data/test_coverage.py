@@ -13,8 +13,11 @@ from tamis.data.splits import SplitConfig
 PARTS = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
 
 
-def _warnings(tmp_path: Path, fields: list[Field], roles: Roles, **columns: list) -> list[str]:
-    table = {"click": [0, 1] * 4, "part": PARTS, **columns}
+def _warnings(
+    tmp_path: Path, fields: list[Field], roles: Roles, *, times: int = 30, **columns: list
+) -> list[str]:
+    once = {"click": [0, 1] * 4, "part": PARTS, **columns}
+    table = {name: values * times for name, values in once.items()}
     pq.write_table(pa.table(table), tmp_path / "log.parquet")
     schema = Schema(fields=tuple(fields), tasks=(Task(name="click"),), roles=roles)
     split = SplitConfig(by="column", column="part")
@@ -45,6 +48,14 @@ def test_category_that_is_new_in_all_rows_of_a_split_is_said(
         f"names the request"
     )
     assert _warnings(tmp_path, fields, Roles(), visit=visits) == [said] * bool(splits)
+
+
+def test_few_rows_may_lack_the_values_of_a_field(tmp_path: Path) -> None:
+    visits = ["a", "a", "b", "b", "c", "c", "d", "d"]
+
+    assert not _warnings(
+        tmp_path, [Field(name="visit", kind="categorical")], Roles(), times=20, visit=visits
+    )
 
 
 def test_no_request_is_asked_for_where_there_is_one(tmp_path: Path) -> None:

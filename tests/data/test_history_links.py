@@ -167,3 +167,14 @@ def test_lists_of_one_length_are_no_group_by_that_alone(infer: Infer) -> None:
     )
 
     assert {fields[name].group for name in ("sizes", "colours")} == {""}
+
+
+def test_texts_of_which_few_hold_another_columns_values_are_no_histories(infer: Infer) -> None:
+    brand = [f"b{k % ITEMS}" for k in range(COUNT)]
+    note = [f"b{k % 3} b{k % 5}" if k % 9 == 0 else ["foo", "bar"][k % 2] for k in range(COUNT)]
+    shift = [f"h{k % 3} h{k % 2}" for k in range(COUNT)]
+    fields = infer(
+        brand=brand, note=note, slot=[f"h{k % 3 + 5}" for k in range(COUNT)], shift=shift
+    )
+
+    assert {fields[name].kind for name in ("note", "shift")} == {"categorical"}

@@ -42,8 +42,8 @@ def test_ids_that_a_text_file_holds_as_floats_are_doubted(tmp_path: Path, every:
     (tmp_path / "log.csv").write_text("\n".join(["user_id,score,click", *rows]))
 
     assert infer_schema(tmp_path / "log.csv").warnings == (
-        "user_id: holds ids with a decimal point or an exponent, such as 70000000216.0, which is "
-        "another category than 70000000216; write all ids in digits, in requests as well",
+        "user_id: holds ids with a decimal point or an exponent, and 12.0 is another category "
+        "than 12; write all ids in digits, in requests as well",
     )
 
 
@@ -58,6 +58,7 @@ def test_ids_that_a_text_file_holds_as_floats_are_doubted(tmp_path: Path, every:
         (["visit"], [k % 25 for k in range(100)], ""),
         (["session"], [k // 50 for k in range(300)], "session"),
         (["session"], ["am"] * 150 + ["pm"] * 150, ""),
+        (["impression"], [0] * 50 + [1] * 50, ""),
         (["visit"], [k / 4 for k in range(100)], ""),
         (["query"], [f"q{k // 4}" for k in range(100)], ""),
     ],

@@ -78,12 +78,22 @@ def test_times_that_are_not_read_are_said_under_any_name(
         ("address", [f"10.0.{k % 9}.{k % 7}" for k in range(200)]),
         ("version", [f"1.{k % 12}.{k % 28}" for k in range(200)]),
         ("slot", [f"{k % 24:02}:00:00" for k in range(200)]),
+        ("segment", [f"market {k % 28}" for k in range(200)]),
+        ("game", [f"Mario {k % 9}" for k in range(200)]),
+        ("number", [3_100_000_000 + k // 4 for k in range(200)]),
     ],
 )
 def test_ids_numbers_and_codes_are_not_taken_for_times(
     tmp_path: Path, name: str, values: list[object]
 ) -> None:
     assert _infer(tmp_path, name, values).warnings == ()
+
+
+def test_hours_in_digits_are_no_seconds(tmp_path: Path) -> None:
+    hours = [2_024_013_100 + k % 24 for k in range(200)]
+    (warning,) = _infer(tmp_path, "logged", hours).warnings
+
+    assert warning.startswith("logged: looks like a time of a form that is not read (such as 20240")
 
 
 def test_column_of_times_gets_one_warning(tmp_path: Path) -> None:

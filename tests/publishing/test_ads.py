@@ -193,6 +193,10 @@ def test_ads_without_a_bid_are_left_out_where_they_may_be(
 
     found = make_inventory(replace(recipe, without_bid="leave_out"), data)
 
+    of_log = replace(recipe, without_bid="leave_out", log=str(market_world / "market"))
+    raw = make_inventory(of_log, data).raw
+    assert raw is not None
+    assert as_codes(raw["ad_id"].combine_chunks()).tolist() == found.codes.tolist()
     kept = ~np.isin(shown.codes, codes[[absent, unpaid]])
     assert found.codes.tolist() == shown.codes[kept].tolist()
     assert found.popularity.tolist() == shown.popularity[kept].tolist()
@@ -201,7 +205,12 @@ def test_ads_without_a_bid_are_left_out_where_they_may_be(
     with pytest.raises(DataError, match=r"set ads\.without_bid = 'leave_out'"):
         make_inventory(recipe, data)
     pq.write_table(ads.filter(pa.array(~np.isin(codes, shown.codes))), tmp_path / "ads.parquet")
-    with pytest.raises(DataError, match="must hold some ad that the log shows, got none of"):
+    with pytest.raises(DataError, match="'ad_id': must hold the id of some ad that the log shows"):
+        make_inventory(replace(recipe, without_bid="leave_out"), data)
+    at = ads.column_names.index("bid_micros")
+    unpaid = ads.set_column(at, "bid_micros", pa.nulls(len(ads), pa.int64()))
+    pq.write_table(unpaid, tmp_path / "ads.parquet")
+    with pytest.raises(DataError, match="'bid_micros': must hold a bid for some ad that the log"):
         make_inventory(replace(recipe, without_bid="leave_out"), data)
 
 

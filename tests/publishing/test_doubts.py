@@ -52,13 +52,16 @@ def test_conversion_that_is_learned_without_a_click_is_doubted(
     schema = replace(data.schema, tasks=tasks)
     other = api.ingest(tmp_path / "log.parquet", tmp_path / "data", schema=schema)
 
-    def doubts(pays_for: str, data: Dataset) -> tuple[str, ...]:
-        recipe = _recipe(market_world, pays_for=pays_for)
+    fast = ["training.max_epochs=1"]
+    api.train(other, model="lr", settings=fast, run=tmp_path / "final", report=False)
+
+    def doubts(world: Path, pays_for: str, data: Dataset) -> tuple[str, ...]:
+        recipe = _recipe(world, pays_for=pays_for)
         return doubts_about(recipe, make_blueprint(recipe), data)
 
-    assert doubts("conversion", data) == doubts("click", other) == ()
-    (doubt,) = doubts("conversion", other)
-    assert doubt.startswith("value.conversion: task 'conversion' is learned from rows without 'cli")
+    assert doubts(market_world, "conversion", data) == doubts(tmp_path, "click", other) == ()
+    (doubt,) = doubts(tmp_path, "conversion", other)
+    assert doubt.startswith("stage 'final': task 'conversion' is learned from rows without 'click'")
 
 
 def test_ads_that_nobody_saw_are_counted(
@@ -82,6 +85,7 @@ def test_field_that_is_one_for_each_ad_belongs_to_its_side(
         "ad": ad,
         "price": ad % 7 + 0.5,
         "hour": np.arange(count) % 24,
+        "always": np.ones(count),
         "click": np.arange(count) % 2,
     }
     pq.write_table(pa.table(log), tmp_path / "log.parquet")
@@ -90,6 +94,7 @@ def test_field_that_is_one_for_each_ad_belongs_to_its_side(
             Field(name="ad", kind="categorical", side="item"),
             Field(name="price", kind="numeric"),
             Field(name="hour", kind="categorical"),
+            Field(name="always", kind="numeric"),
         ),
         tasks=(Task(name="click"),),
         roles=Roles(item="ad"),
@@ -111,6 +116,19 @@ def test_history_that_no_server_would_make_is_doubted(
 
     assert doubt.startswith("sequence group 'history' is not made from events")
     assert doubts_about(recipe, replace(blueprint, online=made), data) == ()
+
+
+def test_task_that_could_not_be_calibrated_is_told(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    recipe = _recipe(market_world)
+    (final,) = recipe.stages
+    wanted = replace(recipe, stages=(replace(final, calibration="platt"),))
+
+    found = doubts_about(wanted, blueprint, data)
+
+    assert [doubt.split("'")[3] for doubt in found] == ["click", "conversion", "hide"]
+    assert found[1].startswith("stage 'final': predictions of 'conversion' stay as they are")
 
 
 def test_clock_that_is_ahead_is_told(

@@ -107,6 +107,15 @@ def test_patch_changes_what_it_names(client: Any, engine: Engine) -> None:
     assert (stored.bid, stored.advertiser) == (7.5, "me")
 
 
+def test_patch_of_nothing_is_refused_and_leaves_the_ad_to_the_bundle(
+    client: Any, engine: Engine
+) -> None:
+    ad = engine.live.ads.ids[0]
+
+    assert _problem(client.patch(f"/v1/ads/{ad}", json={"bid": None}), 422)["field"] == "body"
+    assert client.get(f"/v1/ads/{ad}").json()["is_from_bundle"] is True
+
+
 def test_only_ads_that_are_there_are_changed(client: Any, engine: Engine) -> None:
     gone = engine.live.ads.ids[0]
     client.delete(f"/v1/ads/{gone}")

@@ -17,18 +17,19 @@ from tamis.serving.metrics import Metrics
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 
 
-def _call(line: str) -> tuple[str, str, Any]:
-    """Method, address and body of a line for curl."""
-    words = iter(shlex.split(line))
-    options = {"-X": "", "-d": "null"}
+def _call(line: str) -> tuple[str, str, dict[str, str], str]:
+    """Method, address, headers and body of a line for curl."""
+    words = iter(shlex.split(line.replace("$JSON", "Content-Type: application/json")))
+    options = {"-X": "", "-d": "", "-H": ""}
     address = ""
     for word in words:
         if word.startswith("-"):
             options[word] = next(words)
         else:
             address = word
-    body = json.loads(options["-d"])
-    return options["-X"] or ("GET" if body is None else "POST"), address.removeprefix("$AT"), body
+    body, (name, _, value) = options["-d"], options["-H"].partition(": ")
+    method = options["-X"] or ("POST" if body else "GET")
+    return method, address.removeprefix("$AT"), {name: value} if name else {}, body
 
 
 @pytest.mark.slow
@@ -42,8 +43,8 @@ def test_every_call_is_answered(
 
     answers = []
     for line in lines:
-        method, path, body = _call(line.replace("NOW", first).replace("OTHER", second))
-        found = client.request(method, path, json=body)
+        method, path, headers, body = _call(line.replace("NOW", first).replace("OTHER", second))
+        found = client.request(method, path, headers=headers, content=body)
         assert found.is_success, (line, found.text)
         answers.append((f"{method} {path}", found))
 

@@ -16,6 +16,9 @@ _WITHOUT_LABELS = {
     "test": "it cannot be measured there",
 }
 
+_LEAST_ROWS = 50
+"""Of a split: fewer may lack the values of a field by chance."""
+
 
 class Coverage:
     """What was met in each split while its rows were encoded."""
@@ -38,6 +41,7 @@ class Coverage:
         ]
         self._tasks = [task.name for task in schema.tasks]
         self._splits: set[str] = set()
+        self._rows: dict[str, int] = {}
         self._labelled: set[tuple[str, str]] = set()
         self._known: set[tuple[str, str]] = set()
 
@@ -52,6 +56,7 @@ class Coverage:
                 is_met = (split, task) in self._labelled
                 if not is_met and not np.isnan(rows.labels[task][mask]).all():
                     self._labelled.add((split, task))
+            self._rows[split] = self._rows.get(split, 0) + int(mask.sum())
             for item in self._fields:
                 if (split, item.name) not in self._known and rows.ids[item.name][mask].any():
                     self._known.add((split, item.name))
@@ -69,6 +74,8 @@ class Coverage:
     def _doubt(self, item: Field) -> str:
         lacking = [name for name in SPLIT_NAMES if name in self._splits]
         lacking = [name for name in lacking if (name, item.name) not in self._known]
+        if any(self._rows[name] < _LEAST_ROWS for name in lacking):
+            return ""
         if not lacking or "train" in lacking:
             return ""
         advice = "take the field out of the schema"

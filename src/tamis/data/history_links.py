@@ -91,7 +91,7 @@ def _parts_between_blanks(column: pa.Array) -> Categories | None:
     texts = known.filter(pc.match_substring(known, " "))
     if len(texts) <= _LEAST_SHARE * len(known) or pc.count_distinct(texts).as_py() < 2:
         return None
-    parts = as_categories(split_items(texts.slice(0, _TEXTS_SPLIT), " ").flatten())
+    parts = as_categories(split_items(known.slice(0, _TEXTS_SPLIT), " ").flatten())
     return parts if (parts.codes >= 0).mean() >= _NEARLY_ALL else None
 
 
@@ -106,6 +106,8 @@ def _are_of(name: str, parts: Categories, owner_name: str, owner: Categories) ->
     named = bool(_words(name) & _words(owner_name))
     if share >= _NEARLY_ALL and (named or not _overlap_by_chance(parts, owner, cover)):
         return True
+    if len(owner.values) < _LEAST_NUMBERS:
+        return False
     beginnings = pc.unique(_beginnings(owner.values).drop_null())
     alike = pc.is_in(_beginnings(parts.values), value_set=beginnings, skip_nulls=True)
     of_event = np.append(alike.to_numpy(zero_copy_only=False), False)[parts.codes]

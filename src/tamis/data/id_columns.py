@@ -21,6 +21,7 @@ _MAYBE_REQUEST_NAME = re.compile(
 _NEARLY_ALL = 0.95
 # A request with so many rows on average, or with little more than one, groups nothing.
 _MOST_ROWS, _LEAST_ROWS = 100, 1.05
+_LEAST_GROUPS = 5
 _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
 # From here on a float stands for several whole numbers.
 _LEAST_ROUNDED = 2.0**53
@@ -52,7 +53,10 @@ def _groups_rows(column: pa.Array) -> bool:
     codes = as_categories(column).codes
     count = len(np.unique(codes))
     num_runs = 1 + int((np.diff(codes) != 0).sum())
-    return _NEARLY_ALL * num_runs <= count and _LEAST_ROWS <= len(codes) / count <= _MOST_ROWS
+    are_together = _NEARLY_ALL * num_runs <= count
+    return (
+        are_together and count >= _LEAST_GROUPS and _LEAST_ROWS <= len(codes) / count <= _MOST_ROWS
+    )
 
 
 def is_named_like_a_user(name: str) -> bool:
@@ -91,8 +95,7 @@ def id_doubts(name: str, column: pa.Array, *, is_of_text: bool) -> Iterator[str]
             f"be one; write them as integers or texts"
         )
     if is_of_text:
-        first = finite[0].as_py()
         yield (
-            f"{name}: holds ids with a decimal point or an exponent, such as {first:.1f}, which is "
-            f"another category than {first:.0f}; write all ids in digits, in requests as well"
+            f"{name}: holds ids with a decimal point or an exponent, and 12.0 is another category "
+            f"than 12; write all ids in digits, in requests as well"
         )

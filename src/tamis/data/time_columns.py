@@ -1,6 +1,7 @@
 """Which column is the time of the row, and which others may be."""
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,11 @@ _DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
 _CLOCK = r"\d{1,2}:\d{2}"
 # Forms that are not read, in columns of any name: 31/01/2024, 2024/01/31, 31 Jan 2024, Jan 31,
 # 20240131 and 20240131235959. Without a year of today's, versions and addresses would look so.
-_YEAR, _MONTH = r"(?:19|20)\d\d", r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_YEAR = r"(?:19|20)\d\d"
+_MONTH = (
+    r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b\.?"
+)
 _UNREAD = (
     rf"^\s*(?:\d{{1,2}}[./-]\d{{1,2}}[./-]{_YEAR}\b|{_YEAR}[./]\d\d[./]\d\d\b)"
     rf"|\b\d{{1,2}}[ /-]{_MONTH}[ /-]{_YEAR}\b|\b{_MONTH} +\d{{1,2}}\b"
@@ -36,6 +41,7 @@ _UNREAD = (
 # Numbers of any name are times only where they lie as close together as those of a log.
 _SECONDS_2000 = 946_684_800.0
 _FARTHEST = 1.3
+_LEAST_MILLISECONDS = 1e11
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,18 +96,19 @@ def _doubt(name: str, column: pa.Array, by: SplitWay) -> TimeDoubt | None:
     named = bool(_TIME_NAME.search(name))
     share = share_of_times(column, numbers=True, dates=True)
     are_like_times = share >= _NEARLY_ALL and _are_close(known)
-    is_unread = share < 0.5 and _share_unread(known) >= _NEARLY_ALL
+    is_unread = _share_unread(known) >= _NEARLY_ALL and (share < 0.5 or _are_to_come(known))
     if not named and (are_ids(name, known) or not (are_like_times or is_unread)):
         return None
     meaning = without_time(by)
     is_empty = "roles.time is empty" + (f" and {meaning}" if meaning else "")
-    if share >= 0.5:
+    if share >= 0.5 and not is_unread:
         text = (
             f"may be the time of the row, or of something else; {is_empty}; set roles.time = "
             f"{name!r} if it is the row's"
         )
         return TimeDoubt(text=text, is_left_out=False)
     first = known[0].as_py()
+    share = 0.0 if is_unread else share
     what = (
         f"named like a time, but {share:.0%} of its values can be read as one (such as {first!r})"
         if named
@@ -124,7 +131,13 @@ def _are_close(known: pa.Array) -> bool:
         return True
     values = known.filter(pc.is_finite(known)).cast(pa.float64(), safe=False).to_numpy()
     low, high = np.quantile(values, (0.05, 0.95))
-    return bool(high <= _FARTHEST * low and low >= _SECONDS_2000)
+    is_ours = low >= _SECONDS_2000 and (high <= time.time() or high >= _LEAST_MILLISECONDS)
+    return bool(high <= _FARTHEST * low and is_ours)
+
+
+def _are_to_come(known: pa.Array) -> bool:
+    """Whether whole numbers, as seconds since 1970, are all later than today: 2024013110, say."""
+    return bool(pa.types.is_integer(known.type) and pc.min(known).as_py() > time.time())
 
 
 def _share_unread(known: pa.Array) -> float:

@@ -139,10 +139,11 @@ def _parse_times(column: pa.Array, origin: Origin) -> pa.Array:
     longest = max(_num_read(texts, kind) for kind in _KINDS)
     value = column[longest].as_py()
     if any(_num_read(texts.slice(longest, 1), kind) for kind in _KINDS):
+        first = pc.index(pc.is_valid(column), True).as_py()
         raise DataError(
             f"{origin.row(longest)}: all times must name their zone or none of them, got {value!r} "
-            f"after {column[0].as_py()!r} in row {origin.first_row + 1}. Write all in one way; "
-            f"those without a zone count as UTC."
+            f"after {column[first].as_py()!r} in row {origin.first_row + first + 1}. Write all in "
+            f"one way; those without a zone count as UTC."
         )
     raise DataError(
         f"{origin.row(longest)}: a time must be ISO 8601, such as 2024-01-31 10:00:00, or a number "

@@ -81,9 +81,10 @@ def check_predictions(surroundings: Surroundings, tasks: tuple[Task, ...]) -> No
         if name not in names:
             is_penalty = setting.startswith("value.penalties.")
             advice = "Take it out" if is_penalty else f"Set {setting} to one of them"
+            why = ", as ads pay for conversions" if setting == "value.conversion" else ""
             raise ConfigError(
-                f"{setting}: must be a task of every stage that predicts, got {name!r} beside a "
-                f"model of {', '.join(names)}. {advice}, or train a model that predicts it."
+                f"{setting}: must be a task of every stage that predicts{why}, got {name!r} beside "
+                f"a model of {', '.join(names)}. {advice}, or train a model that predicts it."
             )
 
 

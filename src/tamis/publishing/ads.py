@@ -81,8 +81,9 @@ def count_unshown(recipe: AdsRecipe, codes: NDArray[np.int64], roles: Roles) -> 
     if not recipe.table:
         return 0
     table = _Table.read(recipe, roles.item)
-    bids = table.floats(recipe.bid)
-    return int(np.count_nonzero(~np.isin(table.codes(table.item), codes) & np.isfinite(bids)))
+    named = table.codes(table.item)
+    is_unshown = (named >= 0) & ~np.isin(named, codes) & table.has_bid(recipe.bid)
+    return int(np.count_nonzero(is_unshown))
 
 
 def _with_bids(ads: LoggedAds, table: "_Table", recipe: AdsRecipe) -> LoggedAds:
@@ -91,12 +92,14 @@ def _with_bids(ads: LoggedAds, table: "_Table", recipe: AdsRecipe) -> LoggedAds:
     Raises:
         DataError: It gives none of them one.
     """
-    has_bid = ~np.isnan(table.floats(recipe.bid))
-    kept = np.isin(ads.codes, table.codes(table.item)[has_bid])
+    named = table.codes(table.item)
+    kept = np.isin(ads.codes, named[table.has_bid(recipe.bid)])
     if not kept.any():
+        are_there = np.isin(ads.codes, named).any()
+        column, what = (recipe.bid, "a bid for") if are_there else (table.item, "the id of")
         raise DataError(
-            f"{table.origin.of(table.item)}: must hold some ad that the log shows, got none of "
-            f"{len(kept):,}. Name another column of ids as ads.item."
+            f"{table.origin.of(column)}: must hold {what} some ad that the log shows, got none of "
+            f"{len(kept):,}. Name another column as ads.{'bid' if are_there else 'item'}."
         )
     return LoggedAds(codes=ads.codes[kept], rows=ads.rows.select(kept))
 
@@ -166,6 +169,11 @@ class _Table:
     def floats(self, name: str) -> NDArray[np.float64]:
         column = source_column(self.rows, name, origin=self.origin)
         return as_floats(column, origin=self.origin.of(name))
+
+    def has_bid(self, name: str) -> NDArray[np.bool_]:
+        """Which rows have one, whatever it is."""
+        found: NDArray[np.bool_] = ~np.isnan(self.floats(name))
+        return found
 
     def bids(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bids of some rows.

@@ -2,15 +2,16 @@
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tamis.data.dataset import Dataset
-from tamis.data.schema import InputSpec
+from tamis.data.schema import InputSpec, Task
 from tamis.errors import ConfigError
-from tamis.funnel.blueprint import Blueprint
+from tamis.funnel.blueprint import Blueprint, PlannedStage
 from tamis.funnel.plans import EarlyStagePlan, RankerPlan
+from tamis.models.early_serving import label_tasks
 from tamis.publishing.ads import count_unshown
 from tamis.publishing.recipe import FunnelRecipe
 from tamis.training.asymmetry import check_asymmetry
@@ -31,6 +32,7 @@ def doubts_about(recipe: FunnelRecipe, blueprint: Blueprint, dataset: Dataset) -
     return (
         *_early_stage(blueprint),
         *_conversions(blueprint, dataset),
+        *_uncalibrated(recipe, blueprint),
         *_ads(recipe, blueprint),
         *_sides(dataset),
         *_histories(recipe, blueprint),
@@ -62,12 +64,38 @@ def _conversions(blueprint: Blueprint, dataset: Dataset) -> Iterator[str]:
         return
     labels = dataset.split("train").labels()[-_ROWS:]
     clicks, conversions = (labels[:, names.index(name)] for name in (click, conversion))
-    if (~np.isnan(conversions) & (clicks == 0)).any():
-        yield (
-            f"value.conversion: task {conversion!r} is learned from rows without {click!r} too, "
-            f"and the value multiplies it by that prediction once more. Set observed_when = "
-            f"{click!r} for it in the schema, ingest the log anew and train again."
-        )
+    without_click = conversions[clicks == 0]
+    if not len(without_click) or np.isnan(without_click).mean() > _SOMETIMES:
+        return
+    for stage in blueprint.stages:
+        if any(task.name == conversion and not task.observed_when for task in _tasks(stage)):
+            yield (
+                f"stage {stage.budget.name!r}: task {conversion!r} is learned from rows without "
+                f"{click!r} too, and the value multiplies it by that prediction once more. Set "
+                f"observed_when = {click!r} for it in the schema, ingest the log anew and train "
+                f"again."
+            )
+
+
+def _uncalibrated(recipe: FunnelRecipe, blueprint: Blueprint) -> Iterator[str]:
+    """Tasks that decide nothing as the ads are billed now, and could not be calibrated."""
+    for wanted, stage in zip(recipe.stages, blueprint.stages, strict=True):
+        if wanted.calibration is None or not isinstance(stage.plan, EarlyStagePlan | RankerPlan):
+            continue
+        for task in _tasks(stage):
+            if task.kind == "binary" and task.name not in stage.plan.calibration.by_task:
+                yield (
+                    f"stage {wanted.name!r}: predictions of {task.name!r} stay as they are, as "
+                    f"they could not be calibrated; ads that are put later and pay for it are "
+                    f"valued by these."
+                )
+
+
+def _tasks(stage: PlannedStage) -> Sequence[Task]:
+    """Tasks with labels that a stage predicts; none where it predicts nothing for the value."""
+    if isinstance(stage.plan, EarlyStagePlan | RankerPlan):
+        return label_tasks(stage.plan.model.spec.tasks)
+    return ()
 
 
 def _ads(recipe: FunnelRecipe, blueprint: Blueprint) -> Iterator[str]:

@@ -72,15 +72,11 @@ def publish(recipe: Path, out: Path) -> Publication:
     found = read_recipe(recipe)
     try:
         blueprint = make_blueprint(found)
+        warnings = doubts_about(found, blueprint, Dataset.open(_dataset_of_ads(found)))
         release = write_bundle(out, blueprint)
     except ConfigError as error:
         raise ConfigError(f"{recipe}: {error}") from error
-    return Publication(
-        path=out,
-        release=release,
-        blueprint=blueprint,
-        warnings=doubts_about(found, blueprint, Dataset.open(_dataset_of_ads(found))),
-    )
+    return Publication(path=out, release=release, blueprint=blueprint, warnings=warnings)
 
 
 def make_blueprint(recipe: FunnelRecipe) -> Blueprint:

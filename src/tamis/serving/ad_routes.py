@@ -65,6 +65,8 @@ def add_ads(
         served = engine.live.served
         columns = served.catalogue.said.check(body.features, where="body.features")
         said = body.model_dump(exclude={"features"}, exclude_none=True)
+        if not columns and not said:
+            raise RefusedError(422, "body", "must name what changes; nothing is named.")
 
         def change(now: StoredAd) -> StoredAd:
             if columns:

@@ -204,8 +204,9 @@ class Engine:
             TamisError: The ad has no place in the funnel; nothing was changed.
             StoreError: The store cannot be reached or written.
         """
+        self._check_ad(ad)
         with self._ad_writes:
-            self._write_ad(ad)
+            self._store.put_ad(ad)
         self._refresh()
 
     def change_ad(self, ad: str, change: Callable[[StoredAd], StoredAd]) -> None:
@@ -226,16 +227,16 @@ class Engine:
             now = stored[ad] if ad in stored else self._live.ads.of_bundle(ad)
             if now is None:
                 raise no_such_ad()
-            self._write_ad(change(now))
+            changed = change(now)
+            self._check_ad(changed)
+            self._store.put_ad(changed)
         self._refresh()
 
-    def _write_ad(self, ad: StoredAd) -> None:
-        """Put an ad into the store; the caller holds the lock of such writes."""
-        # Refused now, or no later change of the ads would ever succeed.
+    def _check_ad(self, ad: StoredAd) -> None:
+        """Refuse an ad now, or no later change of the ads would ever succeed."""
         for live in (self._live, self._beside):
             if live is not None:
                 live.served.catalogue.check(ad)
-        self._store.put_ad(ad)
 
     def delete_ad(self, ad: str) -> None:
         """Take an ad away; on return no new request is shown it.
