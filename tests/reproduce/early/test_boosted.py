@@ -10,10 +10,10 @@ import pytest
 from tamis import api
 from tamis.errors import ConfigError
 from tamis.reproduce.early.boosted import (
-    _Fit,
-    _inputs,
-    _with_bids,
+    TreeFit,
     boosted_scores,
+    tree_inputs,
+    with_bids,
 )
 from tamis.reproduce.early.study import Study
 from tamis.reproduce.early.variants import Boosted
@@ -23,7 +23,7 @@ from .conftest import TREES
 
 def test_inputs_are_those_of_the_early_stage_row_by_row(study: Study) -> None:
     dataset = api.open_dataset(study.dataset("rejected"))
-    found, categories = _inputs(dataset, "valid")
+    found, categories = tree_inputs(dataset, "valid")
     split = dataset.split("valid")
     # User and ad, the hour, and a count for each of 4 words and the unknown one.
     assert found.shape == (split.num_rows, 3 + 5)
@@ -61,7 +61,7 @@ def test_trees_that_learn_values_see_bids_and_how_they_are_billed(
 
 def test_bids_are_columns_of_their_own() -> None:
     inputs = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    found = _with_bids(inputs, np.array([1.0, np.e]), np.array(["conversion", "click"]))
+    found = with_bids(inputs, np.array([1.0, np.e]), np.array(["conversion", "click"]))
     np.testing.assert_allclose(found, [[1, 2, 0, 1], [3, 4, 1, 0]], rtol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_models_of_parts_are_calibrated_as_our_heads_are(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lightgbm")
-    predict = _Fit.predict
+    predict = TreeFit.predict
 
     def halved(booster: Any, inputs: np.ndarray) -> np.ndarray:
         """As if every model said half of the odds."""
@@ -78,7 +78,7 @@ def test_models_of_parts_are_calibrated_as_our_heads_are(
         return odds / (1 + odds)
 
     as_they_are = boosted_scores(study, Boosted(objective="parts"), TREES, seed=0)
-    monkeypatch.setattr(_Fit, "predict", staticmethod(halved))
+    monkeypatch.setattr(TreeFit, "predict", staticmethod(halved))
     low = boosted_scores(study, Boosted(objective="parts"), TREES, seed=0)
 
     # The map undoes what is wrong with every prediction, so that no ad passes another.
