@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamis.cli.console import Session, number, print_table
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tamis.data.dataset import Dataset
+    from tamis.data.ingest import Source
+    from tamis.data.schema import Schema
+    from tamis.data.splits import SplitConfig
 
 _PHASES = {"times": "reading times", "fit": "fitting encoders", "encode": "encoding"}
 _SECONDS_BETWEEN_DRAWINGS = 0.1
@@ -33,6 +37,30 @@ def ingest_progress(current: Session) -> Iterator[Callable[[str, int], None]]:
             progress.update(bars[phase], completed=rows)
 
         yield draw
+
+
+def ingest_with_bars(
+    current: Session,
+    source: "Source | Mapping[str, Source]",
+    out: Path,
+    *,
+    schema: "Schema | Path | None" = None,
+    split: "SplitConfig | None" = None,
+) -> "tuple[Dataset, list[str]]":
+    """Call ``api.ingest`` under bars; the dataset, and warnings that are to be drawn below it."""
+    from tamis import api
+
+    warnings: list[str] = []
+    with ingest_progress(current) as progress:
+        dataset = api.ingest(
+            source,
+            out,
+            schema=schema,
+            split=split,
+            progress=progress,
+            on_warning=warnings.append,
+        )
+    return dataset, warnings
 
 
 def draw_tasks(current: Session, dataset: "Dataset") -> None:

@@ -99,7 +99,7 @@ def ingest(
                 f"{other}: a schema names its labels. Leave one of the two out."
             )
         from tamis import api
-        from tamis.cli.drawing import draw_warnings, ingest_progress
+        from tamis.cli.drawing import draw_warnings, ingest_with_bars
 
         api.prepare_process(threads)
         how = api.split_config(split, valid=valid, test=test)
@@ -111,16 +111,8 @@ def ingest(
             current.say(f"wrote {written}; edit it and pass it as --schema")
             current.finish(out=written, warnings=warnings)
             return
-        lacking: list[str] = []
-        with ingest_progress(current) as progress:
-            dataset = api.ingest(
-                paths,
-                out,
-                schema=schema if inferred is None else inferred.schema,
-                split=how,
-                progress=progress,
-                on_warning=lacking.append,
-            )
+        chosen = schema if inferred is None else inferred.schema
+        dataset, lacking = ingest_with_bars(current, paths, out, schema=chosen, split=how)
         _finish(current, dataset, out, warnings, lacking)
 
 
@@ -135,7 +127,7 @@ def _ingest_store(
 ) -> None:
     """Join a store's events with what was shown, and ingest the log of them."""
     from tamis import api
-    from tamis.cli.drawing import ingest_progress
+    from tamis.cli.drawing import ingest_with_bars
     from tamis.cli.extras import needs_extra
 
     with needs_extra("serve"):
@@ -150,17 +142,9 @@ def _ingest_store(
         chosen = _schema_of_store(store, schema)
         log = Path(folder) / "store.parquet"
         report = write_joined_log(store, chosen, log)
-        lacking: list[str] = []
+        how = api.split_config(split[0], valid=split[1], test=split[2])
         try:
-            with ingest_progress(current) as progress:
-                dataset = api.ingest(
-                    log,
-                    out,
-                    schema=chosen,
-                    split=api.split_config(split[0], valid=split[1], test=split[2]),
-                    progress=progress,
-                    on_warning=lacking.append,
-                )
+            dataset, lacking = ingest_with_bars(current, log, out, schema=chosen, split=how)
         except DataError as error:
             # The log of the store is gone when this is read.
             raise DataError(str(error).replace(str(log), store.url)) from error
@@ -205,7 +189,7 @@ def _ingest_imported(
 ) -> None:
     """Ingest what a set-up of another library describes, and write its recipe beside it."""
     from tamis import api, artifacts
-    from tamis.cli.drawing import draw_warnings, ingest_progress
+    from tamis.cli.drawing import draw_warnings, ingest_with_bars
 
     if len(source) != 1:
         raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
@@ -235,18 +219,14 @@ def _ingest_imported(
         current.say(f"joined log: {logs}")
     draw_warnings(current, imported.notes)
     api.prepare_process(threads)
-    lacking: list[str] = []
-    with ingest_progress(current) as progress:
-        dataset = api.ingest(
-            imported.files,
-            out,
-            schema=imported.schema,
-            split=None
-            if isinstance(imported.files, Mapping)
-            else api.split_config(split[0], valid=split[1], test=split[2]),
-            progress=progress,
-            on_warning=lacking.append,
-        )
+    how = (
+        None
+        if isinstance(imported.files, Mapping)
+        else api.split_config(split[0], valid=split[1], test=split[2])
+    )
+    dataset, lacking = ingest_with_bars(
+        current, imported.files, out, schema=imported.schema, split=how
+    )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))
         command = shlex.join(["tamis", "train", str(out), "--recipe", str(recipe)])

@@ -126,7 +126,7 @@ def _index_recipe(rows: int) -> dict[str, Any]:
 
 def _dataset(current: Session, log: Path, folder: Path, rows: int, seed: int) -> "Dataset":
     from tamis import api
-    from tamis.cli.drawing import draw_warnings, ingest_progress
+    from tamis.cli.drawing import draw_warnings, ingest_with_bars
 
     if not (log / "market.json").exists():
         with current.progress() as bars:
@@ -136,9 +136,7 @@ def _dataset(current: Session, log: Path, folder: Path, rows: int, seed: int) ->
             )
     if api.is_dataset(folder):
         return api.open_dataset(folder, verify=True)
-    lacking: list[str] = []
-    with ingest_progress(current) as progress:
-        dataset = api.ingest(log, folder, progress=progress, on_warning=lacking.append)
+    dataset, lacking = ingest_with_bars(current, log, folder)
     draw_warnings(current, lacking)
     return dataset
 

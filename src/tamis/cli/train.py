@@ -53,7 +53,7 @@ def train(
             draw_split,
             draw_tasks,
             draw_warnings,
-            ingest_progress,
+            ingest_with_bars,
         )
 
         api.check_settings(
@@ -86,15 +86,7 @@ def train(
                 current.say(f"{field.name}: {field.kind}, {field.reason}")
             warnings = inferred.warnings
             draw_warnings(current, warnings)
-            lacking: list[str] = []
-            with ingest_progress(current) as progress:
-                dataset = api.ingest(
-                    data,
-                    folder,
-                    schema=inferred.schema,
-                    progress=progress,
-                    on_warning=lacking.append,
-                )
+            dataset, lacking = ingest_with_bars(current, data, folder, schema=inferred.schema)
             draw_tasks(current, dataset)
             draw_split(current, dataset)
             draw_warnings(current, lacking)

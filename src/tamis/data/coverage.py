@@ -40,7 +40,6 @@ class Coverage:
             and not (split.by == "user" and item.source == schema.roles.user)
         ]
         self._tasks = [task.name for task in schema.tasks]
-        self._splits: set[str] = set()
         self._rows: dict[str, int] = {}
         self._labelled: set[tuple[str, str]] = set()
         self._known: set[tuple[str, str]] = set()
@@ -51,12 +50,11 @@ class Coverage:
             mask = split_of_row == index
             if not mask.any():
                 continue
-            self._splits.add(split)
+            self._rows[split] = self._rows.get(split, 0) + int(mask.sum())
             for task in self._tasks:
                 is_met = (split, task) in self._labelled
                 if not is_met and not np.isnan(rows.labels[task][mask]).all():
                     self._labelled.add((split, task))
-            self._rows[split] = self._rows.get(split, 0) + int(mask.sum())
             for item in self._fields:
                 if (split, item.name) not in self._known and rows.ids[item.name][mask].any():
                     self._known.add((split, item.name))
@@ -67,16 +65,18 @@ class Coverage:
             f"label {task}: no row of {split} has it, so that {_WITHOUT_LABELS[split]}"
             for task in self._tasks
             for split in SPLIT_NAMES
-            if split in self._splits and (split, task) not in self._labelled
+            if split in self._rows and (split, task) not in self._labelled
         ]
         return found + [text for item in self._fields if (text := self._doubt(item))]
 
     def _doubt(self, item: Field) -> str:
-        lacking = [name for name in SPLIT_NAMES if name in self._splits]
-        lacking = [name for name in lacking if (name, item.name) not in self._known]
-        if any(self._rows[name] < _LEAST_ROWS for name in lacking):
-            return ""
-        if not lacking or "train" in lacking:
+        lacking = [
+            name
+            for name in SPLIT_NAMES
+            if name in self._rows and (name, item.name) not in self._known
+        ]
+        has_few_rows = any(self._rows[name] < _LEAST_ROWS for name in lacking)
+        if not lacking or "train" in lacking or has_few_rows:
             return ""
         advice = "take the field out of the schema"
         if not self._roles.request:

@@ -59,8 +59,7 @@ class ValueWeights:
     @property
     def predictions(self) -> tuple[str, ...]:
         """Names of all predictions that a value needs."""
-        quality = (self.quality,) if self.quality else ()
-        return (self.click, self.conversion, *quality, *self.penalties)
+        return tuple(self.read_of(BILLING).values())
 
 
 class ValueFunction:
