@@ -57,7 +57,9 @@ def write_toml(table: Mapping[str, Any]) -> str:
     return "\n".join(_sections(table, path=""))
 
 
-def from_table(cls: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
+def from_table(
+    cls: type[T], table: Mapping[str, Any], *, where: str = "", elsewhere: Sequence[str] = ()
+) -> T:
     """Build a config dataclass from a parsed table.
 
     Args:
@@ -65,6 +67,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
             ``dict[str, X]`` or further dataclasses.
         table: Parsed TOML. Keys must be fields of ``cls``.
         where: Path of ``table`` in its file, for messages.
+        elsewhere: Paths of keys in other tables of the file, which a key may have been meant for.
 
     Returns:
         The config. Integers are accepted where a float is asked for, never the reverse.
@@ -75,7 +78,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: must be a table, got {table!r}. Write it as [{where}].")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    check_keys(table, fields, where=where)
+    check_keys(table, fields, where=where, elsewhere=elsewhere)
     hints = typing.get_type_hints(cls)
     values = {
         key: _convert(hints[key], value, where=_join(where, key)) for key, value in table.items()
@@ -98,8 +101,16 @@ def from_table(cls: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
         raise type(error)(f"{where}: {error}" if where else str(error)) from error
 
 
-def check_keys(table: Mapping[str, Any], known: Iterable[str], *, where: str) -> None:
+def check_keys(
+    table: Mapping[str, Any], known: Iterable[str], *, where: str, elsewhere: Sequence[str] = ()
+) -> None:
     """Raise for the first key of ``table`` that is not known, naming the nearest right one.
+
+    Args:
+        table: Parsed TOML.
+        known: Its keys.
+        where: Path of ``table`` in its file, for messages.
+        elsewhere: Paths of keys in other tables of the file.
 
     Raises:
         ConfigError: A key is unknown.
@@ -107,11 +118,19 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], *, where: str) ->
     names = list(known)
     for key in table:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}."
-            if not names:
+            moved = [path for path in elsewhere if path.rpartition(".")[2] == key]
+            near = moved or difflib.get_close_matches(key, names, n=1)
+            hint = f"Use one of {', '.join(names)}."
+            if near:
+                hint = f"Did you mean {near[0]!r}?"
+            elif not names:
                 hint = f"{where or 'This table'} takes no keys; remove it."
             raise ConfigError(f"{_join(where, key)}: must be a known key, got {key!r}. {hint}")
+
+
+def paths_of(cls: type[Any], *, where: str) -> tuple[str, ...]:
+    """Path of every key of a config dataclass that stands at ``where``."""
+    return tuple(_join(where, field.name) for field in dataclasses.fields(cls))
 
 
 def to_table(config: Any) -> dict[str, Any]:

@@ -36,6 +36,19 @@ def test_config_survives_a_round_trip() -> None:
             {"model": {"name": "dcn_v2", "droput": 0.1}},
             r"model.droput: must be a known key, got 'droput'. Did you mean 'dropout'\?",
         ),
+        ({"modl": {"name": "lr"}}, r"modl: must be a known key, .* Did you mean 'model'\?"),
+        (
+            {"model": {"name": "lr"}, "max_epochs": 1},
+            r"max_epochs: must be a known key, .* Did you mean 'training.max_epochs'\?",
+        ),
+        (
+            {"model": {"name": "dcn_v2", "dense_lr": 0.1}},
+            r"model.dense_lr: must be a known key, .* Did you mean 'optimizer.dense_lr'\?",
+        ),
+        (
+            {"model": {"name": "dcn_v2"}, "training": {"dropout": 0.1}},
+            r"training.dropout: must be a known key, .* Did you mean 'model.dropout'\?",
+        ),
         (
             {"model": {"name": "lr"}, "training": {"batch_size": "big"}},
             r"training.batch_size: must be of type int, got 'big'",

@@ -1,6 +1,5 @@
 """Everything that decides a run apart from the data: model, optimizers, schedule, loop."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +157,13 @@ class RunConfig:
         }
 
 
+_SECTIONS: dict[str, type[Any]] = {
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "training": TrainingConfig,
+}
+
+
 def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
     """Build a run's config from a recipe.
 
@@ -168,21 +174,23 @@ def run_config_from_table(table: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: A key is unknown, missing, mistyped or out of range.
     """
-    sections = {field.name for field in dataclasses.fields(RunConfig)} - {"model_name"}
-    config.check_keys(table, sorted(sections), where="")
+    if "model" not in table:  # it may be there by a wrong name
+        config.check_keys(table, ("model", *_SECTIONS), where="")
     section = table.get("model", {})
     if not isinstance(section, Mapping):
         raise ConfigError(f"model: must be a table, got {section!r}. Write it as [model].")
     model = dict(section)
     name = model.pop("name", None)
-    entry = catalog.entry(name)
-    return RunConfig(
-        model_name=str(name),
-        model=config.from_table(entry.config, model, where="model"),
-        optimizer=config.from_table(OptimizerConfig, table.get("optimizer", {}), where="optimizer"),
-        schedule=config.from_table(ScheduleConfig, table.get("schedule", {}), where="schedule"),
-        training=config.from_table(TrainingConfig, table.get("training", {}), where="training"),
-    )
+    sections = {"model": catalog.entry(name).config, **_SECTIONS}
+    keys = tuple(path for key, cls in sections.items() for path in config.paths_of(cls, where=key))
+    config.check_keys(table, sections, where="", elsewhere=keys)
+    found = {
+        key: config.from_table(
+            cls, model if key == "model" else table.get(key, {}), where=key, elsewhere=keys
+        )
+        for key, cls in sections.items()
+    }
+    return RunConfig(model_name=str(name), **found)
 
 
 def read_run_config(path: Path) -> RunConfig:
