@@ -50,4 +50,4 @@ def test_missing_packages_are_named_with_the_line_that_installs_them() -> None:
     )  # fmt: skip
 
     assert ended.returncode == 2
-    assert "pip install 'tamis[onnx]'" in ended.stderr
+    assert "pip install '.[onnx]'" in ended.stderr

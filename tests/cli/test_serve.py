@@ -58,7 +58,7 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(verb: tuple
 
     assert ended.returncode == 2
     assert "must be installed for this, got no such package" in ended.stderr
-    assert "pip install 'tamis[serve]'" in ended.stderr
+    assert "pip install '.[serve]'" in ended.stderr
 
 
 def test_label_that_no_event_tells_is_warned_of_at_the_start(

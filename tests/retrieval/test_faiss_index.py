@@ -24,7 +24,7 @@ _ALL = (
 
 @pytest.fixture(autouse=True)
 def _installed() -> None:
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed: pip install 'tamis[index]'")
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed: pip install '.[index]'")
 
 
 @pytest.fixture(scope="module")
@@ -185,5 +185,5 @@ def test_missing_package_is_named_with_the_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
 
-    with pytest.raises(ConfigError, match=r"pip install 'tamis\[index\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[index\]'"):
         FaissSearcher(items, _QUERIES, IVFFlat(lists=2, probes=1))

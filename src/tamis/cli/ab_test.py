@@ -32,7 +32,8 @@ def ab_test(
         typer.Option(min=1, help="One request in so many is asked what each stage truly lost."),
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for ab-test.json and report.html.")
+        Path | None,
+        typer.Option(help="Folder for ab-test.json and report.html; ab-tests/NAME-N if absent."),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -40,7 +41,7 @@ def ab_test(
 ) -> None:
     """Compare two funnels on simulated users: clicks, conversions, hides, total value.
 
-    Until the first day the market's own policy serves.
+    Before the first day the market's own policy serves.
     """
     with session("ab-test", as_json=as_json, debug=debug) as current:
         from tamis import api

@@ -29,8 +29,8 @@ def cascade(
         int,
         typer.Option(
             min=0,
-            help="Candidates of each that did not come so far: where an early stage comes first, "
-            "half of them just below its cut.",
+            help="Candidates of each that earlier stages rejected: where an early stage comes "
+            "first, half of them just below its cut.",
         ),
     ] = 8,
     without: Annotated[

@@ -20,6 +20,6 @@ def needs_extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{error.name}: must be installed for this, got no such package. Install it with "
-            f"pip install 'tamis[{name}]'."
+            f"{error.name}: must be installed for this, got no such package. Run "
+            f"pip install '.[{name}]' in the checkout of tamis."
         ) from error

@@ -41,7 +41,11 @@ def ingest(
         Path | None, typer.Option(help="schema.toml; inferred from the logs when absent.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="time, user, ratio, or the name of a column that says it.")
+        str,
+        typer.Option(
+            help="time, user, ratio (at random), auto (by time where there is one, else at random) "
+            "or a column that holds train, valid and test."
+        ),
     ] = "auto",
     valid: Annotated[float, typer.Option(help="Share of rows for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of rows for the test.")] = 0.1,

@@ -21,7 +21,7 @@ def publish(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Publish finished runs as one funnel: a folder that is whole, hashed and of one piece."""
+    """Publish finished runs as one funnel: a self-contained, hashed folder."""
     with session("publish", as_json=as_json, debug=debug) as current:
         from tamis import api
         from tamis.cli.drawing import draw_warnings

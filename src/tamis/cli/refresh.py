@@ -51,7 +51,7 @@ def refresh(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train the stages that predict further on what a server stored, and serve them if no worse.
+    """Train the ranking stages further on a server's stored events; deploy them if no worse.
 
     Stopped at any moment, it goes on when it is called again; a cron line may call it.
     """

@@ -23,7 +23,8 @@ def replay(
     every: Annotated[int, typer.Option(min=1, help="Compare one request in so many.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many requests.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for replay.json and report.html.")
+        Path | None,
+        typer.Option(help="Folder for replay.json and report.html; replays/BUNDLE-N if absent."),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,

@@ -14,7 +14,7 @@ from tamis.cli.console import EXIT_FAILED, Debug, Json, print_table, session
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Name of a table, or of a group of them.")],
+    table: Annotated[str, typer.Argument(help="Name of a table or group; others list them all.")],
     *,
     data: Annotated[
         Path | None, typer.Option(envvar="TAMIS_DATA", help="Folder of the public sets.")

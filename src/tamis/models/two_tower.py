@@ -51,8 +51,8 @@ class TwoTowerConfig:
     log_q: bool = True
     """Whether the softmax is corrected for how often an item comes along; for ``softmax`` only."""
     frequency_rate: float = 0.05
-    """Weight of the newest gap between two rows of an item, in (0, 1); see
-    :class:`tamis.nn.frequency.StreamingFrequency`."""
+    """Weight of the newest gap between two rows of an item, in (0, 1), in the estimate of how often
+    it comes along: larger ones follow changes faster."""
     temperature: float = 0.1
     """What cosines are divided by at first, above 0, before what moves the towers; learnt from
     there, for each task."""

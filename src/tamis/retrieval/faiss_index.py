@@ -161,8 +161,8 @@ def _imported_faiss() -> Any:  # noqa: ANN401  (a module without types)
         import faiss
     except ImportError as error:
         raise ConfigError(
-            "faiss: must be installed for this index, got no such package. Install it with "
-            "pip install 'tamis[index]'."
+            "faiss: must be installed for this index, got no such package. Run "
+            "pip install '.[index]' in the checkout of tamis."
         ) from error
     return faiss
 

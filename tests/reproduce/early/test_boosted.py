@@ -87,5 +87,5 @@ def test_models_of_parts_are_calibrated_as_our_heads_are(
 
 def test_a_missing_package_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tamis\[lightgbm\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[lightgbm\]'"):
         boosted_scores(study, Boosted(objective="value"), TREES, seed=0)

@@ -72,7 +72,7 @@ class TreeFit:
         except ImportError as error:
             raise ConfigError(
                 "lightgbm: must be installed for this row, got no such package. Run pip install "
-                "'tamis[lightgbm]'."
+                "'.[lightgbm]' in the checkout of tamis."
             ) from error
         self._lightgbm: Any = lightgbm
         self._inputs, self._categories = inputs, categories
