@@ -73,6 +73,7 @@ def test_a_page_has_every_spread_and_every_published_figure() -> None:
         "command": "tamis reproduce tiny",
         "rows": rows,
         "published": figures,
+        "settings": {},
         "claims": [],
     }
     page = page_of(_TABLE, payload)
@@ -171,6 +172,7 @@ def test_a_page_says_which_split_chose_the_weights(dataset: str, chosen_on: str)
         "command": "tamis reproduce tiny",
         "rows": _rows(_TABLE),
         "published": [],
+        "settings": {},
         "claims": [],
     }
 

@@ -11,6 +11,7 @@ from tamis.data.public_sets.prepare import prepare
 from tamis.errors import ConfigError, DataError
 from tamis.reproduce.result_table import Average, ResultTable
 from tamis.reproduce.results import claims_of, display_of, figure_of, page_of, row_of
+from tamis.reproduce.row_settings import differences
 from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]
@@ -55,6 +56,10 @@ class TableKind(Protocol):
         Raises:
             ConfigError: A recipe is not there.
         """
+        ...
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """What tells rows apart that their names alone do not, in words or as a recipe says it."""
         ...
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:
@@ -110,6 +115,13 @@ class TrainedRows:
             if not path.exists():
                 raise ConfigError(f"{path}: must exist, got no such recipe.")
         return {model: config.fingerprint(config.read_toml(path)) for model, path in paths.items()}
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """What each recipe changes, where they change one."""
+        if not self._table.varied:
+            return {}
+        paths = {model: self._recipe(folder, model) for model in self.models}
+        return differences(paths, reference=self._table.varied)
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """The dataset, which no recipe decides."""

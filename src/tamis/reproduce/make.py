@@ -151,7 +151,7 @@ class _Ledger:
     def __init__(self, table: TableKind, recipes: Path, out: Path, fingerprint: str) -> None:
         self._table, self._path = table, out / f"{table.name}.json"
         self._data = {table.dataset: fingerprint}
-        self._recipes = table.recipes(recipes)
+        self._recipes, self._settings = table.recipes(recipes), table.settings(recipes)
         for average in table.averages:
             parts = [self._recipes[model] for model in average.of]
             self._recipes[average.name] = config.fingerprint(parts)
@@ -245,6 +245,7 @@ class _Ledger:
             "complete": claims is not None,
             "data": self._data,
             "rows": [{"dataset": self._table.dataset, **row} for row in rows],
+            "settings": self._settings,
             "published": self._table.published(),
             "claims": claims or [],
         }

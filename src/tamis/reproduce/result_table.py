@@ -78,10 +78,13 @@ class ResultTable:
     """Rows that are averages of the models' predictions."""
     recipes: str = ""
     """Folder of the recipes below ``recipes/``. Empty: the table's name."""
+    varied: str = ""
+    """Model whose recipe the others change, each in a few settings. Empty: they are others."""
 
     def __post_init__(self) -> None:
         assert self.seeds > 1, "a standard deviation needs two seeds"
         names = {*self.models, *(average.name for average in self.averages)}
+        assert not self.varied or self.varied in self.models, f"{self.name}: {self.varied}"
         claimed = {name for claim in self.comparisons for name in (claim.better, claim.worse)}
         parts = {name for average in self.averages for name in average.of}
         unknown = (claimed | parts | {figure.model for figure in self.published}) - names

@@ -14,6 +14,7 @@ from tamis.evaluation import evaluate_task
 from tamis.evaluation.seeds import paired_t_test
 from tamis.reports.table_figures import Seeds, seed_dots
 from tamis.reproduce.result_table import Comparison, ResultTable
+from tamis.reproduce.row_settings import settings_lines
 from tamis.reproduce.runner import Cell
 from tamis.training.compare import read_predictions
 from tamis.training.runlog import device_of
@@ -227,7 +228,10 @@ def page_of(table: ResultTable, payload: Mapping[str, Any]) -> str:
     columns, lines = _lines(table, payload["rows"], is_page=True)
     reference = _mostly_claimed(table)
     caption = SEEDS + (f" The dotted line stands at the mean of {reference}." if reference else "")
-    return markdown_of(payload, columns, lines, chosen_on=table.chosen_on, caption=caption)
+    more = settings_lines(payload["settings"], head=f"differs from {table.varied} in")
+    return markdown_of(
+        payload, columns, lines, chosen_on=table.chosen_on, caption=caption, more=more
+    )
 
 
 def _lines(

@@ -169,6 +169,7 @@ _TRAINED: dict[str, ResultTable] = {
         ResultTable(
             name="dhen-ablations",
             dataset="market:1000000",
+            varied="dhen",
             models=DHEN_VARIANTS,
             tasks=("click",),
             comparisons=beats("dhen", DHEN_VARIANTS),
@@ -195,6 +196,7 @@ _TRAINED: dict[str, ResultTable] = {
             ResultTable(
                 name=f"interformer-flows-{name}",
                 dataset=dataset,
+                varied="dhen-both",
                 models=tuple(f"{backbone}-{flow}" for backbone in backbones for flow in _FLOWS),
                 tasks=("click",),
                 comparisons=tuple(
@@ -217,6 +219,7 @@ _TRAINED: dict[str, ResultTable] = {
         ResultTable(
             name="interformer-ablations-market",
             dataset=_LONG_MARKET,
+            varied="dhen-both",
             models=INTERFORMER_VARIANTS,
             tasks=("click",),
             comparisons=(
@@ -232,6 +235,7 @@ _TRAINED: dict[str, ResultTable] = {
         ResultTable(
             name="adatt-ablations",
             dataset="census_harness",
+            varied="adatt",
             models=ADATT_VARIANTS,
             tasks=_CENSUS_TASKS,
             comparisons=tuple(
@@ -262,6 +266,7 @@ _TRAINED: dict[str, ResultTable] = {
         ResultTable(
             name="ensemble-ablations-rees46",
             dataset="rees46",
+            varied="cetnet",
             models=ENSEMBLE_VARIANTS,
             tasks=("click",),
             comparisons=(

@@ -467,7 +467,7 @@ def test_what_is_printed_fits_a_terminal_of_100_columns() -> None:
 
 
 def test_page_has_levels_below_the_table_and_none_where_there_is_no_index() -> None:
-    payload = {"table": "made-up", "command": "made", "published": [], "claims": []}
+    payload = {"table": "made-up", "command": "made", "published": [], "settings": {}, "claims": []}
     kind = RetrievalRows(TABLE)
     rows = [{**row, "commit": "abc", "split": "test"} for row in _with_levels(_rows())]
     page = kind.markdown({**payload, "rows": rows}, [], [])
@@ -498,6 +498,7 @@ def test_page_shows_published_figures_by_their_own_metrics() -> None:
         "command": "tamis reproduce made-up",
         "rows": [],
         "published": [figure],
+        "settings": {},
         "claims": [],
     }
     page = RetrievalRows(TABLE).markdown(payload, ["row"], [["base"]]).splitlines()

@@ -52,6 +52,10 @@ class AbRows:
         sizes = config.to_table(self._table.sizes)
         return {FULL: config.fingerprint([*found, sizes, EARLY_WITHOUT])}
 
+    def settings(self, folder: Path) -> dict[str, str]:  # noqa: ARG002
+        """Nothing: names and page say what rows are."""
+        return {}
+
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Nothing to make: each row draws a market of its own, as the table says."""
         decides = [

@@ -46,6 +46,10 @@ class RoundsRows:
         rounds = [self._table.rounds, self._table.days]
         return {pools: config.fingerprint([stage, pools, rounds]) for pools in self.models}
 
+    def settings(self, folder: Path) -> dict[str, str]:  # noqa: ARG002
+        """Nothing: names and page say what rows are."""
+        return {}
+
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Both stages; what they learned and the sizes of the market decide the rest."""
         cascade = self._table.cascade

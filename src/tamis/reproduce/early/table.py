@@ -25,8 +25,10 @@ from tamis.reproduce.early.variants import (
     PublicCascade,
     recipes_of,
     variant_to_json,
+    words_of,
 )
 from tamis.reproduce.results import SEEDS, picture_of
+from tamis.reproduce.row_settings import settings_lines
 from tamis.reproduce.runner import Cell
 from tamis.training.consolidation import Consolidation, RequestCost
 
@@ -67,6 +69,10 @@ class EarlyRows:
             decides[name] = [ROW_VERSION, variant_to_json(variant)]
             decides[name] += [read_recipe(folder, recipe) for recipe in recipes_of(variant)]
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
+
+    def settings(self, folder: Path) -> dict[str, str]:  # noqa: ARG002
+        """What each row is, in words."""
+        return {name: words_of(variant) for name, variant in self._table.variants.items()}
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:
         """The cascade, which its sizes and the recipes of its stages decide."""
@@ -252,6 +258,7 @@ def page(
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in display),
         "",
+        *settings_lines(payload["settings"], head="what it is"),
         *costs,
         "| claim | estimate | interval | holds |",
         "|---|---|---|---|",

@@ -154,6 +154,58 @@ def variant_from_json(record: Mapping[str, Any]) -> Variant:
     return config.from_table(_KINDS[record["kind"]], values, where="variant")
 
 
+FULL = "full"
+"""Row of the one model that has every part."""
+_ORDERS = {
+    "teacher": "the final stage itself",
+    "incumbent": "the early stage that wrote the log",
+    "chance": "a random order",
+}
+_TASKS_IN_WORDS = ("clicks alone", "clicks and conversions", "clicks, conversions and quality")
+_DISTILLATION_IN_WORDS = {
+    "separate": "labels, and the final stage's predictions by heads of their own",
+    "mixed": "labels and the final stage's predictions by the same heads",
+    "none": "labels alone",
+}
+_POOLS_IN_WORDS = {
+    "impressed": "rows that were shown (pool I)",
+    "scored": "rows that were shown or scored (I, II)",
+    "rejected": "rows that were shown, scored or turned away before (I to III)",
+}
+_BOOSTED_IN_WORDS = {
+    "value": "total value by least squares",
+    "rank": "the order of total value by lambdarank",
+    "parts": "a model for each of the final stage's predictions",
+}
+
+
+def words_of(variant: Variant) -> str:
+    """What a row is, for the reader of its page."""
+    match variant:
+        case Given():
+            return _ORDERS[variant.order]
+        case Boosted():
+            return f"LightGBM, distilled: {_BOOSTED_IN_WORDS[variant.objective]}"
+        case OneModelEach():
+            size = "together at its cost" if variant.equal_cost else "each as large"
+            return f"as {FULL}, but a model for each task, {size}"
+        case OneModel():
+            full = _parts(OneModel(tasks=3))
+            changed = [part for part in _parts(variant) if part not in full]
+            if variant.distil_weight is not None:
+                changed.append(f"weight {variant.distil_weight:g} of each distillation loss")
+            changed += [f"`{setting}`" for setting in variant.settings]
+            return f"as {FULL}, but: {'; '.join(changed)}" if changed else "; ".join(full)
+
+
+def _parts(variant: OneModel) -> list[str]:
+    return [
+        _TASKS_IN_WORDS[variant.tasks - 1],
+        _DISTILLATION_IN_WORDS[variant.distillation],
+        _POOLS_IN_WORDS[variant.pools],
+    ]
+
+
 def recipes_of(variant: Variant) -> tuple[str, ...]:
     """Names of the recipes that decide a variant; the first is what it is trained by."""
     match variant:
@@ -263,7 +315,6 @@ class RoundsTable:
         assert self.rounds * self.days <= later, f"{self.name}: rounds need days, got {later}"
 
 
-FULL = "full"
 VARIANTS: dict[str, Variant] = {
     "teacher": Given(order="teacher"),
     "incumbent": Given(order="incumbent"),

@@ -13,7 +13,7 @@ from tamis.reports.figures import Curve
 from tamis.reports.table_figures import lines
 from tamis.reproduce.results import three_digits
 from tamis.reproduce.retrieval.tables import RetrievalTable
-from tamis.training.runlog import device_of
+from tamis.training.runlog import device_of, source_commit
 
 _VALUE, _CLICKS = "value_recall@100", "recall@100"
 _KEPT_GAIN, _FLOPS_SHARE = 0.8, 0.15
@@ -46,7 +46,7 @@ def search_row_of(
         "setting": main["setting"],
         "metrics": {"ne": None, **metrics},
         **found,
-        "commit": None,
+        "commit": source_commit(),
     }
     if run is None:
         return result

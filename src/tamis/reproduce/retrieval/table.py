@@ -24,6 +24,7 @@ from tamis.reproduce.retrieval.results import (
 from tamis.reproduce.retrieval.row import RowOrder
 from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
 from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.reproduce.row_settings import differences, settings_lines
 from tamis.reproduce.runner import Cell
 
 Row = Mapping[str, Any]
@@ -77,6 +78,16 @@ class RetrievalRows:
             if row.name == self._by_content:
                 decides[row.name].append("items never shown are placed by content")
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """What variants of the first index change."""
+        first = self._table.row(self._table.indexed[0])
+        paths = {
+            row.name: self._recipe(folder, row.model)
+            for row in self._table.rows
+            if row is first or (row.name.startswith(f"{first.name}-") and not row.teacher)
+        }
+        return differences(paths, reference=first.name)
 
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Dataset, and the tasks to choose beams on and to judge by, which no recipe decides."""
@@ -171,9 +182,10 @@ class RetrievalRows:
         rows = payload["rows"]
         columns, display = display_of(self._table, rows, is_page=True)
         heads, levels = levels_of(self._table, rows, is_page=True)
-        more = []
+        head = f"differs from {self._table.indexed[0]} in"
+        more = settings_lines(payload["settings"], head=head)
         if levels:
-            more = [_LEVELS, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+            more += [_LEVELS, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
             more += ["| " + " | ".join(cells) + " |" for cells in levels] + [""]
         caption = (
             "Recall over processor time, means over seeds. Not drawn: popularity, variants of an "
