@@ -50,6 +50,23 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers (``st_ino``) of the files and folders that are synced, in order.
+
+    Moving a file keeps its number, so it can be asked for by the name that it has in the end.
+    """
+    numbers: list[int] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        numbers.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    return numbers
+
+
+@pytest.fixture
 def schema() -> Schema:
     return Schema(
         fields=(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -70,6 +71,71 @@ def test_full_disk_leaves_the_file_before_it(
         artifacts.write_json(path, [2])
     assert artifacts.read_json(path) == [1]
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_files_and_their_folders_are_on_the_disk_before_the_manifest(
+    tmp_path: Path, synced: list[int]
+) -> None:
+    folder = tmp_path / "a"
+    (folder / "b" / "c").mkdir(parents=True)
+    files = [folder / "b" / "c" / "large.bin", folder / "small.bin"]
+    for file in files:
+        file.write_bytes(b"abc")
+
+    artifacts.write_manifest(folder, kind="weights", version=1, files=iter(files), payload={})
+
+    sealed = synced.index((folder / "manifest.json").stat().st_ino)
+    before = synced[:sealed]
+    assert {path.stat().st_ino for path in (*files, *(files[0].parents[:3]))} <= set(before)
+    assert [synced.count(file.stat().st_ino) for file in files] == [1, 1]
+
+
+def test_move_is_on_the_disk_on_both_sides(
+    tmp_path: Path, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, place = tmp_path / "work" / "a", tmp_path / "there" / "a"
+    draft.mkdir(parents=True)
+    place.parent.mkdir()
+    replace = os.replace
+
+    def record(source: Path, target: Path) -> None:
+        synced.append(0)
+        replace(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", record)
+
+    artifacts.move_into_place(draft, place)
+
+    moved = synced.index(0)
+    assert synced[:moved] == [place.stat().st_ino]
+    parents = {draft.parent.stat().st_ino, place.parent.stat().st_ino}
+    assert set(synced[moved + 1 :]) == parents
+
+
+def test_folder_is_copied_whole_or_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "a").write_text("a")
+    (source / "inner" / "b").write_text("b")
+    for name in ("whole", "full"):
+        (tmp_path / name).mkdir()
+
+    artifacts.copy_files(source, tmp_path / "whole")
+
+    found = [path for path in sorted((tmp_path / "whole").rglob("*")) if path.is_file()]
+    assert [path.read_text() for path in found] == ["a", "b"]
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with (
+        pytest.raises(StorageError, match=r"full: must fit on the disk, got No space left"),
+        artifacts.disk_errors(tmp_path / "full"),
+    ):
+        artifacts.copy_files(source, tmp_path / "full")
 
 
 def test_file_in_place_of_a_locked_folder_is_refused(tmp_path: Path) -> None:

@@ -42,13 +42,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        move_into_place(temporary, path)
     except OSError as error:
         raise _as_artifact_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_into_place(draft: Path, path: Path) -> None:
+    """Move a finished file or folder to its name, and wait until the move is on the disk.
+
+    A file's content is there before that; the files of a folder must be, as :func:`write_manifest`
+    and :func:`sync_files` leave them.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+        ArtifactError: ``path`` is a folder and the draft a file, or the reverse.
+    """
+    with disk_errors(path):
+        _sync(draft)
+        os.replace(draft, path)
+        for folder in {draft.parent, path.parent}:
+            _sync(folder)
 
 
 @contextlib.contextmanager
@@ -121,6 +136,34 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copy all that is in a folder into another; whoever seals or moves the copy syncs it.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; see :func:`disk_errors`.
+    """
+    # Not copytree: its error is a list of texts, from which a full disk cannot be told.
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            (target / path.name).mkdir()
+            copy_files(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def sync_files(folder: Path, files: Iterable[Path]) -> None:
+    """Wait until files of a folder are on the disk, with their names and those of inner folders.
+
+    Raises:
+        StorageError: The disk is full or cannot be written.
+    """
+    files = list(files)
+    folders = {above for file in files for above in file.parents if above.is_relative_to(folder)}
+    with disk_errors(folder):
+        for path in (*files, *folders):
+            _sync(path)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits.
 
@@ -140,7 +183,9 @@ def sha256_file(path: Path) -> str:
 def write_manifest(
     folder: Path, *, kind: str, version: int, files: Iterable[Path], payload: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Seal a folder: hash its files and write ``manifest.json`` last.
+    """Seal a folder: sync and hash its files, and write ``manifest.json`` last.
+
+    Whatever a power cut takes, a manifest never stands over files that were not on the disk.
 
     Args:
         folder: The artifact.
@@ -151,7 +196,12 @@ def write_manifest(
 
     Returns:
         The manifest as written.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
     """
+    files = sorted(files)
+    sync_files(folder, files)
     manifest: dict[str, Any] = {
         "kind": kind,
         "version": version,
@@ -161,7 +211,7 @@ def write_manifest(
                 "bytes": file.stat().st_size,
                 "sha256": sha256_file(file),
             }
-            for file in sorted(files)
+            for file in files
         },
     }
     write_json(folder / MANIFEST, manifest)
@@ -331,15 +381,29 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         RunInUseError: Another process is writing ``folder``.
         StorageError: The disk is full or ``folder`` cannot be written.
     """
-    work = folder.with_name(f".{folder.name}.tmp")
-    draft = work / folder.name
-    with disk_errors(folder):
+    with work_folder(folder) as draft:
+        check_free(folder)
+        yield draft
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, for one process at a time that writes ``path``.
+
+    What a killed process left of its own is removed first; what is still there, at the end.
+
+    Raises:
+        RunInUseError: Another process is writing ``path``.
+        StorageError: The disk is full or the folder of ``path`` cannot be written.
+    """
+    work = path.with_name(f".{path.name}.tmp")
+    draft = work / path.name
+    with disk_errors(path):
         work.mkdir(parents=True, exist_ok=True)
     with folder_lock(work):
         try:
-            check_free(folder)
             shutil.rmtree(draft, ignore_errors=True)
-            with disk_errors(folder):
+            with disk_errors(path):
                 draft.mkdir()
             yield draft
         finally:

@@ -163,6 +163,19 @@ def test_full_disk_is_said_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dataset_is_on_the_disk_before_its_manifest_and_its_name_after(
+    make_dataset: Callable[..., Dataset], synced: list[int]
+) -> None:
+    path = make_dataset().path
+
+    sealed = synced.index((path / "manifest.json").stat().st_ino)
+    parts = {part for part in path.rglob("*") if part.name != "manifest.json"}
+    assert {part.stat().st_ino for part in parts} <= set(synced[:sealed])
+    assert path.parent.stat().st_ino in synced[sealed:]
+    # Waiting for it while it is written would cost; once, at the end, is enough.
+    assert synced.count((path / "splits" / "train" / "data.arrow").stat().st_ino) == 1
+
+
 def test_truncated_file_is_found_when_opened(make_dataset: Callable[..., Dataset]) -> None:
     dataset = make_dataset()
     path = dataset.path / "splits" / "valid" / "data.arrow"

@@ -258,6 +258,19 @@ def test_failed_publishing_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bundle_is_on_the_disk_before_its_manifest_and_its_name_after(
+    blueprint: Blueprint, tmp_path: Path, synced: list[int]
+) -> None:
+    path = tmp_path / "b"
+
+    write_bundle(path, blueprint)
+
+    sealed = synced.index((path / "manifest.json").stat().st_ino)
+    parts = {part for part in path.rglob("*") if part != path / "manifest.json"}
+    assert {part.stat().st_ino for part in parts} <= set(synced[:sealed])
+    assert tmp_path.stat().st_ino in synced[sealed:]
+
+
 def test_what_makes_no_funnel_is_not_published(blueprint: Blueprint, tmp_path: Path) -> None:
     backwards = replace(blueprint, stages=blueprint.stages[::-1])
 

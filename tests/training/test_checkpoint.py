@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back to the bit, and nothing else does."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,30 @@ def test_only_the_two_newest_checkpoints_are_kept(
         "step-0000000003",
         "step-0000000004",
     ]
+
+
+def test_name_of_a_checkpoint_is_on_the_disk_before_an_earlier_one_is_removed(
+    make_trainee: Callable[..., Trainee],
+    tmp_path: Path,
+    synced: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainee = make_trainee(0)
+    before: list[bool] = []
+    remove = shutil.rmtree
+
+    def record(path: Path, **options: bool) -> None:
+        if path.name == "step-0000000001":
+            before.append(tmp_path.stat().st_ino in synced)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", record)
+    for _ in range(3):
+        _work(trainee, 1)
+        synced.clear()
+        save_checkpoint(tmp_path, trainee)
+
+    assert before == [False, True]  # nothing to remove before the first, and after the third
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])

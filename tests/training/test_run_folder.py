@@ -46,6 +46,18 @@ def test_opened_run_holds_its_whole_config_and_inputs(opened: tuple[Dataset, Pat
     assert (run / "inputs" / "encoders" / "encoders.json").exists()
 
 
+def test_inputs_are_on_the_disk_before_the_config_that_opens_a_run(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, synced: list[int]
+) -> None:
+    dataset, run = make_dataset(), tmp_path / "run"
+
+    open_run(dataset, _settings(), run, trained_until=None)
+
+    opened = synced.index((run / "config.toml").stat().st_ino)
+    inputs = {path.stat().st_ino for path in (run / "inputs").rglob("*")}
+    assert inputs <= set(synced[:opened])
+
+
 def test_first_setting_that_differs_is_named(opened: tuple[Dataset, Path]) -> None:
     dataset, run = opened
 

@@ -184,8 +184,7 @@ class DatasetWriter:
                 **payload,
             },
         )
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._draft.replace(self.out)
+        artifacts.move_into_place(self._draft, self.out)
         return Dataset.open(self.out)
 
     def _file(self, files: dict[str, "_ColumnFile"], split: str, name: str) -> "_ColumnFile":

@@ -67,7 +67,7 @@ def write_bundle(path: Path, blueprint: Blueprint) -> str:
         contents = {part: _contents(draft / part) for part in parts}
         release = config.fingerprint(contents)
         _seal(draft, contents, release)
-        draft.replace(path)
+        artifacts.move_into_place(draft, path)
     return release
 
 
@@ -209,6 +209,8 @@ def _seal(draft: Path, contents: dict[str, dict[str, str]], release: str) -> Non
             files=_files(draft / part),
             payload={"release": release},
         )
+    # The last manifest lists no files, and must not stand without those that do.
+    artifacts.sync_files(draft, [draft / part / artifacts.MANIFEST for part in contents])
     payload: dict[str, Any] = {
         "release": release,
         "made_with": {name: importlib.metadata.version(name) for name in _MADE_WITH},

@@ -5,7 +5,6 @@ stand other ads of some requests, with what a trained final stage predicts for t
 stages before it keep, and some that they turn away. Rows stay encoded; nothing is ingested again.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tamis import artifacts
 from tamis.data.batch import Batch, concatenate
 from tamis.data.cascade_log import (
     FINAL_PREFIX,
@@ -174,8 +174,7 @@ def write_cascade(
     with DatasetWriter(out, schema, spec) as writer:
         latest = _LatestAds.of(blueprint.inventory, dataset)
         if reads is None:
-            for path in dataset.encoders_path.iterdir():
-                shutil.copy2(path, writer.encoders_path)
+            artifacts.copy_files(dataset.encoders_path, writer.encoders_path)
         else:
             reads.save(writer.encoders_path)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):

@@ -239,7 +239,7 @@ class IndexSnapshot:
                     "index_levels": len(self.codebooks),
                 },
             )
-            draft.replace(folder)
+            artifacts.move_into_place(draft, folder)
 
     @classmethod
     def load(cls, folder: Path) -> "IndexSnapshot":

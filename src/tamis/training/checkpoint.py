@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, trainee: Trainee) -> Path:
             payload={"step": trainee.progress.step},
         )
         shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
+        artifacts.move_into_place(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     found = _checkpoints(folder)

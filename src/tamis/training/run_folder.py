@@ -241,7 +241,8 @@ def _write_inputs(dataset: Dataset, inputs: Path) -> None:
     # What was left of another dataset would be read as vocabularies of this one.
     shutil.rmtree(inputs / "encoders", ignore_errors=True)
     with artifacts.disk_errors(inputs):
-        _copy_files(dataset.encoders_path, inputs / "encoders")
+        (inputs / "encoders").mkdir(parents=True)
+        artifacts.copy_files(dataset.encoders_path, inputs / "encoders")
     artifacts.write_text(inputs / "schema.toml", dataset.schema.to_toml())
     artifacts.write_json(inputs / "spec.json", config.to_table(dataset.spec))
     artifacts.write_manifest(
@@ -255,13 +256,6 @@ def _write_inputs(dataset: Dataset, inputs: Path) -> None:
         ],
         payload={},
     )
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    # Not copytree: its error is a list of texts, from which a full disk cannot be told.
-    target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        shutil.copyfile(path, target / path.name)
 
 
 def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], run: Path) -> None:
