@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tamis import artifacts
 from tamis.data import dataset as dataset_module
 from tamis.data.dataset import Dataset, DatasetWriter, EncodedRows, Split
 from tamis.data.schema import InputSpec, Schema
@@ -174,6 +175,33 @@ def test_dataset_is_on_the_disk_before_its_manifest_and_its_name_after(
     assert path.parent.stat().st_ino in synced[sealed:]
     # Waiting for it while it is written would cost; once, at the end, is enough.
     assert synced.count((path / "splits" / "train" / "data.arrow").stat().st_ino) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": None}, r"manifest.json: must have a table 'schema', got None. It was altered"),
+        ({"spec": [1]}, r"manifest.json: must have a table 'spec', got \[1\]. It was altered"),
+        ({"rows": 3}, r"manifest.json: must have a table 'rows', got 3. It was altered"),
+        (
+            {"spec": {"newkey": 1}},
+            r"data: must have a schema and inputs that this tamis knows, got those of another "
+            r"version: spec.newkey: must be a known key, .* Read it with the tamis that wrote it",
+        ),
+        (
+            {"schema": {"newkey": 1}},
+            r"data: must have a schema and inputs .*: newkey: must be a known key, .* Read it",
+        ),
+    ],
+)
+def test_manifest_of_another_form_is_an_artifact_error(
+    make_dataset: Callable[..., Dataset], change: dict[str, object], message: str
+) -> None:
+    dataset = make_dataset()
+    artifacts.write_json(dataset.path / "manifest.json", dataset.manifest | change)
+
+    with pytest.raises(ArtifactError, match=message):
+        Dataset.open(dataset.path)
 
 
 def test_truncated_file_is_found_when_opened(make_dataset: Callable[..., Dataset]) -> None:

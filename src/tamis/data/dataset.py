@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Schema, schema_from_table
-from tamis.errors import ArtifactError, DataError, SchemaError, StorageError
+from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError, StorageError
 
 DATASET_VERSION = 1
 ROWS_PER_RECORD_BATCH = 65_536
@@ -274,18 +274,34 @@ class Dataset:
     """A finished dataset."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        """Wrap a checked folder; use :meth:`open`."""
+        """Wrap a checked folder; use :meth:`open`.
+
+        Raises:
+            ArtifactError: Its manifest describes no dataset that this version knows.
+        """
         self.path = path
         self.folder = path.absolute()
         """The same, wherever whoever opened it goes on."""
         self.manifest = manifest
+        for key in ("schema", "spec", "rows"):
+            if not isinstance(manifest.get(key), dict):
+                raise ArtifactError(
+                    f"{path / artifacts.MANIFEST}: must have a table {key!r}, got "
+                    f"{manifest.get(key)!r}. {_ANEW}"
+                )
         try:
             self.schema: Schema = schema_from_table(manifest["schema"])
+            self.spec: InputSpec = config.from_table(InputSpec, manifest["spec"], where="spec")
         except SchemaError as error:
             raise ArtifactError(
                 f"{path}: {error} Ingest the log anew with such a schema."
             ) from error
-        self.spec: InputSpec = config.from_table(InputSpec, manifest["spec"])
+        except ConfigError as error:
+            raise ArtifactError(
+                f"{path}: must have a schema and inputs that this tamis knows, got those of "
+                f"another version: {error} Read it with the tamis that wrote it, or ingest the "
+                f"log anew."
+            ) from error
         hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         self.fingerprint = config.fingerprint(hashes)
         self._splits: dict[str, Split] = {}
