@@ -1,6 +1,9 @@
 """Every model of the catalog as an ONNX file: ONNX Runtime gives what PyTorch gives."""
 
+import errno
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,10 @@ import torch
 
 from tamis import api, artifacts, config
 from tamis.data.batch import Batch
-from tamis.data.encoders import Encoders
 from tamis.data.ingest import encode_log
 from tamis.data.loader import batches_of_rows
-from tamis.data.schema import InputSpec, SequenceInput, Task, load_schema
-from tamis.errors import ConfigError, TamisError
+from tamis.data.schema import InputSpec, SequenceInput, Task
+from tamis.errors import ArtifactError, ConfigError, RunInUseError, StorageError, TamisError
 from tamis.exporting import onnx_file
 from tamis.exporting.onnx_file import (
     NOT_EXPORTED,
@@ -23,6 +25,7 @@ from tamis.exporting.onnx_file import (
     feed_of,
     input_names,
     largest_difference,
+    open_exported,
     open_session,
     write_graph,
 )
@@ -197,13 +200,10 @@ def test_run_is_exported_with_what_encodes_its_log(market_world: Path, tmp_path:
     assert made.difference <= 1e-5
     assert sorted(path.name for path in out.parent.iterdir()) == ["final.onnx", "final.onnx.inputs"]
     # From the raw log to predictions without the run: only the file and what lies beside it.
-    inputs = out.with_name("final.onnx.inputs")
-    artifacts.read_manifest(inputs, kind="inputs", version=1, verify=True)
-    encoders = Encoders.load(inputs / "encoders", load_schema(inputs / "schema.toml"))
+    session, encoders = open_exported(out)
     log = sorted((market_world / "market" / "logs").iterdir())[0]
     (rows,) = encode_log(log, encoders)
     (batch,) = batches_of_rows(rows, encoders.spec, batch_size=100_000)
-    session = open_session(out)
     (found,) = session.run(["predictions"], feed_of(batch, encoders.spec))
     expected = api.predict(run, log)
     for place, task in enumerate(made.tasks):
@@ -237,6 +237,138 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     for name in ("final.onnx", "final.onnx.data"):
         (tmp_path / name).rename(moved / name)
     open_session(moved / "final.onnx")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of which there is no more than an export reads, with a model of its own."""
+    run = tmp_path / "run"
+    _write_inputs(run, "1")
+    monkeypatch.setattr(onnx_file, "check_finished", lambda run: None)
+    monkeypatch.setattr(onnx_file, "load_trained", lambda run: _trained("lr", example_spec()))
+    return run
+
+
+def _write_inputs(run: Path, text: str) -> None:
+    path = run / "inputs" / "encoders" / "encoders.json"
+    artifacts.write_text(path, text)
+    artifacts.write_manifest(run / "inputs", kind="inputs", version=1, files=[path], payload={})
+
+
+def test_export_is_on_the_disk_before_any_of_it_has_its_name(
+    run: Path, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[list[int]] = []
+    move = onnx_file._move
+    monkeypatch.setattr(
+        onnx_file, "_move", lambda work, out: (before.append(synced[:]), move(work, out))
+    )
+    out = run.parent / "models" / "m.onnx"
+
+    export_onnx(run, out)
+
+    (numbers,) = before
+    assert {path.stat().st_ino for path in out.parent.rglob("*")} <= set(numbers)
+    assert out.parent.stat().st_ino in synced[len(numbers) :]
+
+
+def test_encoders_of_another_run_are_refused_beside_a_graph(run: Path) -> None:
+    first, second = run.parent / "first.onnx", run.parent / "second.onnx"
+    export_onnx(run, first)
+    _write_inputs(run, "2")
+    export_onnx(run, second)
+    with pytest.raises(ArtifactError, match=r"none.onnx: must be an exported graph, got no such"):
+        open_exported(run.parent / "none.onnx")
+
+    second.replace(first)  # without the folder beside it
+
+    told = (
+        r"first.onnx.inputs: must be what first.onnx was exported with, sha256 \w{12}, got \w{12}"
+    )
+    with pytest.raises(ArtifactError, match=told):
+        open_exported(first)
+    write_graph(_trained("lr", example_spec()), first)
+    with pytest.raises(ArtifactError, match=r"was exported with, sha256 unknown, got \w{12}. Expo"):
+        open_exported(first)
+
+
+def _parts(folder: Path, text: str, *, data: bool) -> Path:
+    """What stands for a graph, its inputs and perhaps its weights, with one text in all of them."""
+    (folder / "m.onnx.inputs").mkdir(parents=True)
+    (folder / "m.onnx.inputs" / "schema.toml").write_text(text)
+    for name in ("m.onnx", "m.onnx.data") if data else ("m.onnx",):
+        (folder / name).write_text(text)
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize(("data_before", "data_now"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("moves", range(7))
+def test_graph_never_stands_beside_parts_of_another_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int, data_before: bool, data_now: bool
+) -> None:
+    out = _parts(tmp_path / "out", "before", data=data_before)
+    work = _parts(tmp_path / "work", "now", data=data_now).parent
+    done: list[Path] = []
+    move = os.replace
+
+    class _Killed(BaseException):
+        pass
+
+    def killed(source: Path, target: Path) -> None:
+        if len(done) == moves:
+            raise _Killed
+        done.append(target)
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+
+    try:
+        onnx_file._move(work, out)
+    except _Killed:
+        assert len(done) == moves
+    else:
+        assert out.read_text() == "now"
+
+    if out.exists():
+        text = out.read_text()
+        assert (out.parent / "m.onnx.inputs" / "schema.toml").read_text() == text
+        data = out.with_name("m.onnx.data")
+        assert data.exists() == (data_before if text == "before" else data_now)
+        assert not data.exists() or data.read_text() == text
+
+
+def test_full_disk_while_inputs_are_copied_leaves_what_was_there(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _parts(run.parent / "models", "before", data=True)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+
+    with pytest.raises(StorageError, match=r"m.onnx: must fit on the disk, got No space left"):
+        export_onnx(run, out)
+    files = [path for path in out.parent.rglob("*") if path.is_file()]
+    assert [path.read_text() for path in files] == ["before"] * 3
+
+
+def test_one_export_of_a_name_at_a_time(run: Path) -> None:
+    out = run.parent / "m.onnx"
+
+    with (
+        artifacts.work_folder(out),
+        pytest.raises(RunInUseError, match=r"m.onnx.tmp: must not be in use, got a living process"),
+    ):
+        export_onnx(run, out)
+    assert not out.exists()
+
+
+def test_folder_of_that_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").mkdir()
+
+    with pytest.raises(ConfigError, match=r"m.onnx: must be a file, got a folder. Name another"):
+        export_onnx(tmp_path / "run", tmp_path / "m.onnx")
 
 
 def test_file_that_predicts_otherwise_gets_no_name(

@@ -12,14 +12,14 @@ The graph takes rows that are encoded already, in batches of any size:
     <group>.offsets   (rows + 1) int64, row b holds events offsets[b] to offsets[b + 1]
 
 and gives ``predictions`` (rows, T) float32: probabilities, or values of regression tasks. What a
-model has no columns for is no input. Names of fields and tasks are in the file's metadata.
+model has no columns for is no input. Names of fields and tasks are in the file's metadata, with the
+SHA-256 of the manifest in ``FILE.inputs``: rows that encoders of another run made look like its own
+and get wrong predictions.
 """
 
 import contextlib
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,12 +33,13 @@ from torch import Tensor, nn
 
 from tamis import artifacts
 from tamis.data.batch import Batch, Jagged
-from tamis.data.schema import InputSpec
-from tamis.errors import ConfigError, TamisError
+from tamis.data.encoders import Encoders
+from tamis.data.schema import InputSpec, load_schema
+from tamis.errors import ArtifactError, ConfigError, TamisError
 from tamis.models.cetnet import CETNet
 from tamis.models.trained import TrainedModel
 from tamis.training.predict import load_trained
-from tamis.training.run_folder import check_finished
+from tamis.training.run_folder import INPUTS_VERSION, check_finished
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -53,6 +54,7 @@ _LARGEST_IN_ONE_FILE = 1_500_000_000
 _EXAMPLE_LENGTHS = (3, 0, 2)
 """Events of the rows that a graph is traced with."""
 _TOLERANCE = 1e-5
+_INPUTS_KEY = "tamis.inputs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +75,9 @@ class Exported:
 def export_onnx(run: Path, out: Path) -> Exported:
     """Write a finished run's model as an ONNX file, which ONNX Runtime has been asked about.
 
-    Files appear once they are whole, the one of the graph last; what was there is replaced.
+    Files appear once they are whole, the one of the graph last; what was there is replaced, its
+    graph first. So a graph never stands beside weights or inputs of another export, even where this
+    is killed between two of them.
 
     Args:
         run: Folder of a finished run.
@@ -81,32 +85,34 @@ def export_onnx(run: Path, out: Path) -> Exported:
 
     Raises:
         ArtifactError: The run is unfinished or damaged.
-        ConfigError: ``out`` has another ending, or the model has no ONNX form.
+        ConfigError: ``out`` has another ending or is a folder, or the model has no ONNX form.
+        RunInUseError: Another process is exporting to ``out``.
         StorageError: The disk is full or the folder cannot be written.
         TamisError: PyTorch cannot export the model, or ONNX Runtime cannot run it or gives other
             predictions.
     """
     if out.suffix != ".onnx":
         raise ConfigError(f"{out}: must end in .onnx, got {out.suffix!r}. Name another file.")
+    if out.is_dir():
+        raise ConfigError(f"{out}: must be a file, got a folder. Name another file.")
     check_finished(run)
     model = load_trained(run)
     _check_exportable(model)
-    draft = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        with artifacts.disk_errors(out):
-            draft.mkdir(parents=True)
-            # Under its own name, as the graph names the file of its weights.
-            inputs = write_graph(model, draft / out.name)
-            difference = largest_difference(model, draft / out.name)
-            if not difference <= _TOLERANCE:
-                raise TamisError(
-                    f"{out}: must give the predictions of the run within {_TOLERANCE:g}, got a "
-                    f"difference of {difference:g}. Nothing was written; report this model."
-                )
-            _move(run, draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with artifacts.work_folder(out) as work, artifacts.disk_errors(out):
+        # All by their own names: the graph names the file of its weights.
+        draft = work / out.name
+        encoding = inputs_folder(draft)
+        encoding.mkdir()
+        artifacts.copy_files(run / "inputs", encoding)
+        inputs = write_graph(model, draft, inputs_sha256=_sha256_of_inputs(encoding))
+        difference = largest_difference(model, draft)
+        if not difference <= _TOLERANCE:
+            raise TamisError(
+                f"{out}: must give the predictions of the run within {_TOLERANCE:g}, got a "
+                f"difference of {difference:g}. Nothing was written; report this model."
+            )
+        artifacts.sync_files(work, [path for path in work.rglob("*") if path.is_file()])
+        _move(work, out)
     return Exported(
         path=out,
         inputs=inputs,
@@ -115,8 +121,41 @@ def export_onnx(run: Path, out: Path) -> Exported:
     )
 
 
-def write_graph(model: TrainedModel, path: Path) -> tuple[str, ...]:
+def open_exported(path: Path) -> tuple["InferenceSession", Encoders]:
+    """An exported graph in ONNX Runtime, and the encoders that it was exported with.
+
+    Raises:
+        ArtifactError: There is no such file, or ``FILE.inputs`` is missing, damaged or of another
+            export.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: must be an exported graph, got no such file. Export it anew.")
+    session = open_session(path)
+    folder = inputs_folder(path)
+    artifacts.read_manifest(folder, kind="inputs", version=INPUTS_VERSION, verify=True)
+    wanted = session.get_modelmeta().custom_metadata_map.get(_INPUTS_KEY, "")
+    found = _sha256_of_inputs(folder)
+    if wanted != found:
+        raise ArtifactError(
+            f"{folder}: must be what {path.name} was exported with, sha256 "
+            f"{wanted[:12] or 'unknown'}, got {found[:12]}. Export the run anew."
+        )
+    return session, Encoders.load(folder / "encoders", load_schema(folder / "schema.toml"))
+
+
+def inputs_folder(path: Path) -> Path:
+    """Where what encodes the rows of an exported graph lies."""
+    return path.with_name(f"{path.name}.inputs")
+
+
+def write_graph(model: TrainedModel, path: Path, *, inputs_sha256: str = "") -> tuple[str, ...]:
     """Write the graph of a model, and give the names of its inputs.
+
+    Args:
+        model: What to write.
+        path: The file.
+        inputs_sha256: SHA-256 of the manifest of what encodes the model's rows; empty where none
+            is written beside it.
 
     Raises:
         TamisError: PyTorch cannot export the model.
@@ -149,7 +188,7 @@ def write_graph(model: TrainedModel, path: Path) -> tuple[str, ...]:
             verbose=False,
         )
     assert found is not None
-    found.model.metadata_props.update(_metadata(model))
+    found.model.metadata_props.update(_metadata(model) | {_INPUTS_KEY: inputs_sha256})
     with _quiet():
         found.save(str(path), external_data=size > _LARGEST_IN_ONE_FILE)
     return names
@@ -339,16 +378,22 @@ def _metadata(model: TrainedModel) -> dict[str, str]:
     }
 
 
-def _move(run: Path, draft: Path, out: Path) -> None:
-    """Put what was made in its place, the graph last."""
-    inputs = out.with_name(f"{out.name}.inputs")
-    shutil.copytree(run / "inputs", draft / "inputs")
-    shutil.rmtree(inputs, ignore_errors=True)
-    os.replace(draft / "inputs", inputs)
-    data = draft / f"{out.name}.data"
-    has_data = data.exists()
-    if has_data:
-        os.replace(data, out.with_name(data.name))
-    os.replace(draft / out.name, out)
-    if not has_data:
-        out.with_name(data.name).unlink(missing_ok=True)
+def _sha256_of_inputs(folder: Path) -> str:
+    """What names the content of all files of an inputs folder: its manifest holds their hashes."""
+    return artifacts.sha256_file(folder / artifacts.MANIFEST)
+
+
+def _move(work: Path, out: Path) -> None:
+    """Put what was made in the place of what is there, whose graph goes first and whose comes last.
+
+    Whenever it is cut short, no graph stands beside weights or inputs that are not its own.
+    """
+    names = (out.name, f"{out.name}.data", inputs_folder(out).name)
+    earlier = work / "earlier"
+    earlier.mkdir()
+    for name in names:
+        if out.with_name(name).exists():
+            artifacts.move_into_place(out.with_name(name), earlier / name)
+    for name in reversed(names):
+        if (work / name).exists():
+            artifacts.move_into_place(work / name, out.with_name(name))
