@@ -111,6 +111,47 @@ def test_histories_alone_keep_a_table_each() -> None:
     assert "old, new: histories alone share table 'old'; each has its own." in notes
 
 
+def test_columns_of_one_length_are_one_history() -> None:
+    columns = [
+        VarLenSparseFeat(_sparse("items", 9), maxlen=4, length_name="n"),
+        VarLenSparseFeat(_sparse("classes", 9), maxlen=6, length_name="n"),
+        VarLenSparseFeat(_sparse("words", 9), maxlen=3, length_name="m"),
+    ]
+    schema, notes = _read(columns)
+
+    assert [(field.group, field.max_length) for field in schema.fields] == [
+        *(("n", 6), ("n", 6), ("", 3)),
+    ]
+    assert notes[-1] == "items: maxlen became 6, the longest of the history of items, classes."
+    equal = [columns[0], columns[1]._replace(maxlen=4)]
+    assert not any("maxlen" in note for note in _read(equal)[1])
+
+
+def test_sizes_may_be_numpys() -> None:
+    columns = [
+        _sparse("item", np.int64(9), use_hash=True),
+        VarLenSparseFeat(_sparse("past", 9, embedding_name="item"), maxlen=np.int64(4)),
+    ]
+
+    assert "max_length = 4" in _read(columns)[0].to_toml()
+
+
+def test_histories_of_a_text_file_are_cut_at_the_separator(tmp_path: Path) -> None:
+    rows = [f"i{n % 4},{'|'.join(f'i{k}' for k in range(n % 3))},{n % 2}" for n in range(40)]
+    (tmp_path / "log.csv").write_text("\n".join(["item,past,click", *rows]) + "\n")
+    imported = api.import_deepctr(
+        [_sparse("item", 9), VarLenSparseFeat(_sparse("past", 9, embedding_name="item"), maxlen=4)],
+        labels=["click"],
+        files=tmp_path / "log.csv",
+        separator="|",
+    )
+    dataset = api.ingest(imported.files, tmp_path / "dataset", schema=imported.schema)
+
+    assert dataset.spec.num_rows_by_table == {"item": 5}
+    _, offsets = dataset.split("train").columns.read_jagged("past", 0, 6)
+    assert np.diff(offsets).max() == 2
+
+
 def test_other_poolings_are_said() -> None:
     column = VarLenSparseFeat(_sparse("past", 9), maxlen=4, combiner="sum")
     _, notes = _read([column])

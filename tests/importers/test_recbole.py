@@ -155,11 +155,50 @@ def test_benchmark_files_keep_their_split(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "column", "before", "after"),
+    [
+        ("rating:float\t", "label", "float", "absent"),
+        ("label:token\t", "label", "float", "token"),
+        ("label:float\tage:float\t", "age", "absent", "float"),
+    ],
+)
+def test_splits_must_have_the_same_columns(
+    folder: Path, tmp_path: Path, header: str, column: str, before: str, after: str
+) -> None:
+    (folder / "ml-100k.inter").unlink()
+    for part in ("train", "test"):
+        (folder / f"ml-100k.{part}.inter").write_text("user_id:token\tlabel:float\n1\t1\n")
+    (folder / "ml-100k.valid.inter").write_text(f"{header}user_id:token\n1\t1\n")
+
+    message = (
+        rf"valid\.inter, column '{column}': must be as in .*train\.inter, {before}, got {after}\. "
+        "Give all splits"
+    )
+    with pytest.raises(DataError, match=message):
+        recbole.read(folder, label="label", threshold=None, out=tmp_path / "out")
+
+
+def test_splits_may_have_their_columns_in_any_order(folder: Path, tmp_path: Path) -> None:
+    (folder / "ml-100k.inter").unlink()
+    for part in ("train", "test"):
+        (folder / f"ml-100k.{part}.inter").write_text("user_id:token\tlabel:float\n7\t1\n")
+    (folder / "ml-100k.valid.inter").write_text("label:float\tuser_id:token\n1\t7\n")
+    (folder / "ml-100k.item").unlink()
+    imported = recbole.read(folder, label="label", threshold=None, out=tmp_path / "out")
+
+    (row,) = pq.read_table(imported.files["valid"]).to_pylist()
+    assert (row["user_id"], row["label"]) == ("7", 1)
+
+
+@pytest.mark.parametrize(
     ("header", "message"),
     [
         ("user_id\titem_id", r"header must hold name:type, .* got 'user_id'"),
         ("user_id:token\titem_id:word", r"got 'item_id:word'"),
-        ("user_id:token", "must be tab-separated as its header says"),
+        (
+            "user_id:token",
+            r"must be tab-separated as its header says, got .*Row #2: Expected 1 .*Mend the row\.",
+        ),
     ],
 )
 def test_files_that_are_not_atomic_are_refused(
@@ -190,7 +229,16 @@ def test_folder_without_interactions_is_refused(tmp_path: Path) -> None:
     [
         ("user", "id:token\tage:float\n1\t2\n", "must have the column 'user_id'"),
         ("user", "user_id:float\tage:float\n1\t2\n", "user_id must be a token in all files"),
-        ("user", "user_id:token\tage:float\n1\t2\n1\t3\n", "user_id must be there once"),
+        (
+            "user",
+            "user_id:token\tage:float\n0\t1\n1\t2\n1\t3\n",
+            "each user_id must be there once, got '1' more than once. Leave one row of it",
+        ),
+        (
+            "user",
+            "user_id:token\tage:float\n1\t2\n2\t1,5\n",
+            r"ml-100k.user, column 'age', row 2: a numeric field must hold numbers, got '1,5'",
+        ),
         ("user", "user_id:token\tage:float\n1\t2\n\t3\n", "row 2: user_id must not be empty"),
         ("item", "item_id:token\trating:float\n1\t2\n", "got 'rating' twice"),
         ("train.inter", _INTER, r"must hold ml-100k\.train\.inter, .* got train alone"),
@@ -226,3 +274,22 @@ def test_rating_that_is_not_a_number_is_named_with_its_row(folder: Path, tmp_pat
 
     with pytest.raises(DataError, match=r"ml-100k.inter, row 2: the label must be a number .* NaN"):
         recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+
+def test_rating_that_is_a_text_is_named_with_its_row(folder: Path, tmp_path: Path) -> None:
+    path = folder / "ml-100k.inter"
+    path.write_text(_INTER.replace("rating:float", "rating:token").replace("\t4\t", "\tgood\t"))
+
+    message = r"ml-100k.inter, row 2: the label must be a number, got 'good'\. Mend the row\."
+    with pytest.raises(DataError, match=message):
+        recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+
+def test_lists_of_numbers_of_the_interactions_have_one_note(folder: Path, tmp_path: Path) -> None:
+    ends = ["\tvector:float_seq", "\t1 2", "\t2", "\t3", "\t4"]
+    rows = [line + end for line, end in zip(_INTER.splitlines(), ends, strict=True)]
+    (folder / "ml-100k.inter").write_text("\n".join(rows) + "\n")
+    (folder / "ml-100k.item").unlink()
+    imported = recbole.read(folder, label="rating", threshold=4.0, out=tmp_path / "out")
+
+    assert imported.notes == ("vector: lists of numbers are not carried over.",)

@@ -189,6 +189,7 @@ def import_deepctr(
     *,
     labels: Sequence[str],
     files: Path | str | Mapping[str, Path | str],
+    separator: str = "",
 ) -> "Imported":
     """Feature columns of DeepCTR; see :func:`tamis.importers.deepctr.read`."""
     from tamis.importers import deepctr
@@ -198,7 +199,7 @@ def import_deepctr(
         logs = {split: Path(file) for split, file in files.items()}
     else:
         logs = Path(files)
-    return deepctr.read(feature_columns, labels=labels, files=logs)
+    return deepctr.read(feature_columns, labels=labels, files=logs, separator=separator)
 
 
 def import_fuxictr(folder: Path | str, experiment: str) -> "Imported":

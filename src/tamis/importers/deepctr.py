@@ -15,6 +15,7 @@ def read(
     *,
     labels: Sequence[str],
     files: Path | Mapping[str, Path],
+    separator: str = "",
 ) -> Imported:
     """The schema that a list of ``SparseFeat``, ``DenseFeat`` and ``VarLenSparseFeat`` describes.
 
@@ -24,6 +25,7 @@ def read(
         files: The log, or the log of each split, with raw values and lists of them as histories:
             DeepCTR's own input has been encoded by hand already, and histories padded with zeros,
             which would become a category.
+        separator: Text between the events of a history in a text file. Empty: files hold lists.
 
     Raises:
         ConfigError: A column is of another class, a vector, or there twice with two meanings.
@@ -33,7 +35,7 @@ def read(
     fields: dict[str, Field] = {}
     notes: list[str] = []
     for column in feature_columns:
-        field = _field(column, notes)
+        field = _field(column, separator, notes)
         if fields.setdefault(field.name, field) != field:
             raise ConfigError(f"{field.name}: must be one column, got two of that name.")
     tables: dict[str, list[Field]] = {}
@@ -42,6 +44,12 @@ def read(
             tables.setdefault(field.shares or field.name, []).append(field)
     for table, members in tables.items():
         fields |= _sharing(table, members, notes)
+    histories: dict[str, list[Field]] = {}
+    for field in fields.values():
+        if field.group:
+            histories.setdefault(field.group, []).append(field)
+    for members in histories.values():
+        fields |= _of_one_history(members, notes)
     schema = Schema(
         fields=with_free_names(list(fields.values())),
         tasks=tuple(Task(name=label) for label in labels),
@@ -75,7 +83,21 @@ def _sharing(table: str, members: Sequence[Field], notes: list[str]) -> dict[str
     return {field.name: replace(field, **(own if field is owner else shared)) for field in members}
 
 
-def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of another library)
+def _of_one_history(members: Sequence[Field], notes: list[str]) -> dict[str, Field]:
+    """The columns of one history, by name: as many events of each are kept."""
+    if len(members) == 1:
+        return {members[0].name: replace(members[0], group="")}
+    longest = max(field.max_length for field in members)
+    others = [field.name for field in members if field.max_length != longest]
+    if others:
+        names = ", ".join(field.name for field in members)
+        notes.append(
+            f"{', '.join(others)}: maxlen became {longest}, the longest of the history of {names}."
+        )
+    return {field.name: replace(field, max_length=longest) for field in members}
+
+
+def _field(column: Any, separator: str, notes: list[str]) -> Field:  # noqa: ANN401  (classes of another library)
     kind = type(column).__name__
     if kind == "DenseFeat":
         if column.dimension != 1:
@@ -106,11 +128,18 @@ def _field(column: Any, notes: list[str]) -> Field:  # noqa: ANN401  (classes of
     if sparse.embedding_name != sparse.name:
         options["shares"] = sparse.embedding_name
     if sparse.use_hash:
-        options |= {"encoding": "hashing", "num_buckets": sparse.vocabulary_size}
+        options |= {"encoding": "hashing", "num_buckets": int(sparse.vocabulary_size)}
     if kind == "SparseFeat":
         return Field(kind="categorical", **options)
     if column.combiner != "mean":
         notes.append(f"{sparse.name}: combiner {column.combiner!r} became the mean.")
     if getattr(column, "weight_name", None):
         notes.append(f"{sparse.name}: weight_name is not carried over.")
-    return Field(kind="sequence", max_length=column.maxlen, **options)
+    return Field(
+        kind="sequence",
+        separator=separator,
+        max_length=int(column.maxlen),
+        # DeepCTR takes the length of a history from a column; those of one length are one history.
+        group=str(column.length_name or ""),
+        **options,
+    )

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tamis import artifacts
 from tamis.data.public_sets.files import SPLITS
+from tamis.data.read_errors import explain_csv, said, wrong_csv_value
 from tamis.data.schema import Field, Roles, Schema, Side, Task, with_free_names
 from tamis.errors import DataError
 from tamis.importers.imported import Imported
@@ -39,7 +40,8 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         out: Where the joined logs are written.
 
     Raises:
-        DataError: A file is missing or not atomic, or the label has no meaning.
+        DataError: A file is missing or not atomic, splits differ in their columns, or the label has
+            no meaning.
     """
     if folder.is_file():
         raise DataError(
@@ -56,9 +58,9 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         )
     if not there:
         files = {"": folder / f"{name}.inter"}
-    types: dict[str, str] = {}
+    types = _same_types(list(files.values()))
     sides: dict[str, Side] = {_USER: "user", _ITEM: "item"}
-    logs = {split: _read(path, types) for split, path in files.items()}
+    logs = {split: _read(path) for split, path in files.items()}
     if types.get(label) not in ("float", "token"):
         raise DataError(
             f"{folder}: label must be a column of numbers of the interactions, got {label!r}. "
@@ -70,9 +72,10 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         path = folder / f"{name}.{suffix}"
         if not path.exists():
             continue
-        before = dict(types)
-        table = _read(path, types)
-        _check_joinable(path, table, key, before, types)
+        found = _types(path)
+        table = _read(path)
+        _check_joinable(path, table, key, types, found)
+        types |= found
         sides |= {column: side for column in table.column_names if column != key}
         logs = {split: _joined(log, table, key) for split, log in logs.items()}
     inputs = {
@@ -98,12 +101,27 @@ def read(folder: Path, *, label: str, threshold: float | None, out: Path) -> Imp
         time=_TIME if _TIME in types else "",
     )
     schema = Schema(fields=with_free_names(fields), tasks=(Task(name=label),), roles=roles)
-    notes = _notes(fields, types, [name for name in of_interactions if name != label])
+    notes = _notes(fields, types, [name for name in of_interactions if name in inputs])
     return Imported(files=written.get("", written), schema=schema, notes=notes)
 
 
-def _read(path: Path, types: dict[str, str]) -> pa.Table:
-    """An atomic file; the types in its header are added to ``types``."""
+def _same_types(paths: Sequence[Path]) -> dict[str, str]:
+    """The types of the interactions, which all splits must have."""
+    first, *others = paths
+    types = _types(first)
+    for path in others:
+        found = _types(path)
+        for name in {**types, **found}:
+            if found.get(name) != types.get(name):
+                raise DataError(
+                    f"{path}, column {name!r}: must be as in {first}, {types.get(name, 'absent')}, "
+                    f"got {found.get(name, 'absent')}. Give all splits the same columns and types."
+                )
+    return types
+
+
+def _types(path: Path) -> dict[str, str]:
+    """Types of an atomic file's columns, in their order."""
     if not path.exists():
         raise DataError(f"{path}: must exist, got no such file. Name the folder of the data set.")
     try:
@@ -120,26 +138,47 @@ def _read(path: Path, types: dict[str, str]) -> pa.Table:
                 f"{', '.join(_TYPES)}, got {column!r}."
             )
         found[name] = kind
-    reading = pyarrow.csv.ReadOptions(column_names=list(found), skip_rows=1)
+    return found
+
+
+def _read(path: Path) -> pa.Table:
+    """An atomic file."""
+    types = _types(path)
+    try:
+        return _parsed(path, types)
+    except pa.ArrowInvalid as error:
+        raise DataError(_explained(path, types, said(error))) from error
+
+
+def _parsed(path: Path, types: Mapping[str, str], *, use_threads: bool = True) -> pa.Table:
+    reading = pyarrow.csv.ReadOptions(
+        column_names=list(types), skip_rows=1, use_threads=use_threads
+    )
     converting = pyarrow.csv.ConvertOptions(
         column_types={
-            name: pa.float64() if kind == "float" else pa.string() for name, kind in found.items()
+            name: pa.float64() if kind == "float" else pa.string() for name, kind in types.items()
         },
         # An empty field alone: NA is a word, and Namibia's code.
         null_values=[""],
         strings_can_be_null=True,
     )
     parsing = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
+    return pyarrow.csv.read_csv(path, reading, parsing, converting)
+
+
+def _explained(path: Path, types: Mapping[str, str], message: str) -> str:
+    """A whole message from Arrow's, which has the row only where one thread reads."""
     try:
-        table = pyarrow.csv.read_csv(path, reading, parsing, converting)
+        _parsed(path, types, use_threads=False)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: must be tab-separated as its header says, got {error}") from error
-    types |= {name: kind for name, kind in found.items() if name not in types}
-    return table
+        message = said(error)
+    if wrong_csv_value(message):
+        return explain_csv(path, message, list(types))
+    return f"{path}: must be tab-separated as its header says, got {message}. Mend the row."
 
 
 def _check_joinable(
-    path: Path, table: pa.Table, key: str, before: dict[str, str], after: dict[str, str]
+    path: Path, table: pa.Table, key: str, before: Mapping[str, str], found: Mapping[str, str]
 ) -> None:
     """Refuse a file about users or items that cannot be put beside the interactions."""
     if key not in table.column_names or key not in before:
@@ -147,8 +186,9 @@ def _check_joinable(
             f"{path}: must have the column {key!r}, as the interactions must, got "
             f"{', '.join(table.column_names)}."
         )
-    if before[key] != "token" or table[key].type != pa.string():
-        raise DataError(f"{path}: {key} must be a token in all files, got {after[key]}.")
+    if (before[key], found[key]) != ("token", "token"):
+        other = found[key] if found[key] != "token" else f"{before[key]} in the interactions"
+        raise DataError(f"{path}: {key} must be a token in all files, got {other}.")
     again = [name for name in table.column_names if name != key and name in before]
     if again:
         raise DataError(
@@ -159,7 +199,12 @@ def _check_joinable(
         row = pc.index(pc.is_null(table[key]), True).as_py() + 1
         raise DataError(f"{path}, row {row}: {key} must not be empty, got none. Remove the row.")
     if pc.count_distinct(table[key]).as_py() < table.num_rows:
-        raise DataError(f"{path}: {key} must be there once, got one of them twice.")
+        counts = pc.value_counts(table[key])
+        again = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise DataError(
+            f"{path}: each {key} must be there once, got {again!r} more than "
+            f"once. Leave one row of it."
+        )
 
 
 def _joined(log: pa.Table, table: pa.Table, key: str) -> pa.Table:
@@ -187,7 +232,10 @@ def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.C
     try:
         numbers = pc.cast(values, pa.float64())
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: the label must be a number, got {error}") from error
+        row, text = _first_text(values)
+        raise DataError(
+            f"{path}, row {row}: the label must be a number, got {text!r}. Mend the row."
+        ) from error
     row = pc.index(pc.is_nan(numbers), True).as_py()  # Empty ones are null.
     if row >= 0:
         raise DataError(
@@ -204,6 +252,16 @@ def _label(values: pa.ChunkedArray, threshold: float | None, path: Path) -> pa.C
             f"which on it is 1."
         )
     return numbers
+
+
+def _first_text(values: pa.ChunkedArray) -> tuple[int, str]:
+    """Row, from 1, and text of the first value that is no number."""
+    for row, value in enumerate(values, start=1):
+        try:
+            value.cast(pa.float64())
+        except pa.ArrowInvalid:
+            return row, value.as_py()
+    raise AssertionError("a column that is not of numbers holds a text")
 
 
 def _notes(
