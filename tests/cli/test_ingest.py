@@ -201,13 +201,81 @@ def test_printed_command_of_an_import_can_be_copied(
     assert "tamis train 'my clicks' --recipe 'my clicks-recipe.toml'" in printed
 
 
-def test_data_set_of_recbole_is_ingested(
-    world: Path, tamis_json: Callable[..., dict[str, Any]]
+@pytest.mark.parametrize("options", [("--split", "time"), ("--valid", "0.1"), ("--test", "0.2")])
+def test_splits_of_a_set_up_are_not_split_again(
+    of_fuxictr: Path, refused: Callable[..., str], options: tuple[str, str]
 ) -> None:
+    message = refused(
+        *("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks", "--out", "f"),
+        *options,
+    )
+
+    assert (
+        f"{options[0]}: must not be given for logs that are split already, got train, valid, test "
+        "of config. Leave it out." in message
+    )
+    assert not Path("f").exists()
+
+
+def test_one_log_of_a_set_up_is_split_as_the_options_say(
+    of_fuxictr: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    path = Path("config", "dataset_config.yaml")
+    lines = [line for line in path.read_text().splitlines() if "valid_data" not in line]
+    path.write_text("\n".join(line for line in lines if "test_data" not in line))
+
+    made = tamis_json(
+        *("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks", "--out", "f"),
+        *("--split", "ratio", "--test", "0.3"),
+    )
+
+    assert (made["split"]["by"], made["split"]["test"]) == ("ratio", 0.3)
+
+
+def test_schema_of_a_set_up_can_be_edited(
+    of_fuxictr: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    command = ("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks")
+    made = tamis_json(*command, "--schema-only", "--out", "mine.toml")
+    text = Path("mine.toml").read_text()
+    assert made["out"] == "mine.toml"
+    assert any(warning.startswith("categories:") for warning in made["warnings"])
+    Path("mine.toml").write_text(
+        text.replace("[[tasks]]", '[roles]\nuser = "user_id"\n\n[[tasks]]')
+    )
+
+    tamis_json(*command, "--schema", "mine.toml", "--out", "f")
+
+    assert 'user = "user_id"' in Path("f", "schema.toml").read_text()
+    assert Path("f-recipe.toml").exists()
+
+
+@pytest.fixture
+def of_recbole(world: Path) -> Path:
+    """A folder of RecBole's atomic files."""
     Path("tiny").mkdir()
     rows = [f"{n % 7}\t{n % 5}\t{n % 6}\t{880_000_000 + n}" for n in range(200)]
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     Path("tiny", "tiny.inter").write_text("\n".join([header, *rows]) + "\n")
+    return world
+
+
+def test_schema_of_recbole_leaves_no_log(
+    of_recbole: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    before = set(Path().iterdir())
+    tamis_json(
+        *("ingest", "tiny", "--from", "recbole", "--label", "rating", "--threshold", "4"),
+        *("--schema-only", "--out", "mine.toml"),
+    )
+
+    assert set(Path().iterdir()) - before == {Path("mine.toml")}
+    assert 'item = "item_id"' in Path("mine.toml").read_text()
+
+
+def test_data_set_of_recbole_is_ingested(
+    of_recbole: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
     made = tamis_json(
         *("ingest", "tiny", "--from", "recbole", "--label", "rating", "--threshold", "4"),
         *("--out", "t"),
@@ -230,8 +298,10 @@ def test_data_set_of_recbole_is_ingested(
             ("--from", "recbole", "--label", "rating", "--experiment", "x"),
             "--from recbole: takes no --experiment, which is FuxiCTR's, got 'x'. Leave it out.",
         ),
-        (("--from", "recbole", "--schema", "s.toml"), "--schema: must not be given with --from"),
-        (("--from", "recbole", "--schema-only"), "--schema-only: must not be given with --from"),
+        (
+            ("--from", "recbole", "--schema", "s.toml", "--schema-only"),
+            "--schema: must not be given with --schema-only, got s.toml. Leave one of the two out.",
+        ),
         (("--experiment", "x"), "--experiment: goes with --from, got none"),
         (("--from", "recbole", "b"), "--from: takes one folder, got 2 paths"),
     ],

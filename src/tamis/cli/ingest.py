@@ -18,6 +18,7 @@ from tamis.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tamis.data.dataset import Dataset
     from tamis.data.schema import Schema
+    from tamis.importers.imported import Imported
     from tamis.serving.store import Store
 
 
@@ -29,6 +30,7 @@ class Origin(StrEnum):
 
 
 def ingest(
+    context: typer.Context,
     source: Annotated[
         list[str], typer.Argument(help="Log files, one folder of them, or the URL of a store.")
     ],
@@ -38,7 +40,7 @@ def ingest(
         list[str] | None, typer.Option(help="Label column; repeat for several tasks.")
     ] = None,
     schema: Annotated[
-        Path | None, typer.Option(help="schema.toml; inferred from the logs when absent.")
+        Path | None, typer.Option(help="schema.toml; made from the source when absent.")
     ] = None,
     split: Annotated[
         str,
@@ -60,7 +62,7 @@ def ingest(
         float | None, typer.Option(help="With --from recbole: the label is 1 from this value on.")
     ] = None,
     schema_only: Annotated[
-        bool, typer.Option("--schema-only", help="Only infer the schema and write it to --out.")
+        bool, typer.Option("--schema-only", help="Only make the schema and write it to --out.")
     ] = False,
     threads: Threads = 0,
     as_json: Json = False,
@@ -78,9 +80,11 @@ def ingest(
             return
         paths = [Path(part) for part in source]
         if origin is not None:
-            if schema is not None or schema_only:
-                option = "--schema" if schema is not None else "--schema-only"
-                raise ConfigError(f"{option}: must not be given with --from, which makes a schema.")
+            if schema is not None and schema_only:
+                raise ConfigError(
+                    f"--schema: must not be given with --schema-only, got {schema}. Leave one of "
+                    f"the two out."
+                )
             _ingest_imported(
                 current,
                 paths,
@@ -89,7 +93,10 @@ def ingest(
                 experiment=experiment,
                 label=label or [],
                 threshold=threshold,
+                schema=schema,
+                schema_only=schema_only,
                 split=(split, valid, test),
+                split_options=_given(context, "split", "valid", "test"),
                 threads=threads,
             )
             return
@@ -111,13 +118,30 @@ def ingest(
         warnings = inferred.warnings if inferred is not None else ()
         draw_warnings(current, warnings)
         if inferred is not None and schema_only:
-            written = api.write_schema(inferred.schema, out)
-            current.say(f"wrote {written}; edit it and pass it as --schema")
-            current.finish(out=written, warnings=warnings)
+            _write_schema(current, inferred.schema, out, warnings)
             return
         chosen = schema if inferred is None else inferred.schema
         dataset, lacking = ingest_with_bars(current, paths, out, schema=chosen, split=how)
         _finish(current, dataset, out, warnings, lacking)
+
+
+def _given(context: typer.Context, *names: str) -> list[str]:
+    """Those of some options that the command line holds."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
+def _write_schema(current: Session, schema: "Schema", out: Path, warnings: Sequence[str]) -> None:
+    """Write a schema for editing, and end."""
+    from tamis import api
+
+    written = api.write_schema(schema, out)
+    current.say(f"wrote {written}; edit it and pass it as --schema")
+    current.finish(out=written, warnings=warnings)
 
 
 def _ingest_store(
@@ -188,7 +212,10 @@ def _ingest_imported(
     experiment: str | None,
     label: list[str],
     threshold: float | None,
+    schema: Path | None,
+    schema_only: bool,
     split: tuple[str, float, float],
+    split_options: Sequence[str],
     threads: int,
 ) -> None:
     """Ingest what a set-up of another library describes, and write its recipe beside it."""
@@ -197,45 +224,73 @@ def _ingest_imported(
 
     if len(source) != 1:
         raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
-    artifacts.check_free(out)
-    if origin is Origin.fuxictr:
-        if experiment is None or label or threshold is not None:
-            raise ConfigError(
-                "--from fuxictr: needs --experiment and takes no --label and no --threshold: the "
-                "config names its label."
-            )
-        imported = api.import_fuxictr(source[0], experiment)
-        if imported.recipe is not None:  # before the work, not after it
-            api.check_recipe(imported.recipe)
-    else:
-        if experiment is not None:
-            raise ConfigError(
-                f"--from recbole: takes no --experiment, which is FuxiCTR's, got {experiment!r}. "
-                f"Leave it out."
-            )
-        if len(label) != 1:
-            raise ConfigError(
-                f"--from recbole: needs one --label, got {len(label)} labels. Name the column of "
-                f"the interactions that is predicted."
-            )
-        logs = out.with_name(f"{out.name}-log")
-        imported = api.import_recbole(source[0], label=label[0], threshold=threshold, out=logs)
-        current.say(f"joined log: {logs}")
-    draw_warnings(current, imported.notes)
-    api.prepare_process(threads)
-    how = (
-        None
-        if isinstance(imported.files, Mapping)
-        else api.split_config(split[0], valid=split[1], test=split[2])
+    log = None if schema_only else out.with_name(f"{out.name}-log")
+    if log is not None:
+        artifacts.check_free(out)
+    imported = _imported(
+        source[0], log, origin=origin, experiment=experiment, label=label, threshold=threshold
     )
+    how = None
+    if not isinstance(imported.files, Mapping):
+        how = api.split_config(split[0], valid=split[1], test=split[2])
+    elif split_options:
+        raise ConfigError(
+            f"{', '.join(split_options)}: must not be given for logs that are split already, got "
+            f"{', '.join(imported.files)} of {source[0]}. Leave it out."
+        )
+    if log is not None and origin is Origin.recbole:
+        current.say(f"joined log: {log}")
+    draw_warnings(current, imported.notes)
+    if schema_only:
+        _write_schema(current, imported.schema, out, imported.notes)
+        return
+    api.prepare_process(threads)
     dataset, lacking = ingest_with_bars(
-        current, imported.files, out, schema=imported.schema, split=how
+        current, imported.files, out, schema=schema or imported.schema, split=how
     )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))
         command = shlex.join(["tamis", "train", str(out), "--recipe", str(recipe)])
         current.say(f"recipe: {recipe}; {command}")
     _finish(current, dataset, out, imported.notes, lacking)
+
+
+def _imported(
+    source: Path,
+    log: Path | None,
+    *,
+    origin: Origin,
+    experiment: str | None,
+    label: list[str],
+    threshold: float | None,
+) -> "Imported":
+    """What a set-up says; RecBole's files are joined into ``log``, or for the schema alone."""
+    from tamis import api
+
+    if origin is Origin.fuxictr:
+        if experiment is None or label or threshold is not None:
+            raise ConfigError(
+                "--from fuxictr: needs --experiment and takes no --label and no --threshold: the "
+                "config names its label."
+            )
+        imported = api.import_fuxictr(source, experiment)
+        if imported.recipe is not None:  # before the work, not after it
+            api.check_recipe(imported.recipe)
+        return imported
+    if experiment is not None:
+        raise ConfigError(
+            f"--from recbole: takes no --experiment, which is FuxiCTR's, got {experiment!r}. "
+            f"Leave it out."
+        )
+    if len(label) != 1:
+        raise ConfigError(
+            f"--from recbole: needs one --label, got {len(label)} labels. Name the column of "
+            f"the interactions that is predicted."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        return api.import_recbole(
+            source, label=label[0], threshold=threshold, out=log or Path(folder)
+        )
 
 
 def _finish(
