@@ -135,6 +135,19 @@ def test_equal_models_differ_by_exactly_nothing() -> None:
         assert (result.p_value, result.standard_error) == (1.0, 0.0)
 
 
+def test_interval_of_many_users_is_as_wide_as_the_normal_one() -> None:
+    rng = np.random.default_rng(8)
+    labels = rng.integers(0, 2, 4000)
+    baseline = np.clip(0.5 + rng.normal(0, 0.1, 4000), 0.05, 0.95)
+    candidate = np.clip(0.5 + rng.normal(0, 0.1, 4000), 0.05, 0.95)
+    (found,) = paired_bootstrap(
+        labels, baseline, candidate, np.arange(4000), metrics=("log_loss",), replicates=4000, seed=1
+    )
+    width = (found.upper - found.lower) / (2 * found.standard_error)
+    # Quantiles of 4000 replicates know 1.96 to 2.5 % at one sigma; 1.645 is 16 % less.
+    assert width == pytest.approx(1.96, rel=0.08)
+
+
 def test_clear_gain_has_the_smallest_p_value_and_the_right_sign() -> None:
     labels, _, candidate, user, _ = two_models(7, 400, 8, spread=0.1)
     worse = np.full(labels.size, labels.mean())

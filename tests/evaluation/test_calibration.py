@@ -42,6 +42,10 @@ def test_calibration_error_with_weights_fills_bins_by_weight() -> None:
         [0, 0, 1, 0], [0.1, 0.6, 0.9, 0.2], weights=[3.0, 2.0, 2.0, 1.0], bins=2
     )
     assert value == pytest.approx(0.5 * 0.125 + 0.5 * 0.25)
+    curve = reliability_curve(
+        [0, 0, 1, 0], [0.1, 0.6, 0.9, 0.2], weights=[3.0, 2.0, 2.0, 1.0], bins=2
+    )
+    assert [(one.rows, one.weight) for one in curve] == [(2, 0.5), (2, 0.5)]
 
 
 def test_equal_predictions_stay_in_one_bin_whatever_their_order() -> None:

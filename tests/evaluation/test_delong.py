@@ -45,6 +45,10 @@ def test_delong_equals_the_pair_matrix_with_ties(seed: int, size: int, levels: i
     labels = np.concatenate([[1, 1, 0, 0], rng.integers(0, 2, size)])
     baseline, candidate = rng.integers(0, levels, (2, labels.size)).astype(float)
     wanted, variance = slow_delong(labels, baseline, candidate)
+    if abs(wanted) > 1e-12 and variance < 1e-15:
+        with pytest.raises(DataError, match="without any spread"):
+            delong_test(labels, baseline, candidate)
+        return
     result = delong_test(labels, baseline, candidate)
     assert result.difference == pytest.approx(wanted, abs=1e-12)
     # Squared, as the root of what rounding leaves of a variance of 0 is not small.
@@ -94,6 +98,41 @@ def test_false_alarms_on_dependent_rows_keep_to_five_percent_only_with_groups() 
     # normal approximation with 50 users.
     assert 0.01 < false_alarms(by_group=True) < 0.10
     assert false_alarms(by_group=False) > 0.10
+
+
+def test_variance_of_groups_equals_obuchowskis_sums() -> None:
+    rng = np.random.default_rng(4)
+    user = np.repeat(np.arange(5), 6)
+    labels = np.tile([1, 0, 1, 0, 0, 0], 5)
+    labels[24:] = 0  # one user without a positive
+    baseline, candidate = rng.normal(size=(2, 30))
+    own = {}
+    for side in (1, 0):
+        sign = 1 if side else -1
+        scores = [(name[labels == side], name[labels != side]) for name in (baseline, candidate)]
+        old, new = (
+            np.array([np.mean([0.5 + 0.5 * np.sign(sign * (a - b)) for b in rest]) for a in mine])
+            for mine, rest in scores
+        )
+        left = (new - old) - (new - old).mean()
+        own[side] = [left[user[labels == side] == one].sum() for one in range(5)]
+    positives, negatives = (np.array(own[side]) for side in (1, 0))
+    m, n = int(labels.sum()), int((labels == 0).sum())
+    variance = (
+        4 / 3 * positives @ positives / m**2
+        + 5 / 4 * negatives @ negatives / n**2
+        + 2 * 5 / 4 * positives @ negatives / (m * n)
+    )
+
+    found = delong_test(labels, baseline, candidate, groups=user)
+
+    assert found.standard_error**2 == pytest.approx(variance, rel=1e-9)
+
+
+def test_models_that_are_apart_by_as_much_in_every_row_are_not_certain() -> None:
+    # All ties on one side, no mistake on the other: 0.5 and 1, and no row differs from another.
+    with pytest.raises(DataError, match=r"got a difference of 0.5 without any spread in 4 rows"):
+        delong_test([1, 1, 0, 0], [0.5] * 4, [0.9, 0.8, 0.2, 0.1])
 
 
 def test_delong_refuses_too_few_rows_or_groups_of_a_class() -> None:

@@ -250,8 +250,39 @@ def test_arms_of_one_ratio_are_alike_however_their_sums_are_rounded() -> None:
     found = arm_difference("value", treated, numerator, np.ones(10))
 
     assert (found.difference, found.lift, found.p_value) == (0.0, 0.0, 1.0)
-    assert found.lower == pytest.approx(0.0, abs=1e-15)
-    assert found.upper == pytest.approx(0.0, abs=1e-15)
+    unknown = (found.standard_error, found.lower, found.upper, found.lift_lower, found.lift_upper)
+    assert all(map(math.isnan, unknown))
+
+
+def test_arms_have_intervals_of_the_asked_confidence() -> None:
+    wide, narrow = (
+        arm_difference("value", [0, 0, 0, 1, 1, 1], [0, 1, 5, 2, 3, 9], np.ones(6), confidence=one)
+        for one in (0.95, 0.8)
+    )
+    for arm in ("control", "treatment"):
+        assert getattr(narrow, arm).confidence == 0.8
+        assert getattr(narrow, arm).upper < getattr(wide, arm).upper
+
+
+def test_split_that_is_looked_at_all_the_time_gives_few_false_alarms() -> None:
+    rng = np.random.default_rng(3)
+    treated = rng.integers(0, 2, (300, 3000)).cumsum(axis=1)
+    looks = range(20, 3001, 20)
+    alarms = dict.fromkeys((False, True), 0)
+    for one in treated:
+        for many in alarms:
+            found = (
+                sample_ratio(look - int(one[look - 1]), int(one[look - 1]), many_looks=many)
+                for look in looks
+            )
+            alarms[many] += any(ratio.is_mismatch for ratio in found)
+    assert alarms[False] >= 5
+    assert alarms[True] <= 1
+
+
+def test_broken_split_is_found_at_many_looks_too() -> None:
+    assert sample_ratio(10_000, 9_000, many_looks=True).is_mismatch
+    assert sample_ratio(10_000, 10_000, many_looks=True).p_value == 1.0
 
 
 def test_json_of_a_difference_is_strict() -> None:

@@ -141,12 +141,12 @@ def test_batch_that_is_refused_adds_nothing() -> None:
 
 def test_certain_mistake_is_clipped_counted_and_costs_27_6_nats() -> None:
     sums = LogLossAccumulator()
-    sums.update([1, 0], [0.0, 0.5])
+    sums.update([1, 0, 1], [0.0, 0.5, 0.5])
     assert sums.clipped == 1
-    # -ln 1e-12 = 27.631; plus ln 2, over two rows.
-    assert sums.log_loss() == pytest.approx((12 * math.log(10) + math.log(2)) / 2)
+    # -ln 1e-12 = 27.631; plus ln 2 twice, over three rows.
+    assert sums.log_loss() == pytest.approx((12 * math.log(10) + 2 * math.log(2)) / 3)
     # 1 - (1 - 1e-12) is 1e-12 to four digits only.
-    assert log_loss([0, 0], [1.0, 0.5]) == pytest.approx(sums.log_loss(), rel=1e-5)
+    assert log_loss([0, 0, 1], [1.0, 0.5, 0.5]) == pytest.approx(sums.log_loss(), rel=1e-5)
 
 
 def test_certain_mistake_in_logits_is_not_clipped() -> None:

@@ -91,7 +91,8 @@ def test_health_of_the_weights_of_four_rows_by_hand() -> None:
     assert (plain.clipped_rows, plain.clipped_share) == (0, 0.0)
     terms = np.array([0.5, 6.0, 2.0, 1.25])
     assert plain.estimate.standard_error == pytest.approx(terms.std(ddof=1) / 2, rel=1e-12)
-    assert plain.warnings == ()
+    (warning,) = plain.warnings
+    assert warning.startswith("The weights are worth 2.7 rows: the interval covers the truth less")
 
     clipped = evaluate_policy(hand_log(), HAND_POLICY, estimator="ips", clip=1.0)
     squares = 1 / 4 + 1 + 1 + 25 / 256
@@ -99,7 +100,7 @@ def test_health_of_the_weights_of_four_rows_by_hand() -> None:
     assert clipped.largest_weight == 2.0
     assert clipped.clipped_rows == 1
     assert clipped.clipped_share == pytest.approx(16 / 61, rel=1e-12)
-    (warning,) = clipped.warnings
+    warning, _ = clipped.warnings
     assert warning.startswith("Weights above 1.0 were clipped in 1 rows, 26.23% of the total")
 
 
@@ -234,6 +235,64 @@ def test_actions_that_the_log_cannot_show_are_counted_and_reported() -> None:
     found = evaluate_policy(placed, policy, estimator="ips")
     assert found.unsupported_rows == 4
     assert found.unsupported_mass == pytest.approx((3 * 0.6 + 0.4) / 4)
+
+
+def test_action_that_chance_never_showed_accuses_no_propensity() -> None:
+    rng = np.random.default_rng(5)
+    logging = np.full((200, 1000), 1 / 1000)
+    columns = (rng.integers(0, 1000, 200), rng.random(200), np.full(200, 1 / 1000))
+
+    untold = evaluate_policy(logged_actions(*columns), logging, estimator="ips")
+    told = evaluate_policy(
+        logged_actions(*columns, logging_policy=logging), logging, estimator="ips"
+    )
+
+    assert 0.8 < untold.unsupported_mass < 0.85
+    (warning,) = untold.warnings
+    assert "actions that the log never shows, by chance or not" in warning
+    assert (told.unsupported_mass, told.warnings) == (0.0, ())
+    assert told.to_json()["is_support_known"]
+    assert not untold.to_json()["is_support_known"]
+
+
+@pytest.mark.parametrize("estimator", ["ips", "snips"])
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_rows_in_use_that_are_all_alike_tell_no_error(estimator: str, reward: float) -> None:
+    if (estimator, reward) == ("ips", 1.0):
+        return  # its rows differ: most are worth nothing
+    action = np.arange(1000) % 200
+    rewards = np.where(action == 7, reward, 0.5)
+    log = logged_actions(action, rewards, np.full(1000, 1 / 200))
+    always = np.zeros((1000, 200))
+    always[:, 7] = 1.0
+
+    found = evaluate_policy(log, always, estimator=estimator)
+
+    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert values["estimate"]["value"] == reward
+    assert [values["estimate"][name] for name in ("standard_error", "lower", "upper")] == [None] * 3
+    assert any("worth 5.0 rows" in warning for warning in found.warnings)
+
+
+def test_wrong_propensities_are_found_by_the_errors_of_the_units() -> None:
+    rng = np.random.default_rng(6)
+    user = np.repeat(np.arange(400), 25)
+    # Whole users see one action: 10,000 rows know no more of the weights than 400.
+    action = np.repeat(rng.integers(0, 2, 400), 25)
+    policy = np.full((10_000, 2), [0.9, 0.1])
+    right = {"groups": user, "logging_policy": np.full((10_000, 2), 0.5)}
+    rewards = rng.random(10_000)
+
+    honest = evaluate_policy(logged_actions(action, rewards, np.full(10_000, 0.5), **right), policy)
+    wrong = evaluate_policy(
+        logged_actions(action, rewards, np.full(10_000, 0.42), groups=user), policy
+    )
+
+    assert honest.mean_weight.units == 400
+    assert honest.warnings == ()
+    distance = abs(wrong.mean_weight.value - 1.0) / wrong.mean_weight.standard_error
+    assert 4 < distance < 10
+    assert "the propensities are not those of the policy" in wrong.warnings[0]
 
 
 def test_groups_are_the_units_of_the_error() -> None:

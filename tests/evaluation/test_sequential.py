@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tamis.errors import DataError
 from tamis.evaluation.experiment import arm_difference
-from tamis.evaluation.sequential import always_valid_looks
+from tamis.evaluation.sequential import always_valid_looks, may_look
 
 USERS, LOOKS = 40, 100
 
@@ -45,6 +45,15 @@ def test_one_look_by_hand() -> None:
     half = math.sqrt(2 * (math.log(2) + 2 * math.log(20)))
     assert (looks.lower[0], looks.upper[0]) == pytest.approx((3 - half, 3 + half))
     assert looks.stopped_at is None
+
+
+def test_look_waits_for_users_of_both_arms_who_have_something_to_count() -> None:
+    is_treated = np.arange(300) % 2 == 1
+    shown = np.ones(300)
+    assert may_look(is_treated, shown)
+    shown[is_treated.nonzero()[0][99:]] = 0.0
+    assert not may_look(is_treated, shown)
+    assert not may_look(~is_treated, shown)
 
 
 def test_later_looks_only_narrow_the_interval() -> None:

@@ -129,7 +129,13 @@ def test_test_of_a_policy_against_itself_shows_no_difference(
     _, test = same
 
     assert len(test.result.differences) == 4
-    assert not test.result.sample_ratio.is_mismatch
+    ratio = test.result.sample_ratio
+    assert not ratio.is_mismatch
+    # Of the users that came, not of all of the market.
+    hours = list(_market().serve(_by_request, days=4))
+    came = np.unique(np.concatenate([hour.user for hour in hours]))
+    assert ratio.treated_users == SplitByUser(salt=0).is_treated(came).sum()
+    assert ratio.control_users + ratio.treated_users == len(came)
     for difference in test.result.differences:
         assert not difference.is_significant
         assert difference.lower < 0 < difference.upper
@@ -239,6 +245,37 @@ def test_looks_count_what_was_known_then() -> None:
     assert converted == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
+@pytest.fixture
+def few_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets looks begin with two users, so that they can be computed by hand."""
+    monkeypatch.setattr("tamis.evaluation.sequential.LEAST_USERS", 1)
+
+
+def test_guard_waits_for_a_hundred_users_of_each_arm() -> None:
+    def totals(users: int) -> UserTotals:
+        generator, arms = np.random.default_rng(users), np.arange(users) % 2 == 1
+        clicks = generator.integers(0, 3, users).astype(float)
+        none = np.zeros(users)
+        return UserTotals(
+            is_treated=arms,
+            impressions=np.full(users, 5.0),
+            clicks=clicks,
+            settled_clicks=none,
+            conversions=none,
+            hides=none,
+            value=clicks,
+        )
+
+    looks = [totals(40), totals(199), totals(200), totals(400)]
+
+    found = guard(looks, "click_rate", smallest=0.1)
+
+    assert found is not None
+    assert found.days.tolist() == [3, 4]
+    assert guard(looks[:2], "click_rate", smallest=0.1) is None
+
+
+@pytest.mark.usefixtures("few_users")
 def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> None:
     is_treated = np.array([True, True, False, False])
 
@@ -280,6 +317,7 @@ def test_guard_takes_value_by_the_day_and_waits_for_events_of_both_arms() -> Non
     assert guard(looks, "conversion_rate", smallest=0.1) is None
 
 
+@pytest.mark.usefixtures("few_users")
 def test_guard_leaves_out_looks_at_which_an_arm_shows_no_error() -> None:
     def totals(settled: list[float], conversions: list[float]) -> UserTotals:
         clicks = np.array(settled)
@@ -305,6 +343,28 @@ def test_guard_leaves_out_looks_at_which_an_arm_shows_no_error() -> None:
     assert found is not None
     assert found.days.tolist() == [3]
     assert guard(looks[:2], "conversion_rate", smallest=0.01) is None
+
+
+@pytest.mark.usefixtures("few_users")
+def test_guard_takes_rounding_for_no_error() -> None:
+    def totals(clicks: list[float]) -> UserTotals:
+        shown, none = np.full(6, 49.0), np.zeros(6)
+        return UserTotals(
+            is_treated=np.array([True, True, True, False, False, False]),
+            impressions=shown,
+            clicks=np.array(clicks),
+            settled_clicks=none,
+            conversions=none,
+            hides=none,
+            value=none,
+        )
+
+    # On the first day every user has one ratio, of which float64 keeps 17 digits.
+    found = guard([totals([1] * 6), totals([9, 8, 7, 1, 2, 3])], "click_rate", smallest=0.1)
+
+    assert found is not None
+    assert found.days.tolist() == [2]
+    assert found.looks.lower[0] < found.looks.upper[0]
 
 
 def test_value_per_request_is_that_of_the_log(same: tuple[LiveMarket, AbTest]) -> None:

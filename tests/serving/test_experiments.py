@@ -13,6 +13,7 @@ import pytest
 
 from tamis.errors import StoreError
 from tamis.evaluation import UserTotals, compare_arms
+from tamis.evaluation.sequential import always_valid_looks
 from tamis.funnel.ab_test import SplitByUser
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.funnel.value import ValueWeights
@@ -122,8 +123,13 @@ def test_another_experiment_splits_users_anew() -> None:
 
 
 def test_estimate_is_that_of_what_users_did(
-    client: Any, engine: Engine, body: dict[str, Any], releases: tuple[str, str]
+    client: Any,
+    engine: Engine,
+    body: dict[str, Any],
+    releases: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tamis.evaluation.sequential.LEAST_USERS", 1)
     plan = {**body, "smallest": {"click_rate": 0.05, "value_per_user": 0.1}}
     client.post("/v1/admin/experiments/one", json=plan).raise_for_status()
     generator = np.random.default_rng(0)
@@ -174,7 +180,17 @@ def test_estimate_is_that_of_what_users_did(
     assert clicks["guarded"]["lower"] < clicks["difference"]["difference"]["lower"]
     assert clicks["guarded"]["upper"] > clicks["difference"]["difference"]["upper"]
     assert metrics["hide_rate"]["guarded"] is None
-    assert metrics["value_per_user"]["guarded"] is not None
+    # Three days later the same value is a third as much a day.
+    worth = next(item for item in compare_arms(totals).differences if "value" in item.metric)
+    plan_of = next(item for item in engine.store.experiments() if item.experiment == "one")
+    later = module._look_at("value_per_user", totals, plan_of, 3.0).guarded
+    assert later is not None
+    expected = always_valid_looks(
+        [worth.difference / 3], [worth.standard_error / 3], mixture_sd=0.1
+    )
+    assert later.lower.tolist() == expected.lower.tolist()
+    now = metrics["value_per_user"]["guarded"]
+    assert now["lower"] < later.lower[0]
 
 
 def test_single_impressions_of_the_arms_are_not_certain(

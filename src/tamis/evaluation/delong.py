@@ -42,8 +42,8 @@ def delong_test(
         The difference of the AUCs with a normal interval.
 
     Raises:
-        DataError: A value has no meaning, or there are fewer than two positives, negatives, or
-            groups of either.
+        DataError: A value has no meaning, there are fewer than two positives, negatives, or
+            groups of either, or the AUCs differ and nothing tells by how much they vary.
 
     Source:
         DeLong, DeLong and Clarke-Pearson, Biometrics 1988; Sun and Xu, Fast implementation of
@@ -69,6 +69,12 @@ def delong_test(
     else:
         variance, units = _variance_of_groups(rows, high, low)
     error = math.sqrt(max(variance, 0.0))
+    # Rounding leaves 1e-16 of a spread that is none.
+    if difference != 0.0 and error <= 1e-12 * abs(difference):
+        raise DataError(
+            f"delong_test: rows must differ in how far the models are apart, got a difference of "
+            f"{difference:.4g} without any spread in {rows.rows} rows. Evaluate on more rows."
+        )
     half = normal_quantile(confidence) * error
     return PairedDifference(
         metric="auc",

@@ -15,6 +15,7 @@ from tamis.errors import DataError
 from tamis.evaluation.bootstrap import unit_codes
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.evaluation.rows import number_column, refuse
+from tamis.evaluation.sequential import always_valid_looks
 from tamis.evaluation.significance import normal_p_value, normal_quantile, require_confidence
 
 ExperimentMetric = Literal["click_rate", "conversion_rate", "hide_rate", "value_per_user"]
@@ -23,6 +24,8 @@ ExperimentMetric = Literal["click_rate", "conversion_rate", "hide_rate", "value_
 MISMATCH_P_VALUE = 0.001
 """A split this unlikely is taken for broken: the check runs on every experiment, and a false alarm
 costs a whole one."""
+_SPLIT_SHIFT = 0.01
+"""How far from the plan a share of users is that a broken split has, at many looks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,8 +62,8 @@ class UserTotals:
 class ArmDifference:
     """Treatment minus control on one metric, with its uncertainty.
 
-    All but the difference is nan where the error of an arm is not known, unless neither arm shows
-    any and they do not differ.
+    Error and intervals are nan where the error of an arm is not known, and so are p-value and lift
+    unless the arms are alike.
     """
 
     metric: str
@@ -280,8 +283,8 @@ def arm_difference(
     (se_t / c)^2 + (t se_c / c^2)^2: the noise of the control widens it.
 
     An arm all of whose users have one ratio, such as a single click or no conversion at all, shows
-    no error, which is not an error of 0: the error, the intervals and the p-value of the difference
-    are nan, unless both arms are so and alike.
+    no error, which is not an error of 0: error and intervals of the difference are nan. Its p-value
+    is nan too, unless both arms are so and alike.
 
     Args:
         metric: Name of the metric, for the result.
@@ -321,15 +324,17 @@ def arm_difference(
     difference = 0.0 if is_alike else treatment.value - control.value
     error = math.hypot(treatment.standard_error, control.standard_error)
     spreads = [_has_spread(control), _has_spread(treatment)]
-    if not all(spreads) and (any(spreads) or difference != 0.0):
+    is_same = is_alike and not any(spreads)
+    if not all(spreads):
         error = float("nan")
     half = normal_quantile(confidence) * error
     lift = lift_half = float("nan")
-    if control.value > 0.0 and not math.isnan(error):
+    if control.value > 0.0 and (all(spreads) or is_same):
         ratio = 1.0 if is_alike else treatment.value / control.value
         lift = ratio - 1.0
-        lift_error = math.hypot(treatment.standard_error, ratio * control.standard_error)
-        lift_half = normal_quantile(confidence) * lift_error / control.value
+        if all(spreads):
+            lift_error = math.hypot(treatment.standard_error, ratio * control.standard_error)
+            lift_half = normal_quantile(confidence) * lift_error / control.value
     return ArmDifference(
         metric=metric,
         control=control,
@@ -338,7 +343,7 @@ def arm_difference(
         standard_error=error,
         lower=difference - half,
         upper=difference + half,
-        p_value=normal_p_value(difference, error),
+        p_value=1.0 if is_same else normal_p_value(difference, error),
         lift=lift,
         lift_lower=lift - lift_half,
         lift_upper=lift + lift_half,
@@ -347,7 +352,7 @@ def arm_difference(
 
 
 def sample_ratio(
-    control_users: int, treated_users: int, *, treated_share: float = 0.5
+    control_users: int, treated_users: int, *, treated_share: float = 0.5, many_looks: bool = False
 ) -> SampleRatio:
     """Checks the split of users against the plan with a chi-squared test.
 
@@ -358,6 +363,8 @@ def sample_ratio(
         control_users: Users of the control.
         treated_users: Users of the treatment.
         treated_share: Planned share of treated users, in (0, 1).
+        many_looks: Whether the split is looked at while users come: the p-value is then that of
+            :func:`tamis.evaluation.sequential.always_valid_looks`, and holds for all looks.
 
     Returns:
         The split with its p-value.
@@ -380,11 +387,16 @@ def sample_ratio(
             "the users of both arms."
         )
     spread = math.sqrt(users * treated_share * (1.0 - treated_share))
+    surplus = treated_users - users * treated_share
+    p_value = normal_p_value(surplus, spread)
+    if many_looks:
+        looks = always_valid_looks([surplus / users], [spread / users], mixture_sd=_SPLIT_SHIFT)
+        p_value = float(looks.p_value[0])
     return SampleRatio(
         control_users=control_users,
         treated_users=treated_users,
         treated_share=treated_share,
-        p_value=normal_p_value(treated_users - users * treated_share, spread),
+        p_value=p_value,
     )
 
 

@@ -1,6 +1,6 @@
 """What would another policy earn? Estimates from the log of the policy that was in charge."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +13,10 @@ from tamis.evaluation.ratio import Estimate, ratio_of_sums
 OffPolicyEstimator = Literal["ips", "snips", "dm", "dr"]
 """Inverse propensities, the same self-normalised, the direct method, doubly robust."""
 
+_FEW_ROWS = 50
+"""Effective rows below which an interval covers less than it says, and a mean of weights is too
+skewed to accuse anybody."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyValue:
@@ -21,13 +25,14 @@ class PolicyValue:
     estimator: OffPolicyEstimator
     """How it was estimated."""
     estimate: Estimate
-    """Mean reward per row."""
+    """Mean reward per row. Error and interval are nan where rows in use do not differ."""
     effective_rows: float
     """Effective sample size, (sum w)^2 / sum w^2 of the weights in use; 0 without any weight."""
     largest_weight: float
     """Largest weight before clipping."""
     mean_weight: Estimate
-    """Mean weight before clipping; 1 minus ``unsupported_mass`` if the propensities are right."""
+    """Mean weight before clipping; if the propensities are right, 1 less the true mass of actions
+    that the logging policy does not take."""
     clip: float | None
     """Largest weight allowed; None for any."""
     clipped_rows: int
@@ -37,7 +42,11 @@ class PolicyValue:
     unsupported_rows: int
     """Rows at which the policy may take an action that the logging policy does not take."""
     unsupported_mass: float
-    """Mean probability of such actions under the policy, in [0, 1]."""
+    """Mean probability of such actions under the policy, in [0, 1]. Where the log does not say what
+    was possible, an action that it never shows at a position counts as one: impossible, or not
+    drawn by chance."""
+    is_support_known: bool
+    """Whether the log says which actions were possible."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -51,25 +60,44 @@ class PolicyValue:
                 "interval does not cover the bias."
             )
         if uses_weights and self.unsupported_rows:
+            why = "cannot show" if self.is_support_known else "never shows, by chance or not"
             found.append(
-                f"At {self.unsupported_rows} rows the policy takes actions that the log cannot "
-                f"show, with mean probability {self.unsupported_mass:.2%}: their rewards are "
-                "unknown, and no interval covers that."
+                f"At {self.unsupported_rows} rows the policy takes actions that the log {why}, "
+                f"with mean probability {self.unsupported_mass:.2%}: their rewards are unknown, "
+                "and no interval covers that."
+            )
+        if uses_weights and self.effective_rows < _FEW_ROWS:
+            found.append(
+                f"The weights are worth {self.effective_rows:.1f} rows: the interval covers the "
+                f"truth less often than it says, if there is one. Use {_FEW_ROWS} or more."
             )
         if self.estimator == "dm":
             found.append(
                 "The direct method is as wrong as its reward model; its interval covers the luck "
                 "of the contexts only."
             )
-        surprise = abs(self.mean_weight.value - (1.0 - self.unsupported_mass))
-        # Four standard errors: a false alarm in 16,000 logs whose propensities are right.
-        if uses_weights and surprise > 4.0 * self.mean_weight.standard_error + 1e-5:
+        if uses_weights and self._surprise > 4.0 * self.mean_weight.standard_error + 1e-5:
+            most = "" if self.is_support_known else " at most"
+            mass = self.unsupported_mass if self.is_support_known else 0.0
             found.append(
-                f"The weights have mean {self.mean_weight.value:.4f} where "
-                f"{1.0 - self.unsupported_mass:.4f} is expected: the propensities are not those "
-                "of the policy that made the log, or a few rare rows carry most of the weight."
+                f"The weights have mean {self.mean_weight.value:.4f} where {1.0 - mass:.4f} is "
+                f"expected{most}: the propensities are not those of the policy that made the log, "
+                "or a few rare rows carry most of the weight."
             )
         return tuple(found)
+
+    @property
+    def _surprise(self) -> float:
+        """How far the mean weight is from what right propensities give.
+
+        Of many rows it is beyond four standard errors in one of 16,000 logs. Where nobody knows
+        what was possible, it is known alone that the mean must not be above 1.
+        """
+        if self.effective_rows < _FEW_ROWS:
+            return 0.0
+        if not self.is_support_known:
+            return self.mean_weight.value - 1.0
+        return abs(self.mean_weight.value - (1.0 - self.unsupported_mass))
 
     def to_json(self) -> dict[str, Any]:
         """Writes the value for strict JSON.
@@ -88,6 +116,7 @@ class PolicyValue:
             "clipped_share": self.clipped_share,
             "unsupported_rows": self.unsupported_rows,
             "unsupported_mass": self.unsupported_mass,
+            "is_support_known": self.is_support_known,
             "warnings": list(self.warnings),
         }
 
@@ -127,7 +156,7 @@ def evaluate_policy(
         clip: Largest weight allowed, above 0. Clipping trades variance for bias: with rewards of
             at least 0, IPS then falls short of the truth. None clips nothing.
         confidence: Coverage of the interval, in (0, 1).
-        seed: Seed of a bootstrap interval, at least 0; None for the normal interval.
+        seed: Seed of a bootstrap interval, at least 0; None for the t interval.
         replicates: Bootstrap replicates, at least 100.
 
     Returns:
@@ -180,7 +209,7 @@ def evaluate_policy(
     total, squared = float(weight.sum()), float(weight @ weight)
     return PolicyValue(
         estimator=estimator,
-        estimate=estimate,
+        estimate=_known(estimate),
         effective_rows=total * total / squared if squared > 0.0 else 0.0,
         largest_weight=float(raw.max()),
         mean_weight=ratio_of_sums(raw, np.ones(log.rows), groups=log.groups, confidence=confidence),
@@ -189,7 +218,16 @@ def evaluate_policy(
         clipped_share=float((raw - weight).sum() / raw.sum()) if raw.any() else 0.0,
         unsupported_rows=int(np.count_nonzero(unsupported)),
         unsupported_mass=float(unsupported.mean()),
+        is_support_known=log.is_possible is not None,
     )
+
+
+def _known(estimate: Estimate) -> Estimate:
+    """The estimate without an error where no row in use differs from another, which tells none."""
+    if estimate.standard_error > 1e-12 * abs(estimate.value):
+        return estimate
+    nan = float("nan")
+    return replace(estimate, standard_error=nan, lower=nan, upper=nan)
 
 
 def _terms(
@@ -235,7 +273,8 @@ def _unsupported_mass(log: LoggedActions, chances: NDArray[np.float64]) -> NDArr
     """Probability (n,) that the policy takes an action which the logging policy does not take.
 
     Where the log does not say what was possible, an action that it never shows at a position
-    stands for an impossible one: a lower bound, as other contexts may have allowed it.
+    stands for an impossible one: too many where rows are few, and too few where some contexts
+    allow what others do not.
     """
     is_possible = log.is_possible
     if is_possible is None:

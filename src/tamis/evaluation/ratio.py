@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tamis.errors import DataError
 from tamis.evaluation.bootstrap import poisson_copies, unit_codes
 from tamis.evaluation.rows import number_column, refuse
-from tamis.evaluation.significance import normal_quantile, require_confidence
+from tamis.evaluation.significance import require_confidence, student_quantile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,8 @@ class Estimate:
     value: float
     """The estimate."""
     standard_error: float
-    """Standard deviation of the estimate over repetitions of the sample."""
+    """Standard deviation of the estimate over repetitions of the sample; nan where the sample does
+    not tell it, as are the ends of the interval then."""
     lower: float
     """Lower end of the interval."""
     upper: float
@@ -37,17 +38,21 @@ class Estimate:
     replicates: int
     """Bootstrap replicates used; 0 where none were drawn."""
 
-    def to_json(self) -> dict[str, float | int | str]:
+    def to_json(self) -> dict[str, float | int | str | None]:
         """Writes the estimate for strict JSON.
 
         Returns:
-            All fields.
+            All fields; None stands for nan.
         """
+        error, lower, upper = (
+            None if math.isnan(number) else number
+            for number in (self.standard_error, self.lower, self.upper)
+        )
         return {
             "value": self.value,
-            "standard_error": self.standard_error,
-            "lower": self.lower,
-            "upper": self.upper,
+            "standard_error": error,
+            "lower": lower,
+            "upper": upper,
             "confidence": self.confidence,
             "method": self.method,
             "units": self.units,
@@ -68,7 +73,7 @@ def ratio_of_sums(
 
     With r = sum(N) / sum(D), the residual of a unit is e = N - r D, summed over its rows, and the
     standard error is ``sqrt(G / (G - 1) * sum(e ** 2)) / abs(sum(D))`` for G units. For D = 1 this
-    is the usual error of a mean. Without ``seed`` the interval is normal; with it, the
+    is the usual error of a mean. Without ``seed`` the interval is that of Student's t; with it, the
     percentiles of a Poisson bootstrap of units, which follows skewed sums better.
 
     Args:
@@ -76,7 +81,7 @@ def ratio_of_sums(
         denominator: (B,) finite numbers with a positive sum.
         groups: (B,) unit of each row, such as its user; None makes every row a unit.
         confidence: Coverage of the interval, in (0, 1).
-        seed: Seed of the bootstrap, at least 0; None for the normal interval.
+        seed: Seed of the bootstrap, at least 0; None for the t interval.
         replicates: Bootstrap replicates, at least 100.
 
     Returns:
@@ -91,7 +96,8 @@ def ratio_of_sums(
         bootstrap as in :func:`tamis.evaluation.bootstrap.paired_bootstrap`.
 
     Differs from the source:
-        No correction for a finite population.
+        No correction for a finite population. Units that are all alike have an error of 0, which
+        only says that none was seen.
 
     Example:
         >>> estimate = ratio_of_sums([1, 0, 1], [2, 2, 4])
@@ -125,8 +131,8 @@ def ratio_of_sums(
     if seed is None:
         residual = sums[:, 0] - value * sums[:, 1]
         error = math.sqrt(units / (units - 1) * float(residual @ residual)) / float(total[1])
-        half = normal_quantile(confidence) * error
-        lower, upper, method, used = value - half, value + half, "normal", 0
+        half = student_quantile(confidence, units - 1) * error
+        lower, upper, method, used = value - half, value + half, "Student's t", 0
     else:
         drawn = _replicated_ratios(sums, seed, replicates)
         tail = (1.0 - confidence) / 2.0

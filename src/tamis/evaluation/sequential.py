@@ -13,6 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from tamis.errors import DataError
 from tamis.evaluation.significance import require_confidence
 
+LEAST_USERS = 100
+"""Users with something to count in each arm before a first look: with fewer, estimates are not
+normal, and false alarms come several times as often as they should."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SequentialLooks:
@@ -45,6 +49,17 @@ class SequentialLooks:
             "p_value": self.p_value.tolist(),
             "confidence": self.confidence,
         }
+
+
+def may_look(is_treated: NDArray[np.bool_], denominator: NDArray[np.float64]) -> bool:
+    """Whether both arms have users enough for a look.
+
+    Args:
+        is_treated: (U,) arm of each user.
+        denominator: (U,) what a metric divides by; users at 0 do not count.
+    """
+    counted = denominator > 0.0
+    return all(np.count_nonzero(counted & arm) >= LEAST_USERS for arm in (is_treated, ~is_treated))
 
 
 def always_valid_looks(
@@ -87,9 +102,9 @@ def always_valid_looks(
 
     Differs from the source:
         Each look's variance is estimated and arms may be of unequal size; the estimate is taken
-        for normal, and each look for one with more users. So the first look needs some hundred
-        users of each arm, the chance of a false alarm is alpha in that limit, and further visits
-        of users who were counted before make it approximate.
+        for normal, and each look for one with more users. So the first look needs ``LEAST_USERS``
+        of each arm, which is for the caller to see to; the chance of a false alarm is alpha in that
+        limit, and further visits of users who were counted before make it approximate.
     """
     require_confidence("always_valid_looks", confidence)
     found, error = np.asarray(difference, np.float64), np.asarray(standard_error, np.float64)

@@ -6,7 +6,6 @@ construction, those that are made afterwards need care.
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +14,7 @@ from tamis.errors import DataError
 from tamis.evaluation.loss import entropy, row_log_losses
 from tamis.evaluation.ranking import group_codes
 from tamis.evaluation.rows import EvaluatedRows, observed_rows, require_both_classes
+from tamis.evaluation.significance import student_quantile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,18 +57,18 @@ def check_teacher(
         The two NEs and whether their difference may be chance.
 
     Raises:
-        DataError: A value has no meaning, or a set has labels of one class.
+        DataError: A value has no meaning, or a set has labels of one class or of one request.
     """
     if not (0 < confidence < 1 and tolerance >= 0):
         raise DataError(
             f"teacher check: confidence in (0, 1) and tolerance of at least 0 must hold, got "
             f"confidence={confidence}, tolerance={tolerance}."
         )
-    (ours, our_variance), (theirs, their_variance) = (
+    (ours, our_variance, our_requests), (theirs, their_variance, their_requests) = (
         _ne_and_variance(*part) for part in (log, held_out)
     )
-    score = NormalDist().inv_cdf((1 + confidence) / 2)
-    spread = score * (our_variance + their_variance) ** 0.5
+    degrees = min(our_requests, their_requests) - 1
+    spread = student_quantile(confidence, degrees) * (our_variance + their_variance) ** 0.5
     difference = theirs - ours
     return TeacherCheck(
         log_ne=ours,
@@ -82,8 +82,8 @@ def check_teacher(
 
 def _ne_and_variance(
     labels: ArrayLike, probabilities: ArrayLike, requests: ArrayLike
-) -> tuple[float, float]:
-    """NE, and its variance over requests by linearising both of its means."""
+) -> tuple[float, float, int]:
+    """NE, its variance over requests by linearising both of its means, and how many they are."""
     rows = observed_rows(labels, probabilities, groups=requests)
     require_both_classes(rows, "teacher check")
     losses, _ = row_log_losses(rows.positive, rows.predicted)
@@ -93,9 +93,15 @@ def _ne_and_variance(
     # NE = L / H(p) moves by (dL - NE H'(p) dp) / H, with H'(p) = log((1 - p) / p).
     slope = np.log((1 - base_rate) / base_rate)
     influence = (losses - losses.mean() - value * slope * (rows.positive - base_rate)) / best
-    return value, _variance_of_mean(influence, rows)
+    return value, *_variance_of_mean(influence, rows)
 
 
-def _variance_of_mean(influence: NDArray[np.float64], rows: EvaluatedRows) -> float:
+def _variance_of_mean(influence: NDArray[np.float64], rows: EvaluatedRows) -> tuple[float, int]:
     sums = np.bincount(group_codes(np.asarray(rows.groups)), influence)
-    return float((sums**2).sum()) / rows.rows**2
+    count = len(sums)
+    if count < 2:
+        raise DataError(
+            f"teacher check: each set must hold at least two requests, got {count}. Evaluate on "
+            f"more of them."
+        )
+    return count / (count - 1) * float((sums**2).sum()) / rows.rows**2, count

@@ -1,7 +1,7 @@
 """An A/B test of two policies on one live market: users are split, and every day is looked at."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -26,9 +26,10 @@ from tamis.evaluation.experiment import (
     UserTotals,
     arm_difference,
     compare_arms,
+    sample_ratio,
 )
 from tamis.evaluation.ratio import ratio_of_sums
-from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
+from tamis.evaluation.sequential import SequentialLooks, always_valid_looks, may_look
 from tamis.evaluation.stages import StageLosses
 from tamis.funnel.ads import AdTable, Valuation
 from tamis.funnel.live import true_losses
@@ -107,8 +108,8 @@ class AbTest:
     """An A/B test at its end."""
 
     result: ExperimentResult
-    """The split and the four metrics over all assigned users. Conversions are those within the
-    window of attribution, and all of them have been waited for."""
+    """The split of the users that came, and the four metrics over all assigned ones. Conversions
+    are those within the window of attribution, and all of them have been waited for."""
     value_per_request: ArmDifference
     """Total value per request over all assigned users, with users as units. Who comes how often
     adds noise to the value per user, not to this."""
@@ -181,8 +182,9 @@ def run_ab_test(
         smallest: The metrics to guard, each with the smallest difference that matters, in its
             unit; value per user and day. Fixed beforehand; see ``mixture_sd`` of
             :func:`tamis.evaluation.sequential.always_valid_looks`.
-        attribution_hours: A conversion counts if it follows its click within so many hours, and a
-            click is settled once they are over. Above 0.
+        attribution_hours: A conversion counts in the conversion rate if it follows its click within
+            so many hours, and a click is settled once they are over. Above 0. Total value counts
+            conversions whenever they come.
         confidence: Coverage of the intervals, in (0, 1).
 
     Raises:
@@ -229,8 +231,16 @@ def run_ab_test(
         _losses([part.take(split.is_treated(part.user) == arm) for part in judged], ads, value)
         for arm in (False, True)
     )
+    compared = compare_arms(final, treated_share=split.treated_share, confidence=confidence)
+    # Who is assigned follows from the split alone; who came tells whether an arm lost some.
+    came = np.bincount(is_treated[requests > 0], minlength=2)
     return AbTest(
-        result=compare_arms(final, treated_share=split.treated_share, confidence=confidence),
+        result=replace(
+            compared,
+            sample_ratio=sample_ratio(
+                int(came[0]), int(came[1]), treated_share=split.treated_share
+            ),
+        ),
         value_per_request=arm_difference(
             "value_per_request", is_treated, final.value, requests, confidence=confidence
         ),
@@ -293,7 +303,7 @@ def totals_by_user(
         is_treated: (U,) arm of each user.
         ads: Attributes of all ads, by ``ad_id``.
         value: Total value.
-        attribution_hours: Within which a conversion counts.
+        attribution_hours: Within which a conversion counts in its rate.
         now_micros: What is known then; None: everything that ever comes.
     """
     window = round(attribution_hours * HOUR_MICROS)
@@ -340,20 +350,19 @@ def guard(
         confidence: Coverage over all looks, in (0, 1).
 
     Returns:
-        The metric on the days on which its difference has an error, as after events in both arms;
-        None if there is no such day.
+        The metric on the days with users enough (``may_look``) on which its difference has an
+        error, as after events in both arms; None if there is no such day.
     """
     days, differences, errors = [], [], []
     for day, totals in enumerate(at_looks, start=1):
         top, bottom = totals.ratio(metric)
-        arms = (totals.is_treated, ~totals.is_treated)
-        if not all(bottom[arm].any() for arm in arms):
+        if not may_look(totals.is_treated, bottom):
             continue
         per_day = day if metric == "value_per_user" else 1
         difference = arm_difference(
             metric, totals.is_treated, top / per_day, bottom, confidence=confidence
         )
-        # nan with an arm without events, and 0 where nothing has happened in either.
+        # nan with an arm without events.
         if not difference.standard_error > 0.0:
             continue
         days.append(day)

@@ -25,7 +25,7 @@ from tamis.evaluation.experiment import (
     sample_ratio,
 )
 from tamis.evaluation.ratio import Estimate
-from tamis.evaluation.sequential import SequentialLooks, always_valid_looks
+from tamis.evaluation.sequential import SequentialLooks, always_valid_looks, may_look
 from tamis.funnel.ab_test import SplitByUser
 from tamis.serving.answers import Answer, Query
 from tamis.serving.drift import DriftWatch
@@ -265,7 +265,7 @@ def _split_of(totals: UserTotals, plan: Experiment) -> SampleRatio | None:
     users, treated = totals.is_treated.size, int(np.count_nonzero(totals.is_treated))
     if not users:
         return None
-    return sample_ratio(users - treated, treated, treated_share=plan.treated_share)
+    return sample_ratio(users - treated, treated, treated_share=plan.treated_share, many_looks=True)
 
 
 def _look_at(metric: ExperimentMetric, totals: UserTotals, plan: Experiment, days: float) -> Look:
@@ -278,7 +278,7 @@ def _look_at(metric: ExperimentMetric, totals: UserTotals, plan: Experiment, day
     guarded = None
     smallest = plan.smallest.get(metric)
     # An arm without events has no error yet, and the sequence of looks begins after it.
-    if smallest is not None and found.standard_error > 0:
+    if smallest is not None and may_look(totals.is_treated, bottom) and found.standard_error > 0:
         # A value that grows with every day has no difference that a test could be built for.
         per = days if metric == "value_per_user" else 1.0
         guarded = always_valid_looks(

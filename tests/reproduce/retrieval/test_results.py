@@ -172,6 +172,29 @@ def test_each_claim_fails_just_below_its_bar(words: str, changes: dict[str, Any]
     assert not _claim(_rows(**changes), words)["holds"]
 
 
+@pytest.mark.parametrize(
+    ("words", "metric", "gain"),
+    [
+        ("higher recall than base", "value_recall@100", 0.01),
+        ("lower NE than base", "ne", -0.01),
+    ],
+)
+def test_comparison_holds_by_its_interval_and_not_by_its_mean(
+    words: str, metric: str, gain: float
+) -> None:
+    rows = _rows()
+    base = {row["seed"]: row["metrics"][metric] for row in rows if row["model"] == "base"}
+    for row in rows:
+        if row["model"] == "joint":  # better by twice as much with one seed, alike with the other
+            row["metrics"][metric] = base[row["seed"]] + 2 * gain * row["seed"]
+
+    claim = _claim(rows, words)
+
+    assert claim["estimate"] == pytest.approx(gain)
+    assert claim["interval"][0] < 0 < claim["interval"][1]
+    assert not claim["holds"]
+
+
 def test_checks_are_told_from_bars_and_directions() -> None:
     claims = claims_of(TABLE, _rows())
     checks = {claim["claim"] for claim in claims if claim.get("is_check")}
