@@ -125,6 +125,7 @@ def test_page_tells_where_the_gain_comes_from() -> None:
         "table": TABLE.name,
         "command": "tamis reproduce ab-market",
         "rows": rows,
+        "settings": {},
         "claims": ROWS.claims(rows),
     }
 
@@ -186,7 +187,7 @@ def test_test_without_an_error_has_no_interval_and_no_claim_over_users() -> None
     rows[1]["tests"]["baseline"]["differences"]["value_per_request"] |= unknown
     columns, display = ROWS.display(rows)
     claims = ROWS.claims(rows)
-    payload = {"table": "t", "command": "c", "rows": rows, "claims": claims}
+    payload = {"table": "t", "command": "c", "rows": rows, "settings": {}, "claims": claims}
 
     assert [claim["claim"].split()[-3] for claim in claims] == [
         "baseline,", "popularity,", "popularity,"
@@ -201,7 +202,7 @@ def test_test_of_too_few_events_for_its_guard_says_so() -> None:
     rows = [_row(seed, 0.03) for seed in range(3)]
     rows[0]["tests"]["baseline"]["guarded"]["value_per_user"] = None
     columns, display = ROWS.display(rows)
-    payload = {"table": "t", "command": "c", "rows": rows, "claims": []}
+    payload = {"table": "t", "command": "c", "rows": rows, "settings": {}, "claims": []}
 
     page = ROWS.markdown(payload, columns, display)
 
@@ -214,7 +215,7 @@ def test_a_rival_can_win() -> None:
     for row in rows:
         row["tests"]["popularity"]["guarded"]["value_per_user"]["lower"][1] = -0.2
     columns, display = ROWS.display(rows)
-    payload = {"table": "t", "command": "c", "rows": rows, "claims": []}
+    payload = {"table": "t", "command": "c", "rows": rows, "settings": {}, "claims": []}
 
     assert "| rival wins after day 2 |" in ROWS.markdown(payload, columns, display)
 

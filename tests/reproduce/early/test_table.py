@@ -87,7 +87,7 @@ def test_a_claim_asks_for_an_interval_above_0_and_for_its_points(gain: float, ho
 
 def test_a_page_tells_the_share_of_drawn_labels_where_a_set_does_not_tell_all() -> None:
     rows = [{"commit": None, "simulated_labels": 0.875}]
-    payload = {"table": "tiny", "command": "make it", "rows": rows, "claims": []}
+    payload = {"table": "tiny", "command": "make it", "rows": rows, "settings": {}, "claims": []}
     public, market = (
         EarlyRows(replace(TABLE, cascade=cascade)).markdown(payload, [], [])
         for cascade in (PUBLIC, CASCADE)
@@ -121,7 +121,7 @@ def test_a_page_tells_what_one_model_saves_beside_one_for_each_task() -> None:
     for seed in range(3):
         rows += [row("full", seed, 1), row(each, seed, 3)]
     variants = {**TABLE.variants, each: OneModelEach(equal_cost=False)}
-    payload = {"table": "tiny", "command": "make it", "rows": rows, "claims": []}
+    payload = {"table": "tiny", "command": "make it", "rows": rows, "settings": {}, "claims": []}
 
     page = EarlyRows(replace(TABLE, variants=variants)).markdown(payload, [], [])
 
