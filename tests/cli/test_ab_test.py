@@ -60,7 +60,8 @@ def test_json_page_and_record_say_the_same(tamis_json: Callable[..., dict[str, A
     }
     assert record["arms"]["treatment"]["fallbacks"] == []
     users = record["sample_ratio"]
-    assert min(users["control_users"], users["treated_users"]) > 100
+    # Those who came on the day, of hundreds that were assigned.
+    assert min(users["control_users"], users["treated_users"]) > 20
     assert [stage["stage"] for stage in record["losses"]["treatment"]["stages"]] == [
         *("known", "popular", "final", "auction"),
     ]
