@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from tamis.errors import StoreError
-from tamis.evaluation import UserTotals, compare_arms
+from tamis.evaluation import UserTotals, arm_difference, compare_arms
 from tamis.evaluation.sequential import always_valid_looks
 from tamis.funnel.ab_test import SplitByUser
 from tamis.funnel.bundle import Bundle, read_bundle
 from tamis.funnel.value import ValueWeights
+from tamis.serving import experiment_wire
 from tamis.serving import experiments as module
 from tamis.serving import shadow as shadow_module
 from tamis.serving.app import make_app
@@ -218,6 +219,15 @@ def test_single_impressions_of_the_arms_are_not_certain(
     assert clicks["difference"]["difference"] == {"value": 1.0, "lower": None, "upper": None}
     assert (clicks["difference"]["p_value"], clicks["difference"]["lift"]) == (None, None)
     assert clicks["guarded"] is None
+
+
+def test_arms_whose_users_are_all_alike_have_no_interval_on_the_wire() -> None:
+    alike = arm_difference("click_rate", [0, 0, 1, 1], np.full(4, 0.1), np.ones(4))
+
+    body = experiment_wire._difference(alike).model_dump()
+
+    assert body["difference"] == {"value": 0.0, "lower": None, "upper": None}
+    assert (body["lift"], body["p_value"]) == (None, 1.0)
 
 
 def test_arms_have_the_same_ads(client: Any, body: dict[str, Any]) -> None:

@@ -16,7 +16,12 @@ from tamis.evaluation.bootstrap import unit_codes
 from tamis.evaluation.ratio import Estimate, ratio_of_sums
 from tamis.evaluation.rows import number_column, refuse
 from tamis.evaluation.sequential import always_valid_looks
-from tamis.evaluation.significance import normal_p_value, normal_quantile, require_confidence
+from tamis.evaluation.significance import (
+    known,
+    normal_p_value,
+    normal_quantile,
+    require_confidence,
+)
 
 ExperimentMetric = Literal["click_rate", "conversion_rate", "hide_rate", "value_per_user"]
 """Clicks and hides per impression, conversions per click, total value per user."""
@@ -107,14 +112,14 @@ class ArmDifference:
             "control": self.control.to_json(),
             "treatment": self.treatment.to_json(),
             "difference": self.difference,
-            "standard_error": _known(self.standard_error),
-            "lower": _known(self.lower),
-            "upper": _known(self.upper),
-            "p_value": _known(self.p_value),
+            "standard_error": known(self.standard_error),
+            "lower": known(self.lower),
+            "upper": known(self.upper),
+            "p_value": known(self.p_value),
             "is_significant": self.is_significant,
-            "lift": _known(self.lift),
-            "lift_lower": _known(self.lift_lower),
-            "lift_upper": _known(self.lift_upper),
+            "lift": known(self.lift),
+            "lift_lower": known(self.lift_lower),
+            "lift_upper": known(self.lift_upper),
             "confidence": self.confidence,
         }
 
@@ -323,7 +328,7 @@ def arm_difference(
     is_alike = math.isclose(treatment.value, control.value, rel_tol=1e-12)
     difference = 0.0 if is_alike else treatment.value - control.value
     error = math.hypot(treatment.standard_error, control.standard_error)
-    spreads = [_has_spread(control), _has_spread(treatment)]
+    spreads = [control.has_spread, treatment.has_spread]
     is_same = is_alike and not any(spreads)
     if not all(spreads):
         error = float("nan")
@@ -413,15 +418,6 @@ def _arm_ratio(
             f"{metric}, got {top.size} users with sum {float(bottom.sum())!r}. Wait for more data."
         )
     return ratio_of_sums(top, bottom, confidence=confidence)
-
-
-def _has_spread(arm: Estimate) -> bool:
-    # Users with one ratio leave the rounding of float64 at most, of relative size 1e-16.
-    return arm.standard_error > 1e-12 * abs(arm.value)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _events(name: str, values: ArrayLike, size: int) -> NDArray[np.float64]:

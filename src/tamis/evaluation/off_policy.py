@@ -224,7 +224,7 @@ def evaluate_policy(
 
 def _known(estimate: Estimate) -> Estimate:
     """The estimate without an error where no row in use differs from another, which tells none."""
-    if estimate.standard_error > 1e-12 * abs(estimate.value):
+    if estimate.has_spread:
         return estimate
     nan = float("nan")
     return replace(estimate, standard_error=nan, lower=nan, upper=nan)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tamis.errors import DataError
 from tamis.evaluation.bootstrap import poisson_copies, unit_codes
 from tamis.evaluation.rows import number_column, refuse
-from tamis.evaluation.significance import require_confidence, student_quantile
+from tamis.evaluation.significance import known, require_confidence, student_quantile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,21 +38,22 @@ class Estimate:
     replicates: int
     """Bootstrap replicates used; 0 where none were drawn."""
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether units differ by more than the rounding of float64, of relative size 1e-16."""
+        return self.standard_error > 1e-12 * abs(self.value)
+
     def to_json(self) -> dict[str, float | int | str | None]:
         """Writes the estimate for strict JSON.
 
         Returns:
             All fields; None stands for nan.
         """
-        error, lower, upper = (
-            None if math.isnan(number) else number
-            for number in (self.standard_error, self.lower, self.upper)
-        )
         return {
             "value": self.value,
-            "standard_error": error,
-            "lower": lower,
-            "upper": upper,
+            "standard_error": known(self.standard_error),
+            "lower": known(self.lower),
+            "upper": known(self.upper),
             "confidence": self.confidence,
             "method": self.method,
             "units": self.units,

@@ -61,7 +61,7 @@ class PairedDifference:
             "baseline": self.baseline,
             "candidate": self.candidate,
             "difference": self.difference,
-            "relative": None if math.isnan(self.relative) else self.relative,
+            "relative": known(self.relative),
             "standard_error": self.standard_error,
             "lower": self.lower,
             "upper": self.upper,
@@ -72,6 +72,11 @@ class PairedDifference:
             "units": self.units,
             "replicates": self.replicates,
         }
+
+
+def known(number: float) -> float | None:
+    """A number as strict JSON holds it: None for nan, which it cannot."""
+    return None if math.isnan(number) else number
 
 
 def require_confidence(where: str, confidence: float) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tamis.evaluation.experiment import ArmDifference, ExperimentMetric
 from tamis.evaluation.ratio import Estimate
+from tamis.evaluation.significance import known
 from tamis.serving.experiments import ExperimentLook, Look
 from tamis.serving.wire import Body, Release
 
@@ -172,17 +173,13 @@ def _difference(found: ArmDifference) -> DifferenceBody:
         control=_estimate(found.control),
         treatment=_estimate(found.treatment),
         difference=ChangeBody(
-            value=found.difference, lower=_known(found.lower), upper=_known(found.upper)
+            value=found.difference, lower=known(found.lower), upper=known(found.upper)
         ),
         lift=None
-        if math.isnan(found.lift)
+        if math.isnan(found.lift_lower)
         else EstimateBody(value=found.lift, lower=found.lift_lower, upper=found.lift_upper),
-        p_value=_known(found.p_value),
+        p_value=known(found.p_value),
     )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _estimate(found: Estimate) -> EstimateBody:
