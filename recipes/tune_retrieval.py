@@ -4,7 +4,7 @@
 
 Two towers and the three networks by themselves try every width of embeddings with every L2; two
 towers, from which bars are measured, do so by either objective. A trial trains on the training
-split with seed 0 and is judged by the table's recall at 100 of some validation users, every item
+split with seed 0 and is judged by the table's recall at 100 of validation users, every item
 scored; test users are never looked at. Validation rows would choose otherwise: they are of what was
 shown, which is popular, and an L2 that lets popular items be learnt lets the noise of all others
 into the lists. What was chosen for the medium network, which scores the items of every index, is
@@ -38,7 +38,9 @@ from tamis.reproduce.retrieval.table import RetrievalRows
 from tamis.reproduce.retrieval.tables import retrieval_tables
 from tamis.retrieval.search import Retriever
 
-USERS = 60
+USERS = {"hsnn-market": 60}
+"""Validation users who judge a trial, where the true value of every ad is known. Elsewhere a user
+tells of the items that he went for alone, and all of the table's users judge."""
 TUNED = ("two_tower", "monn-small", "monn-medium", "monn-large")
 ITEMS_NETWORK = "monn-medium"
 
@@ -69,13 +71,13 @@ def candidates(model: str, recipe: Recipe) -> Iterator[Recipe]:
 class Judge:
     """Recall of a run on validation users, with every item scored."""
 
-    def __init__(self, inputs: Path) -> None:
+    def __init__(self, inputs: Path, users: int) -> None:
         """Take the folder with the dataset and the task of the validation users."""
         self._dataset = Dataset.open(inputs / "dataset")
         task = read_task(inputs / "task-valid")
         encoders = Encoders.load(inputs / "dataset" / "encoders", task.schema)
         prepared = Prepared.of(task, encoders, self._dataset.spec)
-        places = spread(len(prepared.requests), USERS)
+        places = spread(len(prepared.requests), users)
         self._task, requests = of_users(task, prepared.requests, places)
         self._prepared = replace(prepared, requests=requests)
 
@@ -103,12 +105,13 @@ def main() -> None:
     recipes = Path(__file__).parent / table.recipes
     inputs, _ = rows.prepare(arguments.data, arguments.work, recipes)
     api.prepare_process(1)
-    judge = Judge(inputs)
+    users = USERS.get(table.name, table.requests)
+    judge = Judge(inputs, users)
     found = {model: config.read_toml(recipes / f"{model}.toml") for model in table.models}
     ledger = Ledger(
         recipes / "tuning.json",
         command=f"python recipes/tune_retrieval.py {table.name}",
-        judged_by=f"{USERS} of {table.requests} validation users",
+        judged_by=f"{users} of {table.requests} validation users",
     )
 
     def work(cell: tuple[str, Recipe]) -> None:

@@ -21,6 +21,7 @@ def test_a_row_whose_training_a_signal_stopped_trains_nothing_else(
         teacher_run="",
         reference_recipe="two_tower.toml",
         reference_run=str(tmp_path / "two_tower"),
+        exhaustive=1,
     ).write(tmp_path)
 
     with pytest.raises(TamisError, match="two_tower: training was stopped"):

@@ -90,7 +90,6 @@ class _From(_Noted):
 def test_what_beams_lose_is_of_the_users_whom_everything_was_scored_for(
     task: StoredTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores, "EXHAUSTIVE_USERS", 2)
     monkeypatch.setattr(scores, "BeamSearcher", lambda **_: _From())
     spec = InputSpec(numeric=(), categorical=(), sequences=(), tables=(), tasks=task.schema.tasks)
     nobody = Request(user=blank_batch(spec, 1, torch.device("cpu")))
@@ -98,7 +97,8 @@ def test_what_beams_lose_is_of_the_users_whom_everything_was_scored_for(
     measurer = Measurer(three, [nobody] * 3, _Noted())
     everything = SimpleNamespace(snapshot=SimpleNamespace(tree=SimpleNamespace(num_nodes=())))
 
-    assert measurer.exhaustive(everything)["recall@100"] == 1.0  # type: ignore[arg-type]
+    exhaustive = measurer.exhaustive(everything, users=2)  # type: ignore[arg-type]
+    assert exhaustive["recall@100"] == 1.0
     found = measurer.measure(Point(setting="", searcher=_From(first=3)))
 
     # Item 0 of the first user is missed, 9 and 5 of the others are found.

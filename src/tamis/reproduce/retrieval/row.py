@@ -22,7 +22,7 @@ from tamis.reproduce.retrieval import searchers
 from tamis.reproduce.retrieval.beams import Tried, best_of, choose_share
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.lightgcn import train_lightgcn
-from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS, Measurer, of_users, spread
+from tamis.reproduce.retrieval.scores import Measurer, of_users, spread
 from tamis.reproduce.retrieval.searchers import Point, Prepared
 from tamis.reproduce.retrieval.tables import Method
 from tamis.reproduce.training import train
@@ -55,6 +55,8 @@ class RowOrder:
     """Of the two towers that the row is timed beside."""
     reference_run: str
     """Their run."""
+    exhaustive: int
+    """Users for whom every node and item is scored too."""
     whole_curve: bool = False
     """Whether beams are measured that are wider than comparisons with other indexes need."""
     by_content: bool = False
@@ -165,7 +167,7 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
         if retriever.snapshot.tree.num_nodes:
             tuning = read_task(folder / "task-valid")
             requests = searchers.encoded_requests(tuning, encoders, dataset.spec)
-            some = of_users(tuning, requests, spread(len(requests), EXHAUSTIVE_USERS))
+            some = of_users(tuning, requests, spread(len(requests), order.exhaustive))
             tried = {
                 nodes: _tried(one, Measurer(*some, reference)) for nodes, one in retrievers.items()
             }
@@ -178,7 +180,7 @@ def _measured(order: RowOrder, started: float) -> dict[str, Any]:
                     **{name: [dataclasses.asdict(one) for one in tried[name]] for name in tried},
                 }
             _say(started, f"share {chosen} of {tried} on validation users")
-            found["exhaustive"] = measurer.exhaustive(retriever)
+            found["exhaustive"] = measurer.exhaustive(retriever, users=order.exhaustive)
             _say(started, f"every node and item: {found['exhaustive']}")
             if order.by_content:
                 is_cold = task.impressions == 0
@@ -224,7 +226,8 @@ def _tried(retriever: Retriever, measurer: Measurer) -> Sequence[Tried]:
     def quality_of(share: float) -> Mapping[str, Any]:
         return measurer.quality(searchers.beam_searcher(retriever, share))
 
-    return choose_share(quality_of, measurer.exhaustive(retriever))[1]
+    everything = measurer.exhaustive(retriever, users=measurer.num_users)
+    return choose_share(quality_of, everything)[1]
 
 
 def _points(order: RowOrder, task: StoredTask, prepared: Prepared) -> Iterator[Point]:

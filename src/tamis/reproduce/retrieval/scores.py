@@ -19,9 +19,6 @@ from tamis.retrieval.searcher import Request, Searcher
 
 FOUND = 100
 """Length of the lists that are compared."""
-EXHAUSTIVE_USERS = 100
-"""Users for whom a network scores every node and item too. That takes ten times as long as beams,
-whose loss is known from fewer users than how much more one method finds."""
 _TIMED, _LEAST_TIMED, _SECONDS = 100, 10, 30.0
 _SEED = 7
 """Of the items that those never shown are compared with."""
@@ -43,16 +40,25 @@ class Measurer:
         self._wanted = _most_valuable(task)
         self._exhaustive: _Exhaustive | None = None
 
-    def exhaustive(self, retriever: Retriever) -> dict[str, Any]:
+    @property
+    def num_users(self) -> int:
+        """Users U who ask."""
+        return len(self._requests)
+
+    def exhaustive(self, retriever: Retriever, *, users: int) -> dict[str, Any]:
         """Quality of a network that scores every node and item, for some users.
 
         Points that are measured afterwards are compared with it, for the same users.
+
+        Args:
+            retriever: The network and its index.
+            users: How many users, at most.
         """
         everything = BeamSearcher(retriever=retriever, beams=retriever.snapshot.tree.num_nodes)
-        places = spread(len(self._requests), EXHAUSTIVE_USERS)
-        users = Measurer(*of_users(self._task, self._requests, places), self._reference)
-        quality, found = users._found(everything)
-        self._exhaustive = _Exhaustive(users=users, places=places, quality=quality, lists=found.ids)
+        places = spread(self.num_users, users)
+        some = Measurer(*of_users(self._task, self._requests, places), self._reference)
+        quality, found = some._found(everything)
+        self._exhaustive = _Exhaustive(users=some, places=places, quality=quality, lists=found.ids)
         return quality
 
     def measure(self, point: Point) -> dict[str, Any]:

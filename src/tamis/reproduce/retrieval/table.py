@@ -22,7 +22,6 @@ from tamis.reproduce.retrieval.results import (
     search_row_of,
 )
 from tamis.reproduce.retrieval.row import RowOrder
-from tamis.reproduce.retrieval.scores import EXHAUSTIVE_USERS
 from tamis.reproduce.retrieval.tables import RetrievalTable
 from tamis.reproduce.row_settings import differences, settings_lines
 from tamis.reproduce.runner import Cell
@@ -74,7 +73,8 @@ class RetrievalRows:
                 decides[row.name].append(found[row.teacher])
             model = recipe.get("model", {})
             if model.get("name") == "hsnn" and model.get("codebooks", True):
-                decides[row.name].append([LOSS_ON_VALIDATION, EXHAUSTIVE_USERS, CHECKS_VERSION])
+                users = self._table.exhaustive
+                decides[row.name].append([LOSS_ON_VALIDATION, users, CHECKS_VERSION])
             if row.name == self._by_content:
                 decides[row.name].append("items never shown are placed by content")
         return {name: config.fingerprint(parts) for name, parts in decides.items()}
@@ -128,6 +128,7 @@ class RetrievalRows:
             teacher_run="" if teacher is None else str(self._run(cell, teacher, inputs)),
             reference_recipe=str(reference),
             reference_run=str(self._run(cell, reference, inputs)),
+            exhaustive=self._table.exhaustive,
             whole_curve=row.is_checked,
             by_content=row.name == self._by_content,
         )
