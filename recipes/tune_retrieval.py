@@ -11,7 +11,7 @@ into the lists. What was chosen for the medium network, which scores the items o
 also what the rows with an index train with. All else stands in ``recipes/<folder>/<model>.toml``
 and stays, LightGCN's settings among it. ``tuning.json`` beside them keeps every trial, and one that
 stands in it is not done again; trials that other validation users judged are in
-``tuning-first-users.json``. A million ads train as 200,000 do, and Gowalla as Sports.
+``tuning-first-users.json``. A million ads train as 200,000 do.
 """
 
 import copy

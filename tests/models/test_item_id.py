@@ -56,6 +56,16 @@ def test_dropout_hides_its_share_of_ids() -> None:
     assert shown[:, 1].mean().item() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
 
 
+def test_dropout_hides_no_id_that_is_all_that_is_known() -> None:
+    batch = blank_batch(_SPEC, 40, torch.device("cpu"))
+    batch.ids[:, 2] = torch.arange(40) % 4
+    tokens = torch.ones(40, 1, 2)
+    shown = hide_ids(tokens, batch, (2, 0), dropout=0.9, by_content=False)
+
+    assert shown[:, 0, 0].tolist() == [0.0, 1.0, 1.0, 1.0] * 10
+    assert not hide_ids(tokens, batch, (2, 0), dropout=0.0, by_content=True).any()
+
+
 # With lists and numbers of the item, and numbers of others.
 _WIDE = replace(
     _SPEC,

@@ -80,7 +80,7 @@ class HSNNConfig:
     """How the two branches of a tower's layer are fused."""
     id_dropout: float = 0.2
     """Probability of hiding an item's id while training, in [0, 1): a cold item has none, and
-    must be placed by its content."""
+    must be placed by its content. Where there is no content nothing is hidden."""
     alpha_max: float = 50.0
     """Sharpness of memberships at the end (``lti``); distances are in units of their mean."""
     alpha_exponent: float = 1.0

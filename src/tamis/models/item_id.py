@@ -46,6 +46,9 @@ def hide_ids(
 ) -> Float[Tensor, "B F D"]:
     """Tokens of items with zeros in the place of ids that say nothing, or must not.
 
+    Where the id is all that is known of an item none is hidden at random: what is left would be the
+    same for all items.
+
     Args:
         tokens: Of the item side.
         items: The batch that they are from.
@@ -58,7 +61,7 @@ def hide_ids(
         return tokens
     # Row 0 of the table stands for all ids that training has not seen: it says nothing.
     seen = items.ids[:, column] != 0
-    if dropout > 0:
+    if dropout > 0 and tokens.shape[1] > 1:
         seen = seen & (torch.rand(seen.shape, device=seen.device) >= dropout)
     if by_content:
         seen = torch.zeros_like(seen)

@@ -57,7 +57,8 @@ class TwoTowerConfig:
     """What cosines are divided by at first, above 0, before what moves the towers; learnt from
     there, for each task."""
     id_dropout: float = 0.2
-    """Probability of hiding an item's id while training, in [0, 1)."""
+    """Probability of hiding an item's id while training, in [0, 1); where there is no content
+    nothing is hidden."""
     init_std: float = 0.01
     """Standard deviation that embeddings start from."""
 

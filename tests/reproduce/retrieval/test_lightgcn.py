@@ -275,7 +275,7 @@ def test_impossible_stopping_is_refused(settings: tuple[int, int]) -> None:
 
 def test_recipe_has_the_published_sizes_and_larger_batches() -> None:
     recipe = config.from_table(
-        LightGCNRecipe, config.read_toml(RECIPES / "hsnn-positives" / "lightgcn.toml")
+        LightGCNRecipe, config.read_toml(RECIPES / "hsnn-gowalla" / "lightgcn.toml")
     )
 
     assert (recipe.model.embedding_dim, recipe.model.num_layers) == (64, 3)

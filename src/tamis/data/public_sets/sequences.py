@@ -184,6 +184,8 @@ def rows_of_steps(
     sequences: Sequences,
     firsts: NDArray[np.int64],
     people: NDArray[np.int64] | None = None,
+    *,
+    seed: int = _SEED,
 ) -> tuple[pa.Table, NDArray[np.int64]]:
     """Positive and drawn rows of each sequence's steps from ``firsts`` on, and its place of each.
 
@@ -191,6 +193,7 @@ def rows_of_steps(
         sequences: The steps.
         firsts: Where each sequence's rows begin.
         people: Whose each sequence is, where somebody may have several.
+        seed: Of what is drawn. Sequences that differ in length alone get the same for each.
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     firsts = np.minimum(np.maximum(firsts, starts + 1), ends)
@@ -198,7 +201,7 @@ def rows_of_steps(
     place = ranges(firsts, ends)
     people = np.arange(len(starts)) if people is None else people
     _, people = np.unique(people, return_inverse=True)
-    drawn = _drawn(sequences, user, people)
+    drawn = _drawn(sequences, user, people, np.random.default_rng(seed))
     item = np.stack([sequences.steps[place], drawn], axis=1).ravel()
     user, place = np.repeat(user, 2), np.repeat(place, 2)
     oldest = np.maximum(starts[user], place - LONGEST)
@@ -216,10 +219,12 @@ def rows_of_steps(
 
 
 def _drawn(
-    sequences: Sequences, user: NDArray[np.int64], people: NDArray[np.int64]
+    sequences: Sequences,
+    user: NDArray[np.int64],
+    people: NDArray[np.int64],
+    generator: np.random.Generator,
 ) -> NDArray[np.int64]:
     """For each row an item, uniform over those that its person never touched."""
-    generator = np.random.default_rng(_SEED)
     count = len(sequences.columns["item"])
     owner = np.repeat(people, np.diff(sequences.offsets))
     touched = np.unique(owner * count + sequences.steps)

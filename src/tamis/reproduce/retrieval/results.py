@@ -114,7 +114,8 @@ def claims_of(table: RetrievalTable, rows: Sequence[Row]) -> list[dict[str, Any]
         )
         claims.append(_beams_bind(by_name[name]))
     claims += [_at_equal_latency(first, by_name[name]) for name in table.rivals]
-    claims += _cold(first)
+    if table.tells_shown:
+        claims += _cold(first)
     if table.balance_removed:
         claims.append(_collapse(by_name[table.balance_removed], first))
     if table.short_queue:
@@ -394,19 +395,20 @@ def _kept_gain(
     Of means: the gain of one seed may be near 0, and a share of it anything.
     """
     kept = float(np.mean([_within(row, other) for row, other in _pairs(first, large)]))
-    base, best = (
-        float(np.mean([recall_of(row["metrics"]) for row in rows])) for rows in (reference, large)
-    )
+    base = float(np.mean([recall_of(row["metrics"]) for row in reference]))
+    gain = _comparison(large, reference, "recall")
     # Without a gain there is nothing to keep, and the bar says nothing: it does not hold.
-    share = (kept - base) / (best - base) if best > base else 0.0
+    share = (kept - base) / gain["estimate"] if gain["estimate"] > 0 else 0.0
     return {
         "claim": f"{first[0]['model']} keeps at least {_KEPT_GAIN:.0%} of the gain in recall of "
         f"{large[0]['model']} over {reference[0]['model']}, for {_FLOPS_SHARE:.0%} of its "
         "operations",
         "estimate": share,
         "interval": None,
-        "holds": best > base and share >= _KEPT_GAIN,
-        "how": f"means of {len(first)} seeds, gain {best - base:+.4f}; {_BARS}",
+        "holds": gain["holds"] and share >= _KEPT_GAIN,
+        "how": f"means of {len(first)} seeds; the gain is {gain['estimate']:+.4f}, "
+        f"{gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f}, and where that holds 0 there "
+        f"is none to keep; {_BARS}",
     }
 
 

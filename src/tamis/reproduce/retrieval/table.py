@@ -22,7 +22,7 @@ from tamis.reproduce.retrieval.results import (
     search_row_of,
 )
 from tamis.reproduce.retrieval.row import RowOrder
-from tamis.reproduce.retrieval.tables import RetrievalTable
+from tamis.reproduce.retrieval.tables import MARKET, RetrievalTable
 from tamis.reproduce.row_settings import differences, settings_lines
 from tamis.reproduce.runner import Cell
 
@@ -35,7 +35,6 @@ _LEVELS = (
     "Perplexity of codes, and the largest node in units of the mean one, are of the corpus' items, "
     "and of traffic: the test rows that are positives. A dash: not measured in every seed."
 )
-_MARKET = "market_ads:"
 _SETS: dict[str, tuple[str, Callable[[Path], RetrievalSet]]] = {
     "amazon_sports_retrieval": ("seq_amazon_sports_and_outdoors", amazon),
     "gowalla": ("gowalla", gowalla),
@@ -92,7 +91,7 @@ class RetrievalRows:
     def prepare(self, data: Path | None, work: Path, recipes: Path) -> tuple[Path, str]:  # noqa: ARG002
         """Dataset, and the tasks to choose beams on and to judge by, which no recipe decides."""
         name = f"{self.dataset.replace(':', '-')}-{self._table.requests}-requests"
-        if self.dataset.startswith(_MARKET):
+        if self._table.tells_shown:
             name += f"-{ROWS_PER_AD}-rows-per-ad"
         folder = work / "tasks" / name
         dataset = folder / "dataset"
@@ -201,8 +200,8 @@ class RetrievalRows:
 
     @property
     def _by_content(self) -> str:
-        """The row that tells how well items are found that were never shown."""
-        return self._table.indexed[0]
+        """The row that tells how well items are found that were never shown; empty: none."""
+        return self._table.indexed[0] if self._table.tells_shown else ""
 
     def _recipe(self, folder: Path, model: str) -> Path:
         """Recipes of several tables are the same, and stand beside the folder of each."""
@@ -220,8 +219,8 @@ class RetrievalRows:
 
 
 def _read(table: RetrievalTable, data: Path | None) -> RetrievalSet:
-    if table.dataset.startswith(_MARKET):
-        ads = int(table.dataset.removeprefix(_MARKET))
+    if table.dataset.startswith(MARKET):
+        ads = int(table.dataset.removeprefix(MARKET))
         return market_retrieval(ads, requests=table.requests)
     if data is None:
         raise DataError(
