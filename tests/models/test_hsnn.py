@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tamis.models.hsnn import HSNN, HSNNConfig
 from tamis.models.in_batch_pairs import InBatchPairs
 from tamis.models.monn import MoNNConfig
 from tamis.nn.linear import missing_rows
+from tamis.nn.sampled_softmax import draw_others
 from tamis.retrieval.occupancy import occupancy
 from tamis.retrieval.snapshot import IndexSnapshot
 from tamis.training.config import run_config_from_table
@@ -435,8 +437,19 @@ def _with_history(batch: Batch) -> Batch:
     return replace(batch, sequences={"past": Jagged(values=kinds, offsets=offsets)})
 
 
-def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -> None:
+@pytest.mark.parametrize("draws", [1.0, 3.0])
+def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come(
+    draws: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One step's softmax from its parts, pair by pair, with every other row as a negative."""
+    asked: list[Tensor] = []
+
+    def drawn(scores: Tensor, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        asked.extend((scores, own))
+        others, log_draws = draw_others(scores, own, count)
+        return others, log_draws + math.log(draws)
+
+    monkeypatch.setattr("tamis.models.hsnn.draw_others", drawn)
     config = replace(_CONFIG, negatives=100, id_dropout=0.0)
     model = _build(config, spec=_COUNTED).train()
     batch = _with_history(_batch(9, seed=3))
@@ -467,12 +480,20 @@ def test_negatives_are_items_of_other_rows_corrected_for_how_often_they_come() -
                         for n in range(level + 1)
                     ]
                     z = model.levels[level].joined(torch.stack(outputs, dim=1))
-                    scores.append(z[0, task] - log_share[other])
+                    score = z[0, task] - log_share[other]
+                    scores.append(score - (0.0 if other == anchor else math.log(draws)))
                 loss = torch.stack(scores).logsumexp(0) - scores[anchor]
                 expected[task] += loss * batch.weights[anchor] / 9
 
+        partners = model.levels[2].network.product(users[2].flatten(1)).unflatten(1, (2, -1))
+
     assert expected.all()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    guesses, anchors = asked
+    positives = (batch.labels > 0).any(1).nonzero().squeeze(1)
+    assert anchors.tolist() == positives.tolist()
+    wanted = partners @ items.T - torch.tensor(log_share)
+    torch.testing.assert_close(guesses, wanted[anchors], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_fill_products_up_to_few_shapes_teach_nothing(

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tamis.nn.sampled_softmax import in_batch_softmax_loss, sampled_softmax_losses
+from tamis.nn.sampled_softmax import (
+    draw_others,
+    in_batch_softmax_loss,
+    sampled_softmax_losses,
+)
 
 
 def test_equal_scores_and_uneven_probabilities_known_answer() -> None:
@@ -134,3 +138,69 @@ def test_sampled_softmax_is_least_at_the_log_probabilities_whatever_is_sampled_h
 
     assert expected_gradient(wanted.log()).abs().max() < 1e-6
     assert expected_gradient(torch.zeros(3, dtype=torch.float64)).abs().max() > 0.01
+
+
+def test_as_many_draws_as_there_are_others_are_each_of_them_once() -> None:
+    own = torch.tensor([2, 0])
+    for count in (4, 9):
+        others, log_draws = draw_others(torch.randn(2, 3, 5), own, count)
+        assert others.sort(1).values.tolist() == [[0, 1, 3, 4], [1, 2, 3, 4]]
+        assert not log_draws.any()
+    assert draw_others(torch.zeros(1, 1, 1), torch.tensor([0]), 3)[0].shape == (1, 0)
+    assert draw_others(torch.zeros(0, 1, 9), torch.tensor([], dtype=torch.int64), 3)[0].numel() == 0
+
+
+def _estimates(scores: Tensor, guesses: Tensor, own: int, count: int) -> Tensor:
+    """Sums of exp(score) over the others, each told by so many draws; in units of what they are."""
+    rows = 20_000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        places = torch.full((rows,), own)
+        others, log_draws = draw_others(guesses.expand(rows, -1, -1), places, count)
+    assert not (others == own).any()
+    whole = scores.exp().sum() - scores[own].exp()
+    return (scores[others] - log_draws).exp().sum(1) / whole
+
+
+def test_draws_tell_the_sum_over_all_others_whatever_guided_them() -> None:
+    scores = torch.linspace(-2.0, 4.0, 40)
+    uniform = torch.zeros(1, 1, 40)
+    for guesses in (uniform, scores.expand(1, 1, -1), -0.5 * scores.expand(1, 1, -1)):
+        found = _estimates(scores, guesses, own=39, count=4)
+        # Five standard errors of the mean of 20,000.
+        assert found.mean().item() == pytest.approx(1.0, abs=5 * found.std().item() / 20_000**0.5)
+
+
+def test_draws_that_follow_the_scores_tell_more_than_uniform_ones() -> None:
+    scores = torch.linspace(-2.0, 4.0, 40)
+    spread = {
+        name: _estimates(scores, guesses.expand(1, 1, -1), own=0, count=4).std().item()
+        for name, guesses in {"uniform": torch.zeros(40), "alike": scores + 3.0}.items()
+    }
+    terms = scores[1:].exp()
+    shares = terms / terms.sum()
+    # The variance of x / q over places that are drawn with probability q.
+    for name, chances in {"uniform": 1.0 / 39, "alike": 0.8 * shares + 0.2 / 39}.items():
+        variance = (shares.square() / chances).sum().item() - 1.0
+        assert spread[name] == pytest.approx((variance / 4) ** 0.5, rel=0.05)
+    assert spread["alike"] < 0.25 * spread["uniform"]
+
+
+def test_draws_follow_the_mean_of_what_tasks_say_and_a_fifth_follows_none() -> None:
+    scores = torch.full((1, 2, 5), -torch.inf)
+    scores[0, 0, 1] = scores[0, 1, 3] = 0.0  # each task is sure of one place
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        others, log_draws = draw_others(
+            scores.expand(10_000, -1, -1), torch.zeros(10_000, dtype=torch.int64), 2
+        )
+    shares = torch.bincount(others.flatten(), minlength=5) / others.numel()
+
+    wanted = torch.tensor([0.0, 0.45, 0.05, 0.45, 0.05])
+    torch.testing.assert_close(shares, wanted, atol=0.02, rtol=0.0)
+    torch.testing.assert_close(log_draws, (2 * wanted[others]).log())
+
+
+def test_draws_of_a_training_that_diverged_do_not_fail() -> None:
+    others, _ = draw_others(torch.full((3, 1, 6), torch.nan), torch.tensor([0, 1, 2]), 2)
+    assert others.shape == (3, 2)

@@ -33,7 +33,7 @@ from tamis.nn.bridged_tower import Bridge, BridgedTower
 from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.linear import missing_rows
 from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
-from tamis.nn.sampled_softmax import sampled_softmax_losses
+from tamis.nn.sampled_softmax import draw_others, sampled_softmax_losses
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
@@ -107,9 +107,9 @@ class HSNNConfig:
     some field is of side ``context``."""
     negatives: int = 0
     """Items of other rows of the batch that each positive is compared with at every level, by a
-    softmax that is corrected for how often they come along. 0: rows are learnt by their own labels
-    alone, as impressions are; where nobody logged what was shown, that is one negative a positive.
-    """
+    softmax that is corrected for how often they come along, and drawn where the inner product alone
+    is large. 0: rows are learnt by their own labels alone, as impressions are; where nobody logged
+    what was shown, that is one negative a positive."""
     unlabelled_weight: float = 1.0
     """Factor on the cross entropy of index levels with the items' prediction, in rows without any
     label."""
@@ -153,10 +153,11 @@ class HSNN(nn.Module):
     whose ids are hidden as often as in the losses (``id_dropout``).
 
     With ``negatives``, every level also learns by a softmax: each positive row's user with the
-    items of other rows of the batch, or with their nodes. How often each of them comes along is
-    corrected for, so that both losses are least at the same scores but for a constant of each user.
-    Rows whose item was drawn uniformly from the corpus make the negatives a mixture, as those of
-    two towers.
+    items of other rows of the batch, or with their nodes. They are drawn in proportion to what the
+    items' inner product alone makes of the whole batch, and stand for all of it (see
+    ``draw_others``); how often each item comes along is corrected for, so that both losses are
+    least at the same scores but for a constant of each user. Rows whose item was drawn uniformly
+    from the corpus make the negatives a mixture, as those of two towers.
 
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
     what is known once per request belongs to side ``user``. Where a teacher labels the rows that
@@ -535,10 +536,10 @@ class HSNN(nn.Module):
             # Row 0 at reward 0, so that products come in few shapes: see ``tamis.nn.linear``.
             missing = missing_rows(len(anchors))
             anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
-        count = min(self.config.negatives, batch.num_rows - 1)
-        distance = torch.randperm(batch.num_rows - 1, device=anchors.device)[:count] + 1
-        others = (anchors.unsqueeze(1) + distance) % batch.num_rows
-        user, item = anchors.repeat_interleave(count), others.flatten()
+        with torch.no_grad():
+            guesses = self._parts[-1].network.products(users[-1].index_select(0, anchors), items)
+            others, log_draws = draw_others(guesses - log_share, anchors, self.config.negatives)
+        user, item = anchors.repeat_interleave(others.shape[1]), others.flatten()
         scores, _ = self._score(
             self.in_batch.batch(batch, user, item),
             [vectors.index_select(0, anchors) for vectors in users],
@@ -551,7 +552,7 @@ class HSNN(nn.Module):
                     own.index_select(0, anchors),
                     of_others.unflatten(0, others.shape),
                     log_share.index_select(0, anchors),
-                    log_share[others],
+                    log_share[others] + log_draws,
                 )
                 for own, of_others in zip(raw, scores, strict=True)
             ]

@@ -124,6 +124,7 @@ class MoNN(nn.Module):
         self.of_item = MLP(item_dim, (), out_dim=config.width)
         self.of_cross = MLP(cross_dim, (), out_dim=config.width) if cross_tokens else None
         in_tokens = config.user_tokens + item_tokens + cross_tokens
+        self.num_tasks = num_tasks
         self.product = MLP(
             config.user_tokens * config.user_dim, (), out_dim=num_tasks * item_tokens * item_dim
         )
@@ -151,6 +152,15 @@ class MoNN(nn.Module):
         if self.of_cross is not None:
             parts.append(self.of_cross(cross))
         logits = self.head(self.layers(torch.cat(parts, dim=1).float()).flatten(1))
-        partners = self.product(user.flatten(1)).float().unflatten(1, (logits.shape[1], -1))
-        products = for_pairs(partners, item.shape[0], rows) * item.flatten(1).unsqueeze(1)
-        return logits + products.sum(2)
+        products = for_pairs(self._partners(user), item.shape[0], rows)
+        return logits + (products * item.flatten(1).unsqueeze(1)).sum(2)
+
+    def products(
+        self, user: Float[Tensor, "R U DU"], item: Float[Tensor, "B I DI"]
+    ) -> Float[Tensor, "R T B"]:
+        """The inner products alone, of each user with each item, for little: a share of a logit."""
+        return self._partners(user) @ item.flatten(1).float().T
+
+    def _partners(self, user: Float[Tensor, "R U DU"]) -> Float[Tensor, "R T W"]:
+        """What the item's vectors, side by side, are multiplied with, for each task."""
+        return self.product(user.flatten(1)).float().unflatten(1, (self.num_tasks, -1))

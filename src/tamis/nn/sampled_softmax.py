@@ -1,8 +1,11 @@
 """The softmax over a corpus, learnt from some of its items."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+_UNIFORM = 0.2
+"""Share of draws that no score decides, so that what scores overlook is drawn now and then."""
 
 
 def in_batch_softmax_loss(
@@ -88,3 +91,46 @@ def sampled_softmax_losses(
     first = own.float() - log_own_prob.unsqueeze(1)
     rest = others.float() - log_other_prob.unsqueeze(2)
     return torch.logsumexp(torch.cat([first.unsqueeze(1), rest], dim=1), dim=1) - first
+
+
+def draw_others(
+    scores: Float[Tensor, "A T B"], own: Int[Tensor, " A"], count: int
+) -> tuple[Int[Tensor, "A M"], Float[Tensor, "A M"]]:
+    """Places of a batch that each of A rows is compared with, where a cheap score is high.
+
+    A sum over a batch is mostly that of its few largest terms. Drawn in proportion to something
+    like them, and each divided by how often it is drawn on average, a few terms tell the sum, where
+    as many that were drawn uniformly would have missed what matters.
+
+    Args:
+        scores: Of each row, in each of T tasks, with all B places, corrected as those that will be
+            compared. Only what is drawn depends on them, not what the sums are on average.
+        own: Place of each row, which is not drawn.
+        count: Draws M of each row, with replacement. With as many as there are other places, or
+            more, each of them is taken once, and nothing is drawn.
+
+    Returns:
+        The places, and the natural log of how often each is drawn on average, to be taken from its
+        score.
+
+    Source:
+        Bengio and Senecal, Adaptive Importance Sampling to Accelerate Training of a Neural
+        Probabilistic Language Model, IEEE Transactions on Neural Networks 2008.
+
+    Differs from the source:
+        Draws follow a score that is learnt beside the other, not an n-gram model, and partly none;
+        the positive term is exact, and only the sum over the others estimated.
+    """
+    places = scores.shape[2]
+    if count >= places - 1:
+        step = torch.arange(1, places, device=own.device)
+        others = (own.unsqueeze(1) + step) % places
+        return others, scores.new_zeros(others.shape)
+    scores = scores.float()
+    is_own = own.unsqueeze(1) == torch.arange(places, device=own.device)
+    by_score = torch.softmax(scores.masked_fill(is_own.unsqueeze(1), -torch.inf), dim=2).mean(1)
+    # A training that diverged is told by its loss: drawing must not fail before.
+    by_score = by_score.nan_to_num(0.0)
+    chance = torch.lerp(by_score, (~is_own).float() / (places - 1), _UNIFORM)
+    others = torch.multinomial(chance, count, replacement=True)
+    return others, (count * chance.gather(1, others)).log()
