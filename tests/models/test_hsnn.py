@@ -542,6 +542,31 @@ def test_negatives_teach_index_levels_only_once_there_is_an_index() -> None:
         assert (_gradient(loss, of_nodes) > 0) == (step == 2)
 
 
+def test_label_weight_multiplies_what_labels_teach_and_not_the_calibration() -> None:
+    batch = _with_history(_batch(40, seed=3))
+
+    def found(weight: float) -> tuple[Tensor, list[Tensor]]:
+        config = replace(_CONFIG, negatives=4, id_dropout=0.0, label_weight=weight)
+        model = _build(config, spec=_COUNTED).train()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            output = model(batch)
+        loss = training_loss(output, batch.labels, batch.weights, _COUNTED.tasks, torch.ones(2))
+        of_scales = [level.log_scale for level in model.levels]
+        return loss.detach(), list(torch.autograd.grad(loss, of_scales))
+
+    (none, calibrated), (some, alike), (whole, _) = (found(weight) for weight in (0.0, 0.25, 1.0))
+    assert whole > none + 0.1
+    torch.testing.assert_close(some, none + 0.25 * (whole - none))
+    assert all(gradient.abs().max() > 0 for gradient in calibrated)
+    torch.testing.assert_close(alike, calibrated)
+
+
+def test_levels_must_learn_from_something() -> None:
+    with pytest.raises(ConfigError, match=r"model.label_weight: must be above 0 where"):
+        replace(_CONFIG, label_weight=0.0)
+
+
 def test_negatives_need_features_that_other_pairs_have_too() -> None:
     with pytest.raises(ConfigError, match="of other pairs, got 'affinity'"):
         _build(replace(_CONFIG, negatives=4))

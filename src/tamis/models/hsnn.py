@@ -102,6 +102,10 @@ class HSNNConfig:
     balance_weight: float = 0.1
     """Factor on the balance regulariser (``lti``), which is 1 where all nodes of a level are used
     alike."""
+    label_weight: float = 1.0
+    """Factor on the cross entropy of every level with the labels; that of the calibration is as it
+    is. Small beside ``negatives`` where nobody logged what was shown: how a positive differs from
+    one drawn item says little of what is best of a whole corpus."""
     interaction_weight: float = 0.1
     """Factor on the squared distance of each index level's interaction vectors to the items', where
     some field is of side ``context``."""
@@ -126,6 +130,11 @@ class HSNNConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, may_be_zero=("negatives", "revive_steps"))
+        if not (self.label_weight or self.negatives):
+            raise ConfigError(
+                f"model.label_weight: must be above 0 where model.negatives is 0, got "
+                f"{self.label_weight}: levels would learn from nothing."
+            )
         if len(self.levels) != len(self.codebooks) + 1:
             raise ConfigError(
                 f"model.levels: must be one more than the {len(self.codebooks)} codebooks, got "
@@ -480,12 +489,15 @@ class HSNN(nn.Module):
         nothing = torch.full_like(batch.labels, torch.nan)
         compared = []
         # Calibrated is what the log says, whatever a teacher does.
-        for levels, labels in ((raw, batch.labels), (calibrated, batch.logged_labels)):
+        for levels, labels, weight in (
+            (raw, batch.labels, self.config.label_weight),
+            (calibrated, batch.logged_labels, 1.0),
+        ):
             # Before there is an index, its levels have nothing to say and nothing to learn from.
             of_nodes = torch.where(self.index.is_live, labels, nothing)
             targets = [of_nodes] * (len(levels) - 1) + [labels]
             compared += [
-                Supervised(logits=logits, labels=target)
+                Supervised(logits=logits, labels=target, weight=weight)
                 for logits, target in zip(levels, targets, strict=True)
             ]
         if self.config.unlabelled_weight:

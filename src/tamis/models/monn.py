@@ -156,10 +156,15 @@ class MoNN(nn.Module):
         return logits + (products * item.flatten(1).unsqueeze(1)).sum(2)
 
     def products(
-        self, user: Float[Tensor, "R U DU"], item: Float[Tensor, "B I DI"]
+        self, user: Float[Tensor, "R U DU"], item: Float[Tensor, "B W"]
     ) -> Float[Tensor, "R T B"]:
-        """The inner products alone, of each user with each item, for little: a share of a logit."""
-        return self._partners(user) @ item.flatten(1).float().T
+        """The inner products alone, a part of the logits: of each user with each item, for little.
+
+        Args:
+            user: Of the user tower.
+            item: Vectors of each item side by side.
+        """
+        return self._partners(user) @ item.float().T
 
     def _partners(self, user: Float[Tensor, "R U DU"]) -> Float[Tensor, "R T W"]:
         """What the item's vectors, side by side, are multiplied with, for each task."""
