@@ -99,7 +99,8 @@ def test_index_of_a_frame_is_no_input(tmp_path: Path, name: str) -> None:
 
     assert [field.name for field in found.schema.fields] == ["user_id", "price"]
     assert [(one.column, one.reason) for one in found.schema.ignored] == [(name, "numbers rows")]
-    assert f"{name}: left out, it is named like an index, which numbers rows" in found.warnings
+    what = name or "a column without a name"
+    assert f"{what}: left out, it is named like an index, which numbers rows" in found.warnings
 
 
 @pytest.mark.parametrize(

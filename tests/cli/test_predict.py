@@ -43,6 +43,18 @@ def test_repairs_are_counted_by_field_and_printed(
     assert not any(line[:1] == ["user_id"] for line in lines)
 
 
+def test_field_that_training_hardly_knows_is_warned_of(
+    world: Path, tamis: Callable[..., Result]
+) -> None:
+    Path("new.csv").write_text("user_id,item_id,price\n1,2.0,3.5\n1,3.0,\n1,998,\n")
+
+    result = tamis("predict", "a", "new.csv", "--out", "p.csv", "--json")
+
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert warning.startswith("item_id: 3 of 3 values are outside the vocabulary.")
+    assert f"warning: {warning}" in result.stderr
+
+
 def test_log_without_surprises_says_so(world: Path, tamis: Callable[..., Result]) -> None:
     Path("new.csv").write_text("user_id,item_id,price\n1,2,3.5\n")
 

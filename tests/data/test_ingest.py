@@ -272,7 +272,10 @@ def test_conversion_of_a_click_is_missing_only_where_it_may_be(tmp_path: Path) -
         buy = Task(name="buy", observed_when="click", may_be_missing=may_be_missing)
         return replace(_schema(), tasks=(Task(name="click"), buy))
 
-    said = r"'buy', row 3: .* missing where 'click' is 1, got none. Remove the row, or set may_be_m"
+    said = (
+        r"'buy', row 3: .* missing where 'click' is 1, got none. Write 0 if nothing happened, "
+        r"remove the row, or set may_be_missing"
+    )
     with pytest.raises(DataError, match=said):
         ingest(log, tmp_path / "d", schema=schema(may_be_missing=False), split=HALF)
     dataset = ingest(log, tmp_path / "d", schema=schema(may_be_missing=True), split=HALF)

@@ -48,6 +48,29 @@ def test_commas_between_thousands_are_doubted(tmp_path: Path) -> None:
     assert any("if '1,100,200' is a number" in text for text in inferred.warnings)
 
 
+def test_commas_between_thousands_are_doubted_where_some_numbers_have_none(tmp_path: Path) -> None:
+    values = [
+        f"{k % 9}{k % 8}0.00" if k % 2 else f"{1 + k % 9},{100 + k % 40}.50" for k in range(COUNT)
+    ]
+    inferred = _infer(tmp_path, values)
+
+    assert inferred.schema.fields[1].kind == "sequence"
+    assert any("if '1,100.50' is a number" in text for text in inferred.warnings)
+
+
+def test_texts_of_as_many_parts_each_may_be_one_value(tmp_path: Path) -> None:
+    places = ["Paris, France", "New York, NY", "Lima, Peru"]
+    inferred = _infer(tmp_path, [places[k % 3] for k in range(COUNT)])
+
+    assert inferred.schema.fields[1].kind == "sequence"
+    assert inferred.warnings == (
+        "it: taken as a sequence of what is between commas; if 'Paris, France' is one value, set "
+        "kind = 'categorical' and take out the separator",
+    )
+    differ = ["a,b", "a", "c,b,a"]
+    assert not _infer(tmp_path, [differ[k % 3] for k in range(COUNT)]).warnings
+
+
 def test_lists_without_commas_are_doubted(tmp_path: Path) -> None:
     inferred = _infer(tmp_path, [f"[{k % 7} {k % 5} 3]" for k in range(COUNT)])
 

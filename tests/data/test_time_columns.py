@@ -121,3 +121,45 @@ def test_when_is_the_name_of_a_time(tmp_path: Path) -> None:
 
     assert inferred.schema.roles.time == "when"
     assert inferred.warnings == ()
+
+
+def _infer_two(tmp_path: Path, columns: dict[str, list[object]]) -> InferredSchema:
+    count = len(next(iter(columns.values())))
+    clicks = np.random.default_rng(0).integers(0, 2, count)
+    lines = [";".join(map(str, row)) for row in zip(*columns.values(), clicks, strict=True)]
+    (tmp_path / "log.csv").write_text("\n".join([";".join([*columns, "click"]), *lines]) + "\n")
+    return infer_schema(tmp_path / "log.csv", ["click"])
+
+
+def test_the_time_is_the_column_that_rises_from_row_to_row(tmp_path: Path) -> None:
+    shuffled = np.random.default_rng(0).permutation(200)
+    signed_up = [f"2023-0{1 + user % 9}-01T10:00:00" for user in shuffled]
+    # As many different ones, in no order.
+    starts = [SECOND + 7 * int(user) for user in shuffled]
+    logged = [SECOND + 60 * k for k in range(200)]
+    columns = {"signup_time": signed_up, "start_ts": starts, "event_ts": logged}
+    inferred = _infer_two(tmp_path, {"device": ["x", "y"] * 100, **columns})
+
+    assert inferred.schema.roles.time == "event_ts"
+    assert [text for text in inferred.warnings if "may be the time of the row too" in text] == [
+        f"{name}: may be the time of the row too; roles.time is 'event_ts', set it to {name!r} if "
+        f"that says when a row was logged"
+        for name in ("start_ts", "signup_time")
+    ]
+
+
+def test_the_time_is_finer_than_the_day_beside_it(tmp_path: Path) -> None:
+    days = [f"2024-01-{1 + k // 20:02}" for k in range(200)]
+    times = [f"{day} {10 + k % 20 // 2}:00:00" for k, day in enumerate(days)]
+    inferred = _infer_two(tmp_path, {"device": ["x", "y"] * 100, "date": days, "ts": times})
+
+    assert inferred.schema.roles.time == "ts"
+
+
+def test_hours_written_in_digits_are_no_seconds(tmp_path: Path) -> None:
+    values = [int(f"202501{1 + k // 24:02}{k % 24:02}") for k in range(200)]
+    inferred = _infer(tmp_path, "event_time", values)
+
+    assert not inferred.schema.roles.time
+    (warning,) = inferred.warnings
+    assert "named like a time, but 0% of its values can be read as one" in warning

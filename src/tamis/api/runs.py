@@ -363,17 +363,9 @@ def predict(
 
 def _told(found: "Prediction") -> pa.Table:
     """The table, with a warning for each field of which training knew few values."""
-    for name, counts in found.fields.items():
-        held = counts.rows - counts.missing
-        if counts.unknown > held / 2:
-            # Of the line that called predict.
-            warnings.warn(
-                f"{name}: {counts.unknown} of {held} values are outside the vocabulary. If they "
-                f"should be in it, look at how the log writes them: 7 and 7.0 of a text file are "
-                f"two categories, and so are 1 and True.",
-                TamisWarning,
-                stacklevel=3,
-            )
+    for text in found.warnings:
+        # Of the line that called predict.
+        warnings.warn(text, TamisWarning, stacklevel=3)
     return found.table
 
 

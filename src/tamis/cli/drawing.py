@@ -147,7 +147,7 @@ def draw_repairs(current: Session, fields: Mapping[str, Mapping[str, int]]) -> N
         total = max(1, found[name]["rows"])
         cells = [f"{found[name][k]:,} ({found[name][k] / total:.1%})" for k in kinds]
         rows.append([name, f"{total:,}", *cells])
-    title = "Values that training did not know, replaced as in training"
+    title = "Values that were missing, unknown or out of range, replaced as in training"
     print_table(current, title=title, columns=["field", "values", *kinds], rows=rows)
     if len(found) > _FIELDS_SHOWN:
         current.say(f"and {len(found) - _FIELDS_SHOWN:,} more fields; --json has them all")

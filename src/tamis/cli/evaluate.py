@@ -34,5 +34,6 @@ def evaluate(
             record = api.evaluate(run, dataset, split=split, progress=progress)
         if "fields" in record:
             draw_repairs(current, record["fields"])
-        draw_metrics(current, record, title=f"{run} on {split}")
+        # All rows of a log are evaluated, and called the split test.
+        draw_metrics(current, record, title=f"{run} on {data if 'fields' in record else split}")
         current.finish(run=run, dataset=dataset, split=split, **record)

@@ -21,12 +21,13 @@ def predict(
     """Predict every row of a log with the encoders that the run was trained with."""
     with session("predict", as_json=as_json, debug=debug) as current:
         from tamis import api
-        from tamis.cli.drawing import draw_repairs
+        from tamis.cli.drawing import draw_repairs, draw_warnings
 
         api.prepare_process(threads)
         prediction = api.predict_counted(run, source, out)
         fields = {name: dataclasses.asdict(item) for name, item in prediction.fields.items()}
         draw_repairs(current, fields)
+        draw_warnings(current, prediction.warnings)
         rows = prediction.table.num_rows
         current.say(f"{rows:,} rows in {out}")
-        current.finish(run=run, out=out, rows=rows, fields=fields)
+        current.finish(run=run, out=out, rows=rows, fields=fields, warnings=prediction.warnings)

@@ -37,7 +37,7 @@ from tamis.data.text_columns import (
     mean_words,
     number_doubt,
 )
-from tamis.data.time_columns import time_doubts, time_role
+from tamis.data.time_columns import other_times, time_doubts, time_role
 from tamis.errors import DataError
 from tamis.evaluation import auc
 
@@ -99,6 +99,11 @@ def infer_schema(
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
     time = time_role(columns)
+    warnings += [
+        f"{name}: may be the time of the row too; roles.time is {time!r}, set it to {name!r} if "
+        f"that says when a row was logged"
+        for name in other_times(columns, time)
+    ]
     doubts = {} if time else time_doubts(columns, split.by)
     spaced = separated_by_blanks(columns)
     roles, fields, ignored = Roles(time=time, request=request_of(columns)), [], []
@@ -115,7 +120,8 @@ def infer_schema(
         if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
         elif _NUMBERS_ROWS.search(name):
-            warnings.append(f"{name}: left out, it is named like an index, which numbers rows")
+            what = name or "a column without a name"
+            warnings.append(f"{what}: left out, it is named like an index, which numbers rows")
             ignored.append(Ignored(column=name, reason="numbers rows"))
         elif doubt is not None and doubt.is_left_out:
             warnings.append(f"{name}: left out, {doubt.text}")

@@ -16,12 +16,14 @@ _NUMBER_LIKE = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 # Numbers as people write them: $12.50, 1,234.5, 12,5 and 30 %.
 _WRITTEN_NUMBER = r"^\s*[+-]?[$€£¥]?\s*\d+(?:[.,]\d{3})*(?:[.,]\d+)?\s*[$€£¥%]?\s*$"
 _DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
-_THOUSANDS = r"^\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*$"
+# 950.00 among 1,234.50 too.
+_THOUSANDS = r"^\s*\d{1,3}(?:,\d{3})*(?:\.\d+)?\s*$"
 # A history of ids of three digits has three in front too.
 _FEW_IN_FRONT = r"^\s*\d{1,2},"
 _BRACKETED = r"^\s*\[.*\]\s*$"
 # What NumPy writes.
 _BLANKS_IN_BRACKETS = r"^\s*\[\s*\S+(?:\s+\S+)+\s*\]\s*$"
+_NO_EVENTS = r", |\d\.\d"
 _ID_LIKE = r"^[\w.:-]*$"
 
 
@@ -43,6 +45,11 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
             warnings.append(
                 f"{name}: taken as a sequence of what is between commas; if {first!r} is a number, "
                 f"write it with a decimal point and no commas"
+            )
+        elif separator == "," and _may_be_one_value(texts):
+            warnings.append(
+                f"{name}: taken as a sequence of what is between commas; if {texts[0].as_py()!r} "
+                f"is one value, set kind = 'categorical' and take out the separator"
             )
         reason = f"strings of {words} different parts between {separator!r}"
         return Field(name=name, kind="sequence", separator=separator, reason=reason)
@@ -74,6 +81,20 @@ def _may_be_numbers(texts: pa.Array) -> bool:
     if share_of(texts, _DECIMAL_COMMA) >= _NEARLY_ALL:
         return True
     return share_of(texts, _THOUSANDS) >= _NEARLY_ALL and share_of(texts, _FEW_IN_FRONT) > 0
+
+
+def _may_be_one_value(texts: pa.Array) -> bool:
+    """Whether texts may be no lists: those of a place, say, or of two coordinates.
+
+    Nearly all have as many parts then, and blanks or decimals, which events hardly have. What is in
+    brackets is meant as a list.
+    """
+    if share_of(texts, _BRACKETED) >= 0.5 or share_of(texts, _NO_EVENTS) < 0.5:
+        return False
+    counts = pc.value_counts(pc.count_substring(texts, ","))
+    most = max(counts, key=lambda count: count["counts"].as_py())
+    is_nearly_all = most["counts"].as_py() >= _NEARLY_ALL * len(texts)
+    return bool(is_nearly_all and most["values"].as_py() > 0)
 
 
 def is_separated(column: pa.Array) -> bool:

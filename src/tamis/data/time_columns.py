@@ -57,18 +57,35 @@ class TimeDoubt:
 def time_role(columns: Mapping[str, pa.Array]) -> str:
     """The column of times; empty where there is none.
 
-    A value that is no time does not make the column something else: ingest names its row.
+    A value that is no time does not make the column something else: ingest names its row. Of
+    several columns it is the one whose times rise from row to row, or the one with most different
+    times: a day, or when a user signed up, has fewer.
     """
     shares = {}
+    whole: list[str] = []
     for name, column in columns.items():
         named, dated = bool(_TIME_NAME.search(name)), bool(_DAY_NAME.search(name))
         share = share_of_times(column, numbers=named, dates=dated)
         if share < (0.5 if named or dated else _NEARLY_ALL) or _num_distinct(column) < 2:
             continue
+        if _is_unread(column.drop_null()):
+            continue
         if share >= _NEARLY_ALL:
-            return name
+            whole.append(name)
         shares[name] = share
+    if whole:
+        return max(whole, key=lambda name: _order_and_number(columns[name]))
     return max(shares, key=lambda name: shares[name], default="")
+
+
+def other_times(columns: Mapping[str, pa.Array], chosen: str) -> list[str]:
+    """Columns that might have been taken for the time as well."""
+    others = {name: column for name, column in columns.items() if name != chosen}
+    found = []
+    while chosen and (name := time_role(others)):
+        found.append(name)
+        del others[name]
+    return found
 
 
 def time_doubts(columns: Mapping[str, pa.Array], by: SplitWay) -> dict[str, TimeDoubt]:
@@ -133,6 +150,19 @@ def _are_close(known: pa.Array) -> bool:
     low, high = np.quantile(values, (0.05, 0.95))
     is_ours = low >= _SECONDS_2000 and (high <= time.time() or high >= _LEAST_MILLISECONDS)
     return bool(high <= _FARTHEST * low and is_ours)
+
+
+def _order_and_number(column: pa.Array) -> tuple[bool, int]:
+    """Whether times rise from row to row, but for a few, and how many different ones there are."""
+    known = column.drop_null()
+    later, earlier = known.slice(1), known.slice(0, max(0, len(known) - 1))
+    rises = pc.mean(pc.greater_equal(later, earlier).cast(pa.float64())).as_py() or 0.0
+    return rises >= _NEARLY_ALL, _num_distinct(column)
+
+
+def _is_unread(known: pa.Array) -> bool:
+    """Whether whole numbers are days and hours written in digits, and not times since 1970."""
+    return _share_unread(known) >= _NEARLY_ALL and _are_to_come(known)
 
 
 def _are_to_come(known: pa.Array) -> bool:

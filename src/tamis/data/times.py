@@ -130,8 +130,10 @@ def _says_numbers(column: pa.Array) -> bool:
 
 def _parse_times(column: pa.Array, origin: Origin) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(column)
-    # As BigQuery writes a zone.
+    # As BigQuery writes a zone; a blank before an offset; and finer than a microsecond.
     texts = pc.replace_substring_regex(trimmed, r"\s*UTC$", "Z")
+    texts = pc.replace_substring_regex(texts, r"(:\d\d(?:[.,]\d+)?) ([+-]\d\d:?\d\d)$", r"\1\2")
+    texts = pc.replace_substring_regex(texts, r"(:\d\d)[.,](\d{1,6})\d*", r"\1.\2")
     for kind in _KINDS:
         for form in (column, trimmed, texts):
             with contextlib.suppress(pa.ArrowInvalid):

@@ -134,19 +134,19 @@ def _common_tasks(before: _Predicted, after: _Predicted) -> list[str]:
     tasks = [task for task in before.metrics if task in after.metrics]
     if not tasks:
         raise DataError(
-            f"compare: runs must have a task in common, got {', '.join(before.metrics)} in "
+            f"runs must have a task in common, got {', '.join(before.metrics)} in "
             f"{before.run} and {', '.join(after.metrics)} in {after.run}. Compare other runs."
         )
     for task in tasks:
         if before.kind(task) != after.kind(task):
             raise DataError(
-                f"compare: task {task!r} must be of one kind in both runs, got "
+                f"task {task!r} must be of one kind in both runs, got "
                 f"{before.kind(task)} in {before.run} and {after.kind(task)} in {after.run}. "
                 f"Compare runs whose schemas agree."
             )
     if all(before.kind(task) == "regression" for task in tasks):
         raise DataError(
-            f"compare: one task must be binary, got only regression ({', '.join(tasks)}), for "
+            f"one task must be binary, got only regression ({', '.join(tasks)}), for "
             f"which there is no paired test. Compare the RMSE that evaluate gives for each run."
         )
     return tasks
@@ -155,7 +155,7 @@ def _common_tasks(before: _Predicted, after: _Predicted) -> list[str]:
 def _check_same_rows(before: _Predicted, after: _Predicted, tasks: list[str]) -> None:
     if not before.table["row"].equals(after.table["row"]):
         raise DataError(
-            f"compare: runs must have predicted the same rows of the split {before.split!r}, got "
+            f"runs must have predicted the same rows of the split {before.split!r}, got "
             f"{before.table.num_rows:,} and {after.table.num_rows:,} different ones. Train both "
             f"on one dataset."
         )
@@ -169,7 +169,7 @@ def _check_same_rows(before: _Predicted, after: _Predicted, tasks: list[str]) ->
         ours, theirs = before.column(name), after.column(name)
         if ours is None or theirs is None or not np.array_equal(ours, theirs, equal_nan=True):
             raise DataError(
-                f"compare: runs must have been trained on the same log, got another "
+                f"runs must have been trained on the same log, got another "
                 f"{name.replace(':', ' ')} in the datasets {before.fingerprint[:12]} and "
                 f"{after.fingerprint[:12]}. Train both on one dataset."
             )

@@ -32,6 +32,17 @@ class Prediction:
     fields: Mapping[str, FieldCounts]
     """By field: values, and how many of them were missing, unknown or clipped."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is said of fields most of whose values training did not know."""
+        return tuple(
+            f"{name}: {counts.unknown} of {held} values are outside the vocabulary. If they should "
+            f"be in it, look at how the log writes them: 7 and 7.0 of a text file are two "
+            f"categories, and so are 1 and True."
+            for name, counts in self.fields.items()
+            if counts.unknown > (held := counts.rows - counts.missing) / 2
+        )
+
 
 def predict_log(run: Path, source: Source, out: Path | None) -> Prediction:
     """Predict every row of a log.
