@@ -565,3 +565,66 @@ def test_histories_that_are_cut_are_told_of(tmp_path: Path) -> None:
         "max_length",
     )
     assert dataset.manifest["report"]["fields"]["past"]["shortened"] == COUNT // 4
+
+
+def _days(folder: Path, days: Sequence[dict[str, object]]) -> Path:
+    folder.mkdir()
+    for number, columns in enumerate(days):
+        names = [*columns]
+        rows = zip(*columns.values(), strict=True)
+        lines = [",".join(names), *(",".join(map(str, row)) for row in rows)]
+        (folder / f"day-{number:02}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _day(number: int, **more: object) -> dict[str, object]:
+    return {
+        "day": [f"2024-01-{number + 1:02}"] * 40,
+        "user_id": [k % 9 for k in range(40)],
+        **more,
+        "click": np.random.default_rng(number).integers(0, 2, 40).tolist(),
+    }
+
+
+def test_files_of_days_are_known_from_several_of_them(tmp_path: Path) -> None:
+    # No row was logged on the first day; whole prices on one are numbers all the same.
+    days = [_day(k, price=[k + j / (1 if k == 3 else 2) for j in range(40)]) for k in range(6)]
+    days[0] = {name: [] for name in days[0]}
+    inferred = infer_schema(_days(tmp_path / "log", days), ["click"])
+
+    assert inferred.schema.roles.time == "day"
+    assert {field.name: field.kind for field in inferred.schema.fields} == {
+        "user_id": "categorical",
+        "price": "numeric",
+    }
+    assert inferred.warnings == ()
+
+
+def test_column_that_the_first_file_lacks_is_told(tmp_path: Path) -> None:
+    days = [_day(k, **({"coupon": ["a", "b"] * 20} if k else {})) for k in range(3)]
+    inferred = infer_schema(_days(tmp_path / "log", days), ["click"])
+
+    assert inferred.warnings == ("coupon: left out, day-01.csv has it and day-00.csv has not",)
+
+
+def test_files_whose_types_differ_are_known_from_the_first(tmp_path: Path) -> None:
+    days = [_day(k, size=["xl" if k else j for j in range(40)]) for k in range(3)]
+    inferred = infer_schema(_days(tmp_path / "log", days), ["click"])
+
+    assert {field.name for field in inferred.schema.fields} == {"user_id", "size"}
+    assert not inferred.schema.roles.time
+
+
+def test_label_of_a_later_file_that_is_no_number_is_named_with_it(tmp_path: Path) -> None:
+    days = [_day(k) for k in range(3)]
+    days[2]["click"] = [0, "maybe"] * 20
+    with pytest.raises(
+        DataError, match=r"day-02.csv, column 'click', row 2: a label must be a num"
+    ):
+        infer_schema(_days(tmp_path / "log", days), ["click"])
+
+
+def test_log_of_headers_alone_is_refused(tmp_path: Path) -> None:
+    days = [{name: [] for name in _day(0)}] * 3
+    with pytest.raises(DataError, match=r"day-00.csv: must hold rows, got a header only"):
+        infer_schema(_days(tmp_path / "log", days), ["click"])

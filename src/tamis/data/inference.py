@@ -27,8 +27,8 @@ from tamis.data.history_links import link_histories, separated_by_blanks
 from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, request_of, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.read_errors import lacks_column, listed
-from tamis.data.readers import discover
-from tamis.data.sampling import sample_table
+from tamis.data.readers import LogFile, discover
+from tamis.data.sampling import sample_files
 from tamis.data.schema import Field, Ignored, Roles, Schema, Task, with_free_names
 from tamis.data.splits import SplitConfig
 from tamis.data.text_columns import (
@@ -73,7 +73,7 @@ def infer_schema(
     *,
     split: SplitConfig | None = None,
 ) -> InferredSchema:
-    """Infer a schema from the first rows of a log.
+    """Infer a schema from the first rows of a log's first file, and of two others of several.
 
     Args:
         source: A log file, several, or a folder of them.
@@ -85,9 +85,12 @@ def infer_schema(
         DataError: The log cannot be read, a label is not there, or no column is left as input.
     """
     split = split or SplitConfig()
-    file = discover(source)[0]
+    samples = [
+        (file, _readable(table))
+        for file, table in sample_files(discover(source), rows=_SAMPLE_ROWS)
+    ]
+    file, table = samples[0]
     origin = Origin(file=str(file.path))
-    table = _readable(sample_table(file, rows=_SAMPLE_ROWS))
     warnings: list[str] = []
     chosen = list(labels) or [_guess_label(table, origin, warnings)]
     for label in chosen:
@@ -96,6 +99,7 @@ def infer_schema(
             names = table.column_names
             raise DataError(lacks_column(label, names, where=str(origin), what=what, advice=advice))
     tasks = tuple(_task(name, table, origin.of(name), warnings) for name in chosen)
+    table = _together(samples, chosen, warnings)
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
     time = time_role(columns)
@@ -145,6 +149,45 @@ def infer_schema(
     warnings += _length_doubts(table, inputs)
     schema = Schema(fields=inputs, tasks=tasks, roles=roles, ignored=tuple(ignored))
     return InferredSchema(schema=schema, warnings=tuple(warnings), times=tuple(doubts))
+
+
+def _together(
+    samples: Sequence[tuple[LogFile, pa.Table]], labels: Sequence[str], warnings: list[str]
+) -> pa.Table:
+    """Samples of several files as one, with the columns of the first.
+
+    Where types do not go together it is the first alone: ingest reads each column in one type, and
+    says what does not fit.
+
+    Args:
+        samples: Of each file; the labels of the first are checked.
+        labels: Names of the label columns.
+        warnings: Columns that the first file lacks are added to it.
+
+    Raises:
+        DataError: A label is no number; its own file and row are named.
+    """
+    first, table = samples[0]
+    has: dict[str, Path] = {}
+    for file, other in samples[1:]:
+        for name in labels:
+            if name in other.column_names:
+                _label_values(other[name].chunk(0), Origin(file=str(file.path)).of(name))
+        for name in other.column_names:
+            has.setdefault(name, file.path)
+    warnings += [
+        f"{name}: left out, {path.name} has it and {first.path.name} has not"
+        for name, path in has.items()
+        if name not in table.column_names
+    ]
+    tables = [
+        other.select([name for name in table.column_names if name in other.column_names])
+        for _, other in samples
+    ]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return table
 
 
 def _readable(table: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
 """The first rows of a log with the types that their values suggest, for schema inference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,12 +23,38 @@ from tamis.errors import DataError
 _BLOCK_BYTES = 1 << 22
 
 
-def sample_table(file: LogFile, *, rows: int) -> pa.Table:
-    """The first rows of a file, with types inferred; for schema inference.
+def sample_files(files: Sequence[LogFile], *, rows: int) -> list[tuple[LogFile, pa.Table]]:
+    """First rows of the first file that has any, of one in the middle and of the last.
+
+    Files of one log are often days of it: what one of them says of its day is not what all say.
+
+    Args:
+        files: All of the log.
+        rows: Rows at most, of all files together.
+
+    Returns:
+        Each of these files with a sample of its own types; files without rows are left out.
 
     Raises:
-        DataError: The file is damaged or has no rows.
+        DataError: A file is damaged, or none of these has rows.
     """
+    places = sorted({0, len(files) // 2, len(files) - 1})
+    each = rows // len(places)
+    found: list[tuple[LogFile, pa.Table]] = []
+    for place in places:
+        # What a day has not logged is in the next one.
+        until = len(files) if not found else place + 1
+        for file in files[place:until]:
+            table = _first_rows(file, each)
+            if table is not None:
+                found.append((file, table))
+                break
+    if not found:
+        raise DataError(f"{files[0].path}: must hold rows, got a header only.")
+    return list({file.path: (file, table) for file, table in found}.values())
+
+
+def _first_rows(file: LogFile, rows: int) -> pa.Table | None:
     column_names(file)  # Refuses two columns of one name.
     try:
         if file.format == "parquet":
@@ -40,9 +66,7 @@ def sample_table(file: LogFile, *, rows: int) -> pa.Table:
             table = next(read_chunks(file, columns=None, numeric=frozenset()), None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(explained(said(error), file)) from error
-    if table is None or table.num_rows == 0:
-        raise DataError(f"{file.path}: must hold rows, got a header only.")
-    return table.slice(0, rows)
+    return table.slice(0, rows) if table is not None and table.num_rows else None
 
 
 def _sample_csv(path: Path, rows: int) -> pa.Table:
