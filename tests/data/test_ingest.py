@@ -542,6 +542,27 @@ def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
         _ingest_csv(tmp_path, "user,click", *(f"u{k},0" for k in range(50)))
 
 
+def test_key_that_one_file_of_json_lines_leaves_out_is_missing_there(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for part in range(3):
+        more = {} if part == 1 else {"price": 1.5}
+        rows = [{"user": k % 5, **more, "click": k % 2} for k in range(20)]
+        (folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = (Field(name="user", kind="categorical"), Field(name="price", kind="numeric"))
+    schema = Schema(fields=fields, tasks=(Task(name="click"),))
+
+    dataset = ingest(folder, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio", valid=0.2))
+
+    assert dataset.manifest["report"]["fields"]["price"]["missing"] == 20
+    encoders = Encoders.load(tmp_path / "d" / "encoders", schema)
+    assert sum(len(rows.labels["click"]) for rows in encode_log(folder, encoders)) == 60
+    # A file by itself may have a key that is written wrong.
+    for source in (folder / "1.jsonl", [folder / "1.jsonl"]):
+        with pytest.raises(DataError, match=r"1\.jsonl: must hold column 'price'"):
+            list(encode_log(source, encoders))
+
+
 def test_column_of_the_schema_that_is_absent_names_the_nearest(tmp_path: Path) -> None:
     schema = _schema(Field(name="usr", kind="categorical"))
 

@@ -162,8 +162,9 @@ def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:
     first_row = 0
     schema = encoders.schema
     wanted = required_columns(schema, inputs_only=True)
-    for file in _files_of(source):
-        _require(wanted, column_names(file), file, error=DataError)
+    files = _files_of(source)
+    _require(wanted, files, error=DataError)
+    for file in files:
         first_of_file = first_row
         for table in read_chunks(
             file,
@@ -237,9 +238,9 @@ class _Log:
         wanted = required_columns(self.schema, inputs_only=False)
         if self.split.column:
             wanted.append(self.split.column)
+        _require(wanted, self.files, error=SchemaError)
         holds_values = set()
         for file in self.files:
-            _require(wanted, column_names(file), file, error=SchemaError)
             types = column_types(file)
             holds_values |= {n for n in wanted if n not in types or not pa.types.is_null(types[n])}
         for name in wanted:
@@ -426,12 +427,14 @@ def _category_columns(schema: Schema) -> frozenset[str]:
     return frozenset(used - others - {"", schema.roles.time, schema.roles.weight})
 
 
-def _require(
-    wanted: Sequence[str], names: Sequence[str], file: LogFile, *, error: type[Exception]
-) -> None:
-    for name in wanted:
-        if name not in names:
-            raise error(lacks_column(name, names, where=str(file.path)))
+def _require(wanted: Sequence[str], files: Sequence[LogFile], *, error: type[Exception]) -> None:
+    """Refuse files without a column; of JSON lines, whose rows may leave keys out, one has it."""
+    found = [(file, column_names(file)) for file in files]
+    somewhere = {name for file, names in found if file.format == "json" for name in names}
+    for file, names in found:
+        for name in wanted:
+            if name not in names and not (file.format == "json" and name in somewhere):
+                raise error(lacks_column(name, names, where=str(file.path)))
 
 
 def _ignore(phase: str, rows: int) -> None:

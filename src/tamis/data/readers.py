@@ -144,7 +144,8 @@ def read_chunks(
     """Stream the rows of a file in tables of about ``ROWS_PER_CHUNK`` rows.
 
     Text files give every column as a string but those of ``numeric``, which are float64; typed
-    files give their own types. Memory does not grow with the file.
+    files give their own types. A key that no row of a file of JSON lines has is null in all of
+    them. Memory does not grow with the file.
 
     Args:
         file: What to read.
@@ -256,6 +257,9 @@ def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] 
     table = pa.Table.from_batches(batches)
     for name in columns or ():
         if name not in table.column_names:
+            if file.format == "json":
+                table = table.append_column(name, pa.nulls(table.num_rows))
+                continue
             raise DataError(lacks_column(name, table.column_names, where=str(file.path)))
     return table
 
