@@ -552,7 +552,9 @@ def test_key_that_one_file_of_json_lines_leaves_out_is_missing_there(tmp_path: P
     fields = (Field(name="user", kind="categorical"), Field(name="price", kind="numeric"))
     schema = Schema(fields=fields, tasks=(Task(name="click"),))
 
-    dataset = ingest(folder, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio", valid=0.2))
+    dataset = ingest(
+        folder, tmp_path / "d", schema=schema, split=SplitConfig(by="ratio", valid=0.2)
+    )
 
     assert dataset.manifest["report"]["fields"]["price"]["missing"] == 20
     encoders = Encoders.load(tmp_path / "d" / "encoders", schema)
