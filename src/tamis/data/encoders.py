@@ -424,10 +424,10 @@ def read_labels(
         if missing.any() and not task.may_be_missing:
             where = f" where {task.observed_when!r} is 1" if task.observed_when else ""
             after = "" if where else "set observed_when if it exists only after another event, "
-            advice = "Write 0 if nothing happened, remove the row"
             raise DataError(
                 f"{place.row(int(np.argmax(missing)))}: a label must not be missing{where}, got "
-                f"none. {advice}, {after}or set may_be_missing if rows may lack it."
+                f"none. Write 0 if nothing happened, remove the row, {after}or set may_be_missing "
+                f"if rows may lack it."
             )
         labels[task.name] = values
     return labels

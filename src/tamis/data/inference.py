@@ -37,7 +37,7 @@ from tamis.data.text_columns import (
     mean_words,
     number_doubt,
 )
-from tamis.data.time_columns import other_times, time_doubts, time_role
+from tamis.data.time_columns import time_doubts, times_of
 from tamis.errors import DataError
 from tamis.evaluation import auc
 
@@ -102,11 +102,11 @@ def infer_schema(
     table = _together(samples, chosen, warnings)
     target = _target(table, tasks[0], origin.of(chosen[0]))
     columns = {n: table[n].chunk(0) for n in table.column_names if n not in chosen}
-    time = time_role(columns)
+    time, *others = times_of(columns) or [""]
     warnings += [
         f"{name}: may be the time of the row too; roles.time is {time!r}, set it to {name!r} if "
         f"that says when a row was logged"
-        for name in other_times(columns, time)
+        for name in others
     ]
     doubts = {} if time else time_doubts(columns, split.by)
     spaced = separated_by_blanks(columns)

@@ -38,20 +38,18 @@ def sample_files(files: Sequence[LogFile], *, rows: int) -> list[tuple[LogFile, 
     Raises:
         DataError: A file is damaged, or none of these has rows.
     """
-    places = sorted({0, len(files) // 2, len(files) - 1})
-    each = rows // len(places)
+    places = {0, len(files) // 2, len(files) - 1}
     found: list[tuple[LogFile, pa.Table]] = []
-    for place in places:
-        # What a day has not logged is in the next one.
-        until = len(files) if not found else place + 1
-        for file in files[place:until]:
-            table = _first_rows(file, each)
-            if table is not None:
-                found.append((file, table))
-                break
+    for place, file in enumerate(files):
+        # Days on which nothing was logged may come first.
+        if found and place not in places:
+            continue
+        table = _first_rows(file, rows // len(places))
+        if table is not None:
+            found.append((file, table))
     if not found:
         raise DataError(f"{files[0].path}: must hold rows, got a header only.")
-    return list({file.path: (file, table) for file, table in found}.values())
+    return found
 
 
 def _first_rows(file: LogFile, rows: int) -> pa.Table | None:

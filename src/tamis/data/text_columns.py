@@ -91,10 +91,8 @@ def _may_be_one_value(texts: pa.Array) -> bool:
     """
     if share_of(texts, _BRACKETED) >= 0.5 or share_of(texts, _NO_EVENTS) < 0.5:
         return False
-    counts = pc.value_counts(pc.count_substring(texts, ","))
-    most = max(counts, key=lambda count: count["counts"].as_py())
-    is_nearly_all = most["counts"].as_py() >= _NEARLY_ALL * len(texts)
-    return bool(is_nearly_all and most["values"].as_py() > 0)
+    usual = pc.mode(pc.count_substring(texts, ","))[0].as_py()
+    return bool(usual["mode"] > 0 and usual["count"] >= _NEARLY_ALL * len(texts))
 
 
 def is_separated(column: pa.Array) -> bool:

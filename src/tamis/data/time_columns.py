@@ -54,15 +54,14 @@ class TimeDoubt:
     """Whether it holds times that cannot be read, and so serves as no input."""
 
 
-def time_role(columns: Mapping[str, pa.Array]) -> str:
-    """The column of times; empty where there is none.
+def times_of(columns: Mapping[str, pa.Array]) -> list[str]:
+    """The columns of times, that of the row first.
 
     A value that is no time does not make the column something else: ingest names its row. Of
     several columns it is the one whose times rise from row to row, or the one with most different
     times: a day, or when a user signed up, has fewer.
     """
-    shares = {}
-    whole: list[str] = []
+    whole, shares = {}, {}
     for name, column in columns.items():
         named, dated = bool(_TIME_NAME.search(name)), bool(_DAY_NAME.search(name))
         share = share_of_times(column, numbers=named, dates=dated)
@@ -71,21 +70,13 @@ def time_role(columns: Mapping[str, pa.Array]) -> str:
         if _is_unread(column.drop_null()):
             continue
         if share >= _NEARLY_ALL:
-            whole.append(name)
-        shares[name] = share
-    if whole:
-        return max(whole, key=lambda name: _order_and_number(columns[name]))
-    return max(shares, key=lambda name: shares[name], default="")
-
-
-def other_times(columns: Mapping[str, pa.Array], chosen: str) -> list[str]:
-    """Columns that might have been taken for the time as well."""
-    others = {name: column for name, column in columns.items() if name != chosen}
-    found = []
-    while chosen and (name := time_role(others)):
-        found.append(name)
-        del others[name]
-    return found
+            whole[name] = _order_and_number(column)
+        else:
+            shares[name] = share
+    return [
+        *sorted(whole, key=lambda name: whole[name], reverse=True),
+        *sorted(shares, key=lambda name: shares[name], reverse=True),
+    ]
 
 
 def time_doubts(columns: Mapping[str, pa.Array], by: SplitWay) -> dict[str, TimeDoubt]:

@@ -548,13 +548,14 @@ class HSNN(nn.Module):
             # Row 0 at reward 0, so that products come in few shapes: see ``tamis.nn.linear``.
             missing = missing_rows(len(anchors))
             anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
+        of_anchors = [vectors.index_select(0, anchors) for vectors in users]
         with torch.no_grad():
-            guesses = self._parts[-1].network.products(users[-1].index_select(0, anchors), items)
+            guesses = self._parts[-1].network.products(of_anchors[-1], items)
             others, log_draws = draw_others(guesses - log_share, anchors, self.config.negatives)
         user, item = anchors.repeat_interleave(others.shape[1]), others.flatten()
         scores, _ = self._score(
             self.in_batch.batch(batch, user, item),
-            [vectors.index_select(0, anchors) for vectors in users],
+            of_anchors,
             items.index_select(0, item),
             [vectors.index_select(0, item) for vectors in nodes],
         )

@@ -248,18 +248,7 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             rivals=("two_tower", "ebr", "rerank"),
             large=_if_among(names, "monn-large"),
             separate=_if_among(names, "hsnn-2-sil"),
-            comparisons=tuple(
-                claim
-                for claim in _HSNN_COMPARISONS
-                # By a softmax, which they learn where nobody logged what was shown, two towers know
-                # scores but for a constant of each user: NE is not what they are for.
-                if {claim.better, claim.worse} <= {*names}
-                and not (
-                    claim.metric == "ne"
-                    and claim.worse == "two_tower"
-                    and not dataset.startswith(MARKET)
-                )
-            ),
+            comparisons=_comparisons(names, is_market=dataset.startswith(MARKET)),
             balance_removed=_if_among(names, "hsnn-2-no-balance"),
             short_queue=_if_among(names, "hsnn-2-short-queue"),
             published=_PUBLISHED_ON_GOWALLA if name == "gowalla" else (),
@@ -273,8 +262,22 @@ def retrieval_tables() -> tuple[RetrievalTable, ...]:
             ("million", "market_ads:1000000", "hsnn-market", _AT_EQUAL_LATENCY, 100, 100),
             # Users went for one item each, which is found or not.
             ("sports", "amazon_sports_retrieval", "hsnn-sports", _BY_HISTORIES, 4000, 2000),
-            ("gowalla", "gowalla", "hsnn-gowalla", _BY_POSITIVES, *(2 * (_GOWALLA_USERS,))),
+            ("gowalla", "gowalla", "hsnn-gowalla", _BY_POSITIVES, _GOWALLA_USERS, _GOWALLA_USERS),
         )
+    )
+
+
+def _comparisons(names: tuple[str, ...], *, is_market: bool) -> tuple[Better, ...]:
+    """Claims of rows that a table has.
+
+    By a softmax, which they learn where nobody logged what was shown, two towers know scores but
+    for a constant of each user: NE is not what they are for.
+    """
+    return tuple(
+        claim
+        for claim in _HSNN_COMPARISONS
+        if {claim.better, claim.worse} <= {*names}
+        and (is_market or (claim.metric, claim.worse) != ("ne", "two_tower"))
     )
 
 
