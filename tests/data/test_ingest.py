@@ -757,3 +757,56 @@ def test_words_of_a_text_stand_between_marks(tmp_path: Path) -> None:
     assert values.tolist() == [words["hello"], words["world"]]
     counts = dataset.manifest["report"]["fields"]["title"]
     assert counts == {"rows": 5, "missing": 0, "unknown": 0, "clipped": 0, "shortened": 1}
+
+
+_TIMED = Schema(
+    fields=(Field(name="user", kind="categorical"),),
+    tasks=(
+        Task(name="click"),
+        Task(name="seconds", kind="regression", observed_when="click"),
+    ),
+)
+_TIMES = {
+    "user": ["a", "b", "a", "b", "a", "b"],
+    "click": [1, 0, 1, 1, 1, 1],
+    "seconds": [10.0, 999.0, 20.0, 30.0, 500.0, 700.0],
+    "part": _parts(4),
+}
+
+
+def test_scale_of_a_regression_is_that_of_its_training_labels(tmp_path: Path) -> None:
+    log = _log(tmp_path, _TIMES)
+
+    dataset = ingest(log, tmp_path / "d", schema=_TIMED, split=HALF)
+
+    # 10, 20 and 30; 999 came without a click, the rest is not of training.
+    (click, seconds) = dataset.spec.tasks
+    assert (click.mean, click.std) == (None, None)
+    assert (seconds.mean, seconds.std) == (20.0, pytest.approx((200 / 3) ** 0.5))
+    assert dataset.split("test").labels()[:, 1].tolist() == [700.0]
+    assert load_schema(tmp_path / "d" / "schema.toml").tasks == dataset.spec.tasks
+
+
+def test_scale_that_a_schema_or_earlier_encoders_say_is_kept(tmp_path: Path) -> None:
+    log = _log(tmp_path, _TIMES)
+    click, seconds = _TIMED.tasks
+    as_it_is = replace(_TIMED, tasks=(click, replace(seconds, mean=0.0, std=1.0)))
+
+    said = ingest(log, tmp_path / "said", schema=as_it_is, split=HALF)
+    encoders = Encoders.load(said.encoders_path, said.schema)
+    again = ingest(
+        {"train": _log(tmp_path, _TIMES, "again.parquet")},
+        tmp_path / "again",
+        schema=_TIMED,
+        encoders=encoders,
+    )
+
+    assert said.spec.tasks == again.spec.tasks == as_it_is.tasks
+
+
+def test_regression_of_one_value_is_relative_to_that(tmp_path: Path) -> None:
+    log = _log(tmp_path, _TIMES | {"seconds": [5.0] * 6})
+
+    seconds = ingest(log, tmp_path / "d", schema=_TIMED, split=HALF).spec.tasks[1]
+
+    assert (seconds.mean, seconds.std) == (5.0, 1.0)

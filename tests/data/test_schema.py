@@ -173,3 +173,43 @@ def test_fields_of_one_group_that_keep_other_lengths_are_refused() -> None:
 
     with pytest.raises(SchemaError, match=r"field 'b': .* got max_length 5 beside 3 of 'a'"):
         Schema(fields=fields, tasks=(Task(name="click"),))
+
+
+def test_scale_of_a_regression_survives_the_file(tmp_path: Path) -> None:
+    schema = _schema(Task(name="spend", kind="regression", mean=0.0, std=2.5), _CLICK)
+    path = tmp_path / "schema.toml"
+
+    for text in (schema.to_toml(), schema.to_editable_toml()):
+        path.write_text(text)
+        assert load_schema(path) == schema
+    assert text.count("mean") == text.count("std") == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            Task(name="spend", kind="regression", mean=1.0),
+            "task 'spend': mean and std must be set together, got mean alone. Set std too",
+        ),
+        (
+            Task(name="spend", kind="regression", std=1.0),
+            "got std alone. Set mean too, or leave both out: ingest takes those of the training",
+        ),
+        (
+            Task(name="click", mean=0.1, std=0.3),
+            "task 'click': mean and std are for kind 'regression' only, got 'binary'",
+        ),
+        (
+            Task(name="spend", kind="regression", mean=0.0, std=0.0),
+            "mean must be finite and std finite and above 0, got 0.0 and 0.0",
+        ),
+        (
+            Task(name="spend", kind="regression", mean=float("nan"), std=1.0),
+            "mean must be finite and std finite and above 0, got nan and 1.0",
+        ),
+    ],
+)
+def test_scale_of_a_task_is_checked(task: Task, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        _schema(task)

@@ -173,7 +173,7 @@ def test_inputs_that_a_model_has_no_columns_for_are_left_out(
 
 def test_regression_is_a_value_and_no_probability(tmp_path: Path) -> None:
     spec = example_spec()
-    tasks = (Task(name="click"), Task(name="price", kind="regression"))
+    tasks = (Task(name="click"), Task(name="price", kind="regression", mean=20.0, std=5.0))
     spec = InputSpec(
         numeric=spec.numeric, categorical=spec.categorical, sequences=spec.sequences,
         tables=spec.tables, tasks=tasks, numeric_sides=spec.numeric_sides,

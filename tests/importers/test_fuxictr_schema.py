@@ -308,3 +308,12 @@ def test_rare_categories_of_a_shared_table_are_told_only_where_they_are_cut(fold
 
     notes = fuxictr.read(folder, "DIN_test").notes
     assert not any("min_categr_count" in note for note in notes)
+
+
+def test_value_is_learned_in_its_own_unit(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text(path.read_text().replace("task: binary_classification", "task: regression"))
+
+    (task,) = fuxictr.read(folder, "DIN_test").schema.tasks
+
+    assert (task.kind, task.mean, task.std) == ("regression", 0.0, 1.0)

@@ -21,3 +21,11 @@ def test_logits_become_probabilities_in_float64_but_for_regression() -> None:
     exact = logits.double()
     assert not torch.equal(probabilities_of(exact, tasks), exact)
     assert exact.tolist() == [[-20.0, 3.0, 0.0]]
+
+
+def test_logit_of_a_regression_is_relative_to_its_scale() -> None:
+    tasks = (Task(name="click"), Task(name="seconds", kind="regression", mean=90.0, std=30.0))
+
+    found = probabilities_of(torch.tensor([[0.0, 0.0], [0.0, -1.5]]), tasks)
+
+    assert found.tolist() == [[0.5, 90.0], [0.5, 45.0]]

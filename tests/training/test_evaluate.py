@@ -48,6 +48,25 @@ def test_regression_metric_is_the_root_of_the_mean_square(
 
     assert metrics["click"]["rmse"] == pytest.approx(3.0)
     assert metrics["buy"]["rmse"] == pytest.approx(0.5)
+    clicks = split.labels()[:, 0].mean()
+    assert metrics["click"]["r2"] == pytest.approx(1 - 9.0 / (clicks * (1 - clicks)))
+
+
+def test_share_of_the_variance_is_unknown_where_there_is_none(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    split = make_dataset().split("test")
+    tasks = (Task(name="click", kind="regression"), Task(name="buy", kind="regression"))
+    alone = (split.labels()[:, 0] == 1).astype(np.float64)
+
+    metrics = task_metrics(
+        _weighted(make_dataset(name="b"), tmp_path, alone),
+        np.ones((len(alone), 2)),
+        tasks,
+        grouped=False,
+    )
+
+    assert (metrics["click"]["rmse"], metrics["click"]["r2"]) == (0.0, None)
 
 
 def test_probabilities_are_compared_as_such(make_dataset: Callable[..., Dataset]) -> None:

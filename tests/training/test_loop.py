@@ -553,6 +553,27 @@ def test_regression_task_keeps_the_weights_of_least_error(tmp_path: Path) -> Non
     assert kept == lines[errors.index(min(errors))]["step"]
 
 
+def test_unit_of_a_regression_does_not_matter(tmp_path: Path) -> None:
+    spend, found = np.array([1.0, 2.0, 3.0, 4.0] * 50), {}
+    # Powers of 2, so that float32 holds both labels exactly.
+    for name, factor in (("euros", 1.0), ("cents", 128.0)):
+        labels = list(spend * factor + 64)
+        task = Task(
+            name="spend",
+            kind="regression",
+            mean=float(np.mean(labels)),
+            std=float(np.std(labels)),
+        )
+        dataset = _write(tmp_path / name, task, {"train": labels, "valid": labels, "test": labels})
+        run = train(dataset, _settings(max_epochs=8), tmp_path / f"run-{name}")
+        found[name] = run.metrics["metrics"]["test"]["spend"]
+
+    assert found["cents"]["rmse"] == pytest.approx(128 * found["euros"]["rmse"], rel=1e-4)
+    # Without its scale a label of 290 is hardly left from 0 in so few steps.
+    assert found["cents"]["r2"] == pytest.approx(found["euros"]["r2"], abs=1e-4)
+    assert found["cents"]["r2"] > 0.5
+
+
 def test_last_batch_of_one_row_is_refused_with_batch_norm(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:

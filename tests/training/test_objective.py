@@ -70,6 +70,18 @@ def test_loss_of_a_regression_task_is_the_squared_error() -> None:
     assert loss.item() == pytest.approx(0.693147 + 2.0, abs=1e-5)
 
 
+def test_error_of_a_regression_is_counted_in_standard_deviations() -> None:
+    tasks = (Task(name="seconds", kind="regression", mean=90.0, std=30.0),)
+    output = Output(logits=torch.tensor([[1.0], [-0.5]]))
+
+    loss = training_loss(
+        output, torch.tensor([[60.0], [75.0]]), torch.ones(2), tasks, torch.ones(1)
+    )
+
+    # 60 is -1 and 75 is -0.5: ((1 + 1)^2 + 0) / 2
+    assert loss.item() == pytest.approx(2.0)
+
+
 def test_loss_of_a_batch_without_observed_labels_is_zero() -> None:
     labels = torch.full((2, 1), float("nan"))
     logits = torch.ones(2, 1, requires_grad=True)

@@ -210,6 +210,7 @@ def draw_metrics(current: Session, record: Mapping[str, Any], *, title: str) -> 
     for split, tasks in record["metrics"].items():
         for task, metrics in tasks.items():
             if "rmse" in metrics:
-                current.say(f"{split} {task}: RMSE {number(metrics['rmse'])}")
+                fit = f", R2 {number(metrics['r2'])}" if "r2" in metrics else ""
+                current.say(f"{split} {task}: RMSE {number(metrics['rmse'])}{fit}")
     if record.get("ne_gap"):
         current.say("gap: NE above that of the true probabilities, the best reachable")

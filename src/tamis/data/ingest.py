@@ -23,6 +23,7 @@ from tamis.data.encoders import (
     read_labels,
     required_columns,
 )
+from tamis.data.numeric import Moments
 from tamis.data.read_errors import lacks_column
 from tamis.data.readers import LogFile, column_names, column_types, discover, read_chunks
 from tamis.data.schema import Schema
@@ -90,9 +91,14 @@ def ingest(
             fit.add(table, origin=part.origin, training=None if training.all() else training)
     if learns:  # rows that are only evaluated need no labels of both classes
         label_counts.check(log.where)
-    if fit is not None:
+    scales = label_counts.scales()
+    if encoders is not None:
+        # As the models know them that learned from these encoders.
+        scales |= {task.name: task.scale for task in encoders.schema.tasks if task.mean is not None}
+    else:
+        assert fit is not None
         encoders = fit.finish()
-    assert encoders is not None
+    schema = _with_scales(schema, scales)
     encoders = dataclasses.replace(encoders, schema=schema, counts={})
     coverage = Coverage(schema, log.split)
     with DatasetWriter(out, schema, encoders.spec) as writer:
@@ -338,12 +344,13 @@ class _TruthReader:
 
 
 class _LabelCounts:
-    """Positives and observed labels, to refuse a task with labels of one class."""
+    """What training labels are: of how many classes, and on which scale."""
 
     def __init__(self, schema: Schema) -> None:
         self._tasks = schema.tasks
         self._observed = dict.fromkeys((task.name for task in schema.tasks), 0)
         self._sum = dict.fromkeys((task.name for task in schema.tasks), 0.0)
+        self._moments = {task.name: Moments() for task in schema.tasks if task.kind == "regression"}
         self._training_rows = 0
 
     def add(self, labels: Mapping[str, NDArray[np.float32]], training: NDArray[np.bool_]) -> None:
@@ -352,6 +359,8 @@ class _LabelCounts:
             known = values[training & ~np.isnan(values)]
             self._observed[name] += len(known)
             self._sum[name] += float(known.sum(dtype=np.float64))
+            if name in self._moments and len(known):
+                self._moments[name].add(known.astype(np.float64))
 
     def check(self, where: str) -> None:
         if not self._training_rows:
@@ -371,11 +380,26 @@ class _LabelCounts:
                     f"take the task out."
                 )
 
+    def scales(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the regression tasks that have labels."""
+        known = {name: found for name, found in self._moments.items() if found.count}
+        return {name: (found.mean, found.std) for name, found in known.items()}
+
     def rates(self) -> dict[str, float | None]:
         return {
             name: self._sum[name] / count if count else None
             for name, count in self._observed.items()
         }
+
+
+def _with_scales(schema: Schema, scales: Mapping[str, tuple[float, float]]) -> Schema:
+    """A schema whose regression tasks have the scales of their names, where they say none."""
+    tasks = list(schema.tasks)
+    for place, task in enumerate(tasks):
+        if task.kind == "regression" and task.mean is None and task.name in scales:
+            mean, std = scales[task.name]
+            tasks[place] = dataclasses.replace(task, mean=mean, std=std)
+    return dataclasses.replace(schema, tasks=tuple(tasks))
 
 
 def _files_of(source: Source) -> list[LogFile]:

@@ -96,13 +96,38 @@ class NumericEncoder:
         return np.where(missing, self.mean, values), missing
 
 
+class Moments:
+    """Mean and standard deviation of a stream of values, as exact as in two passes."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self.count, self.mean, self._square = 0, 0.0, 0.0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Take in values, at least one of them, all finite."""
+        # Chan's update.
+        count, mean = len(values), float(values.mean())
+        square = float(((values - mean) ** 2).sum())
+        total = self.count + count
+        shift = mean - self.mean
+        self._square += square + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; 1 where all values are the same, or there are none."""
+        std = (self._square / self.count) ** 0.5 if self.count else 0.0
+        return std if std > 1e-12 * max(1.0, abs(self.mean)) else 1.0
+
+
 class NumericFit:
     """Fits one field; keeps sums and a bounded, evenly spaced sample."""
 
     def __init__(self, field: Field) -> None:
         """Start with nothing seen."""
         self._field = field
-        self._count, self._mean, self._square = 0, 0.0, 0.0
+        self._moments = Moments()
         self._minimum, self._maximum = np.inf, -np.inf
         self._sample: list[NDArray[np.float64]] = []
         self._sampled, self._stride, self._seen = 0, 1, 0
@@ -116,25 +141,16 @@ class NumericFit:
         self._maximum = max(self._maximum, float(finite.max()))
         if self._field.transform in ("quantile", "bucket"):
             self._take_sample(finite)
-        scaled = _log(finite) if self._field.transform == "log" else finite
-        # Chan's update: as exact as two passes, in one.
-        count, mean = len(scaled), float(scaled.mean())
-        square = float(((scaled - mean) ** 2).sum())
-        total = self._count + count
-        shift = mean - self._mean
-        self._square += square + shift**2 * self._count * count / total
-        self._mean += shift * count / total
-        self._count = total
+        self._moments.add(_log(finite) if self._field.transform == "log" else finite)
 
     def finish(self) -> NumericEncoder:
         """The encoder of all values taken in; without any, everything becomes 0."""
-        std = (self._square / self._count) ** 0.5 if self._count else 0.0
-        known = self._count > 0
+        known = self._moments.count > 0
         knots, ranks = self._knots()
         return NumericEncoder(
             transform=self._field.transform,
-            mean=self._mean,
-            std=std if std > 1e-12 * max(1.0, abs(self._mean)) else 1.0,
+            mean=self._moments.mean,
+            std=self._moments.std,
             minimum=self._minimum if known else 0.0,
             maximum=self._maximum if known else 0.0,
             knots=knots,

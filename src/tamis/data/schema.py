@@ -4,6 +4,7 @@
 schema and the data: inputs in order and the number of rows of each embedding table.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,19 @@ class Task:
     """Whether rows may lack the label, as candidates that nobody saw have no click."""
     distils: str = ""
     """Task of which this label is a later stage's prediction; for kind ``probability`` only."""
+    mean: float | None = None
+    """What a regression predicts where its logit is 0. None: ingest sets it and ``std`` to those of
+    the training labels, so that any unit is learned alike."""
+    std: float | None = None
+    """What a regression's prediction rises by where its logit rises by 1. More than 0."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and standard deviation that logits of a regression are relative to."""
+        return (
+            0.0 if self.mean is None else self.mean,
+            1.0 if self.std is None else self.std,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +212,28 @@ class Schema:
                     f"task {task.name!r}: observed_when must name an earlier task, got "
                     f"{task.observed_when!r}. Earlier tasks: {tasks[:index]}."
                 )
+            self._check_scale(task)
             self._check_distilled(task, index)
+
+    def _check_scale(self, task: Task) -> None:
+        if (task.mean is None) != (task.std is None):
+            said, unsaid = ("mean", "std") if task.std is None else ("std", "mean")
+            raise SchemaError(
+                f"task {task.name!r}: mean and std must be set together, got {said} alone. Set "
+                f"{unsaid} too, or leave both out: ingest takes those of the training labels."
+            )
+        if task.mean is None or task.std is None:
+            return
+        if task.kind != "regression":
+            raise SchemaError(
+                f"task {task.name!r}: mean and std are for kind 'regression' only, got "
+                f"{task.kind!r}. Leave them out."
+            )
+        if not (math.isfinite(task.mean) and 0 < task.std < math.inf):
+            raise SchemaError(
+                f"task {task.name!r}: mean must be finite and std finite and above 0, got "
+                f"{task.mean} and {task.std}."
+            )
 
     def _check_distilled(self, task: Task, index: int) -> None:
         if not task.distils:
@@ -283,13 +318,14 @@ class Schema:
     def _table(self) -> dict[str, Any]:
         """The schema as a table; defaults are left out so that it stays readable."""
         table = config.to_table(self)
-        default = config.to_table(Field(name="x", kind="numeric"))
-        table["fields"] = [
-            {k: v for k, v in field.items() if k in ("name", "kind") or v != default.get(k)}
-            for field in table["fields"]
-        ]
+        examples = {"fields": Field(name="x", kind="numeric"), "tasks": Task(name="x")}
+        for key, example in examples.items():
+            default = config.to_table(example)
+            table[key] = [
+                {k: v for k, v in item.items() if k in ("name", "kind") or v != default.get(k)}
+                for item in table[key]
+            ]
         table["roles"] = {k: v for k, v in table["roles"].items() if v}
-        table["tasks"] = [{k: v for k, v in task.items() if v} for task in table["tasks"]]
         order = ("version", "roles", "tasks", "fields", "ignored")
         return {key: table[key] for key in order if table[key]}
 

@@ -261,11 +261,13 @@ class _Graph(nn.Module):
                 for group in self._spec.sequences
             },
         )
-        logits = self.model(batch).logits.float()
-        columns = [
-            logits[:, place] if task.kind == "regression" else logits[:, place].sigmoid()
-            for place, task in enumerate(self._spec.tasks)
-        ]
+        columns = list(self.model(batch).logits.float().unbind(1))
+        for place, task in enumerate(self._spec.tasks):
+            if task.kind == "regression":
+                mean, std = task.scale
+                columns[place] = mean + std * columns[place]
+            else:
+                columns[place] = columns[place].sigmoid()
         return torch.stack(columns, dim=1)
 
 

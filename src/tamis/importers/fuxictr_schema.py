@@ -289,11 +289,10 @@ def _tasks(
             )
         kind = kinds[place] if isinstance(kinds, list) and place < len(kinds) else kinds
         is_regression = str(kind) == "regression"
-        found.append(
-            Task(
-                name=source or str(table["name"]), kind="regression" if is_regression else "binary"
-            )
-        )
+        name = source or str(table["name"])
+        # FuxiCTR learns a value as it is, in whatever unit.
+        as_it_is = Task(name=name, kind="regression", mean=0.0, std=1.0)
+        found.append(as_it_is if is_regression else Task(name=name))
     if "model" not in model or len(found) < 2:
         return tuple(found), []
     others = [task.name for task in found[1:]]

@@ -43,12 +43,18 @@ class Output:
 
 
 def probabilities_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
+    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values.
+
+    A regression's logit is relative to the mean and standard deviation of its task.
+    """
     predictions = logits.to(torch.float64, copy=True)
     if all(task.kind != "regression" for task in tasks):
         return predictions.sigmoid_()
     for index, task in enumerate(tasks):
-        if task.kind != "regression":
+        if task.kind == "regression":
+            mean, std = task.scale
+            predictions[:, index] = mean + std * predictions[:, index]
+        else:
             predictions[:, index] = predictions[:, index].sigmoid()
     return predictions
 

@@ -64,6 +64,7 @@ _HEADS = {
     "calibration": "calibration",
     "ece": "ECE",
     "rmse": "RMSE",
+    "r2": "R²",
 }
 _METRICS_LEAD = (
     "NE is the log loss over the entropy of the same rows' base rate: 1 is a constant guess, "
@@ -82,7 +83,8 @@ def _headline(record: RunRecord, split: str) -> list[page.Card]:
     cards = []
     for task, metrics in record.metrics["metrics"][split].items():
         if "rmse" in metrics:
-            cards.append(page.Card(name=f"{task}: RMSE", value=_number(metrics["rmse"])))
+            note = f"R² {_number(metrics['r2'])}" if "r2" in metrics else ""
+            cards.append(page.Card(name=f"{task}: RMSE", value=_number(metrics["rmse"]), note=note))
             continue
         gap = record.metrics.get("ne_gap", {}).get(split, {}).get(task)
         oracle = record.metrics.get("oracle", {}).get(split, {}).get(task, {})
@@ -94,7 +96,7 @@ def _headline(record: RunRecord, split: str) -> list[page.Card]:
 
 
 def _metrics_table(record: RunRecord) -> str:
-    names = ("ne", "log_loss", "auc", "gauc", "calibration", "ece", "rmse")
+    names = ("ne", "log_loss", "auc", "gauc", "calibration", "ece", "rmse", "r2")
     columns = ["split and task", "rows", "base rate", *(_HEADS[name] for name in names)]
     table = []
     for kind, label in (("metrics", ""), ("oracle", " (true probabilities)")):

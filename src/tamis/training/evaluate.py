@@ -230,7 +230,11 @@ def _regression_metrics(
     weights: NDArray[np.float32] | None,
 ) -> Metrics:
     observed = ~np.isnan(labels)
-    squares = (predictions[observed] - labels[observed].astype(np.float64)) ** 2
-    mass = np.ones(len(squares)) if weights is None else weights[observed].astype(np.float64)
-    rmse = float(np.sqrt(np.average(squares, weights=mass))) if mass.any() else None
-    return {"rmse": rmse, "rows": int(observed.sum())}
+    truth = labels[observed].astype(np.float64)
+    mass = np.ones(len(truth)) if weights is None else weights[observed].astype(np.float64)
+    rows = int(observed.sum())
+    if not mass.any():
+        return {"rmse": None, "r2": None, "rows": rows}
+    error = float(np.average((predictions[observed] - truth) ** 2, weights=mass))
+    spread = float(np.average((truth - np.average(truth, weights=mass)) ** 2, weights=mass))
+    return {"rmse": error**0.5, "r2": 1 - error / spread if spread else None, "rows": rows}

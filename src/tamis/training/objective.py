@@ -21,10 +21,11 @@ def training_loss(
     """Weighted mean loss over the observed labels of each task, summed over tasks.
 
     Binary tasks and probabilities: cross entropy of the logit, in nats. Regression tasks: squared
-    error. Auxiliary losses are added as they are. Each task's mean is over its own rows, so rows
-    without its label leave its loss as it is; a task without any in the batch adds 0. Where the
-    output names several logits to supervise, their losses are summed with their factors. Rows that
-    a teacher labelled have a mean of their own, which is added.
+    error in standard deviations of the label, so that no unit outweighs another task. Auxiliary
+    losses are added as they are. Each task's mean is over its own rows, so rows without its label
+    leave its loss as it is; a task without any in the batch adds 0. Where the output names several
+    logits to supervise, their losses are summed with their factors. Rows that a teacher labelled
+    have a mean of their own, which is added.
 
     Args:
         output: What to compare with the labels, and auxiliary losses.
@@ -72,10 +73,9 @@ def _losses(logits: Tensor, known: Tensor, tasks: tuple[Task, ...]) -> Tensor:
     losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
     if all(task.kind != "regression" for task in tasks):
         return losses
-    columns = [
-        (logits[:, index] - known[:, index]).square()
-        if task.kind == "regression"
-        else losses[:, index]
-        for index, task in enumerate(tasks)
-    ]
+    columns = list(losses.unbind(1))
+    for index, task in enumerate(tasks):
+        if task.kind == "regression":
+            mean, std = task.scale
+            columns[index] = (logits[:, index] - (known[:, index] - mean) / std).square()
     return torch.stack(columns, dim=1)
