@@ -89,9 +89,23 @@ def test_label_that_no_row_of_a_split_has_is_said(tmp_path: Path) -> None:
 
     assert dataset.manifest["report"]["warnings"] == [
         "label buy: no row of valid has it, so that early stopping and calibration cannot use it",
+        "label buy: it is 1 in all rows of test, so that NE and AUC are undefined there; split in "
+        "another way, or add rows",
         "label dwell: no row of train has it, so that nothing can be learned of it",
         "label dwell: no row of valid has it, so that early stopping and calibration cannot use it",
     ]
+
+
+def test_label_of_one_class_in_a_split_is_said(tmp_path: Path) -> None:
+    clicks = [0, 1, 0, 1, 0, 0, 0, 1]
+    fields = [Field(name="day", kind="categorical")]
+
+    said = _warnings(tmp_path, fields, Roles(), day=[1] * 8, click=clicks)
+
+    assert said[0] == (
+        "label click: it is 0 in all rows of valid, so that NE and AUC are undefined there; split "
+        "in another way, or add rows"
+    )
 
 
 def test_users_of_a_split_by_user_are_new_by_design(tmp_path: Path) -> None:

@@ -178,3 +178,22 @@ def test_texts_of_which_few_hold_another_columns_values_are_no_histories(infer: 
     )
 
     assert {fields[name].kind for name in ("note", "shift")} == {"categorical"}
+
+
+def test_number_whose_values_are_events_is_said_to_be_an_id_perhaps(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    campaigns = generator.integers(10_000, 90_000, 90)
+    past = [generator.choice(campaigns, k % 5).tolist() for k in range(COUNT)]
+    table = {**_log(), "campaign": campaigns[np.arange(COUNT) % 90], "past": past}
+    path = tmp_path / "log.parquet"
+
+    pq.write_table(pa.table(table), path)
+    said = [text for text in infer_schema(path, ["click"]).warnings if "campaign" in text]
+    pq.write_table(pa.table({**table, "past": _events()}), path)
+    of_others = [text for text in infer_schema(path, ["click"]).warnings if "campaign" in text]
+
+    assert said == [
+        "campaign: taken as a number, but 100% of the events of 'past' are values of it; if these "
+        "are ids, set kind = 'categorical' for it, and shares = 'campaign' for the history"
+    ]
+    assert of_others == []

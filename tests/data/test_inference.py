@@ -628,3 +628,23 @@ def test_log_of_headers_alone_is_refused(tmp_path: Path) -> None:
     days = [{name: [] for name in _day(0)}] * 3
     with pytest.raises(DataError, match=r"day-00.csv: must hold rows, got a header only"):
         infer_schema(_days(tmp_path / "log", days), ["click"])
+
+
+def test_digits_with_zeros_in_front_are_a_code_and_link_their_history(tmp_path: Path) -> None:
+    shops = [f"{k * 137 % 9000:05d}" for k in range(80)]
+    columns = {
+        "shop": [shops[k % 80] for k in range(400)],
+        "price": [k * 7 % 300 + 10 for k in range(400)],
+        "past": ["|".join(shops[(k + j) % 80] for j in range(k % 4)) for k in range(400)],
+        "click": [k // 3 % 2 for k in range(400)],
+    }
+
+    schema = infer_schema(path := _csv(tmp_path, **columns), ["click"]).schema
+    dataset = ingest(path, tmp_path / "d", schema=schema)
+
+    by_name = {field.name: field for field in schema.fields}
+    assert by_name["shop"].kind == "categorical"
+    assert by_name["shop"].reason == "digits with zeros in front, 80 values"
+    assert by_name["price"].kind == "numeric"
+    assert by_name["past"].shares == "shop"
+    assert dataset.manifest["report"]["fields"]["past"]["unknown"] == 0

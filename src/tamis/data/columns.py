@@ -13,6 +13,8 @@ from tamis.data.read_errors import lacks_column
 from tamis.data.schema import TaskKind
 from tamis.errors import DataError
 
+ZEROS_IN_FRONT = r"^\s*0\d+\s*$"
+"""Of digits that are a code, as in 01234, and no number."""
 TRUTH_WORDS = {"true": 1.0, "false": 0.0}
 _BLANKS = " \t"
 _LONGEST_TYPE = 100

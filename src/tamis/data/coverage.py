@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.data.dataset import EncodedRows
-from tamis.data.schema import Field, Schema
+from tamis.data.schema import Field, Schema, Task
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
 
 _WITHOUT_LABELS = {
@@ -39,9 +39,9 @@ class Coverage:
             and by_name[item.shares or item.name].encoding == "vocabulary"
             and not (split.by == "user" and item.source == schema.roles.user)
         ]
-        self._tasks = [task.name for task in schema.tasks]
+        self._tasks = schema.tasks
         self._rows: dict[str, int] = {}
-        self._labelled: set[tuple[str, str]] = set()
+        self._bounds: dict[tuple[str, str], tuple[float, float]] = {}
         self._known: set[tuple[str, str]] = set()
 
     def add(self, rows: EncodedRows, split_of_row: NDArray[np.int8]) -> None:
@@ -52,9 +52,12 @@ class Coverage:
                 continue
             self._rows[split] = self._rows.get(split, 0) + int(mask.sum())
             for task in self._tasks:
-                is_met = (split, task) in self._labelled
-                if not is_met and not np.isnan(rows.labels[task][mask]).all():
-                    self._labelled.add((split, task))
+                labels = rows.labels[task.name][mask]
+                labels = labels[~np.isnan(labels)]
+                if len(labels):
+                    low, high = float(labels.min()), float(labels.max())
+                    before = self._bounds.get((split, task.name), (low, high))
+                    self._bounds[split, task.name] = (min(low, before[0]), max(high, before[1]))
             for item in self._fields:
                 if (split, item.name) not in self._known and rows.ids[item.name][mask].any():
                     self._known.add((split, item.name))
@@ -62,12 +65,23 @@ class Coverage:
     def warnings(self) -> list[str]:
         """What each split lacks: labels first, then fields."""
         found = [
-            f"label {task}: no row of {split} has it, so that {_WITHOUT_LABELS[split]}"
+            text
             for task in self._tasks
             for split in SPLIT_NAMES
-            if split in self._rows and (split, task) not in self._labelled
+            if split in self._rows and (text := self._label_doubt(task, split))
         ]
         return found + [text for item in self._fields if (text := self._doubt(item))]
+
+    def _label_doubt(self, task: Task, split: str) -> str:
+        bounds = self._bounds.get((split, task.name))
+        if bounds is None:
+            return f"label {task.name}: no row of {split} has it, so that {_WITHOUT_LABELS[split]}"
+        if task.kind == "binary" and bounds[0] == bounds[1]:
+            return (
+                f"label {task.name}: it is {bounds[0]:g} in all rows of {split}, so that NE and "
+                f"AUC are undefined there; split in another way, or add rows"
+            )
+        return ""
 
     def _doubt(self, item: Field) -> str:
         lacking = [

@@ -5,7 +5,7 @@ Texts with blanks between their events are known by other columns too, and so no
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -141,6 +141,29 @@ def link_histories(table: pa.Table, fields: Sequence[Field], roles: Roles) -> li
     linked = [_with_owner(history, owners, table, roles) for history in histories]
     changed = {field.name: field for field in _grouped(linked)}
     return [changed.get(field.name, field) for field in fields]
+
+
+def number_doubts(table: pa.Table, fields: Sequence[Field]) -> Iterator[str]:
+    """A warning for each number that events of a history without a table to share may be values of.
+
+    Args:
+        table: The sample, each column in one chunk.
+        fields: Fields, as :func:`link_histories` gives them.
+    """
+    alone = [_read(table, item) for item in fields if item.kind == "sequence" and not item.shares]
+    for item in fields if alone else ():
+        column = table[item.source].chunk(0)
+        if item.kind != "numeric" or not pa.types.is_integer(column.type):
+            continue
+        values = as_categories(column)
+        for history in alone:
+            share, cover = _overlap(history.categories, values)
+            if share >= _NEARLY_ALL and not _overlap_by_chance(history.categories, values, cover):
+                yield (
+                    f"{item.name}: taken as a number, but {share:.0%} of the events of "
+                    f"{history.field.name!r} are values of it; if these are ids, set "
+                    f"kind = 'categorical' for it, and shares = {item.name!r} for the history"
+                )
 
 
 def _read(table: pa.Table, field: Field) -> _History:

@@ -23,7 +23,7 @@ from tamis.data.columns import (
 )
 from tamis.data.encoders import split_events
 from tamis.data.hashing import hash_integers
-from tamis.data.history_links import link_histories, separated_by_blanks
+from tamis.data.history_links import link_histories, number_doubts, separated_by_blanks
 from tamis.data.id_columns import are_ids, id_doubts, is_named_like_a_user, request_of, with_role
 from tamis.data.late_outcomes import is_named_like_an_outcome, value_of_one_label
 from tamis.data.read_errors import lacks_column, listed
@@ -146,6 +146,7 @@ def infer_schema(
         )
     inputs = with_free_names(link_histories(table, fields, roles))
     warnings += _name_doubts(inputs)
+    warnings += number_doubts(table, inputs)
     warnings += _length_doubts(table, inputs)
     schema = Schema(fields=inputs, tasks=tasks, roles=roles, ignored=tuple(ignored))
     return InferredSchema(schema=schema, warnings=tuple(warnings), times=tuple(doubts))

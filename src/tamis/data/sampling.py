@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from tamis.data.columns import holds_large_floats
+from tamis.data.columns import ZEROS_IN_FRONT, holds_large_floats
 from tamis.data.read_errors import said, wrong_csv_value
 from tamis.data.readers import (
     NULLS,
@@ -81,19 +81,29 @@ def _sample_csv(path: Path, rows: int) -> pa.Table:
             if wrong is None or names[wrong[0]] in texts:
                 raise
             texts[names[wrong[0]]] = pa.string()
-    lost = [name for name in table.column_names if _may_lose_values(table[name])]
-    if not lost:
+    doubtful = [name for name in table.column_names if _may_lose_values(table[name])]
+    if not doubtful:
         return table
-    exact = _sniff_csv(path, rows, texts | dict.fromkeys(lost, pa.string()))
-    for name in lost:
-        if pa.types.is_time(table[name].type) or _are_whole_numbers(exact[name]):
+    exact = _sniff_csv(path, rows, texts | dict.fromkeys(doubtful, pa.string()))
+    for name in doubtful:
+        if _are_cut(table[name].type, exact[name]):
             table = table.set_column(table.column_names.index(name), name, exact[name])
     return table
 
 
 def _may_lose_values(column: pa.ChunkedArray) -> bool:
-    """Whether sniffing may have cut values: ids beyond 64 signed bits, or times of day."""
-    return holds_large_floats(column) or bool(pa.types.is_time(column.type))
+    """Whether sniffing may have cut values: large ids, zeros in front, or times of day."""
+    kind = column.type
+    return holds_large_floats(column) or bool(pa.types.is_time(kind) or pa.types.is_integer(kind))
+
+
+def _are_cut(kind: pa.DataType, texts: pa.ChunkedArray) -> bool:
+    """Whether values of a sniffed type are not all that their texts say."""
+    if pa.types.is_integer(kind):
+        # Numbers are not written so; codes are, as in 01234.
+        in_front = pc.match_substring_regex(texts, ZEROS_IN_FRONT)
+        return bool(pc.any(in_front).as_py())
+    return bool(pa.types.is_time(kind)) or _are_whole_numbers(texts)
 
 
 def _are_whole_numbers(texts: pa.ChunkedArray) -> bool:

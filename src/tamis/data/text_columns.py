@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.data.columns import split_items
+from tamis.data.columns import ZEROS_IN_FRONT, split_items
 from tamis.data.schema import Field
 
 _SEPARATORS = "|,;"
@@ -20,6 +20,7 @@ _DECIMAL_COMMA = r"^\s*\d+(?:,\d+)?\s*$"
 _THOUSANDS = r"^\s*\d{1,3}(?:,\d{3})*(?:\.\d+)?\s*$"
 # A history of ids of three digits has three in front too.
 _FEW_IN_FRONT = r"^\s*\d{1,2},"
+_DIGITS = r"^\s*\d+\s*$"
 _BRACKETED = r"^\s*\[.*\]\s*$"
 # What NumPy writes.
 _BLANKS_IN_BRACKETS = r"^\s*\[\s*\S+(?:\s+\S+)+\s*\]\s*$"
@@ -73,7 +74,14 @@ def infer_text_field(name: str, column: pa.Array, warnings: list[str]) -> Field:
             f"{name}: taken as a category; if {first!r} is a list of events, write commas between "
             f"them"
         )
-    return Field(name=name, kind="categorical", reason=f"strings, {distinct} values")
+    what = "digits with zeros in front" if _are_codes(texts) else "strings"
+    return Field(name=name, kind="categorical", reason=f"{what}, {distinct} values")
+
+
+def _are_codes(texts: pa.Array) -> bool:
+    """Whether texts are whole numbers of which some begin with 0."""
+    begin = pc.match_substring_regex(texts, ZEROS_IN_FRONT)
+    return bool(pc.any(begin).as_py()) and share_of(texts, _DIGITS) == 1
 
 
 def _may_be_numbers(texts: pa.Array) -> bool:
