@@ -91,6 +91,17 @@ def test_ranked_ads_say_why(client: Any, engine: Engine) -> None:
     assert client.post("/v1/rank", json=RANK).json()["request_id"] != "mine"
 
 
+def test_events_of_ads_that_are_not_there_are_kept_and_counted(client: Any) -> None:
+    events = [
+        {"event_id": f"at {ad}", "kind": "click", "ad": ad, "user": "3"}
+        for ad in ("7", "none", "x")
+    ]
+
+    answer = client.post("/v1/events", json={"events": events}).json()
+
+    assert answer == {"accepted": 3, "duplicates": 0, "unknown_ads": 2}
+
+
 def test_nothing_to_show_is_an_empty_answer(client: Any) -> None:
     answer = client.post("/v1/rank", json={"k": 100, "candidates": ["none", "of these"]}).json()
 
@@ -109,8 +120,8 @@ def test_events_are_counted_once_and_change_the_ranking(client: Any, engine: Eng
     once = client.post("/v1/events", json={"events": events})
     again = client.post("/v1/events", json={"events": [*events, {**events[0], "event_id": "x"}]})
 
-    assert once.json() == {"accepted": 2, "duplicates": 0}
-    assert again.json() == {"accepted": 1, "duplicates": 2}
+    assert once.json() == {"accepted": 2, "duplicates": 0, "unknown_ads": 0}
+    assert again.json() == {"accepted": 1, "duplicates": 2, "unknown_ads": 0}
     client.post("/v1/rank", json={**RANK, "request_id": "after"})
     engine.write([]).result(60)
     after = next(j for j in engine._store.joined() if j.request.request_id == "after")
@@ -378,7 +389,11 @@ def test_store_that_is_away_refuses_events_and_ads_and_ranks_on(
     assert client.post("/v1/rank", json=RANK).status_code == 200
     assert client.get("/v1/ads/mine").status_code == 404
     monkeypatch.undo()
-    assert client.post("/v1/events", json=event).json() == {"accepted": 1, "duplicates": 0}
+    assert client.post("/v1/events", json=event).json() == {
+        "accepted": 1,
+        "duplicates": 0,
+        "unknown_ads": 0,
+    }
 
 
 def test_unforeseen_failure_says_nothing_of_the_request(

@@ -54,4 +54,5 @@ def test_every_call_is_answered(
     assert by_call["POST /v1/admin/bundle"].json()["release"] == first
     assert by_call["GET /v1/experiments/one"].json()["is_running"] is True
     told = client.post("/v1/events", json=json.loads(events))
-    assert told.json() == {"accepted": 2, "duplicates": 0}
+    # The page's ad is none of this bundle.
+    assert told.json() == {"accepted": 2, "duplicates": 0, "unknown_ads": 2}

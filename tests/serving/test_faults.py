@@ -64,7 +64,7 @@ def test_full_disk_refuses_events_ranks_on_and_loses_nothing_it_confirmed(
 
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, before)
         response = _asked_again(client, _events("again"))
-        assert response.json() == {"accepted": 1, "duplicates": 0}
+        assert response.json() == {"accepted": 1, "duplicates": 0, "unknown_ads": 0}
     server.end()
 
     assert "Traceback" not in server.text
@@ -95,7 +95,11 @@ def test_postgres_that_stops_and_starts_costs_no_answer_and_no_confirmed_event(
         finally:
             postgres.start()
 
-        assert _asked_again(client, _events("a", "b")).json() == {"accepted": 1, "duplicates": 1}
+        assert _asked_again(client, _events("a", "b")).json() == {
+            "accepted": 1,
+            "duplicates": 1,
+            "unknown_ads": 0,
+        }
     server.end()
 
     assert "Traceback" not in server.text

@@ -126,16 +126,20 @@ def _add_events(app: FastAPI, engine: Engine, metrics: Metrics, token: Token | N
     @app.post("/v1/events", responses=_PROBLEMS, dependencies=_needs(token))
     async def events(body: wire.EventsBody) -> wire.EventsAnswer:
         """Tell what happened; when this is answered, it is on the disk."""
-        found = _events_of(engine.live, body)
+        live = engine.live
+        found = _events_of(live, body)
+        unknown = sum(event.ad not in live.ads.row_by_id for event in found)
         is_new = await asyncio.wrap_future(engine.write(found))
         metrics.happened(found, is_new)
         accepted = sum(is_new)
-        return wire.EventsAnswer(accepted=accepted, duplicates=len(found) - accepted)
+        return wire.EventsAnswer(
+            accepted=accepted, duplicates=len(found) - accepted, unknown_ads=unknown
+        )
 
 
 def _events_of(live: Live, body: wire.EventsBody) -> list[Event]:
-    rows = {item.ad: live.ads.row_by_id[item.ad] for item in body.events
-            if item.ad in live.ads.row_by_id}  # fmt: skip
+    known = live.ads.row_by_id
+    rows = {item.ad: known[item.ad] for item in body.events if item.ad in known}
     columns = dict(
         zip(rows, live.ads.columns(np.array(list(rows.values()), np.int64)), strict=True)
     )

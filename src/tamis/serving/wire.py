@@ -112,6 +112,10 @@ class EventsAnswer(Body):
 
     accepted: int = Field(description="How many were new.")
     duplicates: int = Field(description="How many were told before.")
+    unknown_ads: int = Field(
+        description="How many are of an ad that is not there now. They are kept as well, as an ad "
+        "may be gone when its click comes; of ads that serve there should be none."
+    )
 
 
 class AdBody(Body):
