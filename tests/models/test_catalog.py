@@ -174,6 +174,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         },
     ),
     ("fm", {"embedding_dim": 3, "init_std": 0.1}),
+    ("fmfm", {"embedding_dim": 3}),
     ("hsnn", _SMALL_HSNN | {"index_learning": "em", "cluster_rows": 64, "bridge": "product"}),
     ("hsnn", _SMALL_HSNN | {"index_learning": "sil", "cluster_steps": 1, "bridge": "sum"}),
     (

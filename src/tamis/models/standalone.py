@@ -23,6 +23,7 @@ from tamis.models.early_stage import EarlyStage, EarlyStageConfig
 from tamis.models.esmm import ESMM, ESMMConfig
 from tamis.models.final_mlp import FinalMLP, FinalMLPConfig
 from tamis.models.fm import FM, FMConfig
+from tamis.models.fmfm import FmFM, FmFMConfig
 from tamis.models.hsnn import HSNN, HSNNConfig
 from tamis.models.interformer import InterFormer, InterFormerConfig
 from tamis.models.lr import LR, LRConfig
@@ -65,6 +66,7 @@ STANDALONE: dict[str, Entry] = {
     "esmm": Entry(config=ESMMConfig, model=ESMM),
     "final_mlp": Entry(config=FinalMLPConfig, model=FinalMLP),
     "fm": Entry(config=FMConfig, model=FM),
+    "fmfm": Entry(config=FmFMConfig, model=FmFM),
     "hsnn": Entry(config=HSNNConfig, model=HSNN),
     "interformer": Entry(config=InterFormerConfig, model=InterFormer),
     "lr": Entry(config=LRConfig, model=LR),

@@ -132,6 +132,8 @@ def kuai_video_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema
     The user is an input, so the last rows by time are held out for validation, not users: these
     would have ids that training never saw, unlike most of the test file.
 
+    The files keep the first 100 events of a user's history: its last ones need not be recent.
+
     Differs from the source:
         The frozen visual vectors of the items are left out.
     """
