@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from tamis.serving.answers import Answer, Query
 from tamis.serving.arrivals import Arrivals
 from tamis.serving.drift import DriftWatch
 from tamis.serving.engine import Engine, EngineSettings
-from tamis.serving.live import Live
+from tamis.serving.live import Live, ServedBundle
 from tamis.serving.pace import Pace
 from tamis.serving.records import Event, StoredAd
 from tamis.serving.refused import RefusedError
@@ -334,6 +335,49 @@ def test_bundle_is_remembered_before_it_answers(
         engine.swap(other, replaces=before.served.release)
 
     assert engine.live is before
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+@pytest.mark.parametrize("fits", [False, True])
+def test_ad_that_comes_while_a_bundle_warms_up_has_a_place_in_it_or_keeps_it_away(
+    make_engine: Callable[..., Engine],
+    make_ad: Callable[..., StoredAd],
+    bundles: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fits: bool,
+    is_beside: bool,
+) -> None:
+    engine, second = make_engine(), read_bundle(bundles / "second")
+    before, warmed_up, live_of = engine.live, engine_module._warmed_up, ServedBundle.live
+    puts = threading.Thread(target=engine.put_ad, args=(make_ad("late"),))
+
+    def warm_up(live: Live, max_batch: int) -> Any:
+        puts.start()
+        while "late" not in engine.store.ads():
+            puts.join(0.01)
+        return warmed_up(live, max_batch)
+
+    def live(served: ServedBundle, stored: Any) -> Live:
+        if served.release == second.release and "late" in stored and not fits:
+            raise DataError("no stage predicts what it is billed by")
+        return live_of(served, stored)
+
+    monkeypatch.setattr(engine_module, "_warmed_up", warm_up)
+    monkeypatch.setattr(ServedBundle, "live", live)
+    change = partial(engine.put_beside, control=before.served.release)
+    if not is_beside:
+        change = partial(engine.swap, replaces=before.served.release)
+    with nullcontext() if fits else pytest.raises(DataError, match="no stage predicts"):
+        change(second)
+    puts.join(60)
+
+    # What does not fit is live all the same, where it fits.
+    states = [engine.live, *([engine.beside] if is_beside and fits else [])]
+    assert all("late" in found.ads.row_by_id for found in states if found is not None)
+    assert (engine.beside is not None) == (is_beside and fits)
+    is_swapped = fits and not is_beside
+    assert (engine.live.served.release == second.release) == is_swapped
+    engine.put_ad(make_ad("later"))
 
 
 def test_ad_with_an_infinite_number_costs_nobody_a_request_or_an_event(

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,13 +88,15 @@ class Engine:
         self._store, self._watch = store, watch
         self._users = Users(store)
         self._live = self._prepared(bundle).live(store.ads())
-        self._pace = self._ready(self._live)
+        self._pace = _warmed_up(self._live, settings.max_batch)
+        self._remember(self._live.served)
         self._previous: ServedBundle | None = None
         self._beside: Live | None = None
         self.recorder = Recorder(self._users.append)
         # One change at a time; what asks for new ads meanwhile shares the next change.
         self._change = threading.Lock()
-        # Held from the look at an ad until it is written as it was changed.
+        # Held from the look at an ad until it is written as it was changed, and from the last look
+        # at all of them until a bundle is live that has a place for each.
         self._ad_writes = threading.Lock()
         self._asked, self._made = 0, 0
         self._queue: deque[_Job] = deque()
@@ -204,8 +206,8 @@ class Engine:
             TamisError: The ad has no place in the funnel; nothing was changed.
             StoreError: The store cannot be reached or written.
         """
-        self._check_ad(ad)
         with self._ad_writes:
+            self._check_ad(ad)
             self._store.put_ad(ad)
         self._refresh()
 
@@ -291,10 +293,13 @@ class Engine:
         """
         with self._change:
             self._check_replaces(control)
-            beside = self._prepared(bundle).live(self._store.ads())
+            served = self._prepared(bundle)
+            ads = self._store.ads()
+            beside = served.live(ads)
             _warmed_up(beside, self.settings.max_batch)
-            self._users.keep(beside.served.online.lengths)
-            self._beside = beside
+            self._users.keep(served.online.lengths)
+            with self._ad_writes:
+                self._beside = self._with_ads_since(ads, beside)
 
     def drop_beside(self) -> None:
         """Let the second bundle go; requests that it was to answer are answered."""
@@ -330,21 +335,31 @@ class Engine:
                 409, "server", "must run no experiment when its bundle changes. End it first."
             )
         before, asked = self._live.served, self._asked
-        live = served.live(self._store.ads())
-        pace = self._ready(live)
-        # One assignment: a request takes the one or the other, whole.
-        self._live, self._previous, self._made = live, before, asked
+        ads = self._store.ads()
+        live = served.live(ads)
+        pace = _warmed_up(live, self.settings.max_batch)
+        with self._ad_writes:
+            live = self._with_ads_since(ads, live)
+            self._remember(served)
+            # One assignment: a request takes the one or the other, whole.
+            self._live, self._previous, self._made = live, before, asked
         self._pace = pace
 
-    def _ready(self, live: Live) -> Pace:
-        """Make sure that a bundle can answer, and remember it before it answers anybody."""
-        served = live.served
-        pace = _warmed_up(live, self.settings.max_batch)
+    def _with_ads_since(self, before: Mapping[str, StoredAd | None], live: Live) -> Live:
+        """A state with the ads that came while it warmed up; another bundle has checked these.
+
+        Raises:
+            TamisError: One of them has no place in its funnel.
+        """
+        now = self._store.ads()
+        return live if now == before else live.served.live(now)
+
+    def _remember(self, served: ServedBundle) -> None:
+        """Keep what a bundle needs before it answers anybody."""
         self._users.keep(served.online.lengths)
         # After the first answers: the newest schema is what a store's log is read by. Before all
         # others, so that it is that of what serves. A bundle beside it is not remembered.
         self._store.put_release(served.release, served.schema.to_toml())
-        return pace
 
     def _refresh(self) -> None:
         """Make the store's ads live; whoever comes while another works shares one more turn."""
