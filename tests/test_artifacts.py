@@ -138,6 +138,13 @@ def test_folder_is_copied_whole_or_a_full_disk_is_told(
         artifacts.copy_files(source, tmp_path / "full")
 
 
+def test_file_in_place_of_the_folder_of_a_new_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "that.csv").write_text("a\n")
+
+    with pytest.raises(ArtifactError, match=r"must be a folder or lie in one, got a file"):
+        artifacts.write_text(tmp_path / "that.csv" / "new.csv", "b\n")
+
+
 def test_file_in_place_of_a_locked_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "that.csv").write_text("a\n")
 

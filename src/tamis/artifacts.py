@@ -46,7 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _as_artifact_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # What went wrong before is to be told.
+            temporary.unlink(missing_ok=True)
 
 
 def move_into_place(draft: Path, path: Path) -> None:

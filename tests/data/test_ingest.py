@@ -810,3 +810,19 @@ def test_regression_of_one_value_is_relative_to_that(tmp_path: Path) -> None:
     seconds = ingest(log, tmp_path / "d", schema=_TIMED, split=HALF).spec.tasks[1]
 
     assert (seconds.mean, seconds.std) == (5.0, 1.0)
+
+
+def test_market_alone_in_a_list_is_its_logs(tmp_path: Path) -> None:
+    folder = tmp_path / "market"
+    for name in ("logs", "truth"):
+        (folder / name).mkdir(parents=True)
+    (folder / "market.json").write_text("{}")
+    pq.write_table(pa.table({"ad_id": [1]}), folder / "ads.parquet")
+    columns = {"user": ["a", "b"] * 3, "click": [0, 1] * 3, "part": _parts(4)}
+    _log(folder / "logs", columns)
+    _log(folder / "truth", {"click": [0.5] * 6})
+
+    dataset = ingest([folder], tmp_path / "d", schema=_schema(), split=HALF)
+    rows = encode_log([folder], Encoders.load(dataset.encoders_path, dataset.schema))
+
+    assert [len(part.row) for part in rows] == [6]

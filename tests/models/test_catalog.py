@@ -298,7 +298,7 @@ def test_every_option_is_varied_or_tested_by_itself() -> None:
     # Until then there is no index, so that its levels get no gradient: see test_hsnn.py.
     elsewhere |= {"start_steps"}
     # Need to know what other pairs have in common, or stand beside what does: see test_hsnn.py.
-    elsewhere |= {"negatives", "label_weight"}
+    elsewhere |= {"negatives", "label_weight", "product_weight"}
     # Holds a number for each task, of which the suite has one, two and three: see test_adatt.py.
     elsewhere |= {"level_experts"}
     sizes = {"num_layers", "num_cross_layers", "dot_units", "dense_units"}

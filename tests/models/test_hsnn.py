@@ -562,6 +562,40 @@ def test_label_weight_multiplies_what_labels_teach_and_not_the_calibration() -> 
     torch.testing.assert_close(alike, calibrated)
 
 
+def test_product_weight_adds_the_softmax_of_inner_products_over_the_batch() -> None:
+    batch = _with_history(_batch(40, seed=3))
+    batch.weights[5] = 2.0
+
+    def found(weight: float) -> tuple[Tensor, HSNN]:
+        config = replace(_CONFIG, negatives=4, id_dropout=0.0, product_weight=weight)
+        model = _build(config, spec=_COUNTED).train()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return model(batch).auxiliary_losses["softmax"].detach(), model
+
+    (without, _), (with_it, model) = found(0.0), found(0.5)
+
+    log_share = model.frequency.log_share(batch.ids[:, 2])
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        items = model.encode_items(batch)
+        vectors = [*model.index.soft(items).nodes, items]
+        users = model.encode_user(batch)
+        for level, row, task in itertools.product(range(3), range(40), range(2)):
+            if batch.labels[row, task] > 0:
+                partner = model.levels[level].network.product(users[level][row].flatten())
+                scores = vectors[level] @ partner.unflatten(0, (2, -1))[task] - log_share
+                loss = scores.logsumexp(0) - scores[row]
+                expected[task] += 0.5 * loss * batch.weights[row] / 40
+    assert expected.all()
+    torch.testing.assert_close(with_it - without, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_products_learn_by_a_softmax_only_where_others_do() -> None:
+    with pytest.raises(ConfigError, match=r"model.product_weight: must be 0 where model.negatives"):
+        replace(_CONFIG, product_weight=1.0)
+
+
 def test_levels_must_learn_from_something() -> None:
     with pytest.raises(ConfigError, match=r"model.label_weight: must be above 0 where"):
         replace(_CONFIG, label_weight=0.0)

@@ -65,6 +65,12 @@ def test_users_and_both_items_are_uniform() -> None:
     assert int(counts[[3, 7]].sum()) == 60_000
 
 
+def test_no_interaction_is_refused() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(DataError, match="bpr: there must be interactions to learn from, got none"):
+        _sampler(nothing, nothing, num_items=3)
+
+
 def test_user_of_all_items_is_refused() -> None:
     with pytest.raises(DataError, match="got user 2 with all 3"):
         _sampler(torch.tensor([1, 2, 2, 2]), torch.tensor([0, 0, 1, 2]), num_items=3)

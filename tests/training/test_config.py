@@ -75,6 +75,13 @@ def test_config_survives_a_round_trip() -> None:
             {"model": {"name": "lr"}, "training": {"seed": 2**63}},
             r"training: seed: must be in \[0, 2\*\*63\), got 9223372036854775808",
         ),
+        *(
+            (
+                {"model": {"name": "lr"}, "training": {"task_weights": weights}},
+                r"training: task_weights: must be finite, at least 0 and not all 0, got \[",
+            )
+            for weights in ([1.0, -1.0], [float("nan"), 1.0], [float("inf")], [0.0, 0.0])
+        ),
     ],
 )
 def test_wrong_setting_says_where_and_what(table: dict, message: str) -> None:

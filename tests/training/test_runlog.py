@@ -1,14 +1,16 @@
 """The records of a run, over several processes."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tamis.errors import ArtifactError
-from tamis.training.runlog import Events, MetricsLog, environment, processor_name
+from tamis.training.runlog import Events, MetricsLog, environment, processor_name, source_commit
 
 
 def test_log_drops_lines_after_the_checkpoint_and_half_a_line(tmp_path: Path) -> None:
@@ -65,3 +67,12 @@ def test_environment_names_versions_and_no_paths() -> None:
     assert processor_name() == f"{found['device_name']}, {found['vectors']}"
     assert found["threads"] == torch.get_num_threads() <= found["cores"]
     assert not any("/" in str(value) for value in found.values())
+
+
+def test_git_that_does_not_answer_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(command: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", wait)
+
+    assert source_commit() is None

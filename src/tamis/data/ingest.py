@@ -148,9 +148,9 @@ def describe_source(source: Source) -> list[dict[str, Any]]:
 
 def market_of(source: Source) -> Path | None:
     """The folder of a simulated market, where the source is one."""
-    if isinstance(source, (str, Path)) and (Path(source) / MARKET_MANIFEST).exists():
-        return Path(source)
-    return None
+    if not isinstance(source, (str, Path)):
+        return market_of(source[0]) if len(source) == 1 else None
+    return Path(source) if (Path(source) / MARKET_MANIFEST).exists() else None
 
 
 def encode_log(source: Source, encoders: Encoders) -> Iterator[EncodedRows]:

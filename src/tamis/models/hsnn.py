@@ -33,7 +33,7 @@ from tamis.nn.bridged_tower import Bridge, BridgedTower
 from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.linear import missing_rows
 from tamis.nn.residual_index import IndexLearning, Quantised, ResidualIndex, reconstruction_loss
-from tamis.nn.sampled_softmax import draw_others, sampled_softmax_losses
+from tamis.nn.sampled_softmax import draw_others, sampled_softmax_losses, softmax_losses
 from tamis.nn.side_tokens import SideTokens
 
 Assignment = Literal["soft", "hard"]
@@ -114,6 +114,10 @@ class HSNNConfig:
     softmax that is corrected for how often they come along, and drawn where the inner product alone
     is large. 0: rows are learnt by their own labels alone, as impressions are; where nobody logged
     what was shown, that is one negative a positive."""
+    product_weight: float = 0.0
+    """Factor on that softmax of each level's inner product alone, over all rows of the batch, for
+    one matrix product: what is drawn are its largest terms, and what networks add to it is learnt
+    from few. 0 where ``negatives`` is 0."""
     unlabelled_weight: float = 1.0
     """Factor on the cross entropy of index levels with the items' prediction, in rows without any
     label."""
@@ -134,6 +138,11 @@ class HSNNConfig:
             raise ConfigError(
                 f"model.label_weight: must be above 0 where model.negatives is 0, got "
                 f"{self.label_weight}: levels would learn from nothing."
+            )
+        if self.product_weight and not self.negatives:
+            raise ConfigError(
+                f"model.product_weight: must be 0 where model.negatives is 0, got "
+                f"{self.product_weight}: rows are learnt by their own labels alone."
             )
         if len(self.levels) != len(self.codebooks) + 1:
             raise ConfigError(
@@ -166,7 +175,8 @@ class HSNN(nn.Module):
     items' inner product alone makes of the whole batch, and stand for all of it (see
     ``draw_others``); how often each item comes along is corrected for, so that both losses are
     least at the same scores but for a constant of each user. Rows whose item was drawn uniformly
-    from the corpus make the negatives a mixture, as those of two towers.
+    from the corpus make the negatives a mixture, as those of two towers. With ``product_weight``,
+    inner products learn by that softmax as well, from the whole batch.
 
     Fields of side ``context`` are those of the interaction tower, which is computed for each pair;
     what is known once per request belongs to side ``user``. Where a teacher labels the rows that
@@ -194,7 +204,7 @@ class HSNN(nn.Module):
         """Build the networks for the inputs of ``spec``.
 
         Raises:
-            ConfigError: A task is no binary one, or user or item have no field.
+            ConfigError: A task is a regression, or user or item have no field.
         """
         super().__init__()
         check_probabilities(spec.tasks, why="Levels are calibrated as probabilities.")
@@ -537,7 +547,7 @@ class HSNN(nn.Module):
         nodes: Sequence[Tensor],
         raw: Sequence[Tensor],
     ) -> Float[Tensor, " T"]:
-        """Softmax of every level's z_n, each row with a positive label against rows after it."""
+        """Softmax of every level's z_n: rows with a positive label against others of the batch."""
         places = counted_places(self.spec, batch, self.place_of_id)
         self.frequency.observe(places)
         log_share = self.frequency.log_share(places)
@@ -549,9 +559,16 @@ class HSNN(nn.Module):
             missing = missing_rows(len(anchors))
             anchors, rewards = F.pad(anchors, (0, missing)), F.pad(rewards, (0, 0, 0, missing))
         of_anchors = [vectors.index_select(0, anchors) for vectors in users]
+        guesses = torch.stack(
+            [
+                level.network.products(of_user, vectors) - log_share
+                for level, of_user, vectors in zip(
+                    self._parts, of_anchors, (*nodes, items), strict=True
+                )
+            ]
+        )
         with torch.no_grad():
-            guesses = self._parts[-1].network.products(of_anchors[-1], items)
-            others, log_draws = draw_others(guesses - log_share, anchors, self.config.negatives)
+            others, log_draws = draw_others(guesses[-1], anchors, self.config.negatives)
         user, item = anchors.repeat_interleave(others.shape[1]), others.flatten()
         scores, _ = self._score(
             self.in_batch.batch(batch, user, item),
@@ -570,6 +587,8 @@ class HSNN(nn.Module):
                 for own, of_others in zip(raw, scores, strict=True)
             ]
         )
+        if self.config.product_weight:
+            losses = losses + self.config.product_weight * softmax_losses(guesses, anchors)
         is_item = torch.arange(len(losses), device=losses.device) == self.num_levels - 1
         taught = losses * (is_item | self.index.is_live)[:, None, None]
         return (taught.sum(0) * rewards).sum(0) / batch.num_rows

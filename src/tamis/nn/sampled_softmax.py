@@ -93,6 +93,21 @@ def sampled_softmax_losses(
     return torch.logsumexp(torch.cat([first.unsqueeze(1), rest], dim=1), dim=1) - first
 
 
+def softmax_losses(
+    scores: Float[Tensor, "*N A T B"], own: Int[Tensor, " A"]
+) -> Float[Tensor, "*N A T"]:
+    """Softmax loss, in nats, of each of A rows' own place among all B.
+
+    Args:
+        scores: Of each row, in each of T tasks, with all places, corrected for how often these come
+            along.
+        own: Place of each row.
+    """
+    scores = scores.float()
+    places = own[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.logsumexp(scores, dim=-1) - scores.gather(-1, places).squeeze(-1)
+
+
 def draw_others(
     scores: Float[Tensor, "A T B"], own: Int[Tensor, " A"], count: int
 ) -> tuple[Int[Tensor, "A M"], Float[Tensor, "A M"]]:

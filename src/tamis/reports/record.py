@@ -93,6 +93,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ArtifactError(
-                f"{path}: line {number} must be JSON, got {error}. Resume the run to mend it."
+                f"{path}: line {number} must be JSON, got {error}. Put it back, or train anew."
             ) from error
     return lines

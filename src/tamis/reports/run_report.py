@@ -132,9 +132,11 @@ def _curves(record: RunRecord) -> list[str]:
         )
     loss = [line["train_loss"] for line in record.history]
     curve = figures.Curve(name="training, all tasks", x=steps, y=loss)
+    has_regression = any("r2" in metrics for metrics in record.history[0]["valid"].values())
+    unit = "loss per row" if has_regression else "nats per row"
     drawn.append(
         figures.learning_curves(
-            [curve], title="Training loss since the last evaluation", ylabel="nats per row"
+            [curve], title="Training loss since the last evaluation", ylabel=unit
         )
     )
     return drawn

@@ -89,7 +89,7 @@ class Users:
     """The pasts of users; the store is the truth, and what was asked for last is kept in memory.
 
     Any thread may ask. All appends to the store go through :meth:`append`, one at a time, so that
-    what is kept is always what the store would say.
+    what is kept is what the store would say, as long as no other server writes to it.
     """
 
     def __init__(self, store: Store, *, max_users: int = 100_000) -> None:

@@ -64,8 +64,11 @@ class TripleSampler:
         """Sort the interactions by user.
 
         Raises:
-            DataError: A user touched every item, so that there is no other to draw.
+            DataError: There is no interaction, or a user touched every item, so that there is no
+                other to draw.
         """
+        if not len(users):
+            raise DataError("bpr: there must be interactions to learn from, got none.")
         self._pairs = torch.unique(users.to(torch.int64) * num_items + items.to(torch.int64))
         owners = self._pairs // num_items
         # Users without an interaction have no triple.

@@ -37,7 +37,7 @@ class Comparison:
     ne: PairedDifference | None
     """Second less first; bootstrap by user."""
     note: str = ""
-    """Why the two are None: the rows do not suffice for a test."""
+    """Why the two are None: the rows do not suffice for a test, or the task is not binary."""
 
 
 def compare_runs(first: Path, second: Path, *, split: str) -> list[Comparison]:

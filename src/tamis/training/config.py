@@ -1,5 +1,6 @@
 """Everything that decides a run apart from the data: model, optimizers, schedule, loop."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class TrainingConfig:
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints; each evaluation writes one too. At least 0."""
     task_weights: tuple[float, ...] = ()
-    """Weight of each task's loss, in schema order. Empty: 1 each."""
+    """Weight of each task's loss, in schema order, at least 0 and not all 0. Empty: 1 each."""
     teacher_weight: float = 1.0
     """Factor on the mean loss of the rows that a teacher labelled, where there is a teacher; that
     of labelled rows has 1. Positive."""
@@ -115,6 +116,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: must be in [0, 2**63), got {self.seed}. Give another seed.")
+        weights = self.task_weights
+        if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            raise ConfigError(
+                f"task_weights: must be finite, at least 0 and not all 0, got {list(weights)}."
+            )
         if not self.teacher_weight > 0:
             raise ConfigError(f"teacher_weight: must be positive, got {self.teacher_weight}.")
         if not 0 <= self.ema_decay < 1:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tamis.data.batch import Batch, Jagged
+from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec
 from tamis.errors import DataError
 from tamis.evaluation import evaluate_task
@@ -106,17 +106,9 @@ def _shuffle(batch: Batch, name: str, order: torch.Tensor, spec: InputSpec) -> B
         ids[:, column] = ids[order, column]
         return replace(batch, ids=ids)
     if name in batch.sequences:
-        moved = _take(batch.sequences[name], order)
+        moved = batch.sequences[name].take(order)
         return replace(batch, sequences={**batch.sequences, name: moved})
     numeric = batch.numeric.clone()
     column = spec.numeric.index(name)
     numeric[:, column] = numeric[order, column]
     return replace(batch, numeric=numeric)
-
-
-def _take(jagged: Jagged, order: torch.Tensor) -> Jagged:
-    lengths = jagged.offsets.diff()[order]
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    starts = jagged.offsets[:-1][order] - offsets[:-1]
-    picked = torch.arange(int(offsets[-1])) + starts.repeat_interleave(lengths)
-    return Jagged(values=jagged.values[picked], offsets=offsets)
