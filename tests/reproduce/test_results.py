@@ -268,10 +268,18 @@ def test_a_figure_is_of_the_seeds_of_what_is_compared(
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("sequence-rees46", "interformer"), ("dhen-ablations", "dhen"), ("census", None)],
+    [("sequence-rees46", "interformer"), ("dhen-ablations", "dhen"), ("census", "adatt")],
 )
-def test_a_line_marks_what_most_comparisons_are_about(name: str, model: str | None) -> None:
+def test_a_line_marks_what_most_comparisons_are_about(name: str, model: str) -> None:
     table = TABLES[name]
     assert isinstance(table, ResultTable)
 
     assert results._mostly_claimed(table) == model
+
+
+def test_no_line_is_drawn_where_half_of_the_comparisons_are_about_each_of_two() -> None:
+    table = TABLES["census"]
+    assert isinstance(table, ResultTable)
+    halves = tuple(c for c in table.comparisons if (c.better, c.worse) != ("adatt", "ple"))
+
+    assert results._mostly_claimed(replace(table, comparisons=halves)) is None

@@ -82,6 +82,7 @@ _MULTI_TASK = ("shared_bottom", "cross_stitch", "mmoe", "ml_mmoe", "ple", "adatt
 # Table 5 of the paper numbers its columns. This is the order of the harness that it adapted, and
 # the one that the sizes of its AUCs fit; the paper's text lists income first.
 _CENSUS_TASKS = ("education", "income", "marital")
+_CENSUS_ORDER = (("adatt", "ml_mmoe"), ("ml_mmoe", "ple"), ("adatt", "ple"))
 
 
 def _adatt_table_5(budget: str, **aucs: tuple[float, float, float]) -> tuple[Published, ...]:
@@ -295,7 +296,7 @@ _TRAINED: dict[str, ResultTable] = {
                 tasks=_CENSUS_TASKS,
                 comparisons=tuple(
                     Comparison(better=better, worse=worse, metric="auc", task=task)
-                    for better, worse in (("adatt", "ml_mmoe"), ("ml_mmoe", "ple"))
+                    for better, worse in _CENSUS_ORDER
                     for task in _CENSUS_TASKS
                 ),
                 seeds=20,
