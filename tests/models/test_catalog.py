@@ -248,6 +248,7 @@ _VARIANTS: tuple[tuple[str, dict], ...] = (
         _SMALL_INTERFORMER
         | {"personal": "none", "attention": False, "gate": "none", "merge_single": False},
     ),
+    ("multi_embedding", _SMALL_MLP | {"num_tables": 3, "activation": "silu"}),
     ("mmoe", _SMALL_EXPERTS | {"num_experts": 3, "inputs": "one_hot"}),
     ("ple", _SMALL_EXPERTS | {"task_experts": 2, "shared_experts": 3, "inputs": "one_hot"}),
     ("shared_bottom", {"bottom_units": (8,), "tower_units": (), "inputs": "one_hot"}),
@@ -343,6 +344,7 @@ _DROPOUTS = (
     ("final_mlp", {"first_dropout": 0.5}),
     ("final_mlp", {"second_dropout": 0.5}),
     ("interformer", {"dropout": 0.5}),
+    ("multi_embedding", {"dropout": 0.5}),
     ("tower_ensemble", {"dropout": 0.5}),
     ("wukong", {"dropout": 0.5}),
     ("xdeepfm", {"dropout": 0.5}),
@@ -378,9 +380,10 @@ def test_embeddings_start_from_the_given_deviation(name: str) -> None:
         if path.endswith("tables.weight") and not path.startswith("first_order")
     ]
 
-    assert len(weights) == 1
+    assert len(weights) == (2 if name == "multi_embedding" else 1)
     # 150 rows of 16 dimensions: the deviation of 2400 draws is within 1.4 % at one sigma.
-    assert weights[0].std().item() == pytest.approx(0.3, rel=0.06)
+    for weight in weights:
+        assert weight.std().item() == pytest.approx(0.3, rel=0.06)
 
 
 # What a model must be told to learn each row's own label. The rest learn it as they are.

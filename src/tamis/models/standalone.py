@@ -28,6 +28,7 @@ from tamis.models.hsnn import HSNN, HSNNConfig
 from tamis.models.interformer import InterFormer, InterFormerConfig
 from tamis.models.lr import LR, LRConfig
 from tamis.models.mmoe import MMoE, MMoEConfig
+from tamis.models.multi_embedding import MultiEmbedding, MultiEmbeddingConfig
 from tamis.models.ple import PLE, PLEConfig
 from tamis.models.shared_bottom import SharedBottom, SharedBottomConfig
 from tamis.models.tower_ensemble import TowerEnsemble, TowerEnsembleConfig
@@ -71,6 +72,7 @@ STANDALONE: dict[str, Entry] = {
     "interformer": Entry(config=InterFormerConfig, model=InterFormer),
     "lr": Entry(config=LRConfig, model=LR),
     "mmoe": Entry(config=MMoEConfig, model=MMoE),
+    "multi_embedding": Entry(config=MultiEmbeddingConfig, model=MultiEmbedding),
     "ple": Entry(config=PLEConfig, model=PLE),
     "shared_bottom": Entry(config=SharedBottomConfig, model=SharedBottom),
     "tower_ensemble": Entry(config=TowerEnsembleConfig, model=TowerEnsemble),

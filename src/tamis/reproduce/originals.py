@@ -62,8 +62,8 @@ _BARS_SETS: dict[str, tuple[str, str, dict[str, tuple[float, float]]]] = {
     ),
 }
 _FIVE_RUNS = {(name, model) for name in ("criteo_x1", "avazu_x1") for model in ("deepfm", "dcn_v2")}
-# Without published settings on these sets: those of DCN-V2 there.
-_WITHOUT_FIGURES = ("wukong", "dhen")
+# Without published settings on these sets: those of DCN-V2 there. CETNet is of DCN-V2 and DHEN.
+_WITHOUT_FIGURES = ("wukong", "dhen", "multi_embedding", "cetnet")
 
 Figures = dict[str, tuple[float, float, float]]
 """gAUC, AUC and log loss of each model."""
@@ -190,7 +190,10 @@ def _rankers() -> tuple[ResultTable, ...]:
                 dataset=name,
                 models=models,
                 tasks=(task,),
-                comparisons=beats("dhen", models),
+                comparisons=(
+                    *beats("dhen", tuple(model for model in models if model != "cetnet")),
+                    *beats("cetnet", ("dcn_v2", "dhen", "multi_embedding")),
+                ),
                 published=tuple(published),
             )
         )
