@@ -1,6 +1,6 @@
 """What would expose an index that is none: each fault that a check is for, made on purpose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from tamis.data.encoders import Encoders
 from tamis.data.loader import Loader
 from tamis.data.retrieval_task import read_task
 from tamis.errors import TamisError
-from tamis.models.hsnn import HSNN
+from tamis.models.hsnn import HSNN, HSNNConfig
+from tamis.models.monn import MoNNConfig
 from tamis.nn.residual_index import Quantised, ResidualIndex, nearest_path
-from tamis.reproduce.retrieval import searchers
+from tamis.reproduce.retrieval import checks, searchers
 from tamis.reproduce.retrieval.checks import checks_of
 from tamis.reproduce.retrieval.searchers import Prepared
 from tamis.reproduce.retrieval.table import RetrievalRows
@@ -55,6 +56,21 @@ def world(
 ) -> tuple[Path, Prepared, Dataset]:
     """Run of two index levels, learnt by gradients."""
     return train_recipe("deep")
+
+
+def _holds(model: HSNN, prepared: Prepared, dataset: Dataset) -> dict[str, bool]:
+    """Which checks hold of a model and the index that it publishes now."""
+    snapshot = IndexSnapshot.publish(model, prepared.corpus)
+    found = checks_of(model, snapshot, prepared, dataset)["checks"]
+    return {check["check"]: check["holds"] for check in found}
+
+
+@pytest.fixture(scope="module")
+def sound(world: tuple[Path, Prepared, Dataset]) -> dict[str, bool]:
+    """Which checks hold of the run as it is."""
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    return _holds(model, prepared, dataset)
 
 
 def test_sound_index_passes_what_is_asserted_and_reports_the_rest(
@@ -129,6 +145,105 @@ def test_collapsed_codebook_fails_the_checks_of_its_spread(
 
     assert failed["level 1: perplexity at least half of the codes"] == pytest.approx(1 / 4)
     assert failed["level 1: at most a tenth of the codes dead"] == pytest.approx(3 / 4)
+
+
+def test_node_with_nearly_all_items_is_too_large(world: tuple[Path, Prepared, Dataset]) -> None:
+    _, prepared, dataset = world
+    torch.manual_seed(0)
+    # Untrained: the run of the others has fewer than eleven nodes at its first level.
+    levels = (MoNNConfig(), MoNNConfig())
+    config = HSNNConfig(item_dim=8, codebooks=(16,), levels=levels, init_std=1.0)
+    model = HSNN(config, prepared.spec).eval()
+    with torch.no_grad():
+        items = torch.cat([model.encode_items(items) for _, items in prepared.corpus])
+        # Vectors have length 1: one that is nearly twice as long is nearest to its item alone.
+        model.codebooks[0].copy_(torch.cat([torch.zeros(1, 8), 1.99 * items[:15]]))
+
+    holds = _holds(model, prepared, dataset)
+
+    assert holds["level 1: at most a tenth of the codes dead"]
+    assert not holds["level 1: largest node at most 10 times the mean"]
+
+
+def test_memberships_that_stay_flat_are_told(
+    world: tuple[Path, Prepared, Dataset], sound: dict[str, bool]
+) -> None:
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    model.index.alpha_max = 1e-3  # for distances around 1
+
+    holds = _holds(model, prepared, dataset)
+
+    for level in (1, 2):
+        for check in ("nodes differ between items", "entropy of memberships below 0.5 nat"):
+            name = f"level {level}: {check}"
+            assert (sound[name], holds[name]) == (True, False), name
+
+
+def test_second_level_that_describes_nothing_is_told(
+    world: tuple[Path, Prepared, Dataset], sound: dict[str, bool]
+) -> None:
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    with torch.no_grad():
+        model.codebooks[1].zero_()
+
+    holds = _holds(model, prepared, dataset)
+
+    for name in (
+        "mean length of residuals falls with every level",
+        "shuffled codes of the second level leave more over",
+    ):
+        assert (sound[name], holds[name]) == (True, False), name
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, True), (0.0, False), (-1.0, False)])
+def test_features_of_pairs_that_are_not_read_or_misread_are_told(
+    world: tuple[Path, Prepared, Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+    expected: bool,
+) -> None:
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    (column,) = dataset.spec.numeric_of("context")
+    rows_of, logits_of = checks._shuffled, HSNN.level_logits
+
+    def telling(dataset: Dataset, split: str) -> Iterator[Batch]:
+        """Rows whose feature of the pair is the very label."""
+        for rows in rows_of(dataset, split):
+            numeric = rows.numeric.clone()
+            numeric[:, column] = rows.labels[:, 0].nan_to_num()
+            yield replace(rows, numeric=numeric)
+
+    def read(self: HSNN, rows: Batch, nodes: Any) -> torch.Tensor:
+        return logits_of(self, rows, nodes) + factor * rows.numeric[:, column, None, None]
+
+    with torch.no_grad():  # by itself the model reads nothing of pairs
+        assert model.cross_tower is not None
+        for parameter in model.cross_tower.parameters():
+            parameter.zero_()
+    monkeypatch.setattr(checks, "_shuffled", telling)
+    monkeypatch.setattr(HSNN, "level_logits", read)
+
+    assert _holds(model, prepared, dataset)["permuted features of pairs raise the NE"] is expected
+
+
+@pytest.mark.parametrize("by", [0.3, -0.3])
+def test_level_that_is_shifted_off_the_labels_is_told(
+    world: tuple[Path, Prepared, Dataset], by: float
+) -> None:
+    run, prepared, dataset = world
+    model, _ = searchers.published(run, prepared, dataset)
+    # To the very rows that are checked: the others are too few here to tell their rate.
+    model.shift_to(searchers.shifting_rows(dataset)[1])
+    with torch.no_grad():
+        model.levels[1].shift.add_(by)
+
+    holds = _holds(model, prepared, dataset)
+
+    name = "level {}: shifted predictions add up to other labels within 2 %"
+    assert [holds[name.format(level)] for level in (1, 2, 3)] == [True, False, True]
 
 
 def test_search_that_scores_everything_whatever_its_beams_is_exposed(
