@@ -77,7 +77,7 @@ def test_search_by_inner_products_known_answer() -> None:
     retriever = Retriever(model, IndexSnapshot.publish(model, [(torch.arange(1, 5), items)]))
     request = Request(user=_batch([[2.0, 1.0]]))
 
-    # Representatives score 2 * 0.9 = 1.8 and 2 * 0.1 + 1 = 1.2, so the first node is kept.
+    # The nodes are (1, 0) and (0, 1), which score 2 and 1, so the first one is kept.
     found = retriever.search(request, 3, (1,))
     assert found.ids.tolist() == [2, 1]
     assert [(level.nodes, level.pairs, level.kept) for level in found.trace.levels] == [

@@ -12,8 +12,8 @@ from tamis.data.batch import Batch
 class Scorer(Protocol):
     """A model in evaluation mode; :class:`tamis.models.hsnn.HSNN` is one.
 
-    Level n < N scores a user with nodes, which are given as the vector of an item that stands for
-    them; level N, the last one, with items.
+    Level n < N scores a user with nodes, given as vectors as wide as those of items: what a tree's
+    ``node_vectors`` has for them. Level N, the last one, scores items.
     """
 
     training: bool

@@ -38,9 +38,10 @@ class Retriever:
         HSNN, arXiv:2408.06653, algorithm 2.
 
     Differs from the source:
-        Children are the occupied ones of the nodes that are kept, so what is scored on a level is
-        bounded by their number. How tasks become one score was not published, nor how bids or
-        filters meet the search.
+        A node is scored by the vector that networks have learnt to score, not by its representative
+        (see ``IndexSnapshot``). Children are the occupied ones of the nodes that are kept, so what
+        is scored on a level is bounded by their number. How tasks become one score was not
+        published, nor how bids or filters meet the search.
     """
 
     def __init__(
