@@ -135,13 +135,15 @@ class ResidualIndex(nn.Module):
         HSNN, arXiv:2408.06653, sections on learning to index, residual levels and stabilisers.
 
     Differs from the source:
-        Codebooks start as a k-means, in batch ``start_steps``, and memberships grow sharp from
-        there. Distances are divided by the running mean of all distances of the level, so that the
-        temperature means the same on every level. The gradient of blends is divided by the
-        temperature's alpha on its way to item vectors. Each k-means sees the latest vectors of the
-        rows that count; :meth:`fit` takes those of a corpus. With ``revive_steps``, nodes that no
-        latest vector is nearest to begin anew where vectors are far from theirs, until memberships
-        are as sharp as they get.
+        EM trains to convergence there between two k-means, here for ``cluster_steps`` batches. The
+        k-means of ``sil`` comes in the midst of training, so that networks learn of its nodes; item
+        vectors move on, and a published index still has its centres. Codebooks start as a k-means,
+        in batch ``start_steps``, and memberships grow sharp from there. Distances are divided by
+        the running mean of all distances of the level, so that the temperature means the same on
+        every level. The gradient of blends is divided by the temperature's alpha on its way to item
+        vectors. Each k-means sees the latest vectors of the rows that count; :meth:`fit` takes
+        those of a corpus. With ``revive_steps``, nodes that no latest vector is nearest to begin
+        anew where vectors are far from theirs, until memberships are as sharp as they get.
     """
 
     step: Tensor
