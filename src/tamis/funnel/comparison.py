@@ -61,7 +61,8 @@ class Comparison:
     ) -> None:
         """Add one request.
 
-        A total value below 0 counts as 0, since the auction would leave the slot empty.
+        A total value below 0 counts as 0, since the auction would leave the slot empty. Tables of
+        early stages count from the least valuable candidate instead: another soft recall.
 
         Args:
             values: (n,) total value of each candidate by the reference; at least one.

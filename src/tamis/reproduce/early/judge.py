@@ -31,7 +31,7 @@ def judge(
     """Figures of an order of all candidates.
 
     Values may be negative, as hides cost money, so soft recall and NDCG are measured from the least
-    valuable candidate of a request.
+    valuable candidate of a request. A replay counts such values as 0: its soft recall is another.
 
     Args:
         study: The cascade.
