@@ -1,6 +1,7 @@
 """Figures of orders whose worth can be computed by hand."""
 
 from dataclasses import replace
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_chance_keeps_its_share_of_the_golden(study: Study, judged: Judged) -> N
     found = judge(study, judged, np.zeros(len(judged.bid)), is_value=False)
     assert found["hard_recall"] == pytest.approx(study.sizes.keep / 30)
     assert "value_divergence" not in found
+
+
+def test_true_value_of_ties_is_that_of_random_orders(study: Study, judged: Judged) -> None:
+    found = judge(study, judged, np.zeros(len(judged.bid)), is_value=False)
+    count, keep, slots = 30, study.sizes.keep, study.sizes.slots
+    # Of all sets that may be kept, those with the candidate and with few enough better ones.
+    chances = [
+        sum(comb(place, n) * comb(count - 1 - place, keep - 1 - n) for n in range(slots))
+        / comb(count, keep)
+        for place in range(count)
+    ]
+    truth, value = (study.values(told, judged) for told in (judged.truth, judged.final))
+    ordered = [
+        truth[start:stop][np.argsort(-value[start:stop])]
+        for start, stop in zip(judged.offsets[:-1], judged.offsets[1:], strict=True)
+    ]
+    expected = sum(chances @ worth for worth in ordered) / sum(
+        worth[:slots].sum() for worth in ordered
+    )
+    # Twenty orders of sixty requests know it to 0.007; the order of the list gives 0.08 less.
+    assert found["true_value"] == pytest.approx(expected, abs=0.02)
 
 
 @settings(max_examples=20, deadline=None)

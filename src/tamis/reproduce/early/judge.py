@@ -22,7 +22,8 @@ from tamis.evaluation import (
 from tamis.reproduce.early.study import Judged, Study
 
 _SEED = 0
-"""Of the bootstrap over requests."""
+"""Of the bootstrap over requests, and of the order of ties."""
+_TIE_ORDERS = 20
 
 
 def judge(
@@ -94,18 +95,29 @@ def _true_value(
 ) -> float:
     """What is truly worth of the candidates that both stages show, over that of the final alone.
 
-    Candidates with one score are kept in the order of the list.
+    Where candidates have one score, a mean over random orders of them.
     """
     truth = study.values(judged.truth, judged)
-    survives = np.zeros(truth.size, np.bool_)
-    survives[ranked.by_score[ranked.place < keep]] = True
-    by_final = survives[ranked.by_value]
-    first = ranked.offsets[:-1]
-    upto = np.cumsum(by_final)
-    place = upto - 1 - (upto - by_final)[first][ranked.request]
-    shown = ranked.by_value[by_final & (place < slots)]
     best = ranked.by_value[ranked.place < slots]
-    return float(truth[shown].sum() / truth[best].sum())
+    generator = np.random.default_rng(_SEED)
+    has_ties = bool((np.diff(ranked.tie) == 0).any())
+    shown = 0.0
+    orders = _TIE_ORDERS if has_ties else 1
+    for _ in range(orders):
+        # Runs of equal scores stay where they are, each in another order.
+        by_score = ranked.by_score[np.lexsort((generator.random(truth.size), ranked.tie))]
+        shown += truth[_shown(ranked, by_score[ranked.place < keep], slots)].sum()
+    return float(shown / orders / truth[best].sum())
+
+
+def _shown(ranked: RankedCandidates, kept: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
+    """The candidates that the final stage values most of those kept, so many for each request."""
+    survives = np.zeros(ranked.value.size, np.bool_)
+    survives[kept] = True
+    by_final = survives[ranked.by_value]
+    upto = np.cumsum(by_final)
+    place = upto - 1 - (upto - by_final)[ranked.offsets[:-1]][ranked.request]
+    return ranked.by_value[by_final & (place < slots)]
 
 
 def _mean(metric: NDArray[np.float64]) -> float:
