@@ -11,13 +11,23 @@ import pytest
 from tamis import api
 from tamis.data.dataset import Dataset
 from tamis.data.schema import Field, Roles, Schema, Task
-from tamis.funnel.blueprint import Blueprint
+from tamis.evaluation.calibrators import GroupedCalibrator, PlattCalibrator
+from tamis.funnel.blueprint import Blueprint, Budget, PlannedStage
+from tamis.funnel.calibration import Calibration
 from tamis.funnel.online import History, OnlineFeatures
+from tamis.funnel.plans import EarlyStagePlan, EarlyStageSettings
+from tamis.funnel.value import ValueWeights
+from tamis.models.early_serving import ServedHead
+from tamis.models.early_stage import EarlyStage, EarlyStageConfig
+from tamis.models.trained import TrainedModel
 from tamis.publishing.doubts import doubts_about
 from tamis.publishing.make import make_blueprint
 from tamis.publishing.recipe import AdsRecipe, FunnelRecipe, StageRecipe
 
 _HOUR = 3_600_000_000
+_TINY = EarlyStageConfig(
+    embedding_dim=2, tower_units=(), tower_dim=2, bottom_units=(2,), head_units=()
+)
 
 
 def _recipe(world: Path, **ads: str) -> FunnelRecipe:
@@ -62,6 +72,45 @@ def test_conversion_that_is_learned_without_a_click_is_doubted(
     assert doubts(market_world, "conversion", data) == doubts(tmp_path, "click", other) == ()
     (doubt,) = doubts(tmp_path, "conversion", other)
     assert doubt.startswith("stage 'final': task 'conversion' is learned from rows without 'click'")
+
+
+def test_prices_must_not_hang_on_an_imitation_that_is_not_calibrated(
+    market_world: Path, blueprint: Blueprint, data: Dataset
+) -> None:
+    twins = [
+        Task(name=f"final_{task.name}", kind="probability", distils=task.name)
+        for task in data.spec.tasks
+    ]
+    spec = replace(data.spec, tasks=(*data.spec.tasks, *twins))
+    recipe = _recipe(market_world)
+    early = StageRecipe(name="early", kind="early", keep=9, run=str(market_world / "early"))
+    recipe = replace(recipe, stages=(early, *recipe.stages))
+    calibrator = GroupedCalibrator(by_group={}, other=PlattCalibrator(slope=1.0, intercept=0.0))
+
+    def doubts(
+        *calibrated: str, head: ServedHead = "distilled", config: EarlyStageConfig = _TINY
+    ) -> list[str]:
+        module = EarlyStage(config, spec)
+        plan = EarlyStagePlan(
+            model=TrainedModel(name="early_stage", config=config, spec=spec, module=module),
+            settings=EarlyStageSettings(head=head),
+            calibration=Calibration(by_task=dict.fromkeys(calibrated, calibrator)),
+        )
+        stage = PlannedStage(budget=Budget(name="early", keep=9), plan=plan)
+        hides = ValueWeights(penalties={"hide": 0.05})
+        made = replace(blueprint, stages=(stage, *blueprint.stages), weights=hides)
+        found = doubts_about(recipe, made, data)
+        return [doubt for doubt in found if "late" in doubt]
+
+    (doubt,) = doubts()
+    assert doubt.startswith(
+        "stage 'early': where 'final' fails or is late, its predictions of click, hide price"
+    )
+    assert doubts(head="mean") == [doubt]
+    assert len(doubts("click")) == 1
+    assert doubts("click", "hide") == doubts(head="label") == []
+    # What imitates nothing is learned from labels.
+    assert doubts(config=replace(_TINY, distillation="none")) == []
 
 
 def test_ads_that_nobody_saw_are_counted(

@@ -31,6 +31,7 @@ def doubts_about(recipe: FunnelRecipe, blueprint: Blueprint, dataset: Dataset) -
     """
     return (
         *_early_stage(blueprint),
+        *_fallback(blueprint),
         *_conversions(blueprint, dataset),
         *_uncalibrated(recipe, blueprint),
         *_ads(recipe, blueprint),
@@ -53,6 +54,28 @@ def _early_stage(blueprint: Blueprint) -> Iterator[str]:
                 check_asymmetry(model.module, model.spec, teacher.module, teacher.spec)
             except ConfigError as error:
                 yield f"stage {stage.budget.name!r} before {final.budget.name!r}: {error}"
+
+
+def _fallback(blueprint: Blueprint) -> Iterator[str]:
+    """Where ads are priced by what only imitates the final stage, as soon as that gives nothing."""
+    final = blueprint.stages[-1]
+    if not isinstance(final.plan, RankerPlan):
+        return
+    read = blueprint.weights.read_of(blueprint.inventory.attributes.billing).values()
+    for stage in blueprint.stages:
+        if not isinstance(stage.plan, EarlyStagePlan):
+            continue
+        model, head = stage.plan.model, stage.plan.settings.head
+        if head == "label" or model.config.distillation != "separate":
+            continue
+        imitated = {task.distils for task in model.spec.tasks}
+        names = sorted((imitated & set(read)) - set(stage.plan.calibration.by_task))
+        if names:
+            yield (
+                f"stage {stage.budget.name!r}: where {final.budget.name!r} fails or is late, its "
+                f"predictions of {', '.join(names)} price the ads; they imitate those of "
+                f"{final.budget.name!r} and are not calibrated. Set calibration, or head = 'label'."
+            )
 
 
 def _conversions(blueprint: Blueprint, dataset: Dataset) -> Iterator[str]:
