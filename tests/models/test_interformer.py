@@ -161,7 +161,9 @@ class Rows:
             with torch.inference_mode():
                 mixed = part.dhen(torch.tensor(tokens[None], dtype=torch.float32))
             mixed = mixed.double().numpy().ravel()
-        return self.reference.mlp(part.restore, mixed, num_hidden=0).reshape(-1, tokens.shape[1])
+        num_hidden = len(self.config.restore_units)
+        restored = self.reference.mlp(part.restore, mixed, num_hidden=num_hidden, activation="silu")
+        return restored.reshape(-1, tokens.shape[1])
 
     def logits(self, row: int) -> np.ndarray:
         if self.config.flow == "sole":
@@ -217,7 +219,13 @@ class Rows:
         {"style": "literal"},
         {"style": "residual"},
         {"backbone": "dot", "flow": "to_fields"},
-        {"backbone": "dcn_v2", "backbone_layers": 2, "cross_rank": 3, "flow": "to_events"},
+        {
+            "backbone": "dcn_v2",
+            "backbone_layers": 2,
+            "cross_rank": 3,
+            "restore_units": (5,),
+            "flow": "to_events",
+        },
         {"flow": "none", "merge_single": False},
         {"flow": "sole", "backbone": "dot"},
         {"flow": "sole", "gate": "none", "pooled_tokens": 0, "recent_tokens": 0},

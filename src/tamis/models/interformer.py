@@ -172,7 +172,9 @@ class InterFormer(nn.Module):
         for the missing ones of K events where a history is shorter (zeros, which the gate's sigmoid
         makes 0.5; the newest event comes first), and how histories of different events are aligned
         and merged (see ``EventVectors``). The paper has Swish everywhere; here the products of
-        ``dhen`` and the hidden layer of the personal map of low rank by an MLP have ReLU.
+        ``dhen`` and the hidden layer of the personal map of low rank by an MLP have ReLU. The
+        paper's DCN-V2 baseline has an MLP of 500 on its cross layers, the backbone ``dcn_v2`` none:
+        ``restore_units`` is empty by default, and reads the MLP beside them too.
 
         Parameters outside tables, at the published sizes (C = 4, P = K = 2, this head), over those
         of the paper's table 3 less its tables, for 1, 2 and 3 layers: AmazonElectronics 0.73, 0.96,
