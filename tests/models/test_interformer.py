@@ -183,7 +183,7 @@ class Rows:
             fields = self.interaction(layer.interaction, tokens)
             sequence = layer.sequence
             events = self.norm(sequence.norm, self.personal(sequence.personal, s, of_fields))
-            if config.style == "residual":
+            if config.style == "residual" and sequence.personal.kind != "none":
                 s = events = s + events
             if config.attention and len(events):
                 projected = self.each(sequence.attention.project, events, num_hidden=0)
@@ -233,6 +233,7 @@ class Rows:
         {"gate": "tanh", "personal": "mlp_low_rank", "personal_rank": 2},
         {"summary_tokens": 2, "gate": "sigmoid", "personal": "none", "flow": "to_fields"},
         {"personal": "none"},
+        {"personal": "none", "style": "residual"},
         {"class_tokens": False},
         {"gate": "none", "attention": False},
         {"rotary": False, "recent_tokens": 3, "pooled_tokens": 0},
