@@ -14,7 +14,6 @@ from tamis.models.adatt import AdaTT, AdaTTConfig
 from tamis.models.cross_stitch import CrossStitch, CrossStitchConfig
 from tamis.models.mmoe import MMoE, MMoEConfig
 from tamis.models.ple import PLE, PLEConfig
-from tamis.nn.experts import NativePaths
 from tamis.testing.models import example_batch, example_spec
 
 _SMALL: dict = {"embedding_dim": 3, "expert_units": ((6, 5), (7,)), "tower_units": (12, 10)}
@@ -167,15 +166,6 @@ def test_weights_of_native_experts_follow_the_rule() -> None:
     assert learned(task_experts=(1,), shared_experts=2, **official) == [["0", "1", "2"], ["0", "1"]]
 
 
-def test_weights_of_native_experts_start_with_either_sign() -> None:
-    torch.manual_seed(0)
-    start = NativePaths(1, (400,), num_fusing=1, kind="paper").values["0"]
-
-    # Uniform up to 400 ** -0.5.
-    assert start.min().item() == pytest.approx(-0.05, rel=0.02)
-    assert start.max().item() == pytest.approx(0.05, rel=0.02)
-
-
 def _known_answer_model(**options) -> AdaTT:
     """Two tasks of one expert: the identity, and a swap of the two numbers; gates start from 0."""
     settings = AdaTTConfig(expert_units=((2,),), task_experts=(1,), tower_units=(), **options)
@@ -221,23 +211,6 @@ def test_known_answer_of_two_experts_per_task() -> None:
     (weights,) = model.fusion_weights(batch_of(torch.ones(1, 1), 2))
     assert weights[0, 0].tolist() == pytest.approx([0.75, -0.25, 0.25, 0.25])
     assert (weights[0, 0] @ torch.tensor([1.0, 2, 3, 4])).item() == pytest.approx(2.0)
-
-
-def test_both_forms_of_the_fusion_give_the_same() -> None:
-    torch.manual_seed(0)
-    settings = AdaTTConfig(expert_units=((6, 5),), task_experts=(3, 1), tower_units=())
-    level = AdaTT(settings, numbers_only(4, 2)).stack.levels[0]
-    x = torch.randn(20, 4)
-    units = [x, x]
-    v = level.native.values["0"]  # of the first task's three experts of four
-
-    outputs, gates = level.experts(units), level.gates(units, x)[:, 0]
-    two_terms = torch.einsum("be,beo->bo", gates, outputs)
-    two_terms = two_terms + torch.einsum("e,beo->bo", v, outputs[:, :3])
-    padded = torch.einsum("be,beo->bo", gates + torch.nn.functional.pad(v, (0, 1)), outputs)
-
-    torch.testing.assert_close(two_terms, padded, atol=1e-6, rtol=0)
-    torch.testing.assert_close(level(units, x)[0], two_terms, atol=1e-6, rtol=0)
 
 
 @pytest.fixture
