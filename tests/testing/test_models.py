@@ -18,6 +18,7 @@ from tamis.testing.models import (
     check_empty_histories,
     check_gradients,
     check_labels_and_weights,
+    check_memorises,
     check_model,
     check_padding,
     check_rows_are_independent,
@@ -406,3 +407,26 @@ def test_suite_refuses_logits_that_know_labels_or_weights(read: Callable) -> Non
         check_labels_and_weights(
             _builder(lambda model, batch: _sound(model, batch) + read(batch)), spec
         )
+
+
+def test_suite_refuses_a_model_that_cannot_learn_rows_by_heart() -> None:
+    spec = example_spec()
+
+    check_memorises(_builder(_sound), spec)
+    # Each parameter learns, but from logits up to 1 no row gets a loss below log(1 + 1 / e) = 0.31.
+    bounded = _builder(lambda model, batch: _sound(model, batch).tanh())
+    check_gradients(bounded, spec)
+    with pytest.raises(AssertionError, match=r"64 rows must be learnt .* a log loss of 0\.3[1-9]"):
+        check_memorises(bounded, spec)
+
+
+def test_suite_learns_rows_with_the_step_sizes_that_it_is_given() -> None:
+    linear = _model(lambda model, batch: model.linear(batch))
+    spec = example_spec()
+
+    def check(embedding_lr: float) -> None:
+        check_memorises(lambda spec: linear(_Config(), spec), spec, embedding_lr=embedding_lr)
+
+    check(0.2)
+    with pytest.raises(AssertionError, match=r"embedding_lr=0\.02 and dense_lr=0\.003 not suit"):
+        check(0.02)
