@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,6 +158,18 @@ def test_warnings_and_split_of_a_raw_log_are_in_json_and_report(
     assert "split at random by row: 10 % validation, 10 % test" in result.stderr
     page = Path("r", "report.html").read_text()
     assert "at random by row: 10 % validation, 10 % test" in page
+
+
+@pytest.mark.parametrize(("monitor", "is_drawn"), [("gauc", True), ("auc", False)])
+def test_auc_within_users_is_drawn_where_it_is_watched(
+    world: Path, tamis: Callable[..., Result], monitor: str, is_drawn: bool
+) -> None:
+    result = tamis("train", "d", "--run", "r", *FAST, "--set", f"training.monitor={monitor}")
+
+    assert result.exit_code == 0, result.output
+    line = " ".join(result.output.split("step ")[1].split())
+    assert (re.search(r" y: ne \S+ auc \S+ gauc 0\.\d+", line) is not None) is is_drawn
+    assert re.search(r" y: ne \S+ auc 0\.\d+", line)
 
 
 def test_run_that_was_begun_on_a_log_is_given_again_without_a_second_dataset(

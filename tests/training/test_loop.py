@@ -439,6 +439,27 @@ def test_clipping_acts_only_above_its_norm(
     assert lines[0] != lines[2]
 
 
+def test_auc_within_users_picks_the_weights(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset()
+    by_gauc, by_auc = (
+        train(dataset, _settings(monitor=monitor), tmp_path / monitor)
+        for monitor in ("gauc", "auc")
+    )
+
+    lines = _lines(tmp_path / "gauc")
+    found = [line["valid"]["click"]["gauc"] for line in lines]
+    assert found != [line["valid"]["click"]["auc"] for line in lines]
+    best = artifacts.read_json(tmp_path / "gauc" / "run.json")["best_step"]
+    assert best == lines[found.index(max(found))]["step"]
+    # What is watched is what is told in the end.
+    assert by_gauc.metrics["metrics"]["valid"]["click"]["gauc"] == max(found)
+    # Nobody else pays for it.
+    assert all(line["valid"]["click"]["gauc"] is None for line in _lines(tmp_path / "auc"))
+    assert by_auc.metrics["metrics"]["valid"]["click"]["gauc"] is not None
+
+
 def test_unknown_monitor_task_is_found_before_training(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
@@ -459,8 +480,9 @@ def _write(
     task: Task,
     labels: dict[str, list[float]],
     weights: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    rows_per_user: int | None = None,
 ) -> Dataset:
-    """One categorical field of four values, the labels given, and weights of split and labels."""
+    """One categorical field of four values, labels, and weights of split and labels."""
     item = Field(name="item", kind="categorical")
     spec = InputSpec(
         numeric=(),
@@ -480,6 +502,7 @@ def _write(
                     ids={"item": (rows % 4).astype(np.int32)},
                     labels={task.name: np.array(values, np.float32)},
                     weights=None if weights is None else weights(split, np.array(values)),
+                    roles={} if rows_per_user is None else {"user": rows // rows_per_user},
                 ),
             )
         return writer.finish({})
@@ -526,6 +549,33 @@ def test_weights_that_define_no_metric_are_found_before_training(
 
     with pytest.raises(DataError, match=message):
         train(dataset, _settings(), tmp_path / "run")
+
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows_per_user", "error", "message"),
+    [
+        (
+            None,
+            ConfigError,
+            r"training.monitor: must be 'ne', 'log_loss' or 'auc' without a user, got 'gauc'",
+        ),
+        (
+            1,
+            DataError,
+            r"both classes of 'click' of one user for training.monitor='gauc', got none in 50 rows",
+        ),
+    ],
+)
+def test_users_that_define_no_metric_are_found_before_training(
+    tmp_path: Path, rows_per_user: int | None, error: type[TamisError], message: str
+) -> None:
+    labels = {"train": [0.0, 1.0] * 50, "valid": [0.0, 1.0] * 25}
+    dataset = _write(tmp_path / "data", Task(name="click"), labels, rows_per_user=rows_per_user)
+
+    with pytest.raises(error, match=message):
+        train(dataset, _settings(monitor="gauc"), tmp_path / "run")
 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

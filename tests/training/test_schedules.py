@@ -1,6 +1,7 @@
 """Step sizes over a run, and what an evaluation does to them."""
 
 import math
+from typing import Literal
 
 import pytest
 
@@ -86,6 +87,30 @@ def test_monitor_reads_the_first_task_unless_another_is_named() -> None:
     assert other.value(metrics) == 2.0
     # Asked for AUC, a regression task is still judged by its error: smaller is better.
     assert not other.larger_is_better
+
+
+@pytest.mark.parametrize(
+    ("metric", "larger_is_better", "needs_both_classes", "needs_users"),
+    [
+        ("ne", False, True, False),
+        ("log_loss", False, False, False),
+        ("auc", True, True, False),
+        ("gauc", True, True, True),
+    ],
+)
+def test_monitor_knows_what_its_metric_needs(
+    metric: Literal["ne", "log_loss", "auc", "gauc"],
+    larger_is_better: bool,
+    needs_both_classes: bool,
+    needs_users: bool,
+) -> None:
+    monitor = choose_monitor(TrainingConfig(monitor=metric), _TASKS)
+    values = {"ne": 0.9, "log_loss": 0.5, "auc": 0.7, "gauc": 0.6}
+
+    assert monitor.value({"click": values}) == values[metric]
+    assert monitor.larger_is_better is larger_is_better
+    assert monitor.needs_both_classes is needs_both_classes
+    assert monitor.needs_users is needs_users
 
 
 def test_monitor_of_an_undefined_metric_is_nan() -> None:

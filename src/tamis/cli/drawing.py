@@ -187,7 +187,9 @@ class TrainingDisplay:
         for task, metrics in record["valid"].items():
             name = "ne" if "ne" in metrics else "rmse"
             auc = f" auc {number(metrics.get('auc'))}" if "auc" in metrics else ""
-            parts.append(f"{task}: {name} {number(metrics[name])}{auc}")
+            # There only where it is monitored.
+            gauc = f" gauc {number(metrics['gauc'])}" if metrics.get("gauc") is not None else ""
+            parts.append(f"{task}: {name} {number(metrics[name])}{auc}{gauc}")
         mark = "  best so far" if record["is_best"] else ""
         self._current.say("  ".join(parts) + mark)
 

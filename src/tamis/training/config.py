@@ -88,8 +88,9 @@ class TrainingConfig:
     """Passes over the training split, at most. At least 1."""
     evaluations_per_epoch: int = 1
     """Evaluations on the validation split in each pass. At least 1."""
-    monitor: Literal["ne", "log_loss", "auc"] = "ne"
-    """Validation metric that picks the weights and stops the run."""
+    monitor: Literal["ne", "log_loss", "auc", "gauc"] = "ne"
+    """Validation metric that picks the weights and stops the run; ``gauc``, the AUC within users,
+    needs a user among the schema's roles."""
     monitor_tasks: tuple[str, ...] = ()
     """Tasks whose metric is monitored; of several, the mean. Empty: the first task."""
     patience: int = 2

@@ -373,7 +373,10 @@ class _Training:
         if not np.isfinite(predictions).all():
             raise _diverged(f"evaluation after step {progress.step}: predictions", math.nan)
         metrics = task_metrics(
-            self.dataset.split("valid"), predictions, self.dataset.spec.tasks, grouped=False
+            self.dataset.split("valid"),
+            predictions,
+            self.dataset.spec.tasks,
+            grouped=self.monitor.needs_users,
         )
         step_sizes = {
             name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()
@@ -501,6 +504,28 @@ def _check_labels(dataset: Dataset, monitor: Monitor) -> None:
                 f"training.monitor={monitor.metric!r}, got only {values[0]:g}"
                 f"{'' if weights is None else ' in rows with a weight'}. Split otherwise, or set "
                 f"training.monitor='log_loss'."
+            )
+    if monitor.needs_users:
+        _check_users(split, dataset.spec.tasks, monitor)
+
+
+def _check_users(split: Split, tasks: tuple[Task, ...], monitor: Monitor) -> None:
+    """Find out that there is no user, or none whose rows could be ranked rightly or wrongly."""
+    if split.role("user") is None:
+        raise ConfigError(
+            f"training.monitor: must be 'ne', 'log_loss' or 'auc' without a user, got "
+            f"{monitor.metric!r}. Name the user in the schema's roles, or set "
+            f"training.monitor='auc'."
+        )
+    # Predictions that are all alike have a metric where better ones have.
+    alike = np.full(split.labels().shape, 0.5)
+    metrics = task_metrics(split, alike, tasks, grouped=True)
+    for task in monitor.tasks:
+        if metrics[task][monitor.metric] is None:
+            raise DataError(
+                f"split 'valid': must hold both classes of {task!r} of one user for "
+                f"training.monitor={monitor.metric!r}, got none in {len(alike):,} rows. Split "
+                f"otherwise, or set training.monitor='auc'."
             )
 
 

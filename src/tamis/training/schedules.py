@@ -37,17 +37,22 @@ class Monitor:
     tasks: tuple[str, ...]
     """Tasks that are looked at."""
     metric: str
-    """``ne``, ``log_loss``, ``auc``, or ``rmse`` for a task that is not binary."""
+    """``ne``, ``log_loss``, ``auc``, ``gauc``, or ``rmse`` for a task that is not binary."""
 
     @property
     def larger_is_better(self) -> bool:
         """Whether an increase is an improvement."""
-        return self.metric == "auc"
+        return self.metric in ("auc", "gauc")
 
     @property
     def needs_both_classes(self) -> bool:
         """Whether the metric is undefined where all labels are equal."""
-        return self.metric in ("ne", "auc")
+        return self.metric in ("ne", "auc", "gauc")
+
+    @property
+    def needs_users(self) -> bool:
+        """Whether the metric is one within users."""
+        return self.metric == "gauc"
 
     def value(self, metrics: Mapping[str, Mapping[str, Any]]) -> float:
         """Its mean over the tasks; NaN where it is undefined for one of them."""
