@@ -286,6 +286,34 @@ def test_settings_that_change_what_is_computed_are_said_or_carried_over(folder: 
     assert "monitor = {'gAUC': 1, 'AUC': 1} became auc." in imported.notes
 
 
+@pytest.mark.parametrize(
+    ("monitor", "has_user", "expected", "note"),
+    [
+        ("gAUC", True, "gauc", None),
+        ("{'gAUC': 1}", True, "gauc", None),
+        ("[gAUC]", True, "gauc", None),
+        ("gAUC", False, "auc", "monitor = 'gAUC' became auc."),
+        ("logloss", False, "log_loss", None),
+        ("null", True, "auc", "monitor = None became auc."),
+    ],
+)
+def test_auc_within_users_is_watched_where_there_are_users(
+    folder: Path, monitor: str, has_user: bool, expected: str, note: str | None
+) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text(path.read_text().replace("{'AUC': 1, 'logloss': -1}", monitor))
+    if not has_user:
+        path.write_text(path.read_text().replace("group_id: group_id", ""))
+        path = folder / "dataset_config.yaml"
+        path.write_text(path.read_text().replace("copy_from(userid)", "copy_from(hour)"))
+    imported = fuxictr.read(folder, "DIN_test")
+
+    assert bool(imported.schema.roles.user) is has_user
+    assert run_config_from_table(imported.recipe).training.monitor == expected
+    said = [one for one in imported.notes if one.startswith("monitor")]
+    assert said == ([] if note is None else [note])
+
+
 def test_dropout_of_din_is_told_only_where_there_is_one(folder: Path) -> None:
     path = folder / "model_config.yaml"
     assert not any("dropout" in note for note in fuxictr.read(folder, "DIN_test").notes)

@@ -65,7 +65,7 @@ def read(folder: Path, experiment: str) -> Imported:
         model = _over(model, table)
         files, schema, notes = read_data_set(folder, str(name), table, model=model)
     with blamed_on(of_model, experiment):
-        recipe = read_recipe(model, notes)
+        recipe = read_recipe(model, notes, has_user=bool(schema.roles.user))
     free = free_names(field.source for field in schema.fields)
     for key in {"first_context", "second_context"} & recipe["model"].keys():
         recipe["model"][key] = [free.get(other, other) for other in recipe["model"][key]]

@@ -141,8 +141,13 @@ _AS_HERE: dict[str, Any] = {
 }
 
 
-def read_recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def read_recipe(model: Mapping[str, Any], notes: list[str], *, has_user: bool) -> dict[str, Any]:
     """Model and training of an experiment's settings; adds to ``notes``.
+
+    Args:
+        model: The settings.
+        notes: What has no counterpart.
+        has_user: Whether the data say who the user is.
 
     Raises:
         ConfigError: The model is none of tamis, or a setting is of another kind.
@@ -174,7 +179,7 @@ def read_recipe(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         is_known = key in _ELSEWHERE or key in keys
         if not is_known and value not in (None, "") and value != _AS_HERE.get(key, object()):
             notes.append(f"{key} = {value!r} has no counterpart in {name}.")
-    return {"model": settings, **_training(model, notes)}
+    return {"model": settings, **_training(model, notes, has_user=has_user)}
 
 
 def _widths_of_transact(model: Mapping[str, Any], on_top: list[int], notes: list[str]) -> list[int]:
@@ -268,7 +273,7 @@ def _dropout(key: str, value: object, notes: list[str]) -> float:
     return number({key: value}, key, 0.0)
 
 
-def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _training(model: Mapping[str, Any], notes: list[str], *, has_user: bool) -> dict[str, Any]:
     if str(model.get("optimizer", "adam")).lower() != "adam":
         notes.append(f"optimizer = {model['optimizer']!r} became Adam.")
     notes.append(
@@ -294,7 +299,7 @@ def _training(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             "max_epochs": int(number(model, "epochs", 1)),
             "patience": int(number(model, "early_stop_patience", 2)),
             "seed": int(number(model, "seed", 0)),
-            "monitor": _monitor(model.get("monitor", "AUC"), notes),
+            "monitor": _monitor(model.get("monitor", "AUC"), notes, has_user=has_user),
             "min_improvement": 1e-6,  # FuxiCTR's
         },
     }
@@ -308,11 +313,13 @@ def _check_loss(model: Mapping[str, Any], notes: list[str]) -> None:
         notes.append(f"loss = {model['loss']!r} became {ours}.")
 
 
-def _monitor(monitor: object, notes: list[str]) -> str:
-    """AUC or log loss; FuxiCTR also adds metrics up, and knows gAUC."""
-    names = [str(name) for name in monitor] if isinstance(monitor, Mapping | list) else [monitor]
-    found = "log_loss" if names == ["logloss"] else "auc"
-    if names not in (["logloss"], ["AUC"]):
+def _monitor(monitor: object, notes: list[str], *, has_user: bool) -> str:
+    """One metric, gAUC where there is a user; FuxiCTR also adds metrics up."""
+    names = [str(name) for name in (monitor if isinstance(monitor, Mapping | list) else [monitor])]
+    known = {"AUC": "auc", "logloss": "log_loss"} | ({"gAUC": "gauc"} if has_user else {})
+    is_known = len(names) == 1 and names[0] in known
+    found = known[names[0]] if is_known else "auc"
+    if not is_known:
         notes.append(f"monitor = {monitor!r} became {found}.")
     return found
 
