@@ -138,6 +138,20 @@ def test_sequences_of_one_group_with_other_lengths_are_named_with_their_row(
         list(encode_log(tmp_path / "new.parquet", Encoders.load(folder, SCHEMA)))
 
 
+def test_sequences_of_one_group_are_compared_by_all_of_their_events(
+    folder: Path, tmp_path: Path
+) -> None:
+    table = _table()
+    past, shops = (table[name].to_pylist() for name in ("past", "past_shop"))
+    # Of both the last 50 are kept.
+    past[40], shops[40] = [1] * 60, [2] * 61
+    table = table.set_column(2, "past", pa.array(past)).set_column(3, "past_shop", pa.array(shops))
+    pq.write_table(table, tmp_path / "new.parquet")
+
+    with pytest.raises(DataError, match=r"column 'past_shop', row 41: .* got 61 beside 60 in"):
+        list(encode_log(tmp_path / "new.parquet", Encoders.load(folder, SCHEMA)))
+
+
 def test_spec_says_whom_each_input_describes_and_which_field_names_the_item(
     tmp_path: Path,
 ) -> None:

@@ -169,6 +169,17 @@ def test_lists_of_one_length_are_no_group_by_that_alone(infer: Infer) -> None:
     assert {fields[name].group for name in ("sizes", "colours")} == {""}
 
 
+@pytest.mark.parametrize(("longest", "group"), [(60, "hist_items"), (80, "")])
+def test_histories_longer_than_what_is_kept_are_a_group_where_they_are_as_long(
+    infer: Infer, longest: int, group: str
+) -> None:
+    items = [[f"i{k}" for k in range(60 if k % 2 else 3)] for k in range(COUNT)]
+    queries = [[f"q{k}" for k in range(longest if k % 2 else 3)] for k in range(COUNT)]
+    fields = infer(hist_items=items, hist_queries=queries)
+
+    assert {fields[name].group for name in ("hist_items", "hist_queries")} == {group}
+
+
 def test_texts_of_which_few_hold_another_columns_values_are_no_histories(infer: Infer) -> None:
     brand = [f"b{k % ITEMS}" for k in range(COUNT)]
     note = [f"b{k % 3} b{k % 5}" if k % 9 == 0 else ["foo", "bar"][k % 2] for k in range(COUNT)]

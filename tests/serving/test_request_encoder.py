@@ -132,6 +132,8 @@ def test_known_row() -> None:
     assert np.isfinite(batch.numeric.numpy()).all()
 
 
-def test_histories_that_do_not_go_together_are_refused() -> None:
+# Of five and of four events the last three are kept.
+@pytest.mark.parametrize(("past", "kinds"), [(1, 0), (5, 4)])
+def test_histories_that_do_not_go_together_are_refused(past: int, kinds: int) -> None:
     with pytest.raises(DataError, match=r"must have as many events, got others in 'kinds'"):
-        RequestEncoder(_encoders(FIELDS)).encode([{"past": ["a0"], "kinds": []}])
+        RequestEncoder(_encoders(FIELDS)).encode([{"past": ["a0"] * past, "kinds": ["k0"] * kinds}])

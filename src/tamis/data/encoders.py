@@ -252,21 +252,22 @@ class Encoders:
     def _encode_group(
         self, table: pa.Table, members: tuple[Field, ...], *, origin: Origin
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        columns, lengths = [], None
+        columns, whole, lengths = [], None, None
         for item in members:
             events = split_events(table, item, origin=origin)
             counts = self._counts_of(item.name)
             counts.shortened += events.num_shortened
             vocabulary = self.vocabularies[item.shares or item.name]
             columns.append(vocabulary.encode(events.values, counts))
-            if lengths is not None and not np.array_equal(lengths, events.lengths):
-                row = int(np.argmax(lengths != events.lengths))
+            if whole is not None and not np.array_equal(whole, events.whole_lengths):
+                row = int(np.argmax(whole != events.whole_lengths))
                 raise DataError(
                     f"{origin.of(item.source).row(row)}: columns of one sequence group must have "
-                    f"as many events, got {int(events.lengths[row])} beside {int(lengths[row])} in "
-                    f"{members[0].source!r}. Mend the row, or give the fields groups of their own."
+                    f"as many events, got {int(events.whole_lengths[row])} beside "
+                    f"{int(whole[row])} in {members[0].source!r}. Mend the row, or give the fields "
+                    f"groups of their own."
                 )
-            lengths = events.lengths
+            whole, lengths = events.whole_lengths, events.lengths
         assert lengths is not None
         return np.stack(columns, axis=1), lengths
 
@@ -357,8 +358,13 @@ class SplitEvents:
     """Oldest first; at most ``max_length`` a row."""
     lengths: NDArray[np.int64]
     """(rows,) how many of them are each row's."""
-    num_shortened: int
-    """Rows that had more."""
+    whole_lengths: NDArray[np.int64]
+    """(rows,) how many each row had, of which the last were kept."""
+
+    @property
+    def num_shortened(self) -> int:
+        """Rows of which not all were kept."""
+        return int((self.lengths < self.whole_lengths).sum())
 
 
 def split_events(table: pa.Table, item: Field, *, origin: Origin) -> SplitEvents:
@@ -391,7 +397,7 @@ def split_events(table: pa.Table, item: Field, *, origin: Origin) -> SplitEvents
         first = np.cumsum(kept) - kept
         positions = np.arange(int(kept.sum())) + np.repeat(starts - first, kept)
         events = events.take(pa.array(positions))
-    return SplitEvents(values=events, lengths=kept, num_shortened=int((kept < lengths).sum()))
+    return SplitEvents(values=events, lengths=kept, whole_lengths=lengths)
 
 
 def split_words(texts: pa.Array) -> pa.Array:

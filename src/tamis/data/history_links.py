@@ -50,6 +50,7 @@ class _History:
     field: Field
     categories: Categories
     lengths: NDArray[np.int64]
+    whole_lengths: NDArray[np.int64]
     is_text: bool
 
     @property
@@ -172,6 +173,7 @@ def _read(table: pa.Table, field: Field) -> _History:
         field=field,
         categories=as_categories(events.values),
         lengths=events.lengths,
+        whole_lengths=events.whole_lengths,
         is_text=is_stringlike(events.values.type),
     )
 
@@ -277,8 +279,8 @@ def _grouped(histories: Sequence[_History]) -> list[Field]:
 
 
 def _go_together(first: _History, second: _History) -> bool:
-    if not np.array_equal(first.lengths, second.lengths):
+    if not np.array_equal(first.whole_lengths, second.whole_lengths):
         return False
     # Lists of one fixed length agree whatever they hold.
-    varies = len(np.unique(first.lengths)) > 1
+    varies = len(np.unique(first.whole_lengths)) > 1
     return varies or first.field.side == second.field.side == "user"

@@ -101,7 +101,7 @@ class RequestEncoder:
         self, members: tuple[Field, ...], rows: Sequence[RawRow]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Table rows (nnz, E) of a group's events, and how many there are in each row."""
-        columns, lengths = [], None
+        columns, lengths, longest = [], None, members[0].max_length
         for item in members:
             lists = [_events_of(row, item) for row in rows]
             own = np.array([len(events) for events in lists], np.int64)
@@ -111,10 +111,10 @@ class RequestEncoder:
                     f"in {item.source!r} than in {members[0].source!r}. Send one for each."
                 )
             lengths = own
-            flat = [event for events in lists for event in events]
+            flat = [event for events in lists for event in events[-longest:]]
             columns.append(self._rows[item.shares or item.name].of(flat))
         assert lengths is not None
-        return np.stack(columns, axis=1), lengths
+        return np.stack(columns, axis=1), np.minimum(lengths, longest)
 
 
 class _Rows:
@@ -136,6 +136,6 @@ class _Rows:
 
 
 def _events_of(row: RawRow, item: Field) -> list[Any]:
-    """The newest events of a row; none where there is no history."""
+    """The events of a row; none where there is no history."""
     events = row.get(item.source)
-    return events[-item.max_length :] if isinstance(events, list) else []
+    return events if isinstance(events, list) else []
