@@ -120,10 +120,10 @@ def number_doubt(column: pa.Array) -> str:
         return f"{odd[0].as_py()!r} is no number as nearly all other values are"
     if share >= 0.5 and pc.count_distinct(odd).as_py() <= _FEW_MARKS:
         return f"{odd[0].as_py()!r} is no number as {share:.0%} of the values are"
-    if share_of(texts, _WRITTEN_NUMBER) >= 0.5:
-        written = pc.match_substring_regex(odd, _WRITTEN_NUMBER)
-        first = odd.filter(written)[0].as_py()
-        return f"{first!r} is a number with more than digits and a decimal point"
+    # Plain numbers are written so too: half of the texts may be these, and the others codes.
+    written = odd.filter(pc.match_substring_regex(odd, _WRITTEN_NUMBER))
+    if len(written) and share_of(texts, _WRITTEN_NUMBER) >= 0.5:
+        return f"{written[0].as_py()!r} is a number with more than digits and a decimal point"
     return ""
 
 
