@@ -41,6 +41,14 @@ def test_every_layout_of_texts_gives_the_same_categories(column: pa.Array) -> No
     assert categories.values.to_pylist() == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("values", [[np.nan], [np.inf, np.nan, -np.inf], [np.nan, None], [np.inf]])
+def test_floats_of_which_none_is_a_number_are_missing(values: list[float | None]) -> None:
+    categories = as_categories(pa.array(values, pa.float64(), from_pandas=False))
+
+    assert categories.codes.tolist() == [-1] * len(values)
+    assert categories.values.to_pylist() == []
+
+
 def _ingest(tmp_path: Path, column: pa.Array, kind: str, **roles: str) -> dict[str, int]:
     count = len(column)
     table = pa.table(

@@ -113,6 +113,17 @@ def test_constant_and_all_different_columns_are_left_out(
     assert reasons["row"] == "nearly every row has another value"
 
 
+@pytest.mark.parametrize("values", [[np.nan, None], [np.inf, None], [np.inf, -np.inf]])
+def test_floats_of_which_none_is_finite_are_left_out(
+    tmp_path: Path, columns: dict[str, object], values: list[float | None]
+) -> None:
+    score = pa.array(values * (COUNT // 2), pa.float64(), from_pandas=False)
+
+    inferred = infer_schema(_write(tmp_path, **columns | {"score": score}), ["click"])
+
+    assert "score: left out, it holds no finite number in any row" in inferred.warnings
+
+
 def test_rare_categories_do_not_look_like_a_leak(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     path = _write(

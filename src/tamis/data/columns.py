@@ -177,7 +177,7 @@ def as_categories(column: pa.Array) -> Categories:
     target = pc.fill_null(merged.indices, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     kept = merged.dictionary
     is_text = pc.fill_null(pc.not_equal(kept, ""), fill_value=False).to_numpy(zero_copy_only=False)
-    new_position = np.cumsum(is_text) - 1
+    new_position = np.append(np.cumsum(is_text) - 1, -1)  # of values that are all missing, too
     moved = np.where(lost, -1, new_position[target])
     codes = np.where(codes >= 0, moved[np.maximum(codes, 0)], -1)
     return Categories(codes=codes, values=kept.filter(pa.array(is_text)))

@@ -278,6 +278,8 @@ def _reason_to_ignore(
         return f"its type is {column.type}: {why}"
     if is_list(column.type):
         return None
+    if pa.types.is_floating(column.type) and not pc.any(pc.is_finite(column)).as_py():
+        return "it holds no finite number in any row"
     distinct = int(pc.count_distinct(column, mode="all").as_py())
     if distinct <= 1:
         return "it has one value only"
