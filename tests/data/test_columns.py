@@ -135,6 +135,8 @@ def test_column_of_nulls_in_every_file_is_refused(tmp_path: Path) -> None:
 def test_list_where_one_value_is_due_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'x': must hold one value in each row, .* a sequence"):
         _ingest(tmp_path, pa.array([[1], [2]] * 20), "categorical")
+    with pytest.raises(DataError, match=r"'x': must hold one value .* take it or the role out of"):
+        _ingest(tmp_path, pa.array([[1], [2]] * 20), "sequence", user="x")
 
 
 def test_dates_in_a_numeric_field_are_refused_with_their_type(tmp_path: Path) -> None:

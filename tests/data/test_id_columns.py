@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamis.data.id_columns import id_doubts, request_of
@@ -61,9 +62,21 @@ def test_ids_that_a_text_file_holds_as_floats_are_doubted(tmp_path: Path, every:
         (["impression"], [0] * 50 + [1] * 50, ""),
         (["visit"], [k / 4 for k in range(100)], ""),
         (["query"], [f"q{k // 4}" for k in range(100)], ""),
+        (["session_id"], [[k // 4] for k in range(100)], ""),
     ],
 )
 def test_request_is_known_by_name_and_by_rows_that_stand_together(
     names: list[str], values: list[object], found: str
 ) -> None:
     assert request_of({name: pa.array(values) for name in names}) == found
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"a": 1}], ids=["list", "record"])
+def test_lists_and_records_named_like_ids_have_no_role(tmp_path: Path, value: object) -> None:
+    names = ("user_id", "item_id", "session_id")
+    table = {name: [value, None] * 50 for name in names} | {"userId": ["u", "v"] * 50}
+    pq.write_table(pa.table({**table, "click": [0, 0, 1, 1] * 25}), tmp_path / "log.parquet")
+
+    roles = infer_schema(tmp_path / "log.parquet").schema.roles
+
+    assert (roles.user, roles.item, roles.request) == ("userId", "", "")

@@ -147,7 +147,7 @@ def source_column(
     if is_list(column.type) and not may_be_list:
         raise DataError(
             f"{origin.of(name)}: must hold one value in each row, got type {_shortened(kind)}. "
-            f"Make the field a sequence, or take it out of the schema."
+            f"Make the field a sequence, or take it or the role out of the schema."
         )
     return column
 

@@ -27,8 +27,10 @@ _ID_NAME = re.compile(r"(^|_)(id|key|code|hash)$|id$", re.I)
 _LEAST_ROUNDED = 2.0**53
 
 
-def with_role(roles: Roles, name: str) -> Roles:
+def with_role(roles: Roles, name: str, column: pa.Array) -> Roles:
     """The roles with user or item, where a column's name says it and none has it yet."""
+    if pa.types.is_nested(column.type):  # A row is of one user and one item.
+        return roles
     if not roles.user and _USER_NAME.search(name):
         return replace(roles, user=name)
     if not roles.item and _ITEM_NAME.search(name):
@@ -41,7 +43,11 @@ def request_of(columns: Mapping[str, pa.Array]) -> str:
 
     A name that other columns have as well counts where all rows of a value stand together.
     """
-    sure = (name for name in columns if _REQUEST_NAME.search(name))
+    sure = (
+        name
+        for name, column in columns.items()
+        if _REQUEST_NAME.search(name) and not pa.types.is_nested(column.type)
+    )
     likely = (n for n in columns if _MAYBE_REQUEST_NAME.search(n) and _groups_rows(columns[n]))
     return next(sure, "") or next(likely, "")
 

@@ -119,7 +119,7 @@ def infer_schema(
             ignored.append(Ignored(column=name, reason="says which split a row belongs to"))
             continue
         doubt = doubts.get(name)
-        roles = with_role(roles, name)
+        roles = with_role(roles, name, column)
         warnings += id_doubts(name, column, is_of_text=file.format == "csv")
         if roles.request and name == roles.request:
             ignored.append(Ignored(column=name, reason="groups rows, not an input"))
