@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamis.data.inference import InferredSchema, infer_schema
@@ -163,3 +165,30 @@ def test_hours_written_in_digits_are_no_seconds(tmp_path: Path) -> None:
     assert not inferred.schema.roles.time
     (warning,) = inferred.warnings
     assert "named like a time, but 0% of its values can be read as one" in warning
+
+
+@pytest.mark.parametrize(
+    ("values", "first"),
+    [
+        (pa.array(np.arange(-200, 0) * 86_400, pa.timestamp("s")), "'1969-06-15 00:00:00."),
+        (pa.array(np.arange(-200, 0), pa.int32()).cast(pa.date32()), "'1969-06-15'"),
+        (pa.array([f"1492-10-{1 + k % 28:02} 10:00:00" for k in range(200)]), "'1492-10-01 10:0"),
+        (pa.array([k // 4 for k in range(200)]), "0)"),
+        (pa.array([k // 4 + 0.5 for k in range(200)]), "0.5)"),
+    ],
+    ids=["time stamps", "dates", "texts", "integers", "floats"],
+)
+def test_times_of_another_age_are_said_to_be_so(
+    tmp_path: Path, values: pa.Array, first: str
+) -> None:
+    clicks = np.random.default_rng(0).integers(0, 2, 200)
+    table = {"device": ["x", "y"] * 100, "event_time": values, "click": clicks}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+
+    (warning,) = infer_schema(tmp_path / "log.parquet", ["click"]).warnings
+
+    assert (
+        f"named like a time, but 100% of its values lie outside of 1973 to 2128 (the first is "
+        f"{first}"
+    ) in warning
+    assert warning.endswith("write it as ISO 8601 or a number since 1970, between 1973 and 2128")

@@ -26,6 +26,7 @@ _DAY_NAME = re.compile(
 )
 _DATE_LIKE = r"^\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}:\d{2}"
 _CLOCK = r"\d{1,2}:\d{2}"
+_ISO_LIKE = r"^\s*\d{4}-\d\d-\d\d(?:[T ]|\s*$)"
 # Forms that are not read, in columns of any name: 31/01/2024, 2024/01/31, 31 Jan 2024, Jan 31,
 # 20240131 and 20240131235959. Without a year of today's, versions and addresses would look so.
 _YEAR = r"(?:19|20)\d\d"
@@ -115,20 +116,34 @@ def _doubt(name: str, column: pa.Array, by: SplitWay) -> TimeDoubt | None:
             f"{name!r} if it is the row's"
         )
         return TimeDoubt(text=text, is_left_out=False)
-    first = known[0].as_py()
-    share = 0.0 if is_unread else share
-    what = (
-        f"named like a time, but {share:.0%} of its values can be read as one (such as {first!r})"
-        if named
-        else f"looks like a time of a form that is not read (such as {first!r})"
-    )
-    text = (
-        f"{what}, so that {is_empty}; if it is the time of the row, write it as ISO 8601 or a "
-        f"number since 1970"
-    )
-    is_text = is_stringlike(known.type)
+    is_text, is_dated = is_stringlike(known.type), pa.types.is_temporal(known.type)
+    first = (known.slice(0, 1).cast(pa.string()) if is_dated else known)[0].as_py()
+    share, form = 0.0 if is_unread else share, "ISO 8601 or a number since 1970"
+    inside = share_of_times(known, numbers=True, dates=True)
+    if not is_unread and inside < 0.5 and _may_be_of_any_year(known):
+        form += ", between 1973 and 2128"
+        what = (
+            f"named like a time, but {1 - inside:.0%} of its values lie outside of 1973 to 2128 "
+            f"(the first is {first!r})"
+        )
+    elif named:
+        what = (
+            f"named like a time, but {share:.0%} of its values can be read as one (such as "
+            f"{first!r})"
+        )
+    else:
+        what = f"looks like a time of a form that is not read (such as {first!r})"
+    text = f"{what}, so that {is_empty}; if it is the time of the row, write it as {form}"
     pattern = _DATE_LIKE if named else _CLOCK
     return TimeDoubt(text=text, is_left_out=is_text and share_of(known, pattern) >= 0.5)
+
+
+def _may_be_of_any_year(known: pa.Array) -> bool:
+    """Whether values are written as times are, though these may be of another age."""
+    kind, types = known.type, pa.types
+    if is_stringlike(kind):
+        return share_of(known, _ISO_LIKE) >= _NEARLY_ALL
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_temporal(kind))
 
 
 def _are_close(known: pa.Array) -> bool:
