@@ -86,9 +86,13 @@ def time_bounds(times: NDArray[np.int64], config: SplitConfig) -> tuple[int, int
     if config.test == 0:
         test_from = int(times.max()) + 1
     if not times.min() < valid_from < test_from:
+        alike = int((times == valid_from).sum())
+        got = f"{alike:,} of {count:,} rows at {np.datetime64(valid_from, 'us')}"
+        if alike == 1:
+            got = f"{count:,} rows, too few for these shares"
         raise DataError(
-            f"split by time: times must differ enough for train, valid and test, got "
-            f"{np.unique(times[:1000]).size} different times in {count} rows. Split by ratio."
+            f"split by time: train, valid and test must get rows, and rows of one time stay "
+            f"together, got {got}. Split by ratio."
         )
     return valid_from, test_from
 
