@@ -74,6 +74,46 @@ def test_lines_that_end_in_a_carriage_return_alone_are_lines(tmp_path: Path) -> 
     _ingest(tmp_path / "log.csv")
 
 
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".bz2", ".lz4"])
+@pytest.mark.parametrize(
+    ("header", "names", "delimiter"),
+    [
+        ('"a,b,c";click', ["a,b,c", "click"], ";"),
+        ('user,"a\nb",click', ["user", "a\nb", "click"], ","),
+        ('user\t"a\r\n,b,c"\tclick', ["user", "a\r\n,b,c", "click"], "\t"),
+        ('\ufeff"a;b;c""d",click', ['a;b;c"d', "click"], ","),
+        ('5" screen|6" screen', ['5" screen', '6" screen'], "|"),
+        ("user,click", ["user", "click"], ","),
+        (",".join(f"x{k:05}" for k in range(20_000)), [f"x{k:05}" for k in range(20_000)], ","),
+    ],
+    ids=["delimiters", "line end", "two line ends", "mark of UTF-8", "inches", "plain", "long"],
+)
+def test_header_is_read_as_rows_are(
+    tmp_path: Path, header: str, names: list[str], delimiter: str, ending: str
+) -> None:
+    path = tmp_path / f"log.csv{ending}"
+    for rows in ("", "\n", "\n" + '1,"2' * 100_000):
+        with pa.output_stream(str(path), compression="detect") as stream:
+            stream.write((header + rows).encode())
+
+        assert readers.read_header(path) == (names, delimiter)
+
+
+def test_column_whose_name_has_two_lines_is_read(tmp_path: Path) -> None:
+    rows = [f"u{k % 3},{k % 5},{k // 2 % 2}" for k in range(100)]
+    (tmp_path / "log.csv").write_text("\n".join(['user,"rank\nby price",click', *rows, ""]))
+
+    _ingest(tmp_path / "log.csv", Field(name="rank\nby price", kind="numeric"))
+
+
+@pytest.mark.parametrize("rows", [2, 100_000])
+def test_quote_of_a_header_that_does_not_end_is_named(tmp_path: Path, rows: int) -> None:
+    (tmp_path / "log.csv").write_text('user,"click\n' + "u,0\n" * rows)
+
+    with pytest.raises(DataError, match=r"a quote in the first line must end, got 'user,\"click'"):
+        _ingest(tmp_path / "log.csv")
+
+
 def test_quote_that_does_not_end_is_named_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text('user,click\nu,0\n"u,1\nu,0\n')
 

@@ -1,6 +1,7 @@
 """Raw logs as a stream of tables: CSV, TSV, Parquet and JSON lines, compressed or not."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -267,12 +268,40 @@ def _table(batches: list[pa.RecordBatch], file: LogFile, columns: Sequence[str] 
 def read_header(path: Path) -> tuple[list[str], str]:
     """Names of a text file's columns and the delimiter that cuts the header into most of them.
 
+    A name in quotes may hold delimiters and ends of lines.
+
     Raises:
         DataError: The file cannot be read, or its first line names no columns.
     """
+    text = _head(path, _SNIFFED_BYTES)
+    first = _LINE_END.split(text, maxsplit=1)[0]
+    if not first.strip():
+        raise DataError(f"{path}: the first line must name the columns, got an empty line.")
+    found = {mark: _first_record(text, mark) for mark in _DELIMITERS}
+    delimiter = max(found, key=lambda mark: len(found[mark][0]))
+    names, has_ended = found[delimiter]
+    if len(names) < 2:
+        raise DataError(
+            f"{path}: the first line must name at least two columns between ',', tab, ';' or "
+            f"'|', got {first[:80]!r}. Convert the file to one of these delimiters."
+        )
+    if not has_ended:  # It is longer than what was read, or one of its quotes does not end.
+        names, has_ended = _first_record(_head(path, _BLOCK_BYTES), delimiter)
+    if not has_ended:
+        raise DataError(f"{path}: a quote in the first line must end, got {first[:80]!r}. Mend it.")
+    if all(_is_number(name) for name in names):
+        raise DataError(
+            f"{path}: the first line must name the columns, got numbers ({first[:60]!r}). "
+            f"Add a header line."
+        )
+    return names, delimiter
+
+
+def _head(path: Path, size: int) -> str:
+    """The text of a file's first bytes; of a file without more, with an empty line at its end."""
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
-            head = stream.read(_SNIFFED_BYTES)
+            head = stream.read(size)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(explain_other(path, said(error))) from error
     try:
@@ -285,23 +314,17 @@ def read_header(path: Path) -> tuple[list[str], str]:
                 f"Save the file as UTF-8."
             ) from error
         text = head[: error.start].decode("utf-8-sig")
-    first = _LINE_END.split(text, maxsplit=1)[0]
-    if not first.strip():
-        raise DataError(f"{path}: the first line must name the columns, got an empty line.")
-    counts = {mark: first.count(mark) for mark in _DELIMITERS}
-    delimiter = max(counts, key=lambda mark: counts[mark])
-    if counts[delimiter] == 0:
-        raise DataError(
-            f"{path}: the first line must name at least two columns between ',', tab, ';' or "
-            f"'|', got {first[:80]!r}. Convert the file to one of these delimiters."
-        )
-    names = next(csv.reader([first], delimiter=delimiter))
-    if all(_is_number(name) for name in names):
-        raise DataError(
-            f"{path}: the first line must name the columns, got numbers ({first[:60]!r}). "
-            f"Add a header line."
-        )
-    return names, delimiter
+    return text if len(head) == size else text + "\n\n"
+
+
+def _first_record(text: str, delimiter: str) -> tuple[list[str], bool]:
+    """The first values of a text, and whether they end before the text does."""
+    lines = io.StringIO(text, newline="")
+    try:
+        values = next(csv.reader(lines, delimiter=delimiter))
+    except csv.Error:  # A value is very long, as after a quote that does not end.
+        return [], False
+    return values, bool(lines.read(1))
 
 
 def _is_number(text: str) -> bool:
