@@ -314,7 +314,7 @@ def _head(path: Path, size: int) -> str:
                 f"Save the file as UTF-8."
             ) from error
         text = head[: error.start].decode("utf-8-sig")
-    return text if len(head) == size else text + "\n\n"
+    return f"{text}\n\n" if len(head) < size else str(text)
 
 
 def _first_record(text: str, delimiter: str) -> tuple[list[str], bool]:
