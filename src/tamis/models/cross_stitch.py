@@ -35,7 +35,8 @@ class CrossStitch(FusionRanker):
         the baseline of AdaTT, arXiv:2304.04959, S starts at random and is one matrix per level.
 
     Differs from the source:
-        On vectors instead of the maps of a convolution.
+        On vectors instead of the maps of a convolution. Layers start from Xavier's uniform
+        distribution, in AdaTT's code as PyTorch's do.
     """
 
     def __init__(self, config: CrossStitchConfig, spec: InputSpec) -> None:

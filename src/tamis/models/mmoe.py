@@ -41,7 +41,8 @@ class MMoE(FusionRanker):
         AdaTT, arXiv:2304.04959, section 4.
 
     Differs from the source:
-        Gates have biases, as in AdaTT's code.
+        Gates have biases, as in AdaTT's code; weights start from Xavier's uniform distribution and
+        biases from 0, as in most tamis models, and there as PyTorch's do.
     """
 
     def __init__(self, config: MMoEConfig, spec: InputSpec) -> None:

@@ -42,7 +42,8 @@ class PLE(FusionRanker):
         Tang et al., Progressive Layered Extraction (PLE), RecSys 2020, equations (1) to (7).
 
     Differs from the source:
-        Gates have biases, as in AdaTT's code.
+        Gates have biases, as in AdaTT's code; weights start from Xavier's uniform distribution and
+        biases from 0, as in most tamis models, and there as PyTorch's do.
     """
 
     def __init__(self, config: PLEConfig, spec: InputSpec) -> None:

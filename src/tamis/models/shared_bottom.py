@@ -27,7 +27,7 @@ class SharedBottom(nn.Module):
         equation (1).
 
     Differs from the source:
-        Nothing known.
+        Layers start from Xavier's uniform distribution, in AdaTT's code as PyTorch's do.
     """
 
     def __init__(self, config: SharedBottomConfig, spec: InputSpec) -> None:
