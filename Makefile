@@ -36,7 +36,8 @@ lint: $(STAMP)
 	$(BIN)/codespell src tests benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
 bench: $(STAMP)
-	for script in train_throughput ingest loader memory funnel_replay retrieval_latency retrieval_scaling serving quickstart; do \
+	for script in train_throughput sequence_throughput experts ingest loader memory early_stage funnel_replay retrieval_latency \
+		retrieval_scaling serving quickstart; do \
 		$(BIN)/python benchmarks/$$script.py --quick || exit 1; \
 	done
 

@@ -301,7 +301,7 @@ def _head(path: Path, size: int) -> str:
     """The text of a file's first bytes; of a file without more, with an empty line at its end."""
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
-            head = stream.read(size)
+            head: bytes = stream.read(size)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(explain_other(path, said(error))) from error
     try:
@@ -314,7 +314,7 @@ def _head(path: Path, size: int) -> str:
                 f"Save the file as UTF-8."
             ) from error
         text = head[: error.start].decode("utf-8-sig")
-    return f"{text}\n\n" if len(head) < size else str(text)
+    return text if len(head) == size else text + "\n\n"
 
 
 def _first_record(text: str, delimiter: str) -> tuple[list[str], bool]:
