@@ -25,7 +25,7 @@ from tamis.training.cost import count_forward_flops
 from tamis.training.predict import choose_precision
 
 WIDTH, TASKS, BATCH_SIZE = 512, 3, 4096
-ROUNDS, STEPS = {False: 15, True: 5}, 10
+ROUNDS, STEPS = {False: 15, True: 2}, 10
 BARS = {"mlp/adatt": 1 / 1.3, "mlp/adatt/fp32": 1 / 1.3}
 COLUMNS = {
     "model": str,
