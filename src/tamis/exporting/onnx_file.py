@@ -37,6 +37,7 @@ from tamis.data.encoders import Encoders
 from tamis.data.schema import InputSpec, load_schema
 from tamis.errors import ArtifactError, ConfigError, TamisError
 from tamis.models.cetnet import CETNet
+from tamis.models.output import predictions_of
 from tamis.models.trained import TrainedModel
 from tamis.training.predict import load_trained
 from tamis.training.run_folder import INPUTS_VERSION, check_finished
@@ -261,14 +262,7 @@ class _Graph(nn.Module):
                 for group in self._spec.sequences
             },
         )
-        columns = list(self.model(batch).logits.float().unbind(1))
-        for place, task in enumerate(self._spec.tasks):
-            if task.kind == "regression":
-                mean, std = task.scale
-                columns[place] = mean + std * columns[place]
-            else:
-                columns[place] = columns[place].sigmoid()
-        return torch.stack(columns, dim=1)
+        return predictions_of(self.model(batch).logits.float(), self._spec.tasks)
 
 
 @contextlib.contextmanager

@@ -43,20 +43,25 @@ class Output:
 
 
 def probabilities_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values.
+    """Predictions (B, T) in float64: probabilities, but for regression tasks, whose are values."""
+    return predictions_of(logits.double(), tasks)
+
+
+def predictions_of(logits: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """As :func:`probabilities_of`, in the type of the logits.
 
     A regression's logit is relative to the mean and standard deviation of its task.
     """
-    predictions = logits.to(torch.float64, copy=True)
     if all(task.kind != "regression" for task in tasks):
-        return predictions.sigmoid_()
+        return logits.sigmoid()
+    columns = list(logits.unbind(1))
     for index, task in enumerate(tasks):
         if task.kind == "regression":
             mean, std = task.scale
-            predictions[:, index] = mean + std * predictions[:, index]
+            columns[index] = mean + std * columns[index]
         else:
-            predictions[:, index] = predictions[:, index].sigmoid()
-    return predictions
+            columns[index] = columns[index].sigmoid()
+    return torch.stack(columns, dim=1)
 
 
 class Ranker(Protocol):
