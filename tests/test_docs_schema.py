@@ -15,9 +15,9 @@ from tamis.data.schema import Field, Roles, Schema, schema_from_table
 PAGE = (Path(__file__).parents[1] / "docs" / "schema.md").read_text()
 
 
-def _example() -> Schema:
-    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.S)
-    return schema_from_table(tomllib.loads(text))
+def _example(*, vectors: bool = False) -> Schema:
+    text, given = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.S)
+    return schema_from_table(tomllib.loads(text + given if vectors else text))
 
 
 def test_example_ingests_a_log(tmp_path: Path) -> None:
@@ -46,6 +46,16 @@ def test_example_ingests_a_log(tmp_path: Path) -> None:
     (history, title) = spec.sequences
     assert (history.name, history.tables, history.side) == ("history", ("item_id", "shop"), "user")
     assert title.name == "title"
+
+    looks = {"key": np.arange(20), "value": generator.normal(size=(20, 64)).tolist()}
+    pq.write_table(pa.table(looks), tmp_path / "looks.parquet")
+    spec = ingest(
+        tmp_path / "log.parquet",
+        tmp_path / "with-looks",
+        schema=_example(vectors=True),
+        vectors={"look": tmp_path / "looks.parquet"},
+    ).spec
+    assert spec.sequences[0].tables == ("item_id", "shop", "look")
 
 
 def test_page_names_every_key_of_fields_and_roles() -> None:

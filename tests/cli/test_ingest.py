@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from typer.testing import Result
 
@@ -310,3 +311,55 @@ def test_options_of_an_import_are_checked(
     world: Path, refused: Callable[..., str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused("ingest", "a", *arguments, "--out", "o")
+
+
+_LOOKS = """
+[[tasks]]
+name = "y"
+
+[[fields]]
+name = "look"
+column = "item_id"
+kind = "categorical"
+vectors = 3
+"""
+
+
+def _with_looks(world: Path) -> None:
+    (world / "looks.toml").write_text(_LOOKS)
+    # Of items 0 to 19: a third of the rows are of the ten others.
+    table = pa.table({"key": range(20), "value": [[1.0, 2.0, float(n)] for n in range(20)]})
+    pyarrow.parquet.write_table(table, world / "looks.parquet")
+
+
+def test_vectors_are_given_by_field(world: Path, tamis_json: Callable[..., dict[str, Any]]) -> None:
+    _with_looks(world)
+    command = ("ingest", "that.csv", "--schema", "looks.toml", "--out", "new")
+    found = tamis_json(*command, "--vectors", "look=looks.parquet")
+
+    assert 0.2 < found["fields"]["look"]["unknown"] / found["fields"]["look"]["rows"] < 0.5
+    run = tamis_json(
+        "train", "new", "--model", "lr", "--run", "r", "--set", "training.max_epochs=1"
+    )
+    assert run["metrics"]["test"]["y"]["rows"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "must name the file of field 'look', whose vectors are given, got none. Name it:"),
+        (("--vectors", "look"), "--vectors: must be FIELD=FILE, got 'look'"),
+        (("--vectors", "look=") * 2, "--vectors: must be FIELD=FILE, got 'look='"),
+        (("--vectors", "look=a.npz") * 2, "--vectors: must name a field once, got 'look' again"),
+        (("--vectors", "look=a.npz"), "a.npz: must be a file of vectors, got no file there"),
+    ],
+)
+def test_vectors_of_no_field_or_file_are_refused(
+    world: Path, tamis: Callable[..., Result], options: tuple[str, ...], message: str
+) -> None:
+    _with_looks(world)
+    result = tamis("ingest", "that.csv", "--schema", "looks.toml", "--out", "new", *options)
+
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert not (world / "new").exists()

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +27,9 @@ def _write(folder: Path, splits: tuple[str, ...], columns: dict[str, list[Any]])
 
 
 def _ingested(tmp_path: Path, prepared: PublicSet) -> Any:
-    return ingest(prepared.files, tmp_path / "dataset", schema=prepared.schema)
+    return ingest(
+        prepared.files, tmp_path / "dataset", schema=prepared.schema, vectors=prepared.vectors
+    )
 
 
 def _criteo(label: str, rows: int = 30) -> dict[str, list[Any]]:
@@ -179,17 +183,34 @@ def _kuaishou(rows: int = 60) -> dict[str, list[Any]]:
 
 def test_kuaishou_has_two_histories_of_their_own(tmp_path: Path) -> None:
     _write(tmp_path / "KuaiVideo_x1", ("train", "test"), _kuaishou())
+    with h5py.File(tmp_path / "KuaiVideo_x1" / "item_visual_emb_dim64.h5", "w") as file:
+        # One for every item of the site, most of which are not in the log.
+        file["key"], file["value"] = list(range(9)), np.arange(9 * 64.0).reshape(9, 64)
     dataset = _ingested(tmp_path, prepare("kuai_video_x1", tmp_path, tmp_path / "out"))
 
-    assert [group.tables for group in dataset.spec.sequences] == [("item_id",), ("item_id",)]
+    assert [group.tables for group in dataset.spec.sequences] == [("item_id", "item_visual")] * 2
     # What happened after the click must not be an input.
-    assert [item.name for item in dataset.spec.categorical] == ["user_id", "item_id"]
+    names = [item.name for item in dataset.spec.categorical]
+    assert names == ["user_id", "item_id", "item_visual"]
+    sizes = {table.name: (table.num_rows, table.vectors) for table in dataset.spec.tables}
+    assert sizes["item_visual"] == (10, 64)
+    test = dataset.split("test")
+    found = dataset.given_rows()["item_visual"][test.ids("item_visual")][:, 0]
+    assert found.tolist() == [64.0 * item for item in _kuaishou()["item_id"]]
+
+
+def test_visual_vectors_of_kuaishou_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    _write(tmp_path / "KuaiVideo_x1", ("train", "test"), _kuaishou())
+
+    with pytest.raises(DataError, match=r"item_visual_emb_dim64\.h5: must exist, .* Fetch the set"):
+        prepare("kuai_video_x1", tmp_path, tmp_path / "out")
 
 
 def test_kuaishou_holds_out_the_last_rows_of_known_users(tmp_path: Path) -> None:
     # Backwards: the time decides, not the place in the file.
     columns = {name: values[::-1] for name, values in _kuaishou().items()}
     _write(tmp_path / "KuaiVideo_x1", ("train", "test"), columns)
+    (tmp_path / "KuaiVideo_x1" / "item_visual_emb_dim64.h5").touch()
     prepared = prepare("kuai_video_x1", tmp_path, tmp_path / "out")
     train, valid = (pq.read_table(prepared.files[split]) for split in ("train", "valid"))
 
@@ -213,6 +234,7 @@ def test_training_files_without_times_are_refused(
 ) -> None:
     folder = tmp_path / "KuaiVideo_x1"
     _write(folder, ("test",), _kuaishou())
+    (folder / "item_visual_emb_dim64.h5").touch()
     rows = "".join(f"{time},1\n" for time in times)
     (folder / "train.csv").write_text(f"timestamp,user_id\n{rows}")
 

@@ -32,7 +32,8 @@ from tamis.exporting.onnx_file import (
 from tamis.models import catalog
 from tamis.models.output import Output, probabilities_of
 from tamis.models.trained import TrainedModel
-from tamis.testing.models import example_batch, example_spec
+from tamis.nn.embedding import give_rows
+from tamis.testing.models import example_batch, example_spec, example_vectors
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,18 @@ def test_onnx_runtime_predicts_what_pytorch_predicts(name: str, tmp_path: Path) 
         example_batch(model.spec, rows=300, seed=4),
     ]
     # Predictions that are all alike would agree whatever the graph does.
+    assert float(model.module(batches[0]).logits.detach().std()) > 1e-4
+    _check(model, tmp_path / "m.onnx", batches)
+
+
+@pytest.mark.parametrize("name", ["deepfm", "din", "two_tower"])
+def test_vectors_that_are_given_are_part_of_the_graph(name: str, tmp_path: Path) -> None:
+    model = _trained(name, example_spec(vectors=6))
+    give_rows(model.module, example_vectors(model.spec))
+
+    write_graph(model, tmp_path / "m.onnx")
+
+    batches = [example_batch(model.spec), example_batch(model.spec, rows=5, seed=3, longest=0)]
     assert float(model.module(batches[0]).logits.detach().std()) > 1e-4
     _check(model, tmp_path / "m.onnx", batches)
 

@@ -52,6 +52,65 @@ def test_data_set_becomes_a_schema(folder: Path) -> None:
     assert all(path.exists() for path in imported.files.values())
 
 
+_GIVEN = """        - {name: look, active: True, dtype: str, type: categorical, source: item,
+           preprocess: copy_from(adgroup_id), pretrained_emb: ../looks.h5, embedding_dim: 3,
+           feature_encoder: "nn.Linear(3, 10, bias=False)"WITH}
+        - {name: past_looks, active: True, dtype: str, type: sequence, splitter: ^, max_len: 20,
+           padding: pre, preprocess: copy_from(click_sequence), pretrained_emb: ../looks.h5,
+           share_embedding: look, embedding_dim: 3,
+           feature_encoder: ["nn.Linear(3, 10, bias=False)", "layers.MaskedAveragePooling()"]}
+        - {name: group_id,"""
+
+
+def _with_vectors(folder: Path, more: str = "") -> None:
+    path = folder / "dataset_config.yaml"
+    given = _GIVEN.replace("WITH", more)
+    path.write_text(path.read_text().replace("        - {name: group_id,", given))
+    (folder.parent / "looks.h5").touch()
+
+
+def test_frozen_pretrained_vectors_are_carried_over(folder: Path) -> None:
+    plain = fuxictr.read(folder, "DIN_test")
+    _with_vectors(folder)
+    imported = fuxictr.read(folder, "DIN_test")
+    by_name = {field.name: field for field in imported.schema.fields}
+
+    assert by_name["look"] == Field(
+        name="look", kind="categorical", column="adgroup_id", side="item", vectors=3
+    )
+    assert (by_name["past_looks"].shares, by_name["past_looks"].vectors) == ("look", 0)
+    assert {name: path.name for name, path in imported.vectors.items()} == {"look": "looks.h5"}
+    lost = [note for note in imported.notes if "not carried over" in note]
+    assert lost == ["hour: preprocess = 'convert_hour' is not carried over."]
+    assert plain.vectors == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "notes"),
+    [
+        (", freeze_emb: False", ["look: freeze_emb = False is not carried over; its vectors stay"]),
+        (
+            ", pretrain_usage: sum",
+            ["look: pretrain_usage = 'sum' is not carried over; add a field"],
+        ),
+        (
+            ", category_processor: hash_bucket, num_buckets: 9",
+            [
+                "look: pretrained_emb = '../looks.h5' is not carried over: vectors are for",
+                "look: embedding_dim = 3 is not carried over",
+                "look: feature_encoder = 'nn.Linear(3, 10, bias=False)' is not carried over",
+            ],
+        ),
+    ],
+)
+def test_what_else_pretrained_vectors_do_is_told(folder: Path, more: str, notes: list[str]) -> None:
+    _with_vectors(folder, more)
+    found = [note for note in fuxictr.read(folder, "DIN_test").notes if note.startswith("look:")]
+
+    assert len(found) == len(notes), found
+    assert all(got.startswith(wanted) for got, wanted in zip(found, notes, strict=True)), found
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "owner"),
     [

@@ -15,7 +15,8 @@ from tamis.data.sides import side_batch
 from tamis.errors import DataError
 from tamis.models.early_serving import AdTable, EarlyStageParts, served_logits
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
-from tamis.testing.models import example_batch, example_spec, take_rows
+from tamis.nn.embedding import give_rows
+from tamis.testing.models import example_batch, example_spec, example_vectors, take_rows
 
 _TASKS = (
     Task(name="click"),
@@ -24,6 +25,7 @@ _TASKS = (
     Task(name="final_conversion", kind="probability", distils="conversion"),
 )
 _WITH_CONTEXT = replace(example_spec(), tasks=_TASKS)
+_WITH_VECTORS = replace(example_spec(vectors=6), tasks=_TASKS)
 _WITHOUT_CONTEXT = replace(example_spec(num_categorical=2), tasks=_TASKS)
 
 
@@ -33,6 +35,7 @@ def _model(spec: InputSpec = _WITH_CONTEXT, **options: object) -> EarlyStage:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = EarlyStage(chosen, spec)
+        give_rows(model, example_vectors(spec))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
@@ -66,7 +69,11 @@ def _exported_scores(parts: EarlyStageParts, request: Batch, spec: InputSpec) ->
     return np.stack(list(scores.values()), axis=1)
 
 
-@pytest.mark.parametrize("spec", [_WITH_CONTEXT, _WITHOUT_CONTEXT], ids=["context", "no context"])
+@pytest.mark.parametrize(
+    "spec",
+    [_WITH_CONTEXT, _WITHOUT_CONTEXT, _WITH_VECTORS],
+    ids=["context", "no context", "vectors"],
+)
 @pytest.mark.parametrize("bottom", ["shared", "mmoe", "ple", "dot"])
 @pytest.mark.parametrize("head", ["label", "distilled", "mean"])
 @pytest.mark.parametrize("distillation", ["separate", "mixed"])

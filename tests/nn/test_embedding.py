@@ -1,7 +1,11 @@
 """Merged tables: right rows, sparse gradients, exact ids."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Table, Task
@@ -11,7 +15,9 @@ from tamis.nn.embedding import (
     FieldTokens,
     FirstOrder,
     FlatInputs,
+    GivenTable,
     OneHotInputs,
+    give_rows,
 )
 
 
@@ -154,3 +160,101 @@ def test_first_order_sums_the_weights_of_a_row(two_fields: InputSpec, batch: Bat
 
     # Row 1: 2 + 3 + 0 + 200 + 0.5; row 2: 1 + 6 + 16 / 3 - 100 + 0.5.
     assert module(batch)[:, 0].tolist() == pytest.approx([205.5, 12.8333333 - 100])
+
+
+@pytest.fixture
+def given(two_fields: InputSpec) -> InputSpec:
+    """The same fields, of which the item's vectors are given."""
+    user, item = two_fields.tables
+    return replace(two_fields, tables=(user, replace(item, vectors=2)))
+
+
+# Rows of items 0 to 3; their maps add both numbers, and take the first.
+_ROWS = {"item": np.array([[0, 0], [1, 10], [2, 20], [3, 30]], np.float32)}
+_MAP = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+
+
+def _filled(module: nn.Module) -> None:
+    give_rows(module, _ROWS)
+    for part in module.modules():
+        if isinstance(part, EmbeddingTables):
+            _numbered(part)
+        if isinstance(part, GivenTable):
+            part.project.weight = nn.Parameter(_MAP[: part.project.out_features].clone())
+
+
+def test_given_vectors_are_mapped_in_the_place_of_their_columns(
+    given: InputSpec, batch: Batch
+) -> None:
+    tables = EmbeddingTables(given, 2)
+    _filled(tables)
+    past = batch.sequences["past"]
+
+    assert tables.weight.shape == (3, 2), "users alone"
+    # Users 2 and 1; items 0 and 3.
+    assert tables.lookup(batch.ids).tolist() == [[[4, 5], [0, 0]], [[2, 3], [33, 3]]]
+    columns = torch.tensor([1])
+    assert tables.lookup_columns(batch.ids, columns).tolist() == [[[0, 0]], [[33, 3]]]
+    backwards = tables.lookup_columns(batch.ids, torch.tensor([1, 0]))
+    assert torch.equal(backwards, tables.lookup(batch.ids).flip(1))
+    assert tables.lookup_events("past", past)[:, 0].tolist() == [[11, 1], [33, 3], [33, 3]]
+    pooled = tables.pool("past", past)[:, 0].tolist()
+    assert pooled == [[0, 0], pytest.approx([77 / 3, 7 / 3])]
+
+
+def test_given_vectors_stay_and_their_map_is_learned(given: InputSpec, batch: Batch) -> None:
+    tables = EmbeddingTables(given, 2)
+    _filled(tables)
+    pooled = tables.pool("past", batch.sequences["past"])
+    (tables.lookup(batch.ids).sum() + pooled.sum()).backward()
+
+    assert [name for name, _ in tables.named_parameters()] == ["weight", "given.0.project.weight"]
+    assert tables.weight.grad is not None
+    assert tables.weight.grad.is_sparse
+    # Of each output the sum of what was read: item 3, and the mean of items 1, 3 and 3.
+    total = [3 + 7 / 3, 30 + 70 / 3]
+    gradient = tables.given[0].project.weight.grad
+    assert gradient.tolist() == [pytest.approx(total)] * 2
+
+
+def test_a_first_order_weight_of_given_vectors_starts_from_zero(
+    given: InputSpec, batch: Batch
+) -> None:
+    module = FirstOrder(given)
+    give_rows(module, _ROWS)
+    assert module(batch).tolist() == [[0.0], [0.0]]
+
+    _filled(module)
+    # Users 2 and 1 have weights 2 and 1; items 0 and 3 0 and 33; the history 77 / 3.
+    assert module(batch)[:, 0].tolist() == pytest.approx([2, 1 + 33 + 77 / 3])
+
+
+def test_given_vectors_stand_as_they_are_beside_one_hot_columns(
+    given: InputSpec, batch: Batch
+) -> None:
+    module = OneHotInputs(given)
+    give_rows(module, _ROWS)
+
+    assert module.out_dim == 3 + 2 + 2 + 1
+    assert module(batch).tolist() == [
+        [0, 0, 1, 0, 0, 0, 0, 2],
+        [0, 1, 0, 3, 30, pytest.approx(7 / 3), pytest.approx(70 / 3), -1],
+    ]
+
+
+def test_vectors_that_were_never_given_are_no_numbers(given: InputSpec, batch: Batch) -> None:
+    found = EmbeddingTables(given, 2).lookup(batch.ids)
+
+    assert found[0].isfinite().all(), "row 0 needs no vector"
+    assert found[1, 1].isnan().all()
+
+
+def test_tables_take_over_rows_and_maps_of_another(given: InputSpec, batch: Batch) -> None:
+    of_items = replace(
+        given, categorical=given.categorical[1:], tables=given.tables[1:], numeric=()
+    )
+    theirs, ours = EmbeddingTables(given, 2), EmbeddingTables(of_items, 2)
+    _filled(theirs)
+    ours.copy_tables(theirs)
+
+    assert torch.equal(ours.lookup(batch.ids[:, 1:]), theirs.lookup(batch.ids)[:, 1:])

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +94,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows(zip(*columns.values(), strict=True))
+    with h5py.File(root / "KuaiVideo_x1" / "item_visual_emb_dim64.h5", "w") as file:
+        items = sorted(set(_columns()["KuaiVideo_x1"]["item_id"]))
+        file["key"], file["value"] = items, np.ones((len(items), 64))
     return root
 
 

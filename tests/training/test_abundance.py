@@ -1,6 +1,7 @@
 """Information abundance: known answers, and the tables that it is taken of."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,9 @@ def test_each_member_has_tables_of_its_own_and_first_order_weights_have_none(
     entry = catalog.entry("cetnet")
     found = table_abundances(entry.model(entry.config(members=members), spec), spec)
 
+    given = replace(spec, tables=(replace(spec.tables[0], vectors=4), *spec.tables[1:]))
+    left = table_abundances(entry.model(entry.config(members=members), given), given)
+    assert [item["table"] for item in left] == 2 * [table.name for table in spec.tables[1:]]
     assert [item["width"] for item in found] == [4] * len(spec.tables) + [8] * len(spec.tables)
     assert [item["table"] for item in found] == 2 * [table.name for table in spec.tables]
     assert {item["module"].split(".")[1] for item in found} == {"0", "1"}

@@ -1,5 +1,7 @@
 """The lazy moving average against one that averages every weight at every step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,6 +129,14 @@ def test_index_is_not_averaged_across_the_clusterings_that_set_it_anew(
 
     with average.swapped_in(3):
         assert all(torch.equal(value, before[name]) for name, value in index.state_dict().items())
+
+
+def test_vectors_that_are_given_are_not_averaged() -> None:
+    spec = replace(_SPEC, tables=(replace(_SPEC.tables[0], vectors=4),))
+    average = WeightAverage(EmbeddingTables(spec, 3), decay=0.5, total_steps=2)
+
+    names = [name for name in average.state() if name.startswith("average.")]
+    assert names == ["average.given.0.project.weight", "average.weight"]
 
 
 def test_counts_of_items_are_not_averaged() -> None:

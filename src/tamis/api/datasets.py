@@ -124,6 +124,7 @@ def ingest(
     labels: Sequence[str] = (),
     schema: Schema | Path | str | None = None,
     split: SplitConfig | None = None,
+    vectors: Mapping[str, Path | str] | None = None,
     progress: Progress | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Dataset:
@@ -140,12 +141,14 @@ def ingest(
         schema: Schema, or its file; inferred when absent.
         split: How to split; by time where there is a time, else at random 8:1:1.
             :func:`split_config` makes one from a word.
+        vectors: File of each field whose vectors are given.
         progress: Told how far it is.
         on_warning: Told what a person should look at, in place of the ``TamisWarning``.
 
     Raises:
         ConfigError: There are ``labels`` beside a ``schema``, which names them itself, or a
-            ``split`` beside logs that are split already; or one of them is of another kind.
+            ``split`` beside logs that are split already; one of them is of another kind; or a
+            field whose vectors are given has no file.
         DataError: A log cannot be read, or a value has no meaning.
         StorageError: The disk is full or ``out`` cannot be written.
     """
@@ -179,7 +182,14 @@ def ingest(
         if not isinstance(given, (str, Path, Mapping)) and len(given) == 1:
             log = given[0]
         with artifacts.disk_errors(Path(out)):
-            dataset = _ingest(log, Path(out), schema=schema, split=split, progress=progress)
+            dataset = _ingest(
+                log,
+                Path(out),
+                schema=schema,
+                split=split,
+                vectors={name: Path(file) for name, file in (vectors or {}).items()},
+                progress=progress,
+            )
     _tell(dataset.manifest["report"]["warnings"], on_warning)
     return dataset
 

@@ -46,6 +46,7 @@ def ingest_with_bars(
     *,
     schema: "Schema | Path | None" = None,
     split: "SplitConfig | None" = None,
+    vectors: "Mapping[str, Path] | None" = None,
 ) -> "tuple[Dataset, list[str]]":
     """Call ``api.ingest`` under bars; the dataset, and warnings that are to be drawn below it."""
     from tamis import api
@@ -57,6 +58,7 @@ def ingest_with_bars(
             out,
             schema=schema,
             split=split,
+            vectors=vectors,
             progress=progress,
             on_warning=warnings.append,
         )

@@ -49,6 +49,14 @@ def ingest(
             "or a column that holds train, valid and test."
         ),
     ] = "auto",
+    vectors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=FILE",
+            help="Vectors given for a field's categories: Parquet, .npz or .h5 with key and value; "
+            "repeat for several.",
+        ),
+    ] = None,
     valid: Annotated[float, typer.Option(help="Share of rows for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of rows for the test.")] = 0.1,
     origin: Annotated[
@@ -70,13 +78,16 @@ def ingest(
 ) -> None:
     """Turn CSV, TSV, Parquet or JSON-lines logs, or a server's store, into a dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
+        given = _by_field(vectors or [])
         if any("://" in part for part in source):
             if len(source) > 1 or origin is not None or label or schema_only:
                 raise ConfigError(
                     "source: a store must be the only source, without --from, --label and "
                     "--schema-only, got more. Leave the others out."
                 )
-            _ingest_store(current, source[0], out, schema, (split, valid, test), threads=threads)
+            _ingest_store(
+                current, source[0], out, schema, (split, valid, test), given, threads=threads
+            )
             return
         paths = [Path(part) for part in source]
         if origin is not None:
@@ -97,6 +108,7 @@ def ingest(
                 schema_only=schema_only,
                 split=(split, valid, test),
                 split_options=_given(context, "split", "valid", "test"),
+                vectors=given,
                 threads=threads,
             )
             return
@@ -121,8 +133,27 @@ def ingest(
             _write_schema(current, inferred.schema, out, warnings)
             return
         chosen = schema if inferred is None else inferred.schema
-        dataset, lacking = ingest_with_bars(current, paths, out, schema=chosen, split=how)
+        dataset, lacking = ingest_with_bars(
+            current, paths, out, schema=chosen, split=how, vectors=given
+        )
         _finish(current, dataset, out, warnings, lacking)
+
+
+def _by_field(assignments: Sequence[str]) -> dict[str, Path]:
+    """Files by field, of FIELD=FILE each.
+
+    Raises:
+        ConfigError: One is written otherwise, or names a field again.
+    """
+    files: dict[str, Path] = {}
+    for assignment in assignments:
+        field, equals, file = assignment.partition("=")
+        if not equals or not field or not file:
+            raise ConfigError(f"--vectors: must be FIELD=FILE, got {assignment!r}.")
+        if field in files:
+            raise ConfigError(f"--vectors: must name a field once, got {field!r} again.")
+        files[field] = Path(file)
+    return files
 
 
 def _given(context: typer.Context, *names: str) -> list[str]:
@@ -150,6 +181,7 @@ def _ingest_store(
     out: Path,
     schema: Path | None,
     split: tuple[str, float, float],
+    vectors: Mapping[str, Path],
     *,
     threads: int,
 ) -> None:
@@ -172,7 +204,9 @@ def _ingest_store(
         report = write_joined_log(store, chosen, log)
         how = api.split_config(split[0], valid=split[1], test=split[2])
         try:
-            dataset, lacking = ingest_with_bars(current, log, out, schema=chosen, split=how)
+            dataset, lacking = ingest_with_bars(
+                current, log, out, schema=chosen, split=how, vectors=vectors
+            )
         except DataError as error:
             # The log of the store is gone when this is read.
             raise DataError(str(error).replace(str(log), store.url)) from error
@@ -216,6 +250,7 @@ def _ingest_imported(
     schema_only: bool,
     split: tuple[str, float, float],
     split_options: Sequence[str],
+    vectors: Mapping[str, Path],
     threads: int,
 ) -> None:
     """Ingest what a set-up of another library describes, and write its recipe beside it."""
@@ -246,7 +281,12 @@ def _ingest_imported(
         return
     api.prepare_process(threads)
     dataset, lacking = ingest_with_bars(
-        current, imported.files, out, schema=schema or imported.schema, split=how
+        current,
+        imported.files,
+        out,
+        schema=schema or imported.schema,
+        split=how,
+        vectors={**imported.vectors, **vectors},
     )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))

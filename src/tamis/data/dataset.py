@@ -3,6 +3,7 @@
     manifest.json   schema, input spec, counts, SHA-256 of every file; written last
     schema.toml     the schema as text
     encoders/       the fitted encoders
+    vectors.safetensors  rows of tables whose vectors are given, where there are such
     splits/<name>/  data.arrow, and on the simulated market truth.arrow
 
 Files are uncompressed Arrow IPC, one column per field, so polars, pandas and DuckDB map them as
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Schema, schema_from_table
+from tamis.data.vectors import read_rows, write_rows
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError, StorageError
 
 DATASET_VERSION = 1
@@ -154,6 +156,14 @@ class DatasetWriter:
         columns = {name: pa.array(np.asarray(values, np.float64)) for name, values in truth.items()}
         if columns and len(next(iter(columns.values()))):
             self._file(self._truth, split, "truth.arrow").append(columns)
+
+    def add_vectors(self, rows: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add the rows of tables whose vectors are given, by field.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        write_rows(self._draft, rows)
 
     def finish(self, payload: Mapping[str, Any]) -> "Dataset":
         """Seal the dataset and move it to its place.
@@ -337,6 +347,16 @@ class Dataset:
     def encoders_path(self) -> Path:
         """Folder of the fitted encoders."""
         return self.folder / "encoders"
+
+    def given_rows(self) -> dict[str, NDArray[np.float32]]:
+        """Rows (V, W) of each table whose vectors are given, by its field.
+
+        Raises:
+            ArtifactError: The dataset was made with the encoders of a model, which has them; or
+                the file is damaged.
+        """
+        names = [table.name for table in self.spec.tables if table.vectors]
+        return read_rows(self.folder, names) if names else {}
 
     def trained_until(self, splits: Sequence[str] = ("train", "valid")) -> int | None:
         """Time of the last row that is learnt from, microseconds since 1970 UTC.

@@ -86,13 +86,17 @@ class Encoders:
         sizes = {name: vocabulary.num_rows for name, vocabulary in self.vocabularies.items()}
         sizes |= {n: e.num_buckets + 1 for n, e in self.numeric.items() if e.num_buckets}
         numeric = tuple(f for f in schema.fields if f.kind == "numeric" and not f.is_category)
-        items = [f.name for f in schema.fields if f.is_category and f.source == schema.roles.item]
+        items = [
+            item.name
+            for item in schema.fields
+            if item.is_category and item.source == schema.roles.item and not item.vectors
+        ]
         return InputSpec(
             numeric=tuple(item.name for item in numeric),
             categorical=categorical,
             sequences=sequences,
             tables=tuple(
-                Table(name=item.name, num_rows=sizes[item.name])
+                Table(name=item.name, num_rows=sizes[item.name], vectors=item.vectors)
                 for item in schema.fields
                 if item.name in sizes
             ),
@@ -291,13 +295,20 @@ class Encoders:
 class EncodersFit:
     """Fits encoders on the training rows, chunk by chunk."""
 
-    def __init__(self, schema: Schema) -> None:
-        """Start with nothing seen."""
+    def __init__(self, schema: Schema, given: Mapping[str, pa.Array] | None = None) -> None:
+        """Start with nothing seen.
+
+        Args:
+            schema: What the columns mean.
+            given: Vocabularies that are not counted, by field: those that vectors are given for.
+        """
         self.schema = schema
+        self._given = dict(given or {})
         self._vocabularies = {
             item.name: VocabularyFit()
             for item in schema.fields
             if item.kind != "numeric" and not item.shares and item.encoding == "vocabulary"
+            if item.name not in self._given
         }
         self._numeric = {
             item.name: NumericFit(item) for item in schema.fields if item.kind == "numeric"
@@ -339,6 +350,9 @@ class EncodersFit:
         for item in self.schema.fields:
             if item.name in self._vocabularies:
                 values = self._vocabularies[item.name].vocabulary(item.min_count)
+                vocabularies[item.name] = Vocabulary(values=values, num_rows=len(values) + 1)
+            elif item.name in self._given:
+                values = self._given[item.name]
                 vocabularies[item.name] = Vocabulary(values=values, num_rows=len(values) + 1)
             elif item.kind != "numeric" and not item.shares:
                 vocabularies[item.name] = Vocabulary(values=None, num_rows=item.num_buckets)

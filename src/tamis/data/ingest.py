@@ -29,6 +29,7 @@ from tamis.data.readers import LogFile, column_names, column_types, discover, re
 from tamis.data.schema import Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
 from tamis.data.times import as_microseconds
+from tamis.data.vectors import GivenVectors, check_vectors, read_vectors
 from tamis.errors import ConfigError, DataError, SchemaError
 
 Progress = Callable[[str, int], None]
@@ -45,6 +46,7 @@ def ingest(
     schema: Schema,
     split: SplitConfig | None = None,
     encoders: Encoders | None = None,
+    vectors: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Build a dataset from logs of any size.
@@ -61,6 +63,8 @@ def ingest(
         encoders: Encoders that were fitted before, so that a model which was trained with them can
             go on or be evaluated; their tables must be those of ``schema``. None: fitted on the
             training rows.
+        vectors: File of each field whose vectors are given; see
+            :func:`tamis.data.vectors.read_vectors`. None beside ``encoders``, which have read them.
         progress: Told how far it is.
 
     Returns:
@@ -68,7 +72,8 @@ def ingest(
         what a person should look at, and ``source``, the files that it was made of.
 
     Raises:
-        ConfigError: There is a ``split`` beside logs that are split already.
+        ConfigError: There is a ``split`` beside logs that are split already, or a field whose
+            vectors are given has no file.
         DataError: ``out`` is taken, a log cannot be read, or a value has no meaning; file, column
             and row are named. Rows are counted from 1 in each file; a header is none.
         SchemaError: The schema names a column that is not there, or holds nothing in any file.
@@ -76,11 +81,15 @@ def ingest(
         RunInUseError: Another process is writing ``out``.
     """
     check_split(source, split)
+    if encoders is None:
+        check_vectors(schema, vectors or {})
     artifacts.check_free(out)  # before the work, not after it
+    given = _read_vectors(schema, vectors or {})
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
     log.check_columns()
     log.prepare_split()
-    fit = EncodersFit(schema) if encoders is None else None
+    known = {name: found.categories for name, found in given.items()}
+    fit = EncodersFit(schema, known) if encoders is None else None
     label_counts = _LabelCounts(schema)
     learns = fit is not None or not isinstance(source, Mapping) or "train" in source
     for part in log.parts("fit") if learns else ():
@@ -103,6 +112,7 @@ def ingest(
     coverage = Coverage(schema, log.split)
     with DatasetWriter(out, schema, encoders.spec) as writer:
         encoders.save(writer.encoders_path)
+        writer.add_vectors({name: found.rows for name, found in given.items()})
         for part in log.parts("encode"):
             rows = encoders.encode(part.table, first_row=part.first_row, origin=part.origin)
             coverage.add(rows, part.split_of_row)
@@ -110,6 +120,7 @@ def ingest(
         return writer.finish(
             {
                 "source": _names_and_sizes(log.files),
+                **({"vectors": _described(vectors)} if vectors else {}),
                 "split": config.to_table(log.split),
                 "report": {
                     "rows": log.rows,
@@ -122,6 +133,11 @@ def ingest(
                 },
             }
         )
+
+
+def _read_vectors(schema: Schema, files: Mapping[str, Path]) -> dict[str, GivenVectors]:
+    widths = {item.name: item.vectors for item in schema.fields}
+    return {name: read_vectors(Path(file), width=widths[name]) for name, file in files.items()}
 
 
 def check_split(source: object, split: SplitConfig | None) -> None:
@@ -410,6 +426,13 @@ def _files_of(source: Source) -> list[LogFile]:
 def _names_and_sizes(files: Sequence[LogFile]) -> list[dict[str, Any]]:
     # Not where they are: the same logs give the same bytes in any folder.
     return [{"name": file.path.name, "bytes": file.path.stat().st_size} for file in files]
+
+
+def _described(vectors: Mapping[str, Path]) -> list[dict[str, Any]]:
+    return [
+        {"field": field, "name": Path(file).name, "bytes": Path(file).stat().st_size}
+        for field, file in sorted(vectors.items())
+    ]
 
 
 def _write(writer: DatasetWriter, rows: EncodedRows, part: _Part) -> None:

@@ -58,6 +58,9 @@ class Field:
     """Sequence field of which a numeric one holds ``log(1 + n)``, n events being of the row's own
     category (that which the sequence ``shares``). Models then know it of any user with any item.
     Empty: the number is what it is."""
+    vectors: int = 0
+    """Numbers of the vectors that are given for the categories, in a file that ingest is told of:
+    their keys are the vocabulary. 0: what stands for a category is learned."""
     reason: str = ""
     """Why ingest inferred this; for the reader, not used."""
 
@@ -79,10 +82,28 @@ class Field:
             )
         if self.kind == "numeric" and self.shares:
             raise SchemaError(f"{where}: a numeric field has no table, got shares={self.shares!r}.")
+        self._check_vectors(where)
         if self.counts and (self.kind != "numeric" or self.transform != "none"):
             raise SchemaError(
                 f"{where}: counts is for numeric fields with transform 'none', got kind "
                 f"{self.kind!r} and transform {self.transform!r}."
+            )
+
+    def _check_vectors(self, where: str) -> None:
+        if self.vectors < 0:
+            raise SchemaError(f"{where}: vectors must be at least 0, got {self.vectors}.")
+        if not self.vectors:
+            return
+        if self.kind not in ("categorical", "sequence") or self.shares:
+            raise SchemaError(
+                f"{where}: vectors are given for categories with a table of their own, got kind "
+                f"{self.kind!r}{f' that shares {self.shares!r}' if self.shares else ''}. Leave "
+                f"vectors out."
+            )
+        if self.encoding != "vocabulary" or self.min_count > 1:
+            raise SchemaError(
+                f"{where}: where vectors are given, their keys are the vocabulary, got encoding "
+                f"{self.encoding!r} and min_count {self.min_count}. Leave both out."
             )
 
     @property
@@ -400,6 +421,9 @@ class Table:
     """Field that owns the vocabulary."""
     num_rows: int
     """Rows V, the out-of-vocabulary row 0 included."""
+    vectors: int = 0
+    """Numbers W of each row, where vectors are given. 0: rows are learned, as wide as models say.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,8 +42,10 @@ def read(folder: Path, experiment: str) -> Imported:
     if of_data is not None:
         with blamed_on(of_data):
             table = as_table(data_sets[of_data][experiment], f"data set {experiment!r}")
-            files, schema, notes = read_data_set(folder, experiment, table, model=_over({}, table))
-        return Imported(files=files, schema=schema, notes=tuple(notes))
+            files, schema, vectors, notes = read_data_set(
+                folder, experiment, table, model=_over({}, table)
+            )
+        return Imported(files=files, schema=schema, vectors=vectors, notes=tuple(notes))
     models = read_configs(folder, "model_config")
     of_model = holder(models, experiment)
     if of_model is None:
@@ -63,13 +65,13 @@ def read(folder: Path, experiment: str) -> Imported:
     with blamed_on(of_data):
         table = as_table(data_sets[of_data][str(name)], f"data set {name!r}")
         model = _over(model, table)
-        files, schema, notes = read_data_set(folder, str(name), table, model=model)
+        files, schema, vectors, notes = read_data_set(folder, str(name), table, model=model)
     with blamed_on(of_model, experiment):
         recipe = read_recipe(model, notes, has_user=bool(schema.roles.user))
     free = free_names(field.source for field in schema.fields)
     for key in {"first_context", "second_context"} & recipe["model"].keys():
         recipe["model"][key] = [free.get(other, other) for other in recipe["model"][key]]
-    return Imported(files=files, schema=schema, recipe=recipe, notes=tuple(notes))
+    return Imported(files=files, schema=schema, vectors=vectors, recipe=recipe, notes=tuple(notes))
 
 
 def _names(configs: Mapping[Path, Mapping[str, Any]]) -> list[str]:

@@ -12,12 +12,13 @@ from tamis.importers.fuxictr_attention import attention_of
 from tamis.importers.fuxictr_config import as_list, as_table, blamed_on, number
 
 _USER_NAMES = ("user_id", "userid", "uid")
+_MAP_OF_VECTORS = r"nn\.Linear\(\d+, *\d+, *bias=False\)"
 
 
 def read_data_set(
     folder: Path, name: str, table: Mapping[str, Any], *, model: Mapping[str, Any]
-) -> tuple[Path | Mapping[str, Path], Schema, list[str]]:
-    """The files of a data set, what their columns mean, and notes.
+) -> tuple[Path | Mapping[str, Path], Schema, dict[str, Path], list[str]]:
+    """The files of a data set, what their columns mean, files of vectors by field, and notes.
 
     Args:
         folder: FuxiCTR's folder of configs.
@@ -54,7 +55,8 @@ def read_data_set(
             ignored.append(Ignored(column=column["name"], reason="negatives in FuxiCTR"))
         else:
             with blamed_on(f"column {column['name']!r}"):
-                fields.append(_field(column, table, source, groups, owners, notes))
+                width = _width_of_vectors(column, model) if column.get("pretrained_emb") else 0
+                fields.append(_field(column, table, source, groups, owners, width, notes))
     user = _user(meta, model, notes)
     read = {field.source for field in fields} | {user}
     _check_made(columns, read, files)
@@ -66,13 +68,20 @@ def read_data_set(
         for other in meta.values()
         if other not in read
     ]
+    paths = {column["name"]: str(column.get("pretrained_emb")) for column in columns}
+    named = with_free_names(fields)
+    vectors = {
+        new.name: _found(folder, paths[old.name])
+        for old, new in zip(fields, named, strict=True)
+        if old.vectors
+    }
     schema = Schema(
-        fields=with_free_names(fields),
+        fields=named,
         tasks=tasks,
         roles=Roles(user=user),
         ignored=(*ignored, *others),
     )
-    return files, schema, notes
+    return files, schema, vectors, notes
 
 
 def _check_raw(name: str, table: Mapping[str, Any]) -> None:
@@ -181,14 +190,29 @@ def _field(
     source: str,
     groups: Mapping[str, str],
     owners: Collection[str],
+    width: int,
     notes: list[str],
 ) -> Field:
+    """The field of a column; ``width`` is that of vectors which are given for it, if any are."""
     name, kind = column["name"], column["type"]
-    for key in ("pretrained_emb", "embedding_dim", "preprocess", "fill_na", "na_value"):
-        if column.get(key) not in (None, "") and not (key == "preprocess" and source):
+    processor = column.get("category_processor") or column.get("category_encoder")
+    if width and (kind not in ("categorical", "sequence") or processor):
+        notes.append(
+            f"{name}: pretrained_emb = {column['pretrained_emb']!r} is not carried over: vectors "
+            f"are for categories of a vocabulary."
+        )
+        width = 0
+    notes += _told_of_vectors(column) if width else []
+    for key in ("embedding_dim", "preprocess", "fill_na", "na_value"):
+        is_carried = (key == "preprocess" and source) or (key == "embedding_dim" and width)
+        if column.get(key) not in (None, "") and not is_carried:
             notes.append(f"{name}: {key} = {column[key]!r} is not carried over.")
-    encoder = column.get("feature_encoder")
-    if encoder not in (None, "null", "None", "none", "layers.MaskedAveragePooling()"):
+    encoders = column.get("feature_encoder")
+    for encoder in encoders if isinstance(encoders, list) else [encoders]:
+        if encoder in (None, "null", "None", "none", "layers.MaskedAveragePooling()"):
+            continue
+        if width and re.fullmatch(_MAP_OF_VECTORS, str(encoder)):
+            continue
         notes.append(f"{name}: feature_encoder = {encoder!r} is not carried over.")
     common: dict[str, Any] = {"name": name, "column": source, "side": _side(column, notes)}
     if kind == "numeric":
@@ -197,7 +221,6 @@ def _field(
             notes.append(f"{name}: normalizer {normalizer} became standardisation.")
         transform = "standardise" if normalizer else "none"
         return Field(kind="numeric", transform=transform, **common)  # type: ignore[arg-type]
-    processor = column.get("category_processor") or column.get("category_encoder")
     shares = column.get("share_embedding") or ""
     if shares and shares not in owners:
         notes.append(
@@ -208,7 +231,12 @@ def _field(
     if processor == "quantile_bucket":
         buckets = int(number(column, "num_buckets", number(table, "num_buckets", 10)))
         return Field(kind="numeric", transform="bucket", num_buckets=buckets, **common)
-    common |= {"min_count": 1 if shares else _min_count(column, table), "shares": str(shares)}
+    vectors = 0 if shares else width
+    common |= {
+        "min_count": 1 if shares or vectors else _min_count(column, table),
+        "shares": str(shares),
+        "vectors": vectors,
+    }
     if processor == "hash_bucket" and not shares:
         buckets = int(number(column, "num_buckets", number(table, "num_buckets", 10)))
         common |= {"encoding": "hashing", "num_buckets": buckets}
@@ -234,6 +262,36 @@ def _field(
             f"type: must be categorical, numeric, sequence or meta, got {kind!r}. Mend it."
         )
     return Field(kind="categorical", **common)
+
+
+def _width_of_vectors(column: Mapping[str, Any], model: Mapping[str, Any]) -> int:
+    """Numbers of a given vector: as the column says, or else as wide as the model's embeddings."""
+    for owner, key in (
+        (column, "pretrain_dim"),
+        (column, "embedding_dim"),
+        (model, "embedding_dim"),
+    ):
+        width = int(number(owner, key, 0))
+        if width > 0:
+            return width
+    raise ConfigError(
+        f"pretrained_emb: needs the width of its vectors, got {column['pretrained_emb']!r} without "
+        f"one. Set embedding_dim."
+    )
+
+
+def _told_of_vectors(column: Mapping[str, Any]) -> Iterator[str]:
+    """What FuxiCTR does with vectors that are given, beside reading them through a linear map."""
+    if column.get("freeze_emb") is False:
+        yield (
+            f"{column['name']}: freeze_emb = False is not carried over; its vectors stay as they "
+            f"are, and a linear map of them is learned."
+        )
+    if column.get("pretrain_usage") in ("sum", "concat"):
+        yield (
+            f"{column['name']}: pretrain_usage = {column['pretrain_usage']!r} is not carried over; "
+            f"add a field of the same column without vectors, whose embeddings are learned."
+        )
 
 
 def _side(column: Mapping[str, Any], notes: list[str]) -> Side:

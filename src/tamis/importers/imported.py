@@ -1,7 +1,7 @@
 """What an importer gives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ class Imported:
     """The log, or the log of each split."""
     schema: Schema
     """What its columns mean."""
+    vectors: Mapping[str, Path] = field(default_factory=dict)
+    """File of each field whose vectors are given."""
     recipe: Mapping[str, Any] | None = None
     """Model and training, where the set-up names them."""
     notes: tuple[str, ...] = ()

@@ -181,11 +181,7 @@ class EarlyStage(nn.Module):
     def _side_tower(self, side: Side) -> SideTower:
         spec, tables = side_spec(self.spec, side), self.inputs.tables
         inputs = FlatInputs(spec, self.config.embedding_dim, init_std=0.0)
-        with torch.no_grad():
-            for table in spec.tables:
-                ours, theirs = inputs.tables.first_row[table.name], tables.first_row[table.name]
-                rows = tables.weight[theirs : theirs + table.num_rows]
-                inputs.tables.weight[ours : ours + table.num_rows] = rows
+        inputs.tables.copy_tables(tables)
         return SideTower(inputs.to(tables.weight.device), copy.deepcopy(self.towers[side])).eval()
 
 

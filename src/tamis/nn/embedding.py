@@ -7,15 +7,17 @@ looked up grow by ``+=``, as ``append``, a method of that very list, would wait 
 what comes after it would be compiled anew for every batch's list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tamis.data.batch import Batch, Jagged
-from tamis.data.schema import InputSpec
+from tamis.data.schema import InputSpec, Table
 from tamis.nn.event_rows import event_rows
 from tamis.nn.mlp import MLP
 from tamis.nn.outside_compiler import outside_compiler
@@ -27,6 +29,8 @@ class EmbeddingTables(nn.Module):
     ``weight`` (sum of rows, D): the rows of table i start at ``first_row[table name]``. Row 0 of
     every table is its out-of-vocabulary row. Ids stay integers throughout, so they are exact
     beyond 2**24.
+
+    Tables whose vectors are given have no rows there: each is a :class:`GivenTable`.
     """
 
     category_offsets: Tensor
@@ -43,62 +47,210 @@ class EmbeddingTables(nn.Module):
         self.width = width
         self.first_row: dict[str, int] = {}
         total = 0
+        self._num_rows = spec.num_rows_by_table
+        self._given: dict[str, GivenTable] = {}
         for table in spec.tables:
-            self.first_row[table.name] = total
-            total += table.num_rows
+            if table.vectors:
+                self._given[table.name] = GivenTable(table, width, starts_from_zero=init_std == 0)
+            else:
+                self.first_row[table.name] = total
+                total += table.num_rows
         self.weight = nn.Parameter(torch.zeros(total, width))
         if init_std > 0:
             nn.init.normal_(self.weight, std=init_std)
-        firsts = [self.first_row[item.table] for item in spec.categorical]
-        self.register_buffer(
-            "category_offsets", torch.tensor(firsts, dtype=torch.int64), persistent=False
-        )
+        self.given = nn.ModuleList(self._given.values())
+        categories = [item.table for item in spec.categorical]
+        self._category_columns = _Columns(categories, self._given)
+        self._event_columns = {
+            group.name: _Columns(group.tables, self._given) for group in spec.sequences
+        }
+        self._register_offsets("category_offsets", categories)
         self._buffer_by_sequence = {}
         for index, group in enumerate(spec.sequences):
-            offsets = torch.tensor([self.first_row[t] for t in group.tables], dtype=torch.int64)
             self._buffer_by_sequence[group.name] = f"sequence_offsets_{index}"
-            self.register_buffer(f"sequence_offsets_{index}", offsets, persistent=False)
+            self._register_offsets(f"sequence_offsets_{index}", group.tables)
 
     @outside_compiler
     def lookup(self, ids: Int[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         """Embeddings of the categorical fields of a batch."""
-        rows = ids.to(torch.int64) + self.category_offsets
-        return F.embedding(rows, self.weight, sparse=True)
+        return self._embed(ids, self.category_offsets, self._category_columns)
 
     @outside_compiler
     def lookup_columns(
         self, ids: Int[Tensor, "B F"], columns: Int[Tensor, " C"]
     ) -> Float[Tensor, "B C D"]:
         """Embeddings of some of the categorical fields of a batch."""
-        rows = ids.index_select(1, columns).to(torch.int64)
-        rows = rows + self.category_offsets.index_select(0, columns)
-        return F.embedding(rows, self.weight, sparse=True)
+        offsets = self.category_offsets.index_select(0, columns)
+        part = self._category_columns.of(columns)
+        return self._embed(ids.index_select(1, columns), offsets, part)
 
     @outside_compiler
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
         """Embeddings of every event of the sequence group ``name``, one per column."""
-        return F.embedding(self._event_rows(name, jagged), self.weight, sparse=True)
+        offsets = self.get_buffer(self._buffer_by_sequence[name])
+        return self._embed(jagged.values, offsets, self._event_columns[name])
 
     @outside_compiler
     def pool(self, name: str, jagged: Jagged) -> Float[Tensor, "B E D"]:
         """Mean embedding of each history, one per column; zeros for an empty history."""
-        rows = self._event_rows(name, jagged)
-        pooled = [
-            F.embedding_bag(
-                rows[:, column].contiguous(),
-                self.weight,
-                jagged.offsets,
-                mode="mean",
-                sparse=True,
-                include_last_offset=True,
-            )
-            for column in range(rows.shape[1])
-        ]
+        offsets = self.get_buffer(self._buffer_by_sequence[name])
+        ids = jagged.values.to(torch.int64)
+        rows = ids + offsets
+        pooled = []
+        for column, table in enumerate(self._event_columns[name].tables):
+            pooled += [
+                self._given[table].pool(ids[:, column], jagged.offsets)
+                if table in self._given
+                else F.embedding_bag(
+                    rows[:, column].contiguous(),
+                    self.weight,
+                    jagged.offsets,
+                    mode="mean",
+                    sparse=True,
+                    include_last_offset=True,
+                )
+            ]
         return torch.stack(pooled, dim=1)
 
-    def _event_rows(self, name: str, jagged: Jagged) -> Tensor:
-        offsets = self.get_buffer(self._buffer_by_sequence[name])
-        return jagged.values.to(torch.int64) + offsets
+    def rows_of(self, table: str) -> Float[Tensor, "V D"]:
+        """The learned rows of a table, as a view of ``weight``."""
+        first = self.first_row[table]
+        return self.weight[first : first + self._num_rows[table]]
+
+    @torch.no_grad()
+    def copy_tables(self, other: "EmbeddingTables") -> None:
+        """Take over these tables, rows and maps, from one that has them all, of the same width."""
+        for name in self.first_row:
+            self.rows_of(name).copy_(other.rows_of(name))
+        for name, table in self._given.items():
+            table.load_state_dict(other._given[name].state_dict())
+
+    def _embed(
+        self, ids: Int[Tensor, "n C"], offsets: Int[Tensor, " C"], columns: "_Columns"
+    ) -> Float[Tensor, "n C D"]:
+        """Embeddings of columns of ids, those of learned tables by one lookup."""
+        if not columns.given:
+            return F.embedding(ids.to(torch.int64) + offsets, self.weight, sparse=True)
+        rows = columns.learned_of(ids).to(torch.int64) + offsets[columns.learned]
+        parts = [F.embedding(rows, self.weight, sparse=True)]
+        for column, table in columns.given:
+            parts += [self._given[table](ids[:, column]).unsqueeze(1)]
+        return torch.cat(parts, dim=1)[:, columns.places]
+
+    def _register_offsets(self, name: str, tables: Sequence[str]) -> None:
+        firsts = [self.first_row.get(table, 0) for table in tables]
+        self.register_buffer(name, torch.tensor(firsts, dtype=torch.int64), persistent=False)
+
+
+class _Columns:
+    """Columns of ids by what stands for their categories: rows that are learned, or given ones."""
+
+    def __init__(self, tables: Sequence[str], given: Collection[str]) -> None:
+        """Tell them apart.
+
+        Args:
+            tables: Table of each column.
+            given: Tables whose rows are given.
+        """
+        self.tables, self._all_given = tables, given
+        self.learned = [column for column, table in enumerate(tables) if table not in given]
+        self.given = [(column, table) for column, table in enumerate(tables) if table in given]
+        # Where each column stands behind those whose rows are learned, then the others.
+        order = [*self.learned, *(column for column, _ in self.given)]
+        self.places = sorted(range(len(order)), key=order.__getitem__)
+
+    def of(self, columns: Int[Tensor, " C"]) -> "_Columns":
+        """Some of the columns."""
+        if not self.given:
+            return self
+        tables = [self.tables[column] for column in columns.tolist()]
+        return _Columns(tables, self._all_given)
+
+    def learned_of(self, ids: Int[Tensor, "n C"]) -> Int[Tensor, "n L"]:
+        """Ids of the columns whose rows are learned."""
+        return ids[:, self.learned] if self.given else ids
+
+
+class GivenRows(nn.Module):
+    """The rows of a table whose vectors are given, and stay as they are."""
+
+    rows: Tensor
+
+    def __init__(self, table: Table) -> None:
+        """Make room for the rows; all but row 0 are NaN until :func:`give_rows` puts them there.
+
+        Args:
+            table: Rows V of the table, and their numbers W.
+        """
+        super().__init__()
+        self.name = table.name
+        rows = torch.full((table.num_rows, table.vectors), torch.nan)
+        rows[0] = 0
+        self.register_buffer("rows", rows)
+
+    def forward(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n W"]:
+        """Vectors of categories."""
+        return F.embedding(ids.to(torch.int64), self.rows)
+
+    def pool(self, ids: Int[Tensor, " nnz"], offsets: Int[Tensor, " n1"]) -> Float[Tensor, "n W"]:
+        """Mean vector of each history; zeros for an empty one."""
+        rows = ids.to(torch.int64).contiguous()
+        return F.embedding_bag(rows, self.rows, offsets, mode="mean", include_last_offset=True)
+
+
+class GivenTable(nn.Module):
+    """A table whose vectors are given; a learned map makes them D wide.
+
+    Source:
+        FuxiCTR's frozen pretrained embeddings and, behind them, the linear map without a bias of
+        the published set-ups of KuaiVideo, whose items have visual vectors.
+
+    Differs from the source:
+        First-order weights are a map of the vector too; there every category has one of its own.
+    """
+
+    def __init__(self, table: Table, width: int, *, starts_from_zero: bool = False) -> None:
+        """Build the rows and the map.
+
+        Args:
+            table: Rows V of the table, and their numbers W.
+            width: Embedding width D.
+            starts_from_zero: Whether the map does, as first-order weights do; else it starts as
+                Xavier's.
+        """
+        super().__init__()
+        self.given = GivenRows(table)
+        self.project = nn.Linear(table.vectors, width, bias=False)
+        if starts_from_zero:
+            nn.init.zeros_(self.project.weight)
+        else:
+            nn.init.xavier_normal_(self.project.weight)
+
+    def forward(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """Embeddings of categories."""
+        return self._mapped(self.given(ids))
+
+    def pool(self, ids: Int[Tensor, " nnz"], offsets: Int[Tensor, " n1"]) -> Float[Tensor, "n D"]:
+        """Mean embedding of each history, which is that of its mean vector."""
+        return self._mapped(self.given.pool(ids, offsets))
+
+    def _mapped(self, vectors: Float[Tensor, "n W"]) -> Float[Tensor, "n D"]:
+        # In float32 under autocast too, as rows that are learned are.
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.project(vectors)
+
+
+@torch.no_grad()
+def give_rows(model: nn.Module, rows: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put vectors into the tables of a model that they are given for.
+
+    Args:
+        model: Any; of one without such tables nothing changes.
+        rows: (V, W) of each table, by the field that owns it, as ``Dataset.given_rows`` gives them.
+    """
+    for module in model.modules():
+        if isinstance(module, GivenRows):
+            module.rows.copy_(torch.from_numpy(rows[module.name]))
 
 
 class FieldTokens(nn.Module):
@@ -163,7 +315,8 @@ class OneHotInputs(nn.Module):
     """Every input of a batch in one vector without a parameter: a column for every table row.
 
     A category is 1 in the column of its row; a column of a sequence gives each event of a history
-    of n events 1/n; numeric features come last. For small tables: the vector is dense.
+    of n events 1/n; vectors that are given come next, as they are, those of a sequence as their
+    mean; numeric features come last. For small tables: the vector is dense.
     """
 
     offsets: Tensor
@@ -171,22 +324,30 @@ class OneHotInputs(nn.Module):
     def __init__(self, spec: InputSpec) -> None:
         """Count the columns of every input of ``spec``."""
         super().__init__()
-        rows = {table.name: table.num_rows for table in spec.tables}
-        widths = [rows[item.table] for item in spec.categorical]
-        widths += [rows[name] for group in spec.sequences for name in group.tables]
+        tables = {table.name: table for table in spec.tables}
+        self._given = {table.name: GivenRows(table) for table in spec.tables if table.vectors}
+        self.given = nn.ModuleList(self._given.values())
+        categories = [item.table for item in spec.categorical]
+        self._categories = _Columns(categories, self._given)
+        self._groups = {group.name: _Columns(group.tables, self._given) for group in spec.sequences}
+        names = [*categories, *(name for group in spec.sequences for name in group.tables)]
+        widths = [tables[name].num_rows for name in names if name not in self._given]
         starts = torch.tensor([0, *widths]).cumsum(0)
         self.register_buffer("offsets", starts[:-1], persistent=False)
-        self.sequence_names = tuple(group.name for group in spec.sequences)
         self.num_columns = int(starts[-1])
-        self.out_dim = self.num_columns + len(spec.numeric)
+        given = sum(tables[name].vectors for name in names)
+        self.out_dim = self.num_columns + given + len(spec.numeric)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
-        """Columns of categories, of sequences, then numeric features."""
-        num_rows, first = batch.ids.shape
-        x = batch.numeric.new_zeros(num_rows, self.num_columns)
-        x.scatter_(1, batch.ids.to(torch.int64) + self.offsets[:first], 1.0)
-        for name in self.sequence_names:
-            values, offsets = batch.sequences[name].values, batch.sequences[name].offsets
+        """Columns of categories, of sequences, vectors that are given, then numeric features."""
+        x = batch.numeric.new_zeros(batch.num_rows, self.num_columns)
+        ids = self._categories.learned_of(batch.ids)
+        first = ids.shape[1]
+        x.scatter_(1, ids.to(torch.int64) + self.offsets[:first], 1.0)
+        given = [self._given[table](batch.ids[:, at]) for at, table in self._categories.given]
+        for name, group in self._groups.items():
+            events, offsets = batch.sequences[name].values, batch.sequences[name].offsets
+            values = group.learned_of(events)
             lengths = offsets.diff()
             row = event_rows(offsets, values.shape[0])
             last = first + values.shape[1]
@@ -194,7 +355,8 @@ class OneHotInputs(nn.Module):
             shares = lengths[row].reciprocal().unsqueeze(1).expand_as(columns).to(x.dtype)
             x.index_put_((row.unsqueeze(1).expand_as(columns), columns), shares, accumulate=True)
             first = last
-        return torch.cat([x, batch.numeric], dim=1)
+            given += [self._given[table].pool(events[:, at], offsets) for at, table in group.given]
+        return torch.cat([x, *given, batch.numeric], dim=1)
 
 
 class DenseSideTokens(nn.Module):

@@ -196,5 +196,5 @@ def table_dataset(table: ResultTable, data: Path | None, work: Path) -> Path:
             f"public sets. Set TAMIS_DATA or --data."
         )
     prepared = prepare(table.dataset, data, work / "logs" / table.dataset)
-    ingest(prepared.files, folder, schema=prepared.schema)
+    ingest(prepared.files, folder, schema=prepared.schema, vectors=prepared.vectors)
     return folder

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -18,7 +20,7 @@ from tamis import config
 from tamis.data.batch import Batch, Jagged
 from tamis.data.schema import CategoricalInput, InputSpec, SequenceInput, Side, Table, Task
 from tamis.models.output import Output
-from tamis.nn.embedding import EmbeddingTables
+from tamis.nn.embedding import EmbeddingTables, give_rows
 from tamis.nn.length_groups import LengthGroups
 from tamis.training.config import OptimizerConfig
 from tamis.training.objective import training_loss
@@ -57,7 +59,9 @@ def check_model(
     def build(spec: InputSpec) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return model_class(settings, spec)  # type: ignore[no-any-return]
+            model = model_class(settings, spec)
+            give_rows(model, example_vectors(spec))
+            return model  # type: ignore[no-any-return]
 
     rebuilt = config.from_table(config_class, config.to_table(settings))
     assert rebuilt == settings, f"config must survive a round trip, got {rebuilt}"
@@ -67,7 +71,11 @@ def check_model(
             check_same_seed_same_result(build, spec)
             check_rows_are_independent(build, spec)
             check_forward_writes_nothing(build, spec)
-    for spec in (example_spec(num_tasks=2), example_spec(num_tasks=2, sequences=2)):
+    for spec in (
+        example_spec(num_tasks=2),
+        example_spec(num_tasks=2, sequences=2),
+        example_spec(num_tasks=2, sequences=2, vectors=6),
+    ):
         with _told(spec):
             check_gradients(build, spec)
             check_sparse_gradients(build, spec, sides=sides)
@@ -89,20 +97,30 @@ def _told(spec: InputSpec) -> Iterator[None]:
     except Exception as error:
         error.add_note(
             f"Inputs: {len(spec.numeric)} numeric and {len(spec.categorical)} categorical fields, "
-            f"{len(spec.sequences)} histories, {len(spec.tasks)} tasks."
+            f"{len(spec.sequences)} histories, {len(spec.tasks)} tasks, "
+            f"{sum(table.vectors > 0 for table in spec.tables)} tables of given vectors."
         )
         raise
 
 
 def example_spec(
-    *, num_tasks: int = 1, num_numeric: int = 2, num_categorical: int = 3, sequences: int = 1
+    *,
+    num_tasks: int = 1,
+    num_numeric: int = 2,
+    num_categorical: int = 3,
+    sequences: int = 1,
+    vectors: int = 0,
 ) -> InputSpec:
     """A small spec of at most two sequence groups, one of two columns and one of one.
 
-    Their columns share tables with fields.
+    Their columns share tables with fields. ``vectors`` is the width of those that are given for the
+    second field, the item's; 0 for none.
     """
     names = [f"field{index}" for index in range(num_categorical)]
-    tables = [Table(name=name, num_rows=_VALUES) for name in names]
+    tables = [
+        Table(name=name, num_rows=_VALUES, vectors=vectors if index == 1 else 0)
+        for index, name in enumerate(names)
+    ]
     if sequences and not names:
         tables = [Table(name="events", num_rows=_VALUES)]
     owners = (names * 3)[:3] or ["events"] * 3
@@ -138,6 +156,18 @@ def example_specs() -> Iterator[InputSpec]:
     yield example_spec(sequences=False)
     yield example_spec(num_numeric=0, sequences=False)
     yield example_spec(num_categorical=0)
+    yield example_spec(vectors=6)
+
+
+def example_vectors(spec: InputSpec) -> dict[str, NDArray[np.float32]]:
+    """Random rows for each table whose vectors are given, zeros in row 0."""
+    generator = np.random.default_rng(0)
+    rows = {}
+    for table in spec.tables:
+        if table.vectors:
+            rows[table.name] = generator.normal(size=(table.num_rows, table.vectors))
+            rows[table.name][0] = 0
+    return {name: values.astype(np.float32) for name, values in rows.items()}
 
 
 def example_batch(spec: InputSpec, *, rows: int = _ROWS, seed: int = 0, longest: int = 5) -> Batch:
@@ -509,11 +539,15 @@ def _rows_of(
     for column, item in enumerate(spec.categorical):
         if item.side not in sides:
             continue
+        if item.table not in tables.first_row:
+            continue
         rows |= {tables.first_row[item.table] + index for index in batch.ids[:, column].tolist()}
     for group in spec.sequences:
         if group.side not in sides:
             continue
         for column, table in enumerate(group.tables):
+            if table not in tables.first_row:
+                continue
             events = batch.sequences[group.name].values[:, column].tolist()
             rows |= {tables.first_row[table] + index for index in events}
     return rows

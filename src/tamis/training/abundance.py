@@ -37,7 +37,7 @@ def information_abundance(table: Float[Tensor, "N D"]) -> float:
 def table_abundances(model: nn.Module, spec: InputSpec) -> list[dict[str, Any]]:
     """Every table of embeddings: its place in the model, its size and its abundance.
 
-    First-order weights are no embeddings and are left out.
+    First-order weights are no embeddings and are left out, as are vectors that are given.
     """
     found = []
     weights = {
@@ -50,8 +50,9 @@ def table_abundances(model: nn.Module, spec: InputSpec) -> list[dict[str, Any]]:
         if not isinstance(module, EmbeddingTables) or id(module) in weights:
             continue
         for table in spec.tables:
-            first = module.first_row[table.name]
-            rows = module.weight[first : first + table.num_rows]
+            if table.vectors:
+                continue
+            rows = module.rows_of(table.name)
             found.append(
                 {
                     "module": path,

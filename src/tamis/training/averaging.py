@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tamis.nn.embedding import GivenRows
 from tamis.nn.frequency import StreamingFrequency
 from tamis.nn.residual_index import ResidualIndex
 from tamis.training.optimizers import table_parameters
@@ -52,7 +53,7 @@ class WeightAverage:
             for module in model.modules()
             if isinstance(module, ResidualIndex | StreamingFrequency)
             for value in (*module.parameters(), *module.buffers())
-        }
+        } | {id(module.rows) for module in model.modules() if isinstance(module, GivenRows)}
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if isinstance(value, nn.Parameter) and id(value) in tables:
                 self._tables[name] = value

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tamis.data.batch import Batch, Jagged
-from tamis.data.schema import InputSpec, Side, Table
+from tamis.data.schema import InputSpec, Side
 from tamis.data.sides import side_spec
 from tamis.errors import ConfigError
 from tamis.models.early_serving import ServedHead, SideTower, label_tasks
 from tamis.models.early_stage import EarlyStage, EarlyStageConfig
+from tamis.nn.embedding import GivenRows
 from tamis.training.cost import count_call_flops, count_parameters
 from tamis.training.predict import evaluation_mode
 
@@ -235,7 +236,7 @@ def _scaled(config: EarlyStageConfig, scale: float) -> EarlyStageConfig:
 
 def _priced(config: EarlyStageConfig, spec: InputSpec) -> EarlyStage:
     """A model to count operations of, whose tables hold one row: lookups cost none."""
-    tables = tuple(Table(name=table.name, num_rows=1) for table in spec.tables)
+    tables = tuple(replace(table, num_rows=1) for table in spec.tables)
     with torch.random.fork_rng(devices=[]):
         return EarlyStage(config, replace(spec, tables=tables))
 
@@ -264,8 +265,9 @@ def _num_columns(spec: InputSpec) -> int:
 
 
 def _table_bytes(tower: SideTower) -> int:
-    weight = tower.inputs.tables.weight
-    return weight.numel() * weight.element_size()
+    rows: list[Tensor] = [tower.inputs.tables.weight]
+    rows += [part.rows for part in tower.modules() if isinstance(part, GivenRows)]
+    return sum(part.numel() * part.element_size() for part in rows)
 
 
 class _CountBytes(TorchDispatchMode):

@@ -23,6 +23,7 @@ from tamis.errors import ConfigError, DataError, DivergedError, TamisWarning
 from tamis.models import catalog
 from tamis.models.trained import TrainedModel
 from tamis.models.weights import weights_fingerprint
+from tamis.nn.embedding import give_rows
 from tamis.nn.residual_index import ResidualIndex
 from tamis.process import on_first_signal
 from tamis.training import runlog
@@ -199,6 +200,8 @@ class _Training:
         model = catalog.entry(settings.model_name).model(settings.model, dataset.spec)
         if start is not None:
             _take_weights(model, settings, dataset, start)
+        else:
+            give_rows(model, dataset.given_rows())
         self.model: nn.Module = model.to(self.device)
         self.teacher: Teacher | None = None
         if teacher is not None:

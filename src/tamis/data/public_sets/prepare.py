@@ -1,7 +1,7 @@
 """From the name of a public set to its split logs and their schema."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class PublicSet:
     """Log of each split."""
     schema: Schema
     """What the columns mean."""
+    vectors: dict[str, Path]
+    """File of each field whose vectors are given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +37,8 @@ class Reader:
     """Folder of the published files, below that of all public sets."""
     read: Callable[[Path, Path], tuple[dict[str, Path], Schema]]
     """From that folder, and one to write into, to the log of each split, and the schema."""
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    """File of each field whose vectors are given, in that folder."""
 
 
 def _written(
@@ -94,11 +98,15 @@ _FILES: dict[str, tuple[str, Callable[[Path, Path], tuple[dict[str, Path], Schem
         for ending in ("", "_bars")
     },
 }
+_VECTORS = {"KuaiVideo_x1": {"item_visual": "item_visual_emb_dim64.h5"}}
 PUBLIC_SETS: dict[str, Reader] = {
     **{
         name: Reader(folder=folder, read=_written(read)) for name, (folder, read) in _TABLES.items()
     },
-    **{name: Reader(folder=folder, read=read) for name, (folder, read) in _FILES.items()},
+    **{
+        name: Reader(folder=folder, read=read, vectors=_VECTORS.get(folder, {}))
+        for name, (folder, read) in _FILES.items()
+    },
 }
 """Reader of each public set by name."""
 
@@ -124,6 +132,9 @@ def prepare(name: str, root: Path, out: Path) -> PublicSet:
         known = ", ".join(PUBLIC_SETS)
         raise DataError(f"public set: must be one of {known}, got {name!r}.")
     reader = PUBLIC_SETS[name]
+    vectors = {
+        name: reczoo.existing(root / reader.folder / file) for name, file in reader.vectors.items()
+    }
     files, schema = reader.read(root / reader.folder, out)
     artifacts.write_text(out / "schema.toml", schema.to_toml())
-    return PublicSet(name=name, files=files, schema=schema)
+    return PublicSet(name=name, files=files, schema=schema, vectors=vectors)

@@ -134,23 +134,26 @@ def kuai_video_x1(folder: Path, out: Path, *, bars: bool) -> tuple[Files, Schema
 
     The files keep the first 100 events of a user's history: its last ones need not be recent.
 
-    Differs from the source:
-        The frozen visual vectors of the items are left out.
+    Every item has a visual vector, the rare ones and those of the test file too.
     """
     fields = (
         Field(name="user_id", kind="categorical", side="user", min_count=10),
         Field(name="item_id", kind="categorical", side="item", min_count=10),
+        Field(name="item_visual", kind="categorical", column="item_id", side="item", vectors=64),
         _history("pos_items", "item_id", 100, "pos_items"),
+        _history("pos_visual", "item_visual", 100, "pos_items", column="pos_items"),
         _history("neg_items", "item_id", 100, "neg_items"),
+        _history("neg_visual", "item_visual", 100, "neg_items", column="neg_items"),
     )
     roles = Roles(user="user_id", item="item_id")
     schema = Schema(fields=fields, tasks=(Task(name="is_click"),), roles=roles)
     return _two(folder, out, partial(_latest, "timestamp"), bars=bars), schema
 
 
-def _history(name: str, shares: str, longest: int, group: str) -> Field:
+def _history(name: str, shares: str, longest: int, group: str, *, column: str = "") -> Field:
     return Field(
         name=name,
+        column=column,
         kind="sequence",
         side="user",
         shares=shares,
@@ -161,12 +164,12 @@ def _history(name: str, shares: str, longest: int, group: str) -> Field:
 
 
 def _three(folder: Path) -> Files:
-    return {split: _existing(folder / f"{split}.csv") for split in ("train", "valid", "test")}
+    return {split: existing(folder / f"{split}.csv") for split in ("train", "valid", "test")}
 
 
 def _two(folder: Path, out: Path, hold_out: Callable[[Path], HeldOut], *, bars: bool) -> Files:
     """Train and test, and for validation the test file or what is held out of the training file."""
-    train, test = (_existing(folder / f"{split}.csv") for split in ("train", "test"))
+    train, test = (existing(folder / f"{split}.csv") for split in ("train", "test"))
     if bars:
         return {"train": train, "valid": test, "test": test}
     is_held_out = hold_out(train)
@@ -294,7 +297,12 @@ def _blocks(path: Path) -> Iterator[pa.Table]:
         raise DataError(f"{path}: must hold rows, got none.")
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path of a published file.
+
+    Raises:
+        DataError: It is not there.
+    """
     if not path.exists():
         raise DataError(
             f"{path}: must exist, got no such file. Fetch the set from reczoo, unpack it, and set "

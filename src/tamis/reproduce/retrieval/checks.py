@@ -229,12 +229,10 @@ def _assert_cold(model: HSNN, prepared: Prepared) -> None:
     if token is None:
         return
     name = model.spec.categorical[column].table
-    tables, generator = model.tokens.tables, torch.Generator().manual_seed(_SEED)
-    first = tables.first_row[name]
-    rows = slice(first, first + model.spec.num_rows_by_table[name])
+    generator = torch.Generator().manual_seed(_SEED)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        own = other.tokens.tables.weight[rows]
+        own = other.tokens.tables.rows_of(name)
         own.copy_(torch.randn(own.shape, generator=generator))
         for _, items in prepared.corpus:
             is_unknown = items.ids[:, column] == 0
