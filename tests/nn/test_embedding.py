@@ -193,10 +193,13 @@ def test_given_vectors_are_mapped_in_the_place_of_their_columns(
     assert tables.weight.shape == (3, 2), "users alone"
     # Users 2 and 1; items 0 and 3.
     assert tables.lookup(batch.ids).tolist() == [[[4, 5], [0, 0]], [[2, 3], [33, 3]]]
-    columns = torch.tensor([1])
-    assert tables.lookup_columns(batch.ids, columns).tolist() == [[[0, 0]], [[33, 3]]]
-    backwards = tables.lookup_columns(batch.ids, torch.tensor([1, 0]))
-    assert torch.equal(backwards, tables.lookup(batch.ids).flip(1))
+
+    def looked_up(*places: int) -> torch.Tensor:
+        index = torch.tensor(places)
+        return tables.lookup_columns(batch.ids, index, tables.columns_of(places))
+
+    assert looked_up(1).tolist() == [[[0, 0]], [[33, 3]]]
+    assert torch.equal(looked_up(1, 0), tables.lookup(batch.ids).flip(1))
     assert tables.lookup_events("past", past)[:, 0].tolist() == [[11, 1], [33, 3], [33, 3]]
     pooled = tables.pool("past", past)[:, 0].tolist()
     assert pooled == [[0, 0], pytest.approx([77 / 3, 7 / 3])]

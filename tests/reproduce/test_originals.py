@@ -128,7 +128,8 @@ def test_recipes_fit_the_set_of_their_table(name: str, data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", _TABLES)
 def test_a_set_that_nobody_fetched_is_named(name: str, tmp_path: Path) -> None:
-    message = r"_x\d/train\.csv: must exist, got no such file\. Fetch the set from reczoo"
+    files = r"(train\.csv|item_visual_emb_dim64\.h5)"
+    message = rf"_x\d/{files}: must exist, got no such file\. Fetch the set from reczoo"
     with pytest.raises(DataError, match=message):
         _make(name, data=tmp_path, recipes=_RECIPES, folder=tmp_path)
     with pytest.raises(DataError, match=r"needs the public set .* Set TAMIS_DATA or --data"):

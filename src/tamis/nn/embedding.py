@@ -60,9 +60,9 @@ class EmbeddingTables(nn.Module):
             nn.init.normal_(self.weight, std=init_std)
         self.given = nn.ModuleList(self._given.values())
         categories = [item.table for item in spec.categorical]
-        self._category_columns = _Columns(categories, self._given)
+        self._category_columns = Columns(categories, self._given)
         self._event_columns = {
-            group.name: _Columns(group.tables, self._given) for group in spec.sequences
+            group.name: Columns(group.tables, self._given) for group in spec.sequences
         }
         self._register_offsets("category_offsets", categories)
         self._buffer_by_sequence = {}
@@ -77,12 +77,22 @@ class EmbeddingTables(nn.Module):
 
     @outside_compiler
     def lookup_columns(
-        self, ids: Int[Tensor, "B F"], columns: Int[Tensor, " C"]
+        self, ids: Int[Tensor, "B F"], places: Int[Tensor, " C"], columns: "Columns"
     ) -> Float[Tensor, "B C D"]:
-        """Embeddings of some of the categorical fields of a batch."""
-        offsets = self.category_offsets.index_select(0, columns)
-        part = self._category_columns.of(columns)
-        return self._embed(ids.index_select(1, columns), offsets, part)
+        """Embeddings of some of the categorical fields of a batch.
+
+        Args:
+            ids: Of all fields.
+            places: Of those that are wanted, as a tensor where the ids are.
+            columns: The same, as :meth:`columns_of` gives them.
+        """
+        offsets = self.category_offsets.index_select(0, places)
+        return self._embed(ids.index_select(1, places), offsets, columns)
+
+    def columns_of(self, places: Sequence[int]) -> "Columns":
+        """What stands for the categories of some of the categorical fields."""
+        tables = self._category_columns.tables
+        return Columns([tables[place] for place in places], self._given)
 
     @outside_compiler
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
@@ -126,7 +136,7 @@ class EmbeddingTables(nn.Module):
             table.load_state_dict(other._given[name].state_dict())
 
     def _embed(
-        self, ids: Int[Tensor, "n C"], offsets: Int[Tensor, " C"], columns: "_Columns"
+        self, ids: Int[Tensor, "n C"], offsets: Int[Tensor, " C"], columns: "Columns"
     ) -> Float[Tensor, "n C D"]:
         """Embeddings of columns of ids, those of learned tables by one lookup."""
         if not columns.given:
@@ -142,7 +152,7 @@ class EmbeddingTables(nn.Module):
         self.register_buffer(name, torch.tensor(firsts, dtype=torch.int64), persistent=False)
 
 
-class _Columns:
+class Columns:
     """Columns of ids by what stands for their categories: rows that are learned, or given ones."""
 
     def __init__(self, tables: Sequence[str], given: Collection[str]) -> None:
@@ -152,19 +162,12 @@ class _Columns:
             tables: Table of each column.
             given: Tables whose rows are given.
         """
-        self.tables, self._all_given = tables, given
+        self.tables = tables
         self.learned = [column for column, table in enumerate(tables) if table not in given]
         self.given = [(column, table) for column, table in enumerate(tables) if table in given]
         # Where each column stands behind those whose rows are learned, then the others.
         order = [*self.learned, *(column for column, _ in self.given)]
         self.places = sorted(range(len(order)), key=order.__getitem__)
-
-    def of(self, columns: Int[Tensor, " C"]) -> "_Columns":
-        """Some of the columns."""
-        if not self.given:
-            return self
-        tables = [self.tables[column] for column in columns.tolist()]
-        return _Columns(tables, self._all_given)
 
     def learned_of(self, ids: Int[Tensor, "n C"]) -> Int[Tensor, "n L"]:
         """Ids of the columns whose rows are learned."""
@@ -328,8 +331,8 @@ class OneHotInputs(nn.Module):
         self._given = {table.name: GivenRows(table) for table in spec.tables if table.vectors}
         self.given = nn.ModuleList(self._given.values())
         categories = [item.table for item in spec.categorical]
-        self._categories = _Columns(categories, self._given)
-        self._groups = {group.name: _Columns(group.tables, self._given) for group in spec.sequences}
+        self._categories = Columns(categories, self._given)
+        self._groups = {group.name: Columns(group.tables, self._given) for group in spec.sequences}
         names = [*categories, *(name for group in spec.sequences for name in group.tables)]
         widths = [tables[name].num_rows for name in names if name not in self._given]
         starts = torch.tensor([0, *widths]).cumsum(0)
