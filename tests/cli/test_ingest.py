@@ -351,6 +351,10 @@ def test_vectors_are_given_by_field(world: Path, tamis_json: Callable[..., dict[
         (("--vectors", "look"), "--vectors: must be FIELD=FILE, got 'look'"),
         (("--vectors", "look=") * 2, "--vectors: must be FIELD=FILE, got 'look='"),
         (("--vectors", "look=a.npz") * 2, "--vectors: must name a field once, got 'look' again"),
+        (
+            ("--vectors", "look=a.npz", "--schema-only"),
+            "--vectors: must not be given with --schema-only",
+        ),
         (("--vectors", "look=a.npz"), "a.npz: must be a file of vectors, got no file there"),
     ],
 )
@@ -363,3 +367,24 @@ def test_vectors_of_no_field_or_file_are_refused(
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
     assert not (world / "new").exists()
+
+
+def test_vectors_of_a_set_up_are_read_unless_the_schema_has_no_place_for_them(
+    of_fuxictr: Path, tamis_json: Callable[..., dict[str, Any]]
+) -> None:
+    path = Path("config", "dataset_config.yaml")
+    look = (
+        "  - {name: look, active: true, dtype: str, type: categorical, embedding_dim: 3,\n"
+        "     preprocess: copy_from(item_id), pretrained_emb: looks.parquet}\n"
+    )
+    path.write_text(path.read_text().replace("  label_col", f"{look}  label_col"))
+    _with_looks(of_fuxictr)
+    command = ("ingest", "config", "--from", "fuxictr", "--experiment", "LR_clicks")
+    tamis_json(*command, "--out", "f")
+    tamis_json("train", "f", "--recipe", "f-recipe.toml", "--run", "r", "--no-report")
+    assert Path("f", "vectors.safetensors").exists()
+
+    mine = _LOOKS.replace("vectors = 3\n", "")
+    Path("mine.toml").write_text(mine)
+    tamis_json(*command, "--schema", "mine.toml", "--out", "g")
+    assert not Path("g", "vectors.safetensors").exists()

@@ -219,6 +219,49 @@ def test_half_of_the_rejected_is_just_below_the_cut_of_an_early_stage(
     assert np.min(far) < 0.3
 
 
+def test_vectors_that_are_given_go_along(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    item = generator.integers(0, 30, 900)
+    rows = {
+        "user": generator.integers(0, 40, 900),
+        "item": item,
+        "request": np.arange(900) // 3,
+        "click": (generator.random(900) < 0.1 + 0.5 * (item % 2)).astype(int),
+    }
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    looks = pa.table({"key": np.arange(30), "value": generator.normal(size=(30, 4)).tolist()})
+    pq.write_table(looks, tmp_path / "looks.parquet")
+    schema = Schema(
+        fields=(
+            Field(name="user", kind="categorical", side="user"),
+            Field(name="item", kind="categorical", side="item"),
+            Field(name="look", kind="categorical", column="item", side="item", vectors=4),
+        ),
+        tasks=(Task(name="click"),),
+        roles=Roles(user="user", item="item", request="request"),
+    )
+    log = api.ingest(
+        tmp_path / "log.parquet",
+        tmp_path / "data",
+        schema=schema,
+        vectors={"look": tmp_path / "looks.parquet"},
+    )
+    for name, model in (("towers", "two_tower"), ("final", "deepfm")):
+        options = ["training.max_epochs=1", "model.embedding_dim=4"]
+        api.train(log, model=model, run=tmp_path / name, settings=options, report=False)
+    stages = (
+        StageRecipe(name="towers", kind="two_tower", keep=20, run=str(tmp_path / "towers")),
+        StageRecipe(name="final", kind="ranker", keep=5, run=str(tmp_path / "final")),
+    )
+    teacher = make_blueprint(FunnelRecipe(stages=stages))
+    found = write_cascade(teacher, log, tmp_path / "cascade", sampling=_SAMPLING)
+
+    np.testing.assert_array_equal(found.given_rows()["look"], log.given_rows()["look"])
+    early = api.train(found, model="early_stage", run=tmp_path / "early",
+                      settings=["training.max_epochs=1"], report=False)  # fmt: skip
+    assert early.status == "finished"
+
+
 def test_pool_and_rate_are_no_inputs(cascade: Dataset, log: Dataset) -> None:
     assert replace(cascade.spec, tasks=()) == replace(log.spec, tasks=())
     assert {"pool", "sampling_rate"} <= {item.column for item in cascade.schema.ignored}

@@ -142,6 +142,18 @@ def test_a_higher_auc_may_be_asked_for_up_to_a_margin() -> None:
     assert claim["holds"]
 
 
+def test_a_higher_gauc_may_be_claimed() -> None:
+    rows = [
+        *(_row("lr", seed, _TABLE.tasks) for seed in range(3)),
+        *(_row("dhen", seed, _TABLE.tasks, gauc=0.61 + 0.001 * seed) for seed in range(3)),
+    ]
+    claim = _claim(Comparison(better="dhen", worse="lr", metric="gauc"), rows)
+
+    assert claim["claim"] == "dhen has a higher GAUC than lr"
+    assert claim["estimate"] == pytest.approx(0.011)
+    assert claim["holds"]
+
+
 @pytest.mark.parametrize("name", ["ensemble-rees46", "ensemble-market"])
 def test_calibration_of_an_ensemble_is_compared_with_the_averages(name: str) -> None:
     table = TABLES[name]

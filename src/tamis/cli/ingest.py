@@ -79,6 +79,11 @@ def ingest(
     """Turn CSV, TSV, Parquet or JSON-lines logs, or a server's store, into a dataset."""
     with session("ingest", as_json=as_json, debug=debug) as current:
         given = _by_field(vectors or [])
+        if given and schema_only:
+            raise ConfigError(
+                f"--vectors: must not be given with --schema-only, which reads none, got "
+                f"{', '.join(given)}. Leave it out, and set vectors of the field in the schema."
+            )
         if any("://" in part for part in source):
             if len(source) > 1 or origin is not None or label or schema_only:
                 raise ConfigError(
@@ -256,6 +261,7 @@ def _ingest_imported(
     """Ingest what a set-up of another library describes, and write its recipe beside it."""
     from tamis import api, artifacts
     from tamis.cli.drawing import draw_warnings, ingest_with_bars
+    from tamis.data.schema import load_schema
 
     if len(source) != 1:
         raise ConfigError(f"--from: takes one folder, got {len(source)} paths.")
@@ -280,13 +286,11 @@ def _ingest_imported(
         _write_schema(current, imported.schema, out, imported.notes)
         return
     api.prepare_process(threads)
+    chosen = imported.schema if schema is None else load_schema(schema)
+    given = {item.name for item in chosen.fields if item.vectors}
+    own = {name: file for name, file in imported.vectors.items() if name in given}
     dataset, lacking = ingest_with_bars(
-        current,
-        imported.files,
-        out,
-        schema=schema or imported.schema,
-        split=how,
-        vectors={**imported.vectors, **vectors},
+        current, imported.files, out, schema=chosen, split=how, vectors={**own, **vectors}
     )
     if imported.recipe is not None:
         recipe = api.write_recipe(imported.recipe, out.with_name(f"{out.name}-recipe.toml"))

@@ -37,6 +37,7 @@ class Coverage:
             for item in schema.fields
             if item.kind == "categorical"
             and by_name[item.shares or item.name].encoding == "vocabulary"
+            and not by_name[item.shares or item.name].vectors
             and not (split.by == "user" and item.source == schema.roles.user)
         ]
         self._tasks = schema.tasks

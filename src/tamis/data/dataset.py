@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tamis import artifacts, config
 from tamis.data.schema import InputSpec, Schema, schema_from_table
-from tamis.data.vectors import read_rows, write_rows
+from tamis.data.vectors import has_rows, read_rows, write_rows
 from tamis.errors import ArtifactError, ConfigError, DataError, SchemaError, StorageError
 
 DATASET_VERSION = 1
@@ -164,6 +164,19 @@ class DatasetWriter:
             StorageError: The disk is full.
         """
         write_rows(self._draft, rows)
+
+    def copy_vectors(self, other: "Dataset") -> None:
+        """Take over the rows that another dataset has of tables of the same names.
+
+        One that was made with the encoders of a model has none, nor then has this.
+
+        Raises:
+            StorageError: The disk is full.
+            ArtifactError: The other's are damaged.
+        """
+        names = [table.name for table in self.spec.tables if table.vectors]
+        if names and has_rows(other.folder):
+            self.add_vectors(read_rows(other.folder, names))
 
     def finish(self, payload: Mapping[str, Any]) -> "Dataset":
         """Seal the dataset and move it to its place.
@@ -353,7 +366,7 @@ class Dataset:
 
         Raises:
             ArtifactError: The dataset was made with the encoders of a model, which has them; or
-                the file is damaged.
+                the file is damaged or gone.
         """
         names = [table.name for table in self.spec.tables if table.vectors]
         return read_rows(self.folder, names) if names else {}

@@ -86,10 +86,12 @@ class Encoders:
         sizes = {name: vocabulary.num_rows for name, vocabulary in self.vocabularies.items()}
         sizes |= {n: e.num_buckets + 1 for n, e in self.numeric.items() if e.num_buckets}
         numeric = tuple(f for f in schema.fields if f.kind == "numeric" and not f.is_category)
+        given = {item.name for item in schema.fields if item.vectors}
         items = [
             item.name
             for item in schema.fields
-            if item.is_category and item.source == schema.roles.item and not item.vectors
+            if item.is_category and item.source == schema.roles.item
+            if (item.shares or item.name) not in given
         ]
         return InputSpec(
             numeric=tuple(item.name for item in numeric),

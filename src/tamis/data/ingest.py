@@ -29,7 +29,7 @@ from tamis.data.readers import LogFile, column_names, column_types, discover, re
 from tamis.data.schema import Schema
 from tamis.data.splits import SPLIT_NAMES, SplitConfig
 from tamis.data.times import as_microseconds
-from tamis.data.vectors import GivenVectors, check_vectors, read_vectors
+from tamis.data.vectors import GivenVectors, check_vectors, lacking_vectors, read_vectors
 from tamis.errors import ConfigError, DataError, SchemaError
 
 Progress = Callable[[str, int], None]
@@ -83,6 +83,11 @@ def ingest(
     check_split(source, split)
     if encoders is None:
         check_vectors(schema, vectors or {})
+    elif vectors:
+        raise ConfigError(
+            f"vectors: must not be given with encoders, whose vocabularies are made, got "
+            f"{', '.join(vectors)}. Leave one of the two out."
+        )
     artifacts.check_free(out)  # before the work, not after it
     given = _read_vectors(schema, vectors or {})
     log = _Log(source, schema, split or SplitConfig(), progress or _ignore)
@@ -129,7 +134,7 @@ def ingest(
                     "fields": {
                         name: dataclasses.asdict(counts) for name, counts in encoders.counts.items()
                     },
-                    "warnings": coverage.warnings(),
+                    "warnings": [*coverage.warnings(), *lacking_vectors(schema, encoders.counts)],
                 },
             }
         )

@@ -59,8 +59,8 @@ class Field:
     category (that which the sequence ``shares``). Models then know it of any user with any item.
     Empty: the number is what it is."""
     vectors: int = 0
-    """Numbers of the vectors that are given for the categories, in a file that ingest is told of:
-    their keys are the vocabulary. 0: what stands for a category is learned."""
+    """How many numbers each of the vectors has that are given for the categories, in a file that
+    ingest is told of: its keys are the vocabulary. 0: what stands for a category is learned."""
     reason: str = ""
     """Why ingest inferred this; for the reader, not used."""
 
@@ -422,8 +422,8 @@ class Table:
     num_rows: int
     """Rows V, the out-of-vocabulary row 0 included."""
     vectors: int = 0
-    """Numbers W of each row, where vectors are given. 0: rows are learned, as wide as models say.
-    """
+    """How many numbers W a row has, where vectors are given. 0: rows are learned, as wide as models
+    say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,8 @@ Their categories are the vocabulary of the field that they are for, whether or n
 them: an item that is new to the log is known by its vector.
 """
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from tamis import artifacts
-from tamis.data.columns import as_categories, combined, is_list
+from tamis.data.columns import as_categories, is_list, plain, unusable
 from tamis.data.schema import Schema
+from tamis.data.vocabulary import FieldCounts
 from tamis.errors import ArtifactError, ConfigError, DataError
 
 _COLUMNS = ("key", "value")
@@ -44,14 +47,14 @@ def read_vectors(path: Path, *, width: int) -> GivenVectors:
 
     Args:
         path: The file.
-        width: Numbers W of a vector.
+        width: How many numbers W a vector has.
 
     Raises:
         ConfigError: It is an HDF5 file and ``h5py`` is not installed.
         DataError: The file cannot be read, or holds something else; where it does is said.
     """
     readers = {".parquet": _read_parquet, ".npz": _read_npz, ".h5": _read_h5, ".hdf5": _read_h5}
-    reader = readers.get(path.suffix)
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"{path}: must be a file of vectors that ends in {', '.join(readers)}, got "
@@ -60,80 +63,99 @@ def read_vectors(path: Path, *, width: int) -> GivenVectors:
     if not path.is_file():
         raise DataError(f"{path}: must be a file of vectors, got no file there. Mend the path.")
     keys, values = reader(path)
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"{path}: value must hold numbers, got {values.dtype}. Write it anew.")
     if values.ndim != 2 or values.shape != (len(keys), width):
         raise DataError(
             f"{path}: value must hold {width} numbers for each of {len(keys):,} keys, got shape "
             f"{values.shape}. The field's vectors in the schema say how many."
         )
+    categories = _categories(keys, path)
     rows = np.zeros((len(keys) + 1, width), np.float32)
-    rows[1:] = values
+    with np.errstate(over="ignore"):
+        rows[1:] = values
     infinite = ~np.isfinite(rows).all(1)
     if infinite.any():
         raise DataError(
-            f"{path}, key {_text(keys, int(np.argmax(infinite)) - 1)}: numbers must be finite, got "
-            f"NaN or an infinity. Leave the key out; it then has a vector of zeros."
+            f"{path}, key {categories[int(np.argmax(infinite)) - 1]}: numbers must be finite in "
+            f"float32, got NaN or an infinity. Leave the key out; it then has zeros."
         )
-    return GivenVectors(categories=_checked(keys, path), rows=rows)
+    return GivenVectors(categories=categories, rows=rows)
 
 
-def _checked(keys: pa.Array, path: Path) -> pa.Array:
-    """Categories as texts, each there once."""
+def _categories(keys: pa.Array, path: Path) -> pa.Array:
+    """Keys as texts, each there once."""
+    if why := unusable(keys.type):
+        raise DataError(f"{path}: keys must be categories, got {keys.type}: {why}. Write it anew.")
+    if is_list(keys.type):
+        raise DataError(f"{path}: keys must be categories, got lists. Write one of each vector.")
     found = as_categories(keys)
     if (found.codes < 0).any():
         raise DataError(
             f"{path}: keys must be categories, got a missing one in row "
             f"{int(np.argmax(found.codes < 0)) + 1}. Leave it out."
         )
-    categories = found.values.take(pa.array(found.codes))
-    if pc.count_distinct(categories).as_py() < len(categories):
-        counts = pc.value_counts(categories)
-        first = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
-        raise DataError(f"{path}, key {first}: must be there once, got it again. Leave one out.")
-    return categories.cast(pa.string())
-
-
-def _text(keys: pa.Array, place: int) -> str:
-    return str(keys[place].as_py())
+    counts = np.bincount(found.codes, minlength=len(found.values))
+    if counts.max(initial=0) > 1:
+        again = found.values[int(np.argmax(counts))]
+        raise DataError(f"{path}, key {again}: must be there once, got it again. Leave one out.")
+    return found.values.take(pa.array(found.codes)).cast(pa.string())
 
 
 def _read_parquet(path: Path) -> tuple[pa.Array, NDArray[Any]]:
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        _check_parts(path, file.schema_arrow.names)
+        table = file.read(columns=list(_COLUMNS))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: must be a Parquet file, got: {error}. Write it anew.") from error
-    _check_parts(path, table.column_names)
-    keys, values = (combined(table[name]) for name in _COLUMNS)
-    if not is_list(values.type) or values.null_count:
+    keys, values = (plain(table[name]) for name in _COLUMNS)
+    if not is_list(values.type):
+        raise DataError(
+            f"{path}: value must hold a list of numbers for each key, got {values.type}. Write it "
+            f"anew."
+        )
+    if values.null_count:
         raise DataError(
             f"{path}: value must hold a list of numbers for each key, got {values.null_count:,} "
-            f"nulls of type {values.type}. Leave keys without a vector out."
+            f"nulls. Leave keys without a vector out."
         )
     lengths = pc.list_value_length(values).to_numpy()
     if len(lengths) and (lengths != lengths[0]).any():
         place = int(np.argmax(lengths != lengths[0]))
         raise DataError(
-            f"{path}, key {_text(keys, place)}: lists must be equally long, got {lengths[place]} "
-            f"numbers after {lengths[0]}. Mend the list."
+            f"{path}, row {place + 1}: lists must be equally long, got {lengths[place]} numbers "
+            f"after {lengths[0]}. Mend the list."
         )
-    try:
-        numbers = values.flatten().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
+    numbers = values.flatten()
+    if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
         raise DataError(
             f"{path}: value must hold lists of numbers, got {values.type}. Write it anew."
-        ) from error
-    return keys, numbers.reshape(len(lengths), -1)
+        )
+    width = int(lengths[0]) if len(lengths) else 0
+    return keys, numbers.to_numpy(zero_copy_only=False).reshape(len(lengths), width)
 
 
 def _read_npz(path: Path) -> tuple[pa.Array, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            _check_parts(path, list(arrays))
+    with path.open("rb") as file:
+        try:
+            arrays = np.load(file, allow_pickle=False)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: must be a NumPy archive, got: {error}. Write it anew."
+            ) from error
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise DataError(
+                f"{path}: must hold key and value, got one array. Save both by np.savez."
+            )
+        _check_parts(path, arrays.files)
+        try:
             keys, values = (arrays[name] for name in _COLUMNS)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: must hold arrays of numbers or texts, got: {error}. Arrays of objects are "
-            f"not read, as they may run code; write a Parquet file of them."
-        ) from error
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(
+                f"{path}: must hold arrays of numbers or texts, got: {error}. Arrays of objects "
+                f"are not read, as they may run code; write a Parquet file of them."
+            ) from error
     return _as_array(keys, path), values
 
 
@@ -148,11 +170,11 @@ def _read_h5(path: Path) -> tuple[pa.Array, NDArray[Any]]:
     try:
         with h5py.File(path, "r") as arrays:
             _check_parts(path, list(arrays))
-            keys, values = (arrays[name][()] for name in _COLUMNS)
-    except (OSError, TypeError) as error:
+            keys, values = (np.asarray(arrays[name][()]) for name in _COLUMNS)
+    except (OSError, TypeError, KeyError) as error:
         raise DataError(f"{path}: must be an HDF5 file, got: {error}. Write it anew.") from error
-    if keys.dtype.kind == "O":  # texts of any length
-        keys = np.array([key.decode() for key in keys])
+    if keys.dtype.kind == "O" and all(isinstance(key, bytes) for key in keys.flat):
+        keys = keys.astype(np.bytes_)  # texts of any length
     return _as_array(keys, path), values
 
 
@@ -170,8 +192,10 @@ def _as_array(keys: NDArray[Any], path: Path) -> pa.Array:
             f"{path}: key must hold one text or whole number for each vector, got {keys.dtype} of "
             f"shape {keys.shape}. Write it anew."
         )
-    texts = np.char.decode(keys) if keys.dtype.kind == "S" else keys
-    return pa.array(texts)
+    try:
+        return pa.array(np.char.decode(keys, "utf-8") if keys.dtype.kind == "S" else keys)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: keys must be UTF-8, got: {error}. Write it anew.") from error
 
 
 def check_vectors(schema: Schema, files: Mapping[str, Path]) -> None:
@@ -196,6 +220,33 @@ def check_vectors(schema: Schema, files: Mapping[str, Path]) -> None:
             )
 
 
+def lacking_vectors(schema: Schema, counts: Mapping[str, FieldCounts]) -> list[str]:
+    """Of each field most of whose values have no vector, that they do not.
+
+    Args:
+        schema: What the columns mean.
+        counts: What encoding met, by field.
+    """
+    given = {item.name for item in schema.fields if item.vectors}
+    found = []
+    for item in schema.fields:
+        met = counts.get(item.name)
+        if (item.shares or item.name) not in given or met is None:
+            continue
+        values = met.rows - met.missing
+        if 2 * met.unknown > values:
+            found.append(
+                f"{item.name}: {met.unknown / values:.0%} of its values have no vector, which is "
+                f"zeros then; are the keys of the file what column {item.source!r} holds?"
+            )
+    return found
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether a dataset's folder holds rows that :func:`write_rows` wrote."""
+    return (folder / _FILE).exists()
+
+
 def write_rows(folder: Path, rows: Mapping[str, NDArray[np.float32]]) -> None:
     """Write the rows of tables, by field, to a dataset's folder; nothing where there are none.
 
@@ -215,9 +266,9 @@ def read_rows(folder: Path, names: Sequence[str]) -> dict[str, NDArray[np.float3
     path = folder / _FILE
     if not path.exists():
         raise ArtifactError(
-            f"{path}: must hold the vectors of {', '.join(names)}, got no such file: the dataset "
-            f"was made with the encoders of a trained model, which has them. Start from that "
-            f"model, or ingest the log anew."
+            f"{path}: must hold the vectors of {', '.join(names)}, got no such file: it was "
+            f"removed, or the dataset was made with the encoders of a trained model, which has "
+            f"them. Start from that model, or ingest the log anew."
         )
     try:
         with safe_open(path, framework="numpy") as file:

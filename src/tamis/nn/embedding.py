@@ -60,9 +60,9 @@ class EmbeddingTables(nn.Module):
             nn.init.normal_(self.weight, std=init_std)
         self.given = nn.ModuleList(self._given.values())
         categories = [item.table for item in spec.categorical]
-        self._category_columns = Columns(categories, self._given)
+        self._category_columns = ColumnTables(categories, self._given)
         self._event_columns = {
-            group.name: Columns(group.tables, self._given) for group in spec.sequences
+            group.name: ColumnTables(group.tables, self._given) for group in spec.sequences
         }
         self._register_offsets("category_offsets", categories)
         self._buffer_by_sequence = {}
@@ -77,22 +77,22 @@ class EmbeddingTables(nn.Module):
 
     @outside_compiler
     def lookup_columns(
-        self, ids: Int[Tensor, "B F"], places: Int[Tensor, " C"], columns: "Columns"
+        self, ids: Int[Tensor, "B F"], places: Int[Tensor, " C"], columns: "ColumnTables"
     ) -> Float[Tensor, "B C D"]:
         """Embeddings of some of the categorical fields of a batch.
 
         Args:
             ids: Of all fields.
-            places: Of those that are wanted, as a tensor where the ids are.
-            columns: The same, as :meth:`columns_of` gives them.
+            places: Places of those that are wanted, on the device of the ids.
+            columns: What :meth:`columns_of` gives for these places.
         """
         offsets = self.category_offsets.index_select(0, places)
         return self._embed(ids.index_select(1, places), offsets, columns)
 
-    def columns_of(self, places: Sequence[int]) -> "Columns":
-        """What stands for the categories of some of the categorical fields."""
+    def columns_of(self, places: Sequence[int]) -> "ColumnTables":
+        """Tables of some of the categorical fields, for :meth:`lookup_columns`."""
         tables = self._category_columns.tables
-        return Columns([tables[place] for place in places], self._given)
+        return ColumnTables([tables[place] for place in places], self._given)
 
     @outside_compiler
     def lookup_events(self, name: str, jagged: Jagged) -> Float[Tensor, "nnz E D"]:
@@ -136,24 +136,28 @@ class EmbeddingTables(nn.Module):
             table.load_state_dict(other._given[name].state_dict())
 
     def _embed(
-        self, ids: Int[Tensor, "n C"], offsets: Int[Tensor, " C"], columns: "Columns"
+        self, ids: Int[Tensor, "n C"], offsets: Int[Tensor, " C"], columns: "ColumnTables"
     ) -> Float[Tensor, "n C D"]:
         """Embeddings of columns of ids, those of learned tables by one lookup."""
+        rows = ids.to(torch.int64) + offsets
         if not columns.given:
-            return F.embedding(ids.to(torch.int64) + offsets, self.weight, sparse=True)
-        rows = columns.learned_of(ids).to(torch.int64) + offsets[columns.learned]
-        parts = [F.embedding(rows, self.weight, sparse=True)]
-        for column, table in columns.given:
-            parts += [self._given[table](ids[:, column]).unsqueeze(1)]
-        return torch.cat(parts, dim=1)[:, columns.places]
+            return F.embedding(rows, self.weight, sparse=True)
+        looked_up = F.embedding(columns.learned_of(rows), self.weight, sparse=True).unbind(1)
+        learned = iter(looked_up)
+        # Not put in order by an index: its backward pass would add row by row.
+        vectors = [
+            self._given[table](ids[:, place]) if table in self._given else next(learned)
+            for place, table in enumerate(columns.tables)
+        ]
+        return torch.stack(vectors, dim=1)
 
     def _register_offsets(self, name: str, tables: Sequence[str]) -> None:
         firsts = [self.first_row.get(table, 0) for table in tables]
         self.register_buffer(name, torch.tensor(firsts, dtype=torch.int64), persistent=False)
 
 
-class Columns:
-    """Columns of ids by what stands for their categories: rows that are learned, or given ones."""
+class ColumnTables:
+    """Tables of some columns of ids, told apart by whether their rows are learned or given."""
 
     def __init__(self, tables: Sequence[str], given: Collection[str]) -> None:
         """Tell them apart.
@@ -162,16 +166,17 @@ class Columns:
             tables: Table of each column.
             given: Tables whose rows are given.
         """
-        self.tables = tables
-        self.learned = [column for column, table in enumerate(tables) if table not in given]
-        self.given = [(column, table) for column, table in enumerate(tables) if table in given]
-        # Where each column stands behind those whose rows are learned, then the others.
-        order = [*self.learned, *(column for column, _ in self.given)]
-        self.places = sorted(range(len(order)), key=order.__getitem__)
+        self.tables = tuple(tables)
+        self.given = [(place, table) for place, table in enumerate(tables) if table in given]
+        self._learned = [place for place, table in enumerate(tables) if table not in given]
 
     def learned_of(self, ids: Int[Tensor, "n C"]) -> Int[Tensor, "n L"]:
         """Ids of the columns whose rows are learned."""
-        return ids[:, self.learned] if self.given else ids
+        if not self.given:
+            return ids
+        # Not by an index, which a GPU would wait for.
+        columns = [ids[:, place] for place in self._learned]
+        return torch.stack(columns, dim=1) if columns else ids[:, :0]
 
 
 class GivenRows(nn.Module):
@@ -331,8 +336,10 @@ class OneHotInputs(nn.Module):
         self._given = {table.name: GivenRows(table) for table in spec.tables if table.vectors}
         self.given = nn.ModuleList(self._given.values())
         categories = [item.table for item in spec.categorical]
-        self._categories = Columns(categories, self._given)
-        self._groups = {group.name: Columns(group.tables, self._given) for group in spec.sequences}
+        self._categories = ColumnTables(categories, self._given)
+        self._groups = {
+            group.name: ColumnTables(group.tables, self._given) for group in spec.sequences
+        }
         names = [*categories, *(name for group in spec.sequences for name in group.tables)]
         widths = [tables[name].num_rows for name in names if name not in self._given]
         starts = torch.tensor([0, *widths]).cumsum(0)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tamis.data.batch import Batch
 from tamis.data.schema import InputSpec, Side
-from tamis.nn.embedding import Columns, EmbeddingTables
+from tamis.nn.embedding import ColumnTables, EmbeddingTables
 
 _SIDES: tuple[Side, ...] = ("user", "item", "context")
 
@@ -34,12 +34,12 @@ class SideTokens(nn.Module):
         nn.init.normal_(self.numeric_weight, std=max(init_std, 1e-12))
         self.num_tokens: dict[Side, int] = {}
         self._groups: dict[Side, tuple[str, ...]] = {}
-        self._columns: dict[Side, Columns] = {}
+        self._tables: dict[Side, ColumnTables] = {}
         for side in _SIDES:
             columns, numbers = spec.categorical_of(side), spec.numeric_of(side)
             groups = spec.sequences_of(side)
             self._groups[side] = tuple(group.name for group in groups)
-            self._columns[side] = self.tables.columns_of(columns)
+            self._tables[side] = self.tables.columns_of(columns)
             events = sum(len(group.fields) for group in groups)
             self.num_tokens[side] = len(columns) + events + len(numbers)
             for name, places in (("columns", columns), ("numbers", numbers)):
@@ -51,7 +51,7 @@ class SideTokens(nn.Module):
         columns, numbers = self.get_buffer(f"{side}_columns"), self.get_buffer(f"{side}_numbers")
         parts = [batch.numeric.new_zeros(batch.num_rows, 0, self.tables.width)]
         if len(columns):
-            parts += [self.tables.lookup_columns(batch.ids, columns, self._columns[side])]
+            parts += [self.tables.lookup_columns(batch.ids, columns, self._tables[side])]
         parts += [self.tables.pool(name, batch.sequences[name]) for name in self._groups[side]]
         if len(numbers):
             values = batch.numeric.index_select(1, numbers).unsqueeze(2)

@@ -177,6 +177,7 @@ def write_cascade(
             artifacts.copy_files(dataset.encoders_path, writer.encoders_path)
         else:
             reads.save(writer.encoders_path)
+        writer.copy_vectors(dataset)
         for number, (name, (firsts, ends)) in enumerate(chosen.items()):
             split = dataset.split(name)
             roles, weights = _roles(split), split.weights()

@@ -10,7 +10,7 @@ reczoo/BARS: the mean of five runs where there are five, else the one run that i
 some runs by gAUC, or by AUC and log loss together; here it is the AUC.
 """
 
-from tamis.reproduce.result_table import Published, ResultTable, beats
+from tamis.reproduce.result_table import Comparison, Published, ResultTable, beats
 
 # AUC and log loss, of one run, or of five where told so.
 _BARS_SETS: dict[str, tuple[str, str, dict[str, tuple[float, float]]]] = {
@@ -207,7 +207,7 @@ def _table_3() -> tuple[ResultTable, ...]:
             dataset=f"{dataset}_bars",
             models=tuple(_PAPER[name]),
             tasks=(task,),
-            comparisons=beats("interformer", tuple(_PAPER[name]), metric="auc"),
+            comparisons=_claims(tuple(_PAPER[name])),
             published=(
                 *_figures(_PAPER[name], f"InterFormer, table 3, {_EPOCHS}"),
                 *_figures(_BARS[name], f"BARS, 1 run, {_EPOCHS}"),
@@ -224,10 +224,18 @@ def _held_out() -> tuple[ResultTable, ...]:
             dataset=dataset,
             models=tuple(_PAPER[name]),
             tasks=(task,),
-            comparisons=beats("interformer", tuple(_PAPER[name]), metric="auc"),
+            comparisons=_claims(tuple(_PAPER[name])),
             recipes=f"interformer-table3-{name}",
         )
         for name, dataset, task in _SEQUENCES
+    )
+
+
+def _claims(models: tuple[str, ...]) -> tuple[Comparison, ...]:
+    """The paper's claims, by both of its metrics."""
+    return (
+        *beats("interformer", models, metric="gauc"),
+        *beats("interformer", models, metric="auc"),
     )
 
 

@@ -34,8 +34,8 @@ class Comparison:
     """Model that is claimed to be better."""
     worse: str
     """Model that it is compared with."""
-    metric: Literal["ne", "auc", "ece", "calibration"] = "ne"
-    """AUC; or NE, ECE or the distance of calibration from 1, where less is better."""
+    metric: Literal["ne", "auc", "gauc", "ece", "calibration"] = "ne"
+    """AUC or GAUC; or NE, ECE or the distance of calibration from 1, where less is better."""
     task: str = ""
     """Task that is compared. Empty: the first of the table."""
     members_of_better: bool = False
@@ -108,7 +108,7 @@ class ResultTable:
 
 
 def beats(
-    better: str, models: tuple[str, ...], *, metric: Literal["ne", "auc"] = "ne"
+    better: str, models: tuple[str, ...], *, metric: Literal["ne", "auc", "gauc"] = "ne"
 ) -> tuple[Comparison, ...]:
     """The claims that a model is better than each of the others."""
     rivals = (name for name in models if name != better)
