@@ -95,10 +95,10 @@ def _told(spec: InputSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        given = ", given vectors" if any(table.vectors for table in spec.tables) else ""
         error.add_note(
             f"Inputs: {len(spec.numeric)} numeric and {len(spec.categorical)} categorical fields, "
-            f"{len(spec.sequences)} histories, {len(spec.tasks)} tasks, "
-            f"{sum(table.vectors > 0 for table in spec.tables)} tables of given vectors."
+            f"{len(spec.sequences)} histories, {len(spec.tasks)} tasks{given}."
         )
         raise
 
