@@ -537,9 +537,7 @@ def _rows_of(
     """Rows of merged tables that some sides of a batch look up, one by one."""
     rows: set[int] = set()
     for column, item in enumerate(spec.categorical):
-        if item.side not in sides:
-            continue
-        if item.table not in tables.first_row:
+        if item.side not in sides or item.table not in tables.first_row:
             continue
         rows |= {tables.first_row[item.table] + index for index in batch.ids[:, column].tolist()}
     for group in spec.sequences:

@@ -24,8 +24,9 @@ class WeightAverage:
     table row.
 
     Floating-point buffers, such as the statistics of batch norm, are averaged as weights are; those
-    that count items are not. Nor is anything of a learnt index, codebooks that are weights
-    included: k-means and revived nodes set centres anew, and the mean of two clusterings is none.
+    that count items are not, nor are vectors that are given. Nor is anything of a learnt index,
+    codebooks that are weights included: k-means and revived nodes set centres anew, and the mean of
+    two clusterings is none.
 
     Source:
         Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control
@@ -51,9 +52,9 @@ class WeightAverage:
         not_averaged = {
             id(value)
             for module in model.modules()
-            if isinstance(module, ResidualIndex | StreamingFrequency)
+            if isinstance(module, ResidualIndex | StreamingFrequency | GivenRows)
             for value in (*module.parameters(), *module.buffers())
-        } | {id(module.rows) for module in model.modules() if isinstance(module, GivenRows)}
+        }
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if isinstance(value, nn.Parameter) and id(value) in tables:
                 self._tables[name] = value
