@@ -1,79 +1,220 @@
-"""Further attempts with DHEN on the market, beyond the trials that every model had.
+"""Further attempts with one model of a table, beyond the trials that every model had.
 
-    python recipes/attempts.py
+    python recipes/attempts.py market
+    python recipes/attempts.py ensemble-rees46
 
-Each changes one thing of ``recipes/market/dhen.toml``: its modules, its depth, its norm, its
-optimizer. They are trained on the training split with seed 0 and judged by the validation split,
-as trials are, and ``recipes/market/attempts.json`` keeps what they reached. The table of results is
-made from the recipes that came out of equal budgets; nothing here changes them.
+Each changes a few settings of the model's recipe. It trains on the training split and is judged by
+the validation split, as trials are; the test split is never looked at. Where a study names rivals,
+they train by their own recipes with the same seeds, and where it says so, the average of their
+predictions stands beside them too. ``recipes/<table>/attempts.json`` keeps what every seed reached;
+it is written after each training, and one that stands in it is not done again. Tables of results
+are made from recipes that came out of equal budgets; nothing here changes them.
 """
 
-import argparse
+import itertools
+import shutil
+import statistics
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from spaces import SIZES, Recipe
-from tune import fitted, run_trial
+from tune import fitted, parser_of, run_trial
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
+from tamis.evaluation import evaluate_task
 from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
+from tamis.training.compare import read_predictions
 
-ONE_LAYER = {"num_layers": 1, "module_tokens": 16}
-ATTEMPTS: dict[str, dict[str, dict[str, Any]]] = {
-    "as tuned": {},
-    "modules: dot and linear, one layer": {"model": {"modules": ["dot", "linear"], **ONE_LAYER}},
-    "modules: the same, 1,024 units behind the products": {
-        "model": {"modules": ["dot", "linear"], "dot_units": 1024, **ONE_LAYER}
-    },
-    "modules: dot alone, one layer": {
-        "model": {"modules": ["dot"], "dot_units": 1024, **ONE_LAYER}
-    },
-    "modules: the same without a shortcut, so that the head sees products alone": {
-        "model": {"modules": ["dot"], "dot_units": 1024, "shortcut": "none", **ONE_LAYER}
-    },
-    "modules: dot, linear and dcn_v2": {"model": {"modules": ["dot", "linear", "dcn_v2"]}},
-    "modules: attention, linear and dot": {"model": {"modules": ["attention", "linear", "dot"]}},
-    "depth: one layer": {"model": ONE_LAYER},
-    "depth: three layers": {"model": {"num_layers": 3}},
-    "norm between layers": {"model": {"norm": True}},
-    "norm between layers; attention, linear and dot": {
-        "model": {"norm": True, "modules": ["attention", "linear", "dot"]}
-    },
-    "optimizer: dense step size 1e-3": {"optimizer": {"dense_lr": 1e-3}},
-    "optimizer: step size 5e-4 on tables": {"optimizer": {"embedding_lr": 5e-4}},
+Changes = dict[str, dict[str, Any]]
+"""New values of settings, by section and name."""
+
+AS_TUNED = "as tuned"
+AVERAGE = "average of the rivals"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """The attempts with one model of a table."""
+
+    model: str
+    attempts: dict[str, Changes]
+    seeds: int = 3
+    rivals: tuple[str, ...] = ()
+    averages_rivals: bool = False
+
+
+_ONE_LAYER = {"num_layers": 1, "module_tokens": 16}
+_ALONE = {"member_weight": 1.0, "fused_weight": 0.0, "confidence": "none"}
+_MEAN_OF_LOGITS = {"confidence": "none", "fuse": "logit"}
+
+STUDIES = {
+    "market": Study(
+        model="dhen",
+        seeds=1,
+        attempts={
+            AS_TUNED: {},
+            "modules: dot and linear, one layer": {
+                "model": {"modules": ["dot", "linear"], **_ONE_LAYER}
+            },
+            "modules: the same, 1,024 units behind the products": {
+                "model": {"modules": ["dot", "linear"], "dot_units": 1024, **_ONE_LAYER}
+            },
+            "modules: dot alone, one layer": {
+                "model": {"modules": ["dot"], "dot_units": 1024, **_ONE_LAYER}
+            },
+            "modules: the same without a shortcut, so that the head sees products alone": {
+                "model": {"modules": ["dot"], "dot_units": 1024, "shortcut": "none", **_ONE_LAYER}
+            },
+            "modules: dot, linear and dcn_v2": {"model": {"modules": ["dot", "linear", "dcn_v2"]}},
+            "modules: attention, linear and dot": {
+                "model": {"modules": ["attention", "linear", "dot"]}
+            },
+            "depth: one layer": {"model": _ONE_LAYER},
+            "depth: three layers": {"model": {"num_layers": 3}},
+            "norm between layers": {"model": {"norm": True}},
+            "norm between layers; attention, linear and dot": {
+                "model": {"norm": True, "modules": ["attention", "linear", "dot"]}
+            },
+            "optimizer: dense step size 1e-3": {"optimizer": {"dense_lr": 1e-3}},
+            "optimizer: step size 5e-4 on tables": {"optimizer": {"embedding_lr": 5e-4}},
+        },
+    ),
+    # The bar is the average of both members trained alone.
+    "ensemble-rees46": Study(
+        model="cetnet",
+        rivals=("interformer", "dhen"),
+        averages_rivals=True,
+        attempts={
+            AS_TUNED: {},
+            "taught: not at all": {"model": {"collaboration": "none"}},
+            "taught: three times as much": {"model": {"collaboration_weight": 0.3}},
+            "taught: ten times as much": {"model": {"collaboration_weight": 1.0}},
+            "own losses: twice as much": {"model": {"member_weight": 1.0}},
+            "own losses alone, then averaged": {"model": {**_ALONE, "collaboration": "none"}},
+            "own losses and teaching, then averaged": {"model": _ALONE},
+            "fused: mean of logits": {"model": _MEAN_OF_LOGITS},
+            "fused: mean of logits, own losses twice as much": {
+                "model": {**_MEAN_OF_LOGITS, "member_weight": 1.0}
+            },
+            # InterFormer's, which CETNet has, are 0.001 and 0.01.
+            "optimizer: between both members'": {
+                "optimizer": {"embedding_lr": 0.0015, "embedding_l2": 0.03}
+            },
+            "optimizer: DHEN's": {"optimizer": {"embedding_lr": 0.002, "embedding_l2": 0.1}},
+            "optimizer: three times the L2 on tables": {"optimizer": {"embedding_l2": 0.03}},
+            "optimizer: twice the step size on tables": {"optimizer": {"embedding_lr": 0.002}},
+            "optimizer: average of weights over more steps": {"training": {"ema_decay": 0.997}},
+            "stops later": {"training": {"patience": 6}},
+        },
+    ),
 }
 
 
-def main() -> None:
-    """Train the attempts that are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"))
-    arguments = parser.parse_args()
-    table, here = TABLES["market"], Path(__file__).parent / "market"
-    dataset = table_dataset(table, None, arguments.work)
-    spec, size = Dataset.open(dataset).spec, SIZES["market"]["dense_parameters"]
-    api.prepare_process(1)
-    base = config.read_toml(here / "dhen.toml")
-    path = here / "attempts.json"
-    done = artifacts.read_json(path)["attempts"] if path.exists() else {}
-    for name, changes in ATTEMPTS.items():
-        recipe: Recipe = {
-            section: {**values, **changes.get(section, {})} for section, values in base.items()
-        }
-        recipe = fitted(recipe, spec, size)
-        if done.get(name, {}).get("recipe") != recipe:
-            folder = arguments.work / "attempts" / config.fingerprint(recipe)[:12]
-            done[name] = run_trial(dataset, recipe, folder, table.tasks)
-            artifacts.write_json(path, {"command": "python recipes/attempts.py", "attempts": done})
-        found = done[name]
-        sys.stdout.write(
-            f"{name}: validation AUC {found['auc']:.5f}, log loss {found['log_loss']:.6f}\n"
+def changed(recipe: Recipe, changes: Changes, *, seed: int) -> Recipe:
+    """The recipe with some settings changed, and a seed."""
+    found = {section: {**values, **changes.get(section, {})} for section, values in recipe.items()}
+    return {**found, "training": {**found["training"], "seed": seed}}
+
+
+def averaged(folders: list[Path], *, task: str) -> dict[str, float]:
+    """Metrics of the mean prediction of the validation rows, as a table takes it of test rows."""
+    tables = [read_predictions(folder, "valid") for folder in folders]
+    assert all(table["row"].equals(tables[0]["row"]) for table in tables)
+    mean = np.mean([table[f"prediction:{task}"].to_numpy() for table in tables], axis=0)
+    found = evaluate_task(tables[0][f"label:{task}"].to_numpy(), mean).to_json()
+    return {metric: found[metric] for metric in ("auc", "log_loss")}
+
+
+class Reached:
+    """What each seed of each attempt reached, on disk after each one."""
+
+    def __init__(self, path: Path, *, command: str) -> None:
+        self._path, self._command, self._lock = path, command, threading.Lock()
+        found = artifacts.read_json(path)["attempts"] if path.exists() else {}
+        self._attempts: dict[str, dict[str, Any]] = found
+
+    def has(self, name: str, recipe: Any) -> bool:  # noqa: ANN401  (one recipe or several)
+        """Whether these very recipes have been tried."""
+        return self._attempts.get(name, {}).get("recipe") == recipe
+
+    def add(self, name: str, trial: dict[str, Any]) -> None:
+        """Keep what a seed of an attempt reached."""
+        with self._lock:
+            self._attempts[name] = trial
+            payload = {"command": self._command, "attempts": self._attempts}
+            artifacts.write_json(self._path, payload)
+
+    def mean(self, name: str, metric: str, *, seeds: int) -> float:
+        """Mean of a metric over seeds."""
+        return statistics.fmean(
+            self._attempts[_seeded(name, seed)][metric] for seed in range(seeds)
         )
+
+
+def main() -> None:
+    """Train the attempts that are missing, and print what each reached."""
+    arguments = parser_of(__doc__, STUDIES).parse_args()
+    study, table = STUDIES[arguments.table], TABLES[arguments.table]
+    here = Path(__file__).parent / table.name
+    dataset = table_dataset(table, arguments.data, arguments.work)
+    spec, size = Dataset.open(dataset).spec, SIZES.get(table.name, {}).get("dense_parameters")
+    api.prepare_process(1)
+    command = f"python recipes/attempts.py {table.name}"
+    reached = Reached(here / "attempts.json", command=command)
+    models = (*study.rivals, study.model)
+    recipes = {model: config.read_toml(here / f"{model}.toml") for model in models}
+
+    def train(name: str, recipe: Recipe, *, keeps_predictions: bool = False) -> Path:
+        """Train where that is missing; where the predictions are, if they are kept."""
+        folder = arguments.work / "attempts" / config.fingerprint(recipe)[:12]
+        predictions = folder / "predictions"
+
+        def keep(run: Path) -> dict[str, float]:
+            if keeps_predictions:
+                shutil.copytree(run / "predictions", predictions, dirs_exist_ok=True)
+            return {}
+
+        is_kept = predictions.exists() or not keeps_predictions
+        if not (reached.has(name, recipe) and is_kept):
+            reached.add(name, run_trial(dataset, recipe, folder, table.tasks, judge=keep))
+        return predictions
+
+    def rivals(seed: int) -> None:
+        parts = {model: changed(recipes[model], {}, seed=seed) for model in study.rivals}
+        name, averages = _seeded(AVERAGE, seed), study.averages_rivals
+        is_averaged = reached.has(name, parts)
+        kept = [
+            train(_seeded(model, seed), recipe, keeps_predictions=averages and not is_averaged)
+            for model, recipe in parts.items()
+        ]
+        if averages and not is_averaged:
+            reached.add(name, {"recipe": parts, **averaged(kept, task=table.tasks[0])})
+
+    def attempt(cell: tuple[int, str]) -> None:
+        seed, name = cell
+        recipe = changed(recipes[study.model], study.attempts[name], seed=seed)
+        train(_seeded(name, seed), recipe if size is None else fitted(recipe, spec, size))
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        list(pool.map(rivals, range(study.seeds)))
+        list(pool.map(attempt, itertools.product(range(study.seeds), study.attempts)))
+    averages = (AVERAGE,) if study.averages_rivals else ()
+    for name in (*study.rivals, *averages, *study.attempts):
+        auc, log_loss = (
+            reached.mean(name, metric, seeds=study.seeds) for metric in ("auc", "log_loss")
+        )
+        sys.stdout.write(f"{name}: validation AUC {auc:.5f}, log loss {log_loss:.6f}\n")
+
+
+def _seeded(name: str, seed: int) -> str:
+    return f"{name}, seed {seed}"
 
 
 if __name__ == "__main__":
