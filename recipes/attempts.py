@@ -53,7 +53,7 @@ class Study:
 
 _ONE_LAYER = {"num_layers": 1, "module_tokens": 16}
 _ALONE = {"member_weight": 1.0, "fused_weight": 0.0, "confidence": "none"}
-_MEAN_OF_LOGITS = {"confidence": "none", "fuse": "logit"}
+_FIRST = {"collaboration_weight": 0.1}
 
 STUDIES = {
     "market": Study(
@@ -102,11 +102,8 @@ STUDIES = {
             "summary: six pooled tokens, six recent events": {
                 "model": {"pooled_tokens": 6, "recent_tokens": 6}
             },
-            "summary: nothing pooled": {"model": {"pooled_tokens": 0}},
             "fields: DCNv2 as backbone": {"model": {"backbone": "dcn_v2"}},
-            "fields: dot products as backbone": {"model": {"backbone": "dot"}},
             "gate: the sign kept": {"model": {"gate": "identity"}},
-            "depth: two layers": {"model": {"num_layers": 2}},
             "depth: two layers, the sign kept": {"model": {"num_layers": 2, "gate": "identity"}},
             "width: tokens twice as wide": {"model": {"embedding_dim": 32}},
         },
@@ -117,8 +114,8 @@ STUDIES = {
         rivals=("interformer", "dhen"),
         averages_rivals=True,
         attempts={
-            AS_TUNED: {},
-            "taught: not at all": {"model": {"collaboration": "none"}},
+            "as at first": {"model": _FIRST},
+            "taught: not at all": {"model": {**_FIRST, "collaboration": "none"}},
             "taught: three times as much": {"model": {"collaboration_weight": 0.3}},
             "taught: ten times as much": {"model": {"collaboration_weight": 1.0}},
             "taught: thirty times as much": {"model": {"collaboration_weight": 3.0}},
@@ -126,13 +123,19 @@ STUDIES = {
             "taught: ten times as much, own losses twice": {
                 "model": {"collaboration_weight": 1.0, "member_weight": 1.0}
             },
-            "own losses: twice as much": {"model": {"member_weight": 1.0}},
-            "own losses alone, then averaged": {"model": {**_ALONE, "collaboration": "none"}},
-            "own losses and teaching, then averaged": {"model": _ALONE},
-            "fused: mean of logits": {"model": _MEAN_OF_LOGITS},
+            "taught: ten times as much, plain mean": {
+                "model": {"collaboration_weight": 1.0, "confidence": "none"}
+            },
+            "own losses: twice as much": {"model": {**_FIRST, "member_weight": 1.0}},
+            "own losses alone, then averaged": {
+                "model": {**_FIRST, **_ALONE, "collaboration": "none"}
+            },
+            "own losses and teaching, then averaged": {"model": {**_FIRST, **_ALONE}},
+            "fused: mean of logits": {"model": {**_FIRST, "confidence": "none", "fuse": "logit"}},
             # InterFormer's, which CETNet has, are 0.001 and 0.01; DHEN's 0.002 and 0.1.
             "optimizer: between both members'": {
-                "optimizer": {"embedding_lr": 0.0015, "embedding_l2": 0.03}
+                "model": _FIRST,
+                "optimizer": {"embedding_lr": 0.0015, "embedding_l2": 0.03},
             },
         },
     ),
