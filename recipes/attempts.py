@@ -28,6 +28,7 @@ from tune import fitted, parser_of, run_trial
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
+from tamis.errors import ConfigError
 from tamis.evaluation import evaluate_task
 from tamis.reproduce.kinds import table_dataset
 from tamis.reproduce.tables import TABLES
@@ -94,7 +95,7 @@ STUDIES = {
             AS_TUNED: {},
             "flow: from events to fields alone": {"model": {"flow": "to_fields"}},
             "events: all alike, no matrix of each row": {"model": {"personal": "none"}},
-            "events: a full matrix of each row": {"model": {"personal": "mlp"}},
+            "events: a full matrix of each row": {"model": {"personal": "full"}},
             "events: norms before updates": {"model": {"style": "pre_norm"}},
             "events: as the equations are written": {"model": {"style": "literal"}},
             "events: no attention": {"model": {"attention": False}},
@@ -208,7 +209,10 @@ def main() -> None:
 
         is_kept = predictions.exists() or not keeps_predictions
         if not (reached.has(name, recipe) and is_kept):
-            reached.add(name, run_trial(dataset, recipe, folder, table.tasks, judge=keep))
+            trial = run_trial(dataset, recipe, folder, table.tasks, judge=keep)
+            if "error" in trial:
+                raise ConfigError(f"{name}: {trial['error']}")
+            reached.add(name, trial)
         return predictions
 
     def rivals(seed: int) -> None:
