@@ -1,6 +1,7 @@
 """Further attempts with one model of a table, beyond the trials that every model had.
 
     python recipes/attempts.py market
+    python recipes/attempts.py sequence-rees46
     python recipes/attempts.py ensemble-rees46
 
 Each changes a few settings of the model's recipe. It trains on the training split and is judged by
@@ -9,7 +10,7 @@ they train by their own recipes with the same seeds, and where it says so, the a
 predictions stands beside them too. ``recipes/<table>/attempts.json`` keeps what every seed reached;
 it is written after each training, and one that stands in it is not done again. Nothing here
 changes a recipe: those of tables come out of equal budgets. But CETNet, which had no trials of its
-own, has taken over its best attempt on Rees46, as many as its members had trials there.
+own, has taken over its best attempt on Rees46, by hand.
 """
 
 import itertools
@@ -55,6 +56,7 @@ class Study:
 _ONE_LAYER = {"num_layers": 1, "module_tokens": 16}
 _ALONE = {"member_weight": 1.0, "fused_weight": 0.0, "confidence": "none"}
 _FIRST = {"collaboration_weight": 0.1}
+"""What CETNet's attempts start from; its recipe has the weight of the best of them."""
 
 STUDIES = {
     "market": Study(
