@@ -23,17 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from spaces import SIZES, Recipe
 from tune import fitted, parser_of, run_trial
 
 from tamis import api, artifacts, config
 from tamis.data.dataset import Dataset
 from tamis.errors import ConfigError
-from tamis.evaluation import evaluate_task
 from tamis.reproduce.kinds import table_dataset
+from tamis.reproduce.results import metrics_of_average
 from tamis.reproduce.tables import TABLES
-from tamis.training.compare import read_predictions
 
 Changes = dict[str, dict[str, Any]]
 """New values of settings, by section and name."""
@@ -151,15 +149,6 @@ def changed(recipe: Recipe, changes: Changes, *, seed: int) -> Recipe:
     return {**found, "training": {**found["training"], "seed": seed}}
 
 
-def averaged(folders: list[Path], *, task: str) -> dict[str, float]:
-    """Metrics of the mean prediction of the validation rows, as a table takes it of test rows."""
-    tables = [read_predictions(folder, "valid") for folder in folders]
-    assert all(table["row"].equals(tables[0]["row"]) for table in tables)
-    mean = np.mean([table[f"prediction:{task}"].to_numpy() for table in tables], axis=0)
-    found = evaluate_task(tables[0][f"label:{task}"].to_numpy(), mean).to_json()
-    return {metric: found[metric] for metric in ("auc", "log_loss")}
-
-
 class Reached:
     """What each seed of each attempt reached, on disk after each one."""
 
@@ -226,7 +215,9 @@ def main() -> None:
             for model, recipe in parts.items()
         ]
         if averages and not is_averaged:
-            reached.add(name, {"recipe": parts, **averaged(kept, task=table.tasks[0])})
+            found = metrics_of_average(kept, "valid", task=table.tasks[0])
+            judged = {metric: found[metric] for metric in ("auc", "log_loss")}
+            reached.add(name, {"recipe": parts, **judged})
 
     def attempt(cell: tuple[int, str]) -> None:
         seed, name = cell

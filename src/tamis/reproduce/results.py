@@ -63,25 +63,35 @@ def row_of(cell: Cell, *, tasks: tuple[str, ...]) -> dict[str, Any]:
     return row if gap is None else {**row, "ne_gap": gap}
 
 
+def metrics_of_average(predictions: Sequence[Path], split: str, *, task: str) -> Mapping[str, Any]:
+    """Metrics of the mean prediction of several runs, from the folders of what each predicted.
+
+    Raises:
+        ArtifactError: The runs predicted different rows.
+    """
+    tables = [read_predictions(folder, split) for folder in predictions]
+    first = tables[0]
+    if any(not table["row"].equals(first["row"]) for table in tables):
+        raise ArtifactError(
+            f"{predictions[0].parent}: must have predicted the rows that {predictions[-1].parent} "
+            f"did, got others."
+        )
+    mean = np.mean([table[f"prediction:{task}"].to_numpy() for table in tables], axis=0)
+    return evaluate_task(
+        first[f"label:{task}"].to_numpy(),
+        mean,
+        weights=first["weight"].to_numpy() if "weight" in first.column_names else None,
+        groups=first["user"].to_numpy() if "user" in first.column_names else None,
+    ).to_json()
+
+
 def row_of_average(name: str, cells: Sequence[Cell], *, task: str) -> dict[str, Any]:
     """The row of the mean prediction of finished trainings of one seed.
 
     Raises:
         ArtifactError: The runs predicted different rows.
     """
-    tables = [read_predictions(cell.run / "predictions", "test") for cell in cells]
-    first = tables[0]
-    if any(not table["row"].equals(first["row"]) for table in tables):
-        raise ArtifactError(
-            f"{cells[0].run}: must have predicted the rows that {cells[-1].run} did, got others."
-        )
-    mean = np.mean([table[f"prediction:{task}"].to_numpy() for table in tables], axis=0)
-    found = evaluate_task(
-        first[f"label:{task}"].to_numpy(),
-        mean,
-        weights=first["weight"].to_numpy() if "weight" in first.column_names else None,
-        groups=first["user"].to_numpy() if "user" in first.column_names else None,
-    ).to_json()
+    found = metrics_of_average([cell.run / "predictions" for cell in cells], "test", task=task)
     rows = [row_of(cell, tasks=(task,)) for cell in cells]
     sums = ("parameters", "dense_parameters", "forward_flops_per_row")
     return {
